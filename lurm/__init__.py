@@ -1,0 +1,38 @@
+"""lurm: an event log in; general-purpose user embeddings, served, out.
+
+The map of the house, from the ground up. Each module may import only what stands above it here;
+``pyproject.toml`` and ``tests/architecture`` hold the drawing.
+
+    errors        what can go wrong, as one tree
+    settings      every LURM_* variable; the only reader of the environment
+    progress      how a long job says how far it is
+    artifacts     immutable folders with a manifest: draft, publish, verify, open
+    arrays        plain arrays on disk: append, map
+    identifiers   string id <-> row, memory-mapped
+    columns       cells of any type -> text, numbers, epoch milliseconds
+    readers       Parquet, CSV and JSONL files as chunks of columns
+    events        event logs of any shape -> clean batches, bad rows set aside
+    dataset       a log and its tables of items, users and calendar
+    history       every event of every user, oldest first: the only truth
+    spectrum      truncated singular values of a sparse matrix
+    meanings      interests in words
+    validate      what lurm makes of a log, before anything is built
+    ingest        clean batches -> the history base, out of core
+    sequences     histories -> windows
+    items         item embeddings, from co-occurrence and text
+    interests     the interest vocabulary: items -> interests
+    boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
+    smen          multi-anchor encoder: bags -> embedding                      (LURM)
+    encoder       the one protocol serving knows
+    index         nearest users
+    cache         the self-describing, compared cache
+    release       one immutable folder that serves
+    export        all embeddings as one table
+    doctor        is this machine fit to build and serve?
+    console       what the commands share
+    __main__      the front door: `lurm`
+
+Importing this package loads nothing heavy.
+"""
+
+__version__ = "0.1.0"

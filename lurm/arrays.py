@@ -1,0 +1,61 @@
+"""Plain arrays on disk: appended to piece by piece, memory-mapped to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.errors import ArtifactCorrupt
+
+
+class ArrayWriter:
+    """A ``.npy`` file written row by row; its length is filled in on close.
+
+    Args:
+        path: the file, replaced if it exists.
+        dtype: of the numbers.
+        width: numbers per row; None: a one-dimensional array.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], width: int | None = None) -> None:
+        self._file = path.open("wb")
+        self._dtype, self._width = dtype, width
+        self._length = 0
+        self._write_header()
+
+    def __enter__(self) -> ArrayWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.seek(0)
+        self._write_header()
+        self._file.close()
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write more rows."""
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self._length += len(rows)
+
+    def _write_header(self) -> None:
+        # numpy pads the header so that it keeps its size while the first axis grows
+        shape = (self._length,) if self._width is None else (self._length, self._width)
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def map_array(path: Path, dtype: np.dtype[Any], n_dims: int = 1) -> NDArray[Any]:
+    """The array of a ``.npy`` file, memory-mapped and read-only.
+
+    Raises:
+        ArtifactCorrupt: it cannot be mapped, or is not such an array.
+    """
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactCorrupt(f"{path} cannot be mapped: {error}") from error
+    if array.dtype != dtype or array.ndim != n_dims:
+        raise ArtifactCorrupt(f"{path} holds {array.dtype} in {array.ndim} dimensions, expected {dtype} in {n_dims}")
+    return array

@@ -1,0 +1,81 @@
+"""Every error lurm raises on purpose.
+
+    LurmError                    exit 1   HTTP 500
+    ├── UsageError               exit 2   HTTP 422   the caller asked for something that cannot be
+    │   └── SettingsError        exit 2              a LURM_* variable or a recipe is wrong
+    ├── DataError                exit 3   HTTP 422   the event log, or inline events, cannot be used
+    ├── ArtifactError            exit 4   HTTP 503   a folder on disk is not what its manifest says
+    │   ├── ArtifactMissing      exit 4   HTTP 503
+    │   └── ArtifactCorrupt      exit 4   HTTP 503
+    ├── UnknownUser              exit 3   HTTP 404
+    └── Overloaded               exit 1   HTTP 429   a bounded queue is full; try again shortly
+
+A message says what is, what was expected, and what to do. It never holds a user id, except
+``UnknownUser.user_id``, which stays out of the message.
+"""
+
+# ruff: noqa: N818 - a name that says what happened needs no "Error" behind it.
+
+from __future__ import annotations
+
+
+class LurmError(Exception):
+    """The root: catch this to catch everything lurm raises on purpose."""
+
+    exit_code = 1
+
+
+class UsageError(LurmError):
+    """An argument, option or request that cannot be honoured as given."""
+
+    exit_code = 2
+
+
+class SettingsError(UsageError):
+    """A setting, recipe or dataset configuration that is unknown, malformed or out of bounds."""
+
+
+class DataError(LurmError):
+    """Events, items or users that cannot be read or used."""
+
+    exit_code = 3
+
+
+class ArtifactError(LurmError):
+    """A folder on disk that is not a usable artifact."""
+
+    exit_code = 4
+
+
+class ArtifactMissing(ArtifactError):
+    """There is no artifact, release or file where one was expected."""
+
+
+class ArtifactCorrupt(ArtifactError):
+    """A file's bytes are not those its manifest promised."""
+
+
+class UnknownUser(LurmError):
+    """No history exists for this user.
+
+    Attributes:
+        user_id: the id asked for; kept out of the message, so that logs never show it.
+    """
+
+    exit_code = 3
+
+    def __init__(self, user_id: str) -> None:
+        super().__init__("no history is known for this user")
+        self.user_id = user_id
+
+
+class Overloaded(LurmError):
+    """A bounded queue is full.
+
+    Attributes:
+        retry_after_s: seconds after which a retry is worth while.
+    """
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
