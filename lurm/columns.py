@@ -1,0 +1,215 @@
+"""Columns of any Arrow type as what lurm understands: ids as text, values as numbers, moments as epoch ms UTC.
+
+What a cell cannot say becomes null (or NaN), never an error; only a column of the wrong type is one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import polars as pl
+import pyarrow as pa
+
+from lurm.errors import DataError
+
+Unit = Literal["s", "ms", "us", "ns", "yyyymmdd"]
+
+_NEVER_MS = 9 * 10**15  # an impossible timestamp stays one, however far out it was
+_YEAR_1_MS, _YEAR_9999_MS = -62_135_000_000_000, 253_402_000_000_000
+_ZONE = r"(?i)(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
+_ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
+
+
+def as_text(array: pa.Array, name: str) -> pl.Series:
+    """A column of single values of any type as text: 7, 7.0 and Decimal("7.00") all are "7".
+
+    Args:
+        array: a column of a ``Chunk``.
+        name: of the column, for the error.
+
+    Returns:
+        (n,) String; null where the cell is null or not finite.
+
+    Raises:
+        DataError: the column holds lists or structs.
+    """
+    kind = array.type
+    if pa.types.is_nested(kind):
+        raise DataError(f"column {name!r} is of type {kind}; expected one value a row")
+    if isinstance(kind, pa.UuidType):
+        return as_text(array.storage, name).str.replace(r"^(.{8})(.{4})(.{4})(.{4})(.{12})$", "$1-$2-$3-$4-$5")
+    if isinstance(kind, pa.BaseExtensionType):
+        return as_text(array.storage, name)
+    if pa.types.is_fixed_size_binary(kind):
+        return _series(array.cast(pa.binary())).bin.encode("hex")
+    if pa.types.is_timestamp(kind):
+        # in UTC, since Arrow would ask the machine for its time zones
+        array = array.cast(pa.int64()).cast(pa.timestamp(kind.unit))
+    text = _series(array.cast(pa.large_string()))
+    if pa.types.is_decimal(kind):
+        return text.str.replace(r"\.0+$", "")
+    if not pa.types.is_floating(kind):
+        return text
+    number = _series(array.cast(pa.float64()))
+    is_whole = (number == number.floor()) & (number.abs() < 2**53)
+    whole = number.cast(pl.Int64, strict=False).cast(pl.String)
+    return pl.select(pl.when(is_whole).then(whole).when(number.is_finite()).then(text)).to_series()
+
+
+def as_numbers(array: pa.Array, name: str) -> pl.Series:
+    """A column of numbers, booleans or text as numbers.
+
+    Args:
+        array: a column of a ``Chunk``.
+        name: of the column, for the error.
+
+    Returns:
+        (n,) Float64; null where the cell is null or blank, NaN where it holds no number.
+
+    Raises:
+        DataError: the column is of another type.
+    """
+    kind = array.type
+    if is_text(kind):
+        text = _series(array).str.strip_chars()
+        number = text.cast(pl.Float64, strict=False)
+        if number.null_count() == text.null_count():
+            return number
+        lower = text.str.to_lowercase()
+        flag = pl.when(lower == "true").then(1.0).when(lower == "false").then(0.0)
+        return pl.select(pl.coalesce(number, flag.when(text != "").then(float("nan")))).to_series()
+    if _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        return _series(array.cast(pa.float64(), safe=False))
+    raise DataError(f"column {name!r} is of type {kind}; expected numbers")
+
+
+def unit_of(array: pa.Array, name: str) -> Unit | None:
+    """The unit in which the middle number of a timestamp column is a moment of our age; None without numbers."""
+    if not (_is_number(array.type) or is_text(array.type)):
+        return None
+    numbers = as_numbers(array, name).drop_nulls()
+    numbers = numbers.filter(numbers.is_finite())
+    middle = numbers.median()
+    if middle is None:
+        return None
+    if _days_of(numbers).count() * 2 > len(numbers):
+        return "yyyymmdd"
+    bounds: list[tuple[float, Unit]] = [(1e11, "s"), (1e14, "ms"), (1e17, "us")]
+    return next((unit for bound, unit in bounds if abs(float(str(middle))) < bound), "ns")
+
+
+def as_timestamps(array: pa.Array, name: str, unit: Unit | None, timezone: str) -> pl.Series:
+    """A column of dates, times, numbers or text as moments.
+
+    Args:
+        array: a column of a ``Chunk``; text is ISO 8601 or a number.
+        name: of the column, for the error.
+        unit: of numbers; None leaves them unparsed.
+        timezone: of stamps that name none. There, of an hour that comes twice the first is meant, and an hour
+            that is skipped is read with the offset before the gap.
+
+    Returns:
+        (n,) Int64, epoch ms UTC; null where the cell is null or cannot be parsed.
+
+    Raises:
+        DataError: the column is of another type.
+    """
+    kind = array.type
+    if pa.types.is_timestamp(kind):
+        stamps = _ms_of(_series(array.cast(pa.int64())), kind.unit, timezone)
+        return stamps if kind.tz else _localised(stamps, timezone)
+    if pa.types.is_date(kind):
+        return _localised(_series(array.cast(pa.timestamp("ms")).cast(pa.int64())), timezone)
+    if pa.types.is_integer(kind):
+        return _ms_of(_series(array), unit, timezone)
+    if _is_number(kind) or pa.types.is_null(kind):
+        return _ms_of(as_numbers(array, name), unit, timezone)
+    if not is_text(kind):
+        raise DataError(f"column {name!r} is of type {kind}; expected dates, times, numbers or ISO 8601 text")
+    text = _series(array).str.strip_chars()
+    whole, real = text.cast(pl.Int64, strict=False), text.cast(pl.Float64, strict=False)
+    candidates = [_ms_of(whole, unit, timezone), _ms_of(real, unit, timezone)]
+    if real.null_count() > text.null_count():
+        candidates.append(_iso_ms(text, timezone))
+    return pl.select(pl.coalesce(candidates)).to_series()
+
+
+def _ms_of(numbers: pl.Series, unit: Unit | None, timezone: str) -> pl.Series:
+    """Numbers since the epoch, or days written 20240131, as epoch ms; null where not finite."""
+    if unit is None:
+        return pl.repeat(None, len(numbers), dtype=pl.Int64, eager=True)
+    if unit == "yyyymmdd":
+        return _localised(_days_of(numbers).cast(pl.Datetime("ms")).to_physical(), timezone)
+    if numbers.dtype.is_float():
+        stamps = (numbers * {"s": 1e3, "ms": 1.0, "us": 1e-3, "ns": 1e-6}[unit]).round()
+        return stamps.set(~stamps.is_finite(), None).clip(-_NEVER_MS, _NEVER_MS).cast(pl.Int64)
+    if numbers.dtype == pl.UInt64:
+        numbers = numbers.clip(upper_bound=2**63 - 1)
+    numbers = numbers.cast(pl.Int64)
+    if unit == "s":
+        return numbers.clip(-_NEVER_MS, _NEVER_MS) * 1000
+    return numbers // {"ms": 1, "us": 1000, "ns": 1_000_000}[unit]
+
+
+def _days_of(numbers: pl.Series) -> pl.Series:
+    """Numbers such as 20240131 as dates, null where they are none."""
+    whole = numbers.cast(pl.Int64, strict=False)
+    dated = pl.select(pl.when(whole.is_between(19_000_101, 29_991_231)).then(whole)).to_series()
+    return dated.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+
+
+def _iso_ms(text: pl.Series, timezone: str) -> pl.Series:
+    """ISO 8601 text as epoch ms, null where it is none."""
+    zone = text.str.slice(10).str.extract(_ZONE)
+    parts = pl.DataFrame({"text": text, "zone": zone}).select(
+        pl.col("text")
+        .str.head(pl.col("text").str.len_chars() - pl.col("zone").str.len_chars().fill_null(0))
+        .str.strip_chars_end()
+        .str.replace_all("/", "-", literal=True)
+        .str.replace("T", " ", literal=True)
+        .alias("naive"),
+        hours=pl.col("zone").str.slice(1, 2).cast(pl.Int64, strict=False).fill_null(0),
+        minutes=pl.col("zone").str.slice(3).str.strip_prefix(":").cast(pl.Int64, strict=False).fill_null(0),
+        sign=pl.when(pl.col("zone").str.starts_with("-")).then(-1).otherwise(1),
+    )
+    naive = pl.repeat(None, len(text), dtype=pl.Int64, eager=True)
+    for format in _ISO_FORMATS:
+        if naive.null_count() == text.null_count():
+            break
+        parsed = parts["naive"].str.to_datetime(format, time_unit="ms", strict=False).to_physical()
+        naive = naive.zip_with(naive.is_not_null(), parsed)
+    if zone.null_count() == len(zone):
+        return _localised(naive, timezone)
+    utc = naive - parts["sign"] * (parts["hours"] * 60 + parts["minutes"]) * 60_000
+    return utc.zip_with(zone.is_not_null(), _localised(naive, timezone))
+
+
+def _localised(naive: pl.Series, timezone: str) -> pl.Series:
+    """Epoch ms of wall clocks in a time zone, given their reading as epoch ms."""
+    if timezone == "UTC":
+        return naive
+    clocks = naive.clip(_YEAR_1_MS, _YEAR_9999_MS).cast(pl.Datetime("ms"))
+    moments, hour_later = (
+        clock.dt.replace_time_zone(timezone, ambiguous="earliest", non_existent="null").to_physical()
+        for clock in (clocks, clocks.dt.offset_by("1h"))
+    )
+    return moments.zip_with(moments.is_not_null(), hour_later)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether an Arrow type holds strings or bytes."""
+    types = pa.types
+    return bool(
+        types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+        or types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind)
+    )  # fmt: skip
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _series(array: pa.Array) -> pl.Series:
+    series = pl.from_arrow(array)
+    assert isinstance(series, pl.Series)
+    return series

@@ -1,0 +1,472 @@
+"""A dataset: an event log, and beside it what is known of items, users and the calendar.
+
+    folder/events.parquet | events.csv | events.jsonl | events/     the log; without one, all files are the log
+           items.*  users.*  calendar.*                             optional tables, or folders of parts
+           dataset.toml                                             optional: what cannot be found by itself
+
+Instead of the folder, a single file of events or a TOML config elsewhere names a dataset. A config says what
+its tables do not: ``name``, ``[events]``, ``[items]``, ``[users]``, ``[calendar]``; paths in it are relative to it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lurm.artifacts import digest_of
+from lurm.columns import Unit, as_text, as_timestamps, is_text, unit_of
+from lurm.errors import DataError, SettingsError, UsageError
+from lurm.events import ALIASES, DAY_MS, EventLog, EventsConfig, columns_of
+from lurm.identifiers import MAX_ID_BYTES
+from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
+
+CONFIG = "dataset.toml"
+
+_ALIASES = {
+    "items": {
+        "item_id": f"id {ALIASES['item_id']}",
+        "title": "name product_name product_title item_name item_title headline label description desc",
+        "category": """categories category_name category_code main_category category_id genre genres
+            product_category section topic department tags""",
+        "vector": "embedding",
+    },
+    "users": {"user_id": f"id {ALIASES['user_id']}"},
+    "calendar": {
+        "event_id": "id name title event holiday campaign campaign_id",
+        "kind": "type category event_type",
+        "start": "start_at start_date start_time starts_at begin date day",
+        "end": "end_at end_date end_time ends_at until",
+        "known_at": "known_from announced_at announced published_at",
+    },
+}
+_REQUIRED = {"items": ("item_id",), "users": ("user_id",), "calendar": ("event_id", "start")}
+_CALENDAR = {"event_id": pl.String, "kind": pl.String, "start": pl.Int64, "end": pl.Int64, "known_at": pl.Int64}
+_ROWS = 100_000
+
+
+class ItemsConfig(BaseModel):
+    """The ``[items]`` table. Columns: None is found by its name or an alias, "" is none.
+
+    Attributes:
+        path: file or folder.
+        item_id, title, category: columns.
+        vector: a column of given item embeddings, lists of numbers of one length.
+        text: further columns to learn from; None: those that mostly hold words.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    item_id: str | None = None
+    title: str | None = None
+    category: str | None = None
+    vector: str | None = None
+    text: tuple[str, ...] | None = None
+
+
+class UsersConfig(BaseModel):
+    """The ``[users]`` table; every other column is an attribute."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    user_id: str | None = None
+
+
+class CalendarConfig(BaseModel):
+    """The ``[calendar]`` table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    event_id: str | None = None
+    kind: str | None = None
+    start: str | None = None
+    end: str | None = None
+    known_at: str | None = None
+
+
+class DatasetConfig(BaseModel):
+    """A dataset's TOML, without the tables that belong to others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str | None = None
+    events: EventsConfig = EventsConfig()
+    items: ItemsConfig = ItemsConfig()
+    users: UsersConfig = UsersConfig()
+    calendar: CalendarConfig = CalendarConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table beside the log: where it lies and what its columns mean.
+
+    Attributes:
+        path: file or folder.
+        columns: canonical name -> column, as resolved; only those there are.
+        singles: all columns of single values.
+        texts: all columns of text, or of lists of texts.
+        fingerprint: of names, sizes and times of its files, and of the columns.
+    """
+
+    path: Path
+    columns: Mapping[str, str]
+    singles: tuple[str, ...]
+    texts: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """An opened dataset; its tables are read when asked for.
+
+    Attributes:
+        name: what people call it.
+        root: the folder that paths in its config are relative to.
+        config: as written, the recipe laid over it.
+        extra: what the TOML says beyond that; recipes own it.
+        events: the log.
+        tables: "items", "users" and "calendar", those there are.
+        fingerprint: of the log, the tables and how they are read; not of the name.
+    """
+
+    name: str
+    root: Path
+    config: DatasetConfig
+    extra: dict[str, Any]
+    events: EventLog
+    tables: Mapping[str, Table]
+    fingerprint: str
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> Dataset:
+        """Find the tables of a dataset and tell what their columns mean.
+
+        Args:
+            path: a folder, a file of events, or a TOML config.
+            recipe: parsed TOML laid over the dataset's own, table by table; its paths are relative to the dataset.
+            clock: epoch seconds; decides which events lie in the future.
+
+        Raises:
+            UsageError: there is nothing at ``path``.
+            SettingsError: the TOML is malformed, or has unknown or impossible entries.
+            DataError: the log or a table cannot be read or understood.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise UsageError(f"there is no dataset at {path}; give a folder, a file of events or a TOML config")
+        is_config = path.suffix.lower() == ".toml"
+        is_log = path.is_file() and not is_config
+        root = path if path.is_dir() else path.parent
+        file = path if is_config else root / CONFIG
+        own = _parsed(file) if file.is_file() and not is_log else {}
+        config, extra = _validated(_laid_over(own, recipe or {}), f"{file} under the recipe" if recipe else str(file))
+
+        places = _places(config, root, search=not is_log)
+        log = places.pop("events", None) or (path if is_log else _whole_folder(root, places))
+        events = EventLog.open(log, config.events, clock=clock)
+        tables = {name: _table(name, place, getattr(config, name)) for name, place in places.items()}
+        fingerprints = {name: table.fingerprint for name, table in tables.items()}
+        default_name = root.resolve().name if path.is_dir() or path.name == CONFIG else path.name.split(".")[0]
+        return cls(
+            name=config.name or default_name,
+            root=root,
+            config=config,
+            extra=extra,
+            events=events,
+            tables=tables,
+            fingerprint=digest_of({"events": events.fingerprint, **fingerprints}),
+        )
+
+    def items(self) -> pl.DataFrame | None:
+        """The items, in the order of the table; None without a table.
+
+        Returns:
+            item_id String; title, category String, vector List(Float32), if there; then the further text columns
+            under their own names. Null and overlong ids are left out; of a repeated id the first row counts.
+
+        Raises:
+            DataError: the table cannot be read, or too many of its rows are malformed.
+        """
+        if "items" not in self.tables:
+            return None
+        table, told = self.tables["items"], self.config.items.text
+        named = {name: column for name, column in table.columns.items() if name != "vector"}
+        others = [
+            name
+            for name in (table.texts if told is None else told)
+            if name not in table.columns and name not in table.columns.values()
+        ]
+        vector = table.columns.get("vector", "")
+        frames = []
+        for chunk in self._chunks(table, [*table.columns.values(), *others]):
+            columns = {
+                name: _texts(chunk, source) for name, source in (*named.items(), *zip(others, others, strict=True))
+            }
+            if vector in chunk.columns:
+                columns["vector"] = _vectors(chunk.columns[vector], vector)
+            frames.append(pl.DataFrame(columns))
+        items = _identified(frames, "item_id")
+        if told is None:
+            items = items.drop(name for name in others if name in items.columns and not _is_wordy(items[name]))
+        first = [name for name in ("item_id", "title", "category", "vector") if name in items.columns]
+        return items.select(*first, pl.exclude(first))
+
+    def users(self) -> pl.DataFrame | None:
+        """The users, in the order of the table; None without a table.
+
+        Returns:
+            user_id String, then every attribute as it is; CSV columns of numbers are numbers. Null and overlong
+            ids are left out; of a repeated id the first row counts.
+
+        Raises:
+            DataError: the table cannot be read, or too many of its rows are malformed.
+        """
+        if "users" not in self.tables:
+            return None
+        table = self.tables["users"]
+        id_ = table.columns["user_id"]
+        attributes = [name for name in table.singles if name not in {id_, "user_id"}]
+        frames = []
+        for chunk in self._chunks(table, [id_, *attributes]):
+            cells = {name: _attribute(chunk.columns[name], name) for name in attributes if name in chunk.columns}
+            frames.append(pl.DataFrame({"user_id": _texts(chunk, id_), **cells}))
+        users = _identified(frames, "user_id")
+        written = all(format_of(file) == "csv" for file in files_of(table.path))
+        return users.with_columns(_as_number(column) for column in users.get_columns()[1:]) if written else users
+
+    def calendar(self) -> pl.DataFrame | None:
+        """What was or will be on, in the order of the table; None without a table.
+
+        Returns:
+            event_id String, kind String ("event" where none is given), and epoch ms UTC: start, end (exclusive; a
+            last day counts whole, and what has no end, or ends as it starts, lasts a day), known_at (default: start).
+
+        Raises:
+            DataError: the table cannot be read, or a row of it has no start, or ends before it starts.
+        """
+        if "calendar" not in self.tables:
+            return None
+        table = self.tables["calendar"]
+        frames = [self._happenings(table, chunk) for chunk in self._chunks(table, list(table.columns.values()))]
+        return pl.concat(frames or [pl.DataFrame(schema=_CALENDAR)])
+
+    def _happenings(self, table: Table, chunk: Chunk) -> pl.DataFrame:
+        columns, timezone = table.columns, self.config.events.timezone
+
+        def moments(name: str, *, is_end: bool = False) -> pl.Series:
+            array = chunk.columns.get(columns.get(name, ""), pa.nulls(len(chunk.rows)))
+            unit = unit_of(array, name)
+            if not (is_end and _are_days(array, unit)):
+                return as_timestamps(array, name, unit, timezone)
+            next_days = as_timestamps(array, name, unit, "UTC") + DAY_MS
+            return as_timestamps(next_days.cast(pl.Datetime("ms")).to_arrow(), name, None, timezone)
+
+        start = moments("start")
+        end, known_at = moments("end", is_end=True), moments("known_at")
+        kind = _texts(chunk, columns.get("kind", ""))
+        frame = pl.DataFrame(
+            {
+                "event_id": _texts(chunk, columns["event_id"]),
+                "kind": kind,
+                "start": start,
+                "end": end,
+                "known_at": known_at,
+            }
+        ).with_columns(
+            pl.col("kind").fill_null("event"),
+            pl.when(pl.col("end") != pl.col("start")).then("end").otherwise(pl.col("start") + DAY_MS).alias("end"),
+            pl.col("known_at").fill_null(pl.col("start")),
+        )
+        is_wrong = pl.col("event_id").is_null() | pl.col("start").is_null() | (pl.col("end") < pl.col("start"))
+        wrong = frame.select(is_wrong.arg_true()).to_series()
+        if len(wrong):
+            row = chunk.as_json(wrong.head(1).to_numpy())[0]
+            raise DataError(
+                f"{table.path}, row {chunk.rows[wrong[0]]}: {row}; expected an event_id, a start, and an end "
+                "that is not before it"
+            )
+        return frame
+
+    def _chunks(self, table: Table, columns: Sequence[str]) -> Iterator[Chunk]:
+        n_rows = n_malformed = 0
+        for file in files_of(table.path):
+            for chunk in read(file, _format(file), columns, rows=_ROWS, lists=True):
+                n_rows += len(chunk.rows)
+                n_malformed += len(chunk.malformed)
+                yield chunk
+        if n_malformed > self.config.events.max_bad_share * (n_rows + n_malformed):
+            raise DataError(
+                f"{n_malformed} of {n_rows + n_malformed} rows of {table.path} are malformed; mend them, or raise "
+                "max_bad_share under [events]"
+            )
+
+
+def _parsed(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not TOML: {error}") from error
+
+
+def _laid_over(own: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, where the recipe wins; tables are laid over each other entry by entry."""
+    merged = {**own, **recipe}
+    for name in own.keys() & recipe.keys():
+        if isinstance(own[name], Mapping) and isinstance(recipe[name], Mapping):
+            merged[name] = _laid_over(own[name], recipe[name])
+    return merged
+
+
+def _validated(entries: Mapping[str, Any], source: str) -> tuple[DatasetConfig, dict[str, Any]]:
+    """The entries that are a dataset's, checked, and the others."""
+    ours = {name: entry for name, entry in entries.items() if name in DatasetConfig.model_fields}
+    extra = {name: entry for name, entry in entries.items() if name not in ours}
+    for name in extra:
+        if near := difflib.get_close_matches(name, DatasetConfig.model_fields, n=1, cutoff=0.75):
+            raise SettingsError(f"unknown entry {name!r} in {source}; did you mean {near[0]!r}?")
+    try:
+        return DatasetConfig(**ours), extra
+    except ValidationError as error:
+        raise SettingsError(f"{source}: " + "; ".join(_told(problem) for problem in error.errors())) from error
+
+
+def _told(problem: Any) -> str:
+    *tables, key = (str(part) for part in problem["loc"])
+    place = f"[{'.'.join(tables)}] {key}"
+    if problem["type"] != "extra_forbidden":
+        return f"{place} = {problem['input']!r}: {problem['msg']}"
+    model: Any = DatasetConfig
+    for table in tables:
+        model = model.model_fields[table].annotation
+    near = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f"{place} is unknown; " + (
+        f"did you mean {near[0]!r}?" if near else f"known: {', '.join(model.model_fields)}"
+    )
+
+
+def _places(config: DatasetConfig, root: Path, *, search: bool) -> dict[str, Path]:
+    """Where the log and the tables lie: as told, else by their names in the folder."""
+    places = {}
+    for name in ("events", *_ALIASES):
+        if told := getattr(config, name).path:
+            places[name] = root / told
+            if not places[name].exists():
+                raise SettingsError(f"[{name}] path = {str(told)!r}: there is nothing at {places[name]}")
+        elif search and (candidates := sorted(path for path in root.iterdir() if _is_called(path, name))):
+            if len(candidates) > 1:
+                both = " and ".join(path.name for path in candidates)
+                raise SettingsError(f'{root} has {both}; say which: [{name}]\npath = "{candidates[0].name}"')
+            places[name] = candidates[0]
+    return places
+
+
+def _is_called(path: Path, name: str) -> bool:
+    return path.name == name if path.is_dir() else path.name.split(".")[0] == name and format_of(path) is not None
+
+
+def _whole_folder(root: Path, places: Mapping[str, Path]) -> Path:
+    """The folder as a log of its own; not when tables lie in it that are no events."""
+    if places:
+        others = [path.name for path in files_of(root) if path.parent == root and path not in places.values()]
+        raise SettingsError(
+            f"{root} has {', '.join(path.name for path in places.values())} but no log: expected events.parquet, "
+            f'events.csv, events.jsonl or events/. Or name it: [events]\npath = "{(others or ["…"])[0]}"'
+        )
+    return root
+
+
+def _table(name: str, path: Path, config: ItemsConfig | UsersConfig | CalendarConfig) -> Table:
+    files = files_of(path)
+    layouts = [layout_of(file, _format(file)) for file in files]
+    found = list(dict.fromkeys(column for layout in layouts for column in layout.columns))
+    wanted = config.model_dump(exclude={"path", "text"})
+    columns = columns_of(path, name, wanted, found=found, aliases=_ALIASES[name], required=_REQUIRED[name])
+    text = config.text if isinstance(config, ItemsConfig) else None
+    for column in text or ():
+        columns_of(path, name, {"text": column}, found=found, aliases={}, required=())
+    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return Table(
+        path=path,
+        columns={name: column for name, column in columns.items() if column},
+        singles=tuple(dict.fromkeys(column for layout in layouts for column in layout.singles)),
+        texts=tuple(dict.fromkeys(column for layout in layouts for column in layout.texts)),
+        fingerprint=digest_of({"files": stamps, "columns": columns, "text": text}),
+    )
+
+
+def _format(file: Path) -> Format:
+    format = format_of(file)
+    if format is None:
+        raise DataError(f"the name of {file} does not tell its format; expected .parquet, .csv or .jsonl")
+    return format
+
+
+def _texts(chunk: Chunk, column: str) -> pl.Series:
+    """A column of a chunk as text, null where blank or absent."""
+    text = as_text(chunk.columns.get(column, pa.nulls(len(chunk.rows))), column)
+    return text.set(text.str.strip_chars() == "", None)
+
+
+def _attribute(array: pa.Array, name: str) -> pl.Series:
+    """A column as it is where it is of a plain type, else as text."""
+    kind, types = array.type, pa.types
+    plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_date, types.is_timestamp)
+    return pl.Series(pl.from_arrow(array)) if any(is_of(kind) for is_of in plain) else as_text(array, name)
+
+
+def _vectors(array: pa.Array, name: str) -> pl.Series:
+    vectors = pl.Series(pl.from_arrow(array))
+    if vectors.dtype != pl.Null and not (
+        vectors.dtype.is_nested() and getattr(vectors.dtype, "inner", pl.String()).is_numeric()
+    ):
+        raise DataError(f"column {name!r} is of type {array.type}; expected lists of numbers")
+    return vectors.cast(pl.List(pl.Float32))
+
+
+def _identified(frames: list[pl.DataFrame], id_: str) -> pl.DataFrame:
+    """The rows whose id can be the id of an event's user or item, the first of each."""
+    rows = pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame(schema={id_: pl.String})
+    return rows.filter(pl.col(id_).str.len_bytes() <= MAX_ID_BYTES).unique(id_, keep="first", maintain_order=True)
+
+
+def _is_wordy(texts: pl.Series) -> bool:
+    """Whether most of the first texts hold letters and are no addresses."""
+    sample = texts.drop_nulls().head(1000)
+    words = sample.str.contains(r"\p{L}") & ~sample.str.contains(r"^(https?://|www\.)")
+    return 2 * int(words.sum()) > len(sample)
+
+
+def _as_number(texts: pl.Series) -> pl.Series:
+    """A column of CSV text as numbers, where that loses nothing."""
+    plain = texts.str.strip_chars()
+    plain = plain.set(plain == "", None)
+    for dtype in (pl.Int64, pl.Float64):
+        number = plain.cast(dtype, strict=False)
+        is_exact = number.null_count() == plain.null_count() < len(plain)
+        if is_exact and not plain.str.contains(r"^[+-]?0\d").any():
+            return number
+    return texts.set(plain.is_null(), None)
+
+
+def _are_days(array: pa.Array, unit: Unit | None) -> bool:
+    """Whether a column of moments names whole days."""
+    if is_text(array.type) and unit is None:
+        return bool(pl.Series(pl.from_arrow(array)).str.contains(r"^\s*(\d{4}[-/]\d\d[-/]\d\d)?\s*$").all())
+    return unit == "yyyymmdd" or bool(pa.types.is_date(array.type))

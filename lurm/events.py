@@ -1,0 +1,436 @@
+"""Event logs of any shape as clean batches of canonical columns; bad rows are set aside, with the reason why.
+
+    EventLog.open(path, config)      which files, which columns, which unit of time
+        .batches(quarantine)         clean rows, in the order of the files
+    Quarantine                       the others: file, row, reason and the row itself
+
+Every rule about one row is here. Rules about several (repeats, rows without an item) belong to the history.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from lurm.artifacts import digest_of
+from lurm.columns import Unit, as_numbers, as_text, as_timestamps, unit_of
+from lurm.errors import DataError
+from lurm.identifiers import MAX_ID_BYTES
+from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
+
+DAY_MS = 86_400_000
+REQUIRED = ("user_id", "item_id", "timestamp")
+ALIASES = {
+    "user_id": """uid user customer_id customer cust_id client_id client member_id member visitor_id visitor
+        account_id account subscriber_id buyer_id shopper_id reviewer_id reader_id player_id profile_id person_id
+        household_id household_key distinct_id""",
+    "item_id": """iid item product_id product prod_id sku sku_id asin parent_asin stock_code article_id article
+        content_id content movie_id movie film_id video_id video show_id song_id song track_id track artist_id
+        book_id isbn news_id post_id goods_id listing_id offer_id game_id app_id recipe_id course_id poi_id aid""",
+    "timestamp": """ts datetime date time event_time event_timestamp event_date event_ts created_at created
+        create_time occurred_at unix_timestamp unix_time unix_review_time epoch timestamp_ms time_ms server_time
+        click_timestamp invoice_date order_date purchase_date transaction_date visited_at viewed_at day""",
+    "behavior": """behaviour event event_type event_name action action_type type behavior_type behaviour_type
+        interaction interaction_type activity activity_type verb kind""",
+    "value": "amount event_value rating stars score total_amount total revenue sales_value weight",
+    "location": "location_id loc place place_id venue venue_id city store_id store region",
+    "event_id": "event_uuid event_uid message_id insert_id",
+}
+"""Other names of the canonical columns, best first; case and punctuation do not count. No price: what one piece
+costs is a fact of the item, and what was paid is price times quantity."""
+
+_TEXTS = ("user_id", "item_id", "behavior", "location", "event_id")
+_BATCH = ("user_id", "item_id", "behavior", "timestamp", "value", "location", "event_id", "file", "row")
+_SAMPLE_ROWS = 10_000
+_MAX_DETAIL = 500
+_FLUSH_ROWS = 50_000
+
+
+class Reason(StrEnum):
+    """Why a row is not among the clean ones. The last two are found by whoever sees a user's events together."""
+
+    MALFORMED = "row malformed"
+    NO_USER = "user_id null or empty"
+    LONG_ID = f"id over {MAX_ID_BYTES} bytes"
+    UNPARSABLE = "timestamp unparsable"
+    IMPOSSIBLE = "timestamp impossible"
+    NOT_FINITE = "value not finite"
+    NO_ITEM = "item_id null or empty"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One act of one user, as given inline or live; timestamp in epoch ms UTC."""
+
+    user_id: str
+    item_id: str | None
+    behavior: str
+    timestamp: int
+    value: float = 1.0
+    location: str = ""
+    event_id: str = ""
+
+
+def _known_timezone(name: str) -> str:
+    try:
+        pl.Series([0]).cast(pl.Datetime("ms")).dt.replace_time_zone(name)
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(f"unknown time zone {name!r}; write a name such as Europe/Paris, or UTC") from error
+    return name
+
+
+class EventColumns(BaseModel):
+    """Canonical column -> column of the log. None: found by its name or an alias. "": the log has none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    user_id: str | None = None
+    item_id: str | None = None
+    timestamp: str | None = None
+    behavior: str | None = None
+    value: str | None = None
+    location: str | None = None
+    event_id: str | None = None
+
+
+class EventsConfig(BaseModel):
+    """How to read an event log; the ``[events]`` table of a dataset's TOML.
+
+    Attributes:
+        path: file or folder.
+        format: None: by the suffix of each file.
+        columns: the mapping, ``[events.columns]``.
+        timezone: of stamps that name none.
+        timestamp_unit: of numeric stamps; "auto": the unit that makes the middle one a moment of our age.
+        default_behavior: of rows that name none.
+        earliest: stamps before it are impossible; without zone: in ``timezone``.
+        latest: stamps after it are impossible; None: a day from now.
+        duplicates: "auto": kept where every stamp of the log is a whole UTC day, dropped elsewhere.
+        max_bad_share: a build stops above this share of bad rows; duplicates are not bad.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    format: Format | None = None
+    columns: EventColumns = EventColumns()
+    timezone: Annotated[str, AfterValidator(_known_timezone)] = "UTC"
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "yyyymmdd"] = "auto"
+    default_behavior: Annotated[str, Field(min_length=1)] = "event"
+    earliest: datetime = datetime(1970, 1, 2, tzinfo=UTC)
+    latest: datetime | None = None
+    duplicates: Literal["auto", "drop", "keep"] = "auto"
+    max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row set aside: its file, its 0-based row there, and what it holds, as JSON or as the malformed line."""
+
+    file: str
+    row: int
+    detail: str
+
+
+class Quarantine:
+    """Where bad rows go: counted, the first of each reason kept as examples, all streamed to a Parquet file.
+
+    Args:
+        path: columns file, row, reason, detail; created with the first bad row. None: nothing is written.
+        max_examples: rows of each reason kept in memory.
+
+    Attributes:
+        counts: rows by reason.
+        examples: the first rows by reason.
+    """
+
+    _SCHEMA = pa.schema({"file": pa.string(), "row": pa.int64(), "reason": pa.string(), "detail": pa.string()})
+
+    def __init__(self, path: Path | None, *, max_examples: int = 5) -> None:
+        self._path = path
+        self._max_examples = max_examples
+        self._writer: pq.ParquetWriter | None = None
+        self._pending: list[pa.Table] = []
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, list[RejectedRow]] = {}
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def n_bad(self) -> int:
+        """Rows set aside, duplicates not counted: they are no fault of the log."""
+        return sum(count for reason, count in self.counts.items() if reason != Reason.DUPLICATE)
+
+    def reject(self, file: str, rows: NDArray[np.int64], reason: str, details: Sequence[str]) -> None:
+        """Set rows of one file aside.
+
+        Args:
+            file: its name, as a person would look for it.
+            rows: (n,) 0-based rows of the file.
+            reason: a ``Reason``.
+            details: n, the rows themselves; the first 500 characters are kept.
+        """
+        if not len(rows):
+            return
+        details = [detail[:_MAX_DETAIL] for detail in details]
+        self.counts[reason] = self.counts.get(reason, 0) + len(rows)
+        examples = self.examples.setdefault(reason, [])
+        n = self._max_examples - len(examples)
+        examples.extend(
+            RejectedRow(file, row, detail) for row, detail in zip(rows[:n].tolist(), details[:n], strict=True)
+        )
+        if self._path is None:
+            return
+        columns = [[file] * len(rows), rows, [str(reason)] * len(rows), details]
+        self._pending.append(pa.table(columns, schema=self._SCHEMA))
+        if sum(map(len, self._pending)) >= _FLUSH_ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Finish the file; nothing may be rejected afterwards."""
+        if self._pending:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._path, self._SCHEMA, compression="zstd")
+        self._writer.write_table(pa.concat_tables(self._pending))
+        self._pending = []
+
+
+@dataclass(frozen=True, slots=True)
+class EventLog:
+    """An event log, opened: its files and what their columns mean.
+
+    Attributes:
+        path: what was opened.
+        config: as given.
+        files: in the order they are read.
+        names: of the files, relative to the folder opened.
+        columns: as resolved; None where the log has no such column.
+        timestamp_unit: of numeric stamps, as told or found; None where none was told and stamps are no numbers.
+        bounds: the earliest and the latest possible stamp, epoch ms.
+        size_bytes: of all files.
+        n_rows: exact for Parquet, None otherwise.
+        fingerprint: of names, sizes and times of the files and of how they are read.
+    """
+
+    path: Path
+    config: EventsConfig
+    files: tuple[Path, ...]
+    names: tuple[str, ...]
+    columns: EventColumns
+    timestamp_unit: Unit | None
+    bounds: tuple[int, int]
+    size_bytes: int
+    n_rows: int | None
+    fingerprint: str
+
+    @classmethod
+    def open(cls, path: Path, config: EventsConfig, *, clock: Callable[[], float] = time.time) -> EventLog:
+        """Find the files of a log, map its columns, and tell its unit of time from the first rows.
+
+        Args:
+            path: a file, or a folder searched at any depth; names that start with "." or "_" are skipped.
+            config: how to read it; its own ``path`` is not looked at.
+            clock: epoch seconds; decides which stamps lie in the future.
+
+        Raises:
+            DataError: there is nothing to read, a file is unreadable, or the columns cannot be told.
+        """
+        files = files_of(path, config.format)
+        layouts = [layout_of(file, _format(file, config)) for file in files]
+        found = list(dict.fromkeys(name for layout in layouts for name in layout.columns))
+        wanted = config.columns.model_dump()
+        columns = EventColumns(
+            **columns_of(path, "events.columns", wanted, found=found, aliases=ALIASES, required=REQUIRED)
+        )
+        for file, layout in zip(files, layouts, strict=True):
+            _check(file, _format(file, config), layout.columns, columns)
+        counts = [layout.n_rows for layout in layouts]
+        stats = [file.stat() for file in files]
+        root = path if path.is_dir() else path.parent
+        names = tuple(file.relative_to(root).as_posix() for file in files)
+        unit = _unit(files, config, str(columns.timestamp))
+        latest = clock() * 1000 + DAY_MS if config.latest is None else _epoch_ms(config.latest, config.timezone)
+        as_read = config.model_dump(mode="json", exclude={"path", "columns", "timestamp_unit"})
+        as_read |= {"columns": columns.model_dump(), "timestamp_unit": unit}
+        stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        return cls(
+            path=path,
+            config=config,
+            files=tuple(files),
+            names=names,
+            columns=columns,
+            timestamp_unit=unit,
+            bounds=(_epoch_ms(config.earliest, config.timezone), int(latest)),
+            size_bytes=sum(stat.st_size for stat in stats),
+            n_rows=None if None in counts else sum(count or 0 for count in counts),
+            fingerprint=digest_of({"files": stamps, "as_read": as_read}),
+        )
+
+    def batches(self, quarantine: Quarantine, *, rows: int = 500_000) -> Iterator[pl.DataFrame]:
+        """The clean rows, in the order of files and rows; may be iterated again from the start.
+
+        Args:
+            quarantine: receives the others.
+            rows: of one batch at most.
+
+        Yields:
+            user_id String, item_id String (may be null), behavior String, timestamp Int64 (epoch ms UTC), value
+            Float32, location and event_id String (may be null), file Int32 (place in ``files``), row Int64
+            (0-based row of the file, header not counted).
+
+        Raises:
+            DataError: a file is truncated or corrupt, or a column is of a type that cannot hold its meaning.
+        """
+        sources = list(dict.fromkeys(source for source in self.columns.model_dump().values() if source))
+        for at, (file, name) in enumerate(zip(self.files, self.names, strict=True)):
+            for chunk in read(file, _format(file, self.config), sources, rows=rows):
+                numbers = np.array([row for row, _ in chunk.malformed], np.int64)
+                quarantine.reject(name, numbers, Reason.MALFORMED, [text for _, text in chunk.malformed])
+                batch = self._clean(chunk, name, quarantine)
+                if len(batch):
+                    yield batch.with_columns(file=pl.lit(at, pl.Int32)).select(_BATCH)
+
+    def _clean(self, chunk: Chunk, name: str, quarantine: Quarantine) -> pl.DataFrame:
+        """The good rows of a chunk; the bad ones are rejected, each for the first reason that applies."""
+        n = len(chunk.rows)
+        source = self.columns.model_dump()
+        cells = {canonical: chunk.columns.get(source[canonical], pa.nulls(n)) for canonical in source}
+        frame = pl.DataFrame(
+            {
+                **{text: as_text(cells[text], source[text]) for text in _TEXTS},
+                "timestamp": as_timestamps(
+                    cells["timestamp"], source["timestamp"], self.timestamp_unit, self.config.timezone
+                ),
+                "value": as_numbers(cells["value"], source["value"]).fill_null(1.0).cast(pl.Float32),
+                "row": chunk.rows,
+            }
+        ).with_columns(pl.when(pl.col(text).str.strip_chars() != "").then(pl.col(text)) for text in _TEXTS)
+        faults = frame.select(
+            pl.col("user_id").is_null().alias(Reason.NO_USER),
+            pl.any_horizontal(pl.col(_TEXTS).str.len_bytes() > MAX_ID_BYTES).alias(Reason.LONG_ID),
+            pl.col("timestamp").is_null().alias(Reason.UNPARSABLE),
+            pl.col("timestamp").is_between(*self.bounds).not_().alias(Reason.IMPOSSIBLE),
+            pl.col("value").is_finite().not_().alias(Reason.NOT_FINITE),
+        )
+        good = np.ones(n, bool)
+        for reason in faults.columns:
+            bad = np.flatnonzero(good & faults[reason].fill_null(False).to_numpy())
+            if len(bad):
+                quarantine.reject(name, chunk.rows[bad], Reason(reason), chunk.as_json(bad))
+                good[bad] = False
+        frame = frame.with_columns(pl.col("behavior").fill_null(self.config.default_behavior))
+        return frame if good.all() else frame.filter(good)
+
+
+def columns_of(
+    place: Path,
+    table: str,
+    wanted: Mapping[str, str | None],
+    *,
+    found: Sequence[str],
+    aliases: Mapping[str, str],
+    required: Sequence[str],
+) -> dict[str, str | None]:
+    """Canonical name -> column of a table: as told, else the one called so, else the first that an alias names.
+
+    Args:
+        place: where the table lies.
+        table: of the TOML, where a mapping is written.
+        wanted: canonical name -> column; None: to be found, "": there is none.
+        found: the columns there are.
+        aliases: canonical name -> other names, best first, between blanks; case and punctuation do not count.
+        required: canonical names that must be found.
+
+    Raises:
+        DataError: a column told is not there, or a required one cannot be found.
+    """
+    listed = f"Columns found: {', '.join(found) or 'none'}"
+    plain = {_plain(column): column for column in reversed(found)}
+    resolved: dict[str, str | None] = {}
+    for name, source in wanted.items():
+        if source and source not in found:
+            near = difflib.get_close_matches(source, found, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise DataError(f"[{table}] says {name} = {source!r}, but {place} has no such column{hint} {listed}")
+        alike = (plain.get(_plain(alias)) for alias in (name, *aliases.get(name, "").split()))
+        told = name if source is None and name in found else source
+        resolved[name] = next(filter(None, alike), None) if told is None else told or None
+    missing = [name for name in required if not resolved[name]]
+    if missing:
+        mapping = "\n".join(f'{name} = "{resolved[name] or "…"}"' for name in required)
+        raise DataError(
+            f"no column of {place} looks like {' or '.join(missing)}. {listed}. "
+            f"Name them in dataset.toml:\n\n[{table}]\n{mapping}"
+        )
+    return resolved
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
+
+
+def _format(file: Path, config: EventsConfig) -> Format:
+    format = config.format or format_of(file)
+    if format is None:
+        raise DataError(
+            f"the name of {file} does not tell its format; expected .parquet, .csv or .jsonl. "
+            'Say it under [events], e.g. format = "jsonl"'
+        )
+    return format
+
+
+def _check(file: Path, format: Format, found: Sequence[str], columns: EventColumns) -> None:
+    """Refuse a file that lacks a required column, or has a mapped one twice."""
+    for name, source in columns.model_dump().items():
+        n = found.count(source)
+        if n > 1:
+            raise DataError(f"{file} has {n} columns called {source!r}, expected one; rename the others")
+        if not n and name in REQUIRED and found and format != "jsonl":
+            raise DataError(
+                f"{file} has no column {source!r}, which other files of the log have as {name}; it has "
+                f"{', '.join(found)}. Give all files the same columns"
+            )
+
+
+def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | None:
+    """The unit of numeric stamps, as told, else told from the first chunk that has a stamp."""
+    is_empty = True
+    for file in files:
+        for chunk in read(file, _format(file, config), [column], rows=_SAMPLE_ROWS):
+            is_empty &= not len(chunk.rows)
+            stamps = chunk.columns.get(column)
+            if stamps is None or stamps.null_count == len(stamps):
+                continue
+            return unit_of(stamps, column) if config.timestamp_unit == "auto" else config.timestamp_unit
+    if is_empty:
+        raise DataError(f"{files[0]} and the files beside it hold no row; expected events")
+    return None
+
+
+def _epoch_ms(moment: datetime, timezone: str) -> int:
+    if moment.tzinfo is not None:
+        return int(moment.timestamp() * 1000)
+    return int(as_timestamps(pa.array([moment]), "", None, timezone)[0])

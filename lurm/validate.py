@@ -1,0 +1,393 @@
+"""What a build would make of a dataset, said before anything is built: counts, bad rows, a verdict, a config.
+
+One pass over the log remembers 21 bytes of each row; a second one, only where needed, fetches examples.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
+from time import time
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+from numpy.typing import NDArray
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lurm.dataset import Dataset
+from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow
+from lurm.progress import Reporter, Silent
+
+_MAX_EXAMPLES = 5
+_SHOWN_BEHAVIORS = 20
+_CONTENT = ("user_id", "item_id", "behavior", "timestamp", "value", "location")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How a count is spread over users."""
+
+    min: int
+    median: float
+    mean: float
+    p95: float
+    max: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Rows that a build would set aside for one reason, and the first of them."""
+
+    reason: str
+    n_rows: int
+    examples: tuple[RejectedRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What ``validate`` found.
+
+    Attributes:
+        name: of the dataset.
+        path: of the log.
+        checked_at: ISO 8601, UTC.
+        n_rows: rows of the log, bad ones included.
+        n_events: events that a build would keep; users, items, behaviors and spread are theirs.
+        first_at, last_at: of the clean rows, ISO 8601, UTC; None without any.
+        behaviors: events by behavior, most frequent first.
+        events_per_user: None without events.
+        bad: bad rows by reason.
+        n_bad, bad_share, max_bad_share: of all rows; duplicates are not bad.
+        duplicates: repeats of an earlier row.
+        drops_duplicates: whether a build would leave them out.
+        would_stop: whether a build would refuse the log.
+        verdict: the same in words.
+        notes: what was guessed, and what may surprise.
+        config: a starter config, TOML.
+    """
+
+    name: str
+    path: str
+    checked_at: str
+    n_rows: int
+    n_events: int
+    n_users: int
+    n_items: int
+    first_at: str | None
+    last_at: str | None
+    behaviors: Mapping[str, int]
+    events_per_user: Spread | None
+    bad: tuple[SetAside, ...]
+    n_bad: int
+    bad_share: float
+    max_bad_share: float
+    duplicates: SetAside
+    drops_duplicates: bool
+    would_stop: bool
+    verdict: str
+    notes: tuple[str, ...]
+    config: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dict(orjson.loads(orjson.dumps(asdict(self))))
+
+    def render(self, console: Console) -> None:
+        """Print the report for a person."""
+        console.print(self)
+
+    def __rich__(self) -> RenderableType:
+        """The report for a person."""
+        facts = Table.grid(padding=(0, 2))
+        facts.add_row("rows", f"{self.n_rows:,}")
+        facts.add_row(
+            "events", f"{self.n_events:,}" + (f", {self.first_at} to {self.last_at}" if self.first_at else "")
+        )
+        facts.add_row("users", f"{self.n_users:,}")
+        facts.add_row("items", f"{self.n_items:,}")
+        if spread := self.events_per_user:
+            facts.add_row(
+                "events per user",
+                f"{spread.min:,} to {spread.max:,}; median {spread.median:,.0f}, mean {spread.mean:,.1f}, "
+                f"95 % at most {spread.p95:,.0f}",
+            )
+        behaviors = [f"{name} {count:,}" for name, count in list(self.behaviors.items())[:_SHOWN_BEHAVIORS]]
+        more = len(self.behaviors) - len(behaviors)
+        facts.add_row("behaviors", Text(", ".join(behaviors) + (f" and {more:,} more" if more else "")))
+        parts: list[RenderableType] = [Text(f"{self.name}: {self.path}", style="bold"), facts]
+        fate = "left out" if self.drops_duplicates else "kept"
+        for rows, what in (*((rows, "set aside") for rows in self.bad), (self.duplicates, fate)):
+            if rows.n_rows:
+                parts.append(Text(f"\n{rows.n_rows:,} × {rows.reason}, {what}", style="yellow"))
+                parts.extend(Text(f"  {one.file} row {one.row}: {one.detail}") for one in rows.examples)
+        if self.notes:
+            parts.append(Text("\nnotes", style="bold"))
+            parts.extend(Text(f"  {note}") for note in self.notes)
+        parts.append(Text("\nstarter config", style="bold"))
+        parts.append(Text("\n".join(f"  {line}" for line in self.config.splitlines())))
+        parts.append(Text(f"\n{self.verdict}", style="bold red" if self.would_stop else "bold green"))
+        return Group(*parts)
+
+
+def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Callable[[], float] = time) -> Report:
+    """Read all of a dataset as a build would, and say what the build would make of it.
+
+    Args:
+        dataset: an opened dataset.
+        reporter: told how far the reading is.
+        clock: epoch seconds, for ``checked_at``.
+
+    Raises:
+        DataError: a file cannot be read at all.
+    """
+    log = dataset.events
+    quarantine = Quarantine(None, max_examples=_MAX_EXAMPLES)
+    seen = _Seen.of(dataset, quarantine, reporter or Silent())
+    itemless_behaviors = np.bincount(seen.behavior[seen.itemless], minlength=len(seen.behaviors)) * 2 > np.bincount(
+        seen.behavior, minlength=len(seen.behaviors)
+    )
+    no_item = seen.itemless & ~itemless_behaviors[seen.behavior]
+    repeats = _repeats(seen.key, ~no_item)
+    drops = log.config.duplicates == "drop" or (log.config.duplicates == "auto" and not seen.whole_days)
+    kept = ~no_item
+    if drops:
+        kept[repeats] = False
+    examples = _rows_at(dataset, [np.flatnonzero(no_item)[:_MAX_EXAMPLES], repeats[:_MAX_EXAMPLES]])
+
+    bad = [SetAside(reason, n, tuple(quarantine.examples[reason])) for reason, n in sorted(quarantine.counts.items())]
+    if no_item.any():
+        bad.append(SetAside(Reason.NO_ITEM, int(no_item.sum()), examples[0]))
+    n_rows, n_bad, n_events = len(kept) + quarantine.n_bad, sum(one.n_rows for one in bad), int(kept.sum())
+    would_stop = n_bad > log.config.max_bad_share * n_rows or not n_events
+    counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
+    per_user = np.unique(seen.user[kept], return_counts=True)[1]
+    told = [name for name, is_itemless in zip(seen.behaviors, itemless_behaviors, strict=True) if is_itemless]
+    return Report(
+        name=dataset.name,
+        path=str(log.path),
+        checked_at=_iso(clock() * 1000),
+        n_rows=n_rows,
+        n_events=n_events,
+        n_users=len(per_user),
+        n_items=len(seen.items),
+        first_at=_iso(seen.first_at) if len(kept) else None,
+        last_at=_iso(seen.last_at) if len(kept) else None,
+        behaviors={
+            seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]
+        },
+        events_per_user=_spread(per_user),
+        bad=tuple(bad),
+        n_bad=n_bad,
+        bad_share=n_bad / n_rows if n_rows else 0.0,
+        max_bad_share=log.config.max_bad_share,
+        duplicates=SetAside(Reason.DUPLICATE, len(repeats), examples[1]),
+        drops_duplicates=drops,
+        would_stop=would_stop,
+        verdict=_verdict(n_rows, n_events, n_bad, log.config.max_bad_share),
+        notes=tuple(_notes(dataset, seen, told, keeps=bool(len(repeats)) and not drops)),
+        config=starter_config(dataset),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one pass over the clean rows remembers; n rows.
+
+    Attributes:
+        user: (n,) uint64, hash of the user.
+        key: (n,) uint64, equal for a row and its repeats: hash of user and event id, without one of all content.
+        behavior: (n,) int32, place in ``behaviors``.
+        itemless: (n,) bool.
+        behaviors: distinct behaviors, in order of arrival.
+        items: hashes of the distinct items.
+        first_at, last_at: epoch ms.
+        whole_days: whether every stamp is a whole UTC day.
+    """
+
+    user: NDArray[np.uint64]
+    key: NDArray[np.uint64]
+    behavior: NDArray[np.int32]
+    itemless: NDArray[np.bool_]
+    behaviors: list[str]
+    items: pl.Series
+    first_at: int
+    last_at: int
+    whole_days: bool
+
+    @classmethod
+    def of(cls, dataset: Dataset, quarantine: Quarantine, reporter: Reporter) -> _Seen:
+        users, keys, codes, itemless = [], [], [], []
+        behaviors: dict[str, int] = {}
+        items = pl.Series([], dtype=pl.UInt64)
+        first_at, last_at, whole_days = 2**62, 0, True
+        with reporter.task("read events", dataset.events.n_rows, "rows") as task:
+            for batch in dataset.events.batches(quarantine):
+                users.append(batch["user_id"].hash().to_numpy())
+                of_event = batch.select("user_id", "event_id").hash_rows()
+                of_content = batch.select(_CONTENT).hash_rows()
+                keys.append(of_event.zip_with(batch["event_id"].is_not_null(), of_content).to_numpy())
+                names = batch["behavior"].unique(maintain_order=True)
+                rows = [behaviors.setdefault(name, len(behaviors)) for name in names]
+                codes.append(batch["behavior"].replace_strict(names, rows, return_dtype=pl.Int32).to_numpy())
+                itemless.append(batch["item_id"].is_null().to_numpy())
+                items = pl.concat([items, batch["item_id"].drop_nulls().hash()]).unique()
+                stamps = batch["timestamp"].to_numpy()
+                first_at, last_at = min(first_at, int(stamps.min())), max(last_at, int(stamps.max()))
+                whole_days &= not (stamps % DAY_MS).any()
+                task.advance(len(batch))
+        return cls(
+            user=np.concatenate([*users, np.zeros(0, np.uint64)]),
+            key=np.concatenate([*keys, np.zeros(0, np.uint64)]),
+            behavior=np.concatenate([*codes, np.zeros(0, np.int32)]),
+            itemless=np.concatenate([*itemless, np.zeros(0, bool)]),
+            behaviors=list(behaviors),
+            items=items,
+            first_at=first_at,
+            last_at=last_at,
+            whole_days=whole_days,
+        )
+
+
+def _repeats(key: NDArray[np.uint64], counted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The places of counted rows whose key an earlier counted row has, ascending."""
+    places = np.flatnonzero(counted)
+    order = places[np.argsort(key[places], kind="stable")]
+    return np.sort(order[1:][key[order[1:]] == key[order[:-1]]])
+
+
+def _rows_at(dataset: Dataset, places: Sequence[NDArray[np.int64]]) -> list[tuple[RejectedRow, ...]]:
+    """The clean rows at these places, in a second pass that ends with the last of them."""
+    wanted = {int(place) for some in places for place in some}
+    found: dict[int, RejectedRow] = {}
+    start = 0
+    batches = dataset.events.batches(Quarantine(None)) if wanted else iter(())
+    for batch in batches:
+        for place in sorted(one for one in wanted if start <= one < start + len(batch)):
+            row = batch.row(place - start, named=True)
+            name = dataset.events.names[row.pop("file")]
+            number = row.pop("row")
+            detail = orjson.dumps({column: cell for column, cell in row.items() if cell is not None}).decode()
+            found[place] = RejectedRow(name, number, detail)
+        start += len(batch)
+        if len(found) == len(wanted):
+            break
+    return [tuple(found[int(place)] for place in some) for some in places]
+
+
+def _spread(counts: NDArray[np.int64]) -> Spread | None:
+    if not len(counts):
+        return None
+    return Spread(
+        min=int(counts.min()),
+        median=float(np.median(counts)),
+        mean=float(counts.mean()),
+        p95=float(np.quantile(counts, 0.95)),
+        max=int(counts.max()),
+    )
+
+
+def _verdict(n_rows: int, n_events: int, n_bad: int, max_bad_share: float) -> str:
+    share = f"{n_bad:,} of {n_rows:,} rows are bad"
+    if n_bad > max_bad_share * n_rows:
+        return (
+            f"a build would stop: {share} ({n_bad / n_rows:.2%}), more than {max_bad_share:.2%}; "
+            "mend the log, or raise max_bad_share under [events]"
+        )
+    if not n_events:
+        return "a build would stop: the log holds no usable event"
+    return f"a build would go on: {share}" + (" and would be set aside" if n_bad else "")
+
+
+def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: bool) -> Iterator[str]:
+    log = dataset.events
+    for name, column in log.columns.model_dump().items():
+        if column and column != name and getattr(log.config.columns, name) is None:
+            yield f"{name} is read from column {column!r}, by its name"
+    if log.timestamp_unit and log.config.timestamp_unit == "auto":
+        yield f"timestamps are numbers; by their size they are taken to be {log.timestamp_unit}"
+    if log.columns.behavior is None:
+        yield f"there is no column of behaviors; every event is {log.config.default_behavior!r}"
+    if itemless:
+        yield f"most events of these behaviors name no item, so those that do not are kept: {', '.join(itemless)}"
+    if keeps and log.config.duplicates == "auto":
+        yield "duplicates are kept: all timestamps are whole days, where a repeat cannot be told from a second act"
+    for name, table, known in (
+        ("items", dataset.items(), seen.items),
+        ("users", dataset.users(), pl.Series(np.unique(seen.user))),
+    ):
+        if table is None:
+            continue
+        ids = table.to_series(0).hash()
+        without, unseen = int((~known.is_in(ids.implode())).sum()), int((~ids.is_in(known.implode())).sum())
+        if without:
+            yield f"{without:,} of {len(known):,} {name} of the log have no row in the {name} table"
+        if unseen:
+            yield f"{unseen:,} of {len(ids):,} {name} of the {name} table never occur in the log"
+
+
+def _iso(epoch_ms: float) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def starter_config(dataset: Dataset) -> str:
+    """A TOML config that says all that was found or told: opening it gives the same dataset, from anywhere."""
+    log = dataset.events
+    default = EventsConfig()
+    events: dict[str, Any] = {"path": str(log.path.resolve()), **_told(log.config, "format")}
+    events |= {"timezone": log.config.timezone, "default_behavior": log.config.default_behavior}
+    events |= {"timestamp_unit": log.timestamp_unit} if log.timestamp_unit else {}
+    events |= {} if log.config.earliest == default.earliest else _told(log.config, "earliest")
+    events |= {**_told(log.config, "latest", "duplicates", "max_bad_share")}
+    events["columns"] = _columns(log.config.columns, log.columns.model_dump())
+    entries: dict[str, Any] = {"name": dataset.name, "events": events}
+    for name, table in dataset.tables.items():
+        config = getattr(dataset.config, name)
+        text = {"text": list(config.text)} if name == "items" and config.text is not None else {}
+        entries[name] = {"path": str(table.path.resolve()), **_columns(config, table.columns), **text}
+    return "# What lurm found; edit it and give it to lurm in place of the dataset.\n" + _toml(
+        {**entries, **dataset.extra}
+    )
+
+
+def _told(config: Any, *names: str) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(config, name)) is not None}
+
+
+def _columns(told: Any, resolved: Mapping[str, str | None]) -> dict[str, str]:
+    """The columns there are, and those told not to be."""
+    names = [name for name in type(told).model_fields if name not in {"path", "text"}]
+    return {name: resolved.get(name) or "" for name in names if resolved.get(name) or getattr(told, name) == ""}
+
+
+def _toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
+    """A table as TOML: its own entries first, then its tables under their full names."""
+    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    lines = [f"{_key(key)} = {_value(value)}\n" for key, value in table.items() if key not in tables]
+    for key, value in tables.items():
+        inner = (*path, _key(key))
+        lines.append(f"\n[{'.'.join(inner)}]\n{_toml(value, inner)}")
+    return "".join(lines)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(entry)}" for key, entry in value.items()) + " }"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, date | clock_time):
+        return value.isoformat()
+    return str(value).lower()

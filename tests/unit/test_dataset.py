@@ -1,0 +1,290 @@
+"""A dataset is found in a folder, a file or a config; its tables mean the same in every format."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from lurm.dataset import Dataset
+from lurm.errors import DataError, SettingsError, UsageError
+
+DAY_MS = 86_400_000
+JAN_15 = 1_705_276_800_000
+
+EVENTS = pl.DataFrame({"user_id": ["u1", "u2"], "item_id": ["i1", "i2"], "timestamp": [datetime(2024, 1, 15)] * 2})
+ITEMS = pl.DataFrame({"item_id": ["i1", "i2"], "title": ["red shoe", "blue hat"]})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    EVENTS.write_parquet(tmp_path / "events.parquet")
+    return tmp_path
+
+
+def opened(path: Path, **options) -> Dataset:
+    return Dataset.open(path, clock=lambda: 1_750_000_000.0, **options)
+
+
+def test_a_folder_names_its_tables_by_itself(folder):
+    ITEMS.write_csv(folder / "items.csv")
+    (folder / "users").mkdir()
+    pl.DataFrame({"user_id": ["u1"], "age": [30]}).write_parquet(folder / "users" / "1.parquet")
+    pl.DataFrame({"user_id": ["u2"], "age": [40]}).write_parquet(folder / "users" / "2.parquet")
+    dataset = opened(folder)
+    assert dataset.name == folder.name
+    assert dataset.events.names == ("events.parquet",)
+    assert dataset.items().rows() == [("i1", "red shoe"), ("i2", "blue hat")]
+    assert dataset.users().rows() == [("u1", 30), ("u2", 40)]
+    assert dataset.calendar() is None
+    assert dataset.extra == {}
+
+
+def test_a_log_alone_is_a_dataset(tmp_path):
+    (tmp_path / "log").mkdir()
+    for part in ("b", "a"):
+        EVENTS.write_parquet(tmp_path / "log" / f"part-{part}.parquet")
+    ITEMS.write_csv(tmp_path / "items.csv")
+    assert opened(tmp_path / "log").events.names == ("part-a.parquet", "part-b.parquet")
+    single = opened(tmp_path / "log" / "part-a.parquet")
+    assert (single.name, single.events.n_rows, single.items()) == ("part-a", 2, None)
+
+
+def test_what_else_lies_in_a_folder_is_not_the_log(tmp_path):
+    EVENTS.write_parquet(tmp_path / "clicks.parquet")
+    ITEMS.write_csv(tmp_path / "items.csv")
+    with pytest.raises(SettingsError, match=r'has items\.csv but no log.*\[events\]\npath = "clicks\.parquet"'):
+        opened(tmp_path)
+    assert opened(tmp_path, recipe={"events": {"path": "clicks.parquet"}}).items() is not None
+
+
+def test_two_logs_are_a_question(folder):
+    EVENTS.write_csv(folder / "events.csv")
+    with pytest.raises(SettingsError, match=r"has events\.csv and events\.parquet; say which: \[events\]"):
+        opened(folder)
+
+
+def test_a_config_elsewhere_has_paths_of_its_own(folder, tmp_path):
+    place = tmp_path / "configs"
+    place.mkdir()
+    ITEMS.rename({"title": "words"}).write_parquet(folder / "products.parquet")
+    config = place / "shop.toml"
+    config.write_text(
+        '[events]\npath = "../events.parquet"\ndefault_behavior = "view"\n[events.columns]\nvalue = ""\n'
+        '[items]\npath = "../products.parquet"\ntitle = "words"\n[interests]\nn_interests = 5\n'
+    )
+    dataset = opened(config)
+    assert dataset.name == "shop"
+    assert dataset.config.events.default_behavior == "view"
+    assert dataset.items().columns == ["item_id", "title"]
+    assert dataset.extra == {"interests": {"n_interests": 5}}
+
+
+def test_a_recipe_is_laid_over_the_folders_own_config(folder):
+    (folder / "dataset.toml").write_text(
+        'name = "own"\nseed = 1\n[events]\ntimezone = "Asia/Tokyo"\nmax_bad_share = 0.5\n[encoder]\ndim = 8\nx = 2\n'
+    )
+    dataset = opened(folder, recipe={"events": {"max_bad_share": 0.1}, "encoder": {"dim": 16}})
+    assert dataset.name == "own"
+    assert (dataset.config.events.timezone, dataset.config.events.max_bad_share) == ("Asia/Tokyo", 0.1)
+    assert dataset.extra == {"seed": 1, "encoder": {"dim": 16, "x": 2}}
+    assert opened(folder / "dataset.toml").name == "own"
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[event]\n", r"unknown entry 'event' in .*dataset\.toml; did you mean 'events'"),
+        ("[events]\ntime_zone = 'UTC'", r"\[events\] time_zone is unknown; did you mean 'timezone'"),
+        ("[events.columns]\nuser = 'u'", r"\[events\.columns\] user is unknown; did you mean 'user_id'"),
+        ("[items]\nzzz = 1", r"\[items\] zzz is unknown; known: path, item_id, title"),
+        ("[events]\nmax_bad_share = 2", r"\[events\] max_bad_share = 2: Input should be less than or equal to 1"),
+        ("[events]\ntimezone = 'Mars'", "unknown time zone 'Mars'"),
+        ("[events]\npath = 'gone'", r"\[events\] path = 'gone': there is nothing at"),
+        ("[events", "is not TOML"),
+    ],
+)
+def test_a_wrong_config_says_what_is_wrong(folder, toml, message):
+    (folder / "dataset.toml").write_text(toml)
+    with pytest.raises(SettingsError, match=message):
+        opened(folder)
+
+
+def test_a_path_that_leads_nowhere_is_the_callers(tmp_path):
+    with pytest.raises(UsageError, match=r"there is no dataset at .*give a folder, a file of events or a TOML config"):
+        opened(tmp_path / "nowhere")
+
+
+def test_items_are_known_by_many_names_and_types(folder):
+    pl.DataFrame(
+        {
+            "ID": [7.0, 8.0, None, 7.0, 9.0],
+            "product name": ["Shoe", "  ", "x", "again", None],
+            "genres": [["a", "b"], [], ["c"], ["d"], None],
+            "brand": pl.Series(["Acme", None, "x", "y", "Bo"], dtype=pl.Categorical),
+            "item_code": ["1", "2", "3", "4", "5"],
+            "image": ["https://x/1.jpg"] * 5,
+            "price": [1.5] * 5,
+            "image_size": [[1, 2]] * 5,
+        }
+    ).write_parquet(folder / "items.parquet")
+    items = opened(folder).items()
+    assert items.columns == ["item_id", "title", "category", "brand"]
+    assert items.rows() == [("7", "Shoe", "a b", "Acme"), ("8", None, None, None), ("9", None, None, "Bo")]
+    assert set(items.dtypes) == {pl.String}
+
+
+def test_the_text_of_items_can_be_chosen(folder):
+    pl.DataFrame(ITEMS).with_columns(code=pl.lit("12"), brand=pl.lit("Acme")).write_csv(folder / "items.csv")
+    assert opened(folder, recipe={"items": {"text": ["code"]}}).items().columns == ["item_id", "title", "code"]
+    assert opened(folder, recipe={"items": {"text": [], "title": ""}}).items().columns == ["item_id"]
+    with pytest.raises(DataError, match=r"\[items\] says text = 'brnd'.*did you mean 'brand'"):
+        opened(folder, recipe={"items": {"text": ["brnd"]}})
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_items_may_bring_vectors(folder, format):
+    rows = [{"item_id": "a", "embedding": [1.0, 2.0]}, {"item_id": "b", "embedding": None}]
+    if format == "parquet":
+        pl.DataFrame(rows).write_parquet(folder / "items.parquet")
+    else:
+        (folder / "items.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    items = opened(folder).items()
+    assert items.schema == {"item_id": pl.String, "vector": pl.List(pl.Float32)}
+    assert items["vector"].to_list() == [[1.0, 2.0], None]
+    with pytest.raises(DataError, match=r"column 'item_id' is of type .*expected lists of numbers"):
+        opened(folder, recipe={"items": {"vector": "item_id"}}).items()
+
+
+def test_objects_beside_what_is_asked_for_are_no_fault(folder):
+    row = {"item_id": "i", "user_id": "u", "title": "t", "details": {"a": 1}, "reviews": [{"b": 2}], "age": 3}
+    for name in ("items", "users"):
+        (folder / f"{name}.jsonl").write_text(json.dumps(row))
+    dataset = opened(folder)
+    assert dataset.items().rows() == [("i", "t", "u")]
+    assert dataset.users().columns == ["user_id", "item_id", "title", "age"]
+
+
+def test_json_items_have_lists_of_words(folder):
+    rows = [{"sku": 1, "tags": ["x", "y"]}, {"sku": "2", "tags": []}, {"sku": 3, "tags": None, "title": "t"}]
+    (folder / "items.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    assert opened(folder).items().rows() == [("1", None, "x y"), ("2", None, None), ("3", "t", None)]
+
+
+def test_users_keep_their_attributes(folder):
+    users = pl.DataFrame({"uid": [1, 2, 2, None], "age": [30, None, 5, 6], "user_id": ["x"] * 4, "vip": [True] * 4})
+    users.rename({"user_id": "note"}).write_parquet(folder / "users.parquet")
+    assert opened(folder).users().rows() == [("1", 30, "x", True), ("2", None, "x", True)]
+
+
+def test_attributes_of_any_type_are_read(folder):
+    table = pa.table({"user_id": ["u"], "debt": [Decimal("1.50")], "big": pa.array([Decimal(7)], pa.decimal256(60, 0))})
+    table = table.append_column("since", pa.array([datetime(2024, 1, 1)], pa.timestamp("us", "Europe/Paris")))
+    pq.write_table(table.append_column("nap", pa.array([time(1, 30)])), folder / "users.parquet")
+    users = opened(folder).users()
+    assert users.drop("since").rows() == [("u", "1.50", "7", "01:30:00.000000")]
+    assert users["since"].dtype == pl.Datetime("us", "Europe/Paris")
+
+
+def test_numbers_in_csv_are_numbers_where_that_loses_nothing(folder):
+    (folder / "users.csv").write_text("user_id,age,score,zip,code,mixed,none\n01,30,1.5,01234,7 ,x,\n2,,2,99999,8,1,\n")
+    users = opened(folder).users()
+    assert users.schema == {
+        "user_id": pl.String,
+        "age": pl.Int64,
+        "score": pl.Float64,
+        "zip": pl.String,
+        "code": pl.Int64,
+        "mixed": pl.String,
+        "none": pl.String,
+    }
+    assert users.rows() == [("01", 30, 1.5, "01234", 7, "x", None), ("2", None, 2.0, "99999", 8, "1", None)]
+
+
+def test_a_calendar_means_the_same_in_every_format(folder):
+    days = {"event_id": ["sale", "fair"], "kind": ["sale", None], "start": [date(2024, 1, 15)] * 2}
+    days["end"] = [date(2024, 1, 16), None]
+    table = pl.DataFrame(days)
+    expected = [
+        ("sale", "sale", JAN_15, JAN_15 + 2 * DAY_MS, JAN_15),
+        ("fair", "event", JAN_15, JAN_15 + DAY_MS, JAN_15),
+    ]
+    for write, name in ((table.write_parquet, "calendar.parquet"), (table.write_csv, "calendar.csv")):
+        write(folder / name)
+        calendar = opened(folder).calendar()
+        assert calendar.columns == ["event_id", "kind", "start", "end", "known_at"]
+        assert calendar.rows() == expected
+        (folder / name).unlink()
+
+
+def test_a_calendar_of_moments_ends_where_it_says(folder):
+    pl.DataFrame(
+        {
+            "name": ["noon", "all day"],
+            "date": [datetime(2024, 1, 15, 12), datetime(2024, 1, 15)],
+            "until": [datetime(2024, 1, 15, 13), datetime(2024, 1, 15)],
+            "announced": [datetime(2024, 1, 1), None],
+        }
+    ).write_parquet(folder / "calendar.parquet")
+    assert opened(folder).calendar().rows() == [
+        ("noon", "event", JAN_15 + DAY_MS // 2, JAN_15 + DAY_MS * 13 // 24, JAN_15 - 14 * DAY_MS),
+        ("all day", "event", JAN_15, JAN_15 + DAY_MS, JAN_15),
+    ]
+
+
+def test_days_are_days_of_the_datasets_time_zone(folder):
+    (folder / "calendar.csv").write_text("holiday,day,end\nspring,2024-03-31,2024-03-31\n")
+    ((_, _, start, end, _),) = opened(folder, recipe={"events": {"timezone": "Europe/Paris"}}).calendar().rows()
+    assert end - start == 23 * 3_600_000, "the day on which the clocks go forward"
+
+
+@pytest.mark.parametrize("line", ["x,,2024-01-02", ",2024-01-01,", "x,2024-01-03,2024-01-01", "x,soon,"])
+def test_a_calendar_row_that_cannot_be_is_shown(folder, line):
+    (folder / "calendar.csv").write_text(f"event_id,start,end\nok,2024-01-01,\n{line}\n")
+    with pytest.raises(DataError, match=r'calendar\.csv, row 1: \{"event_id":"x?".*expected an event_id, a start'):
+        opened(folder).calendar()
+
+
+def test_tables_with_few_malformed_rows_are_read_and_others_refused(folder):
+    good = "".join(f"i{n},item {n}\n" for n in range(200))
+    (folder / "items.csv").write_text(f"item_id,title\nbroken\n{good}")
+    assert len(opened(folder).items()) == 200
+    (folder / "items.csv").write_text("item_id,title\nbroken\ni1,one\n")
+    with pytest.raises(DataError, match=r"1 of 2 rows of .*items\.csv are malformed"):
+        opened(folder).items()
+
+
+def test_empty_tables_are_empty(folder):
+    for name, header in (("items", "item_id,title"), ("users", "user_id,age"), ("calendar", "event_id,start")):
+        (folder / f"{name}.csv").write_text(f"{header}\n")
+    dataset = opened(folder)
+    assert [len(table) for table in (dataset.items(), dataset.users(), dataset.calendar())] == [0, 0, 0]
+
+
+def test_a_table_without_an_id_asks_for_one(folder):
+    (folder / "users.csv").write_text("who,age\nu1,3\n")
+    with pytest.raises(DataError, match=r'looks like user_id[^*]*\[users\]\nuser_id = "…"'):
+        opened(folder)
+
+
+def test_ids_that_no_event_can_have_are_left_out(folder):
+    pl.DataFrame({"item_id": ["x" * 513, "ok", " "], "title": ["a", "b", "c"]}).write_parquet(folder / "items.parquet")
+    assert opened(folder).items().rows() == [("ok", "b")]
+
+
+def test_the_fingerprint_follows_every_table_but_not_the_name(folder):
+    first = opened(folder).fingerprint
+    assert opened(folder, recipe={"name": "other"}).fingerprint == first
+    ITEMS.write_csv(folder / "items.csv")
+    with_items = opened(folder).fingerprint
+    assert with_items != first
+    assert opened(folder, recipe={"items": {"title": ""}}).fingerprint != with_items
+    assert opened(folder, recipe={"items": {"title": "title"}}).fingerprint == with_items
+    ITEMS.head(1).write_csv(folder / "items.csv")
+    assert opened(folder).fingerprint != with_items
