@@ -1,0 +1,284 @@
+"""Every event of every user, oldest first: the only truth; everything else is a view of it.
+
+The base is an immutable artifact of memory-mapped columns, sorted by user (in ``Identifiers`` order) and then
+by time, item, behavior, value and location, so that a history is one slice and equal sets of events give
+byte-identical histories whatever order they arrived in. ``HistoryBuilder`` makes it out of core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.arrays import map_array
+from lurm.artifacts import Artifact, open_artifact
+from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
+from lurm.events import Event
+from lurm.identifiers import MAX_ID_BYTES, Identifiers
+
+KIND = "history"
+DAY_MS = 86_400_000
+
+# column -> dtype, in the order that breaks ties of equal timestamps
+COLUMNS: dict[str, np.dtype[Any]] = {
+    "timestamps": np.dtype("<i8"),
+    "item_rows": np.dtype("<i4"),
+    "behavior_rows": np.dtype("<i2"),
+    "values": np.dtype("<f4"),
+    "location_rows": np.dtype("<i4"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """All events of one user, oldest first; T events.
+
+    Attributes:
+        timestamps: (T,) int64, epoch ms UTC, ascending.
+        item_rows: (T,) int32, catalog row; -1 where the event has no item, or one the catalog does not know.
+        behavior_rows: (T,) int16, row of the behavior; -1 unknown.
+        values: (T,) float32.
+        location_rows: (T,) int32, row of the location; -1 none or unknown.
+        seq: how many events the user had when this was read; freshness is decided by it.
+    """
+
+    user_id: str
+    timestamps: NDArray[np.int64]
+    item_rows: NDArray[np.int32]
+    behavior_rows: NDArray[np.int16]
+    values: NDArray[np.float32]
+    location_rows: NDArray[np.int32]
+    seq: int
+
+    def __len__(self) -> int:
+        return len(self.timestamps)
+
+    def before(self, moment: int) -> History:
+        """The history as it stood just before ``moment`` (epoch ms): events with timestamp < moment."""
+        n = int(self.timestamps.searchsorted(moment, side="left"))
+        return History(
+            self.user_id,
+            self.timestamps[:n],
+            self.item_rows[:n],
+            self.behavior_rows[:n],
+            self.values[:n],
+            self.location_rows[:n],
+            n,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryBatch:
+    """The histories of B users, one after another; E events in all.
+
+    Attributes:
+        user_ids: B ids.
+        offsets: (B+1,) int64 from 0 to E; user b owns events offsets[b]:offsets[b+1].
+        timestamps, item_rows, behavior_rows, values, location_rows: (E,), as in ``History``.
+    """
+
+    user_ids: Sequence[str]
+    offsets: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    item_rows: NDArray[np.int32]
+    behavior_rows: NDArray[np.int16]
+    values: NDArray[np.float32]
+    location_rows: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, histories: Sequence[History]) -> HistoryBatch:
+        """Lay histories one after another, in the order given."""
+        offsets = np.zeros(len(histories) + 1, np.int64)
+        np.cumsum([len(h) for h in histories], out=offsets[1:])
+        columns = (
+            np.concatenate([getattr(h, name) for h in histories] or [np.empty(0, dtype)])
+            for name, dtype in COLUMNS.items()
+        )
+        return cls([h.user_id for h in histories], offsets, *columns)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def n_events(self) -> NDArray[np.int64]:
+        """(B,) events of each user."""
+        return np.diff(self.offsets)
+
+    @property
+    def user_of_event(self) -> NDArray[np.int64]:
+        """(E,) the position in the batch of each event's user."""
+        return np.repeat(np.arange(len(self)), self.n_events)
+
+    @property
+    def last_at(self) -> NDArray[np.int64]:
+        """(B,) timestamp of each user's last event; 0 for an empty history."""
+        if not len(self.timestamps):
+            return np.zeros(len(self), np.int64)
+        last = self.timestamps[np.maximum(self.offsets[1:] - 1, 0)]
+        return np.where(self.n_events > 0, last, 0)
+
+    def keep(self, mask: NDArray[np.bool_]) -> HistoryBatch:
+        """The same users with only the events where ``mask`` (E,) holds."""
+        kept = np.zeros(len(mask) + 1, np.int64)
+        np.cumsum(mask, out=kept[1:])
+        columns = (getattr(self, name)[mask] for name in COLUMNS)
+        return HistoryBatch(self.user_ids, kept[self.offsets], *columns)
+
+    def before(self, moment: int | NDArray[np.int64]) -> HistoryBatch:
+        """Each user's events with timestamp < moment (epoch ms; one for all, or (B,))."""
+        moments = np.broadcast_to(np.asarray(moment, np.int64), (len(self),))
+        return self.keep(self.timestamps < np.repeat(moments, self.n_events))
+
+
+class HistoryBase:
+    """The published histories of all users, memory-mapped.
+
+    Attributes:
+        users: user ids by row.
+        items: the catalog, item ids by row: every item of the log or of the items table, in id order.
+        behaviors: behavior names by row, in name order.
+        locations: location names by row, in name order.
+        watermark: largest timestamp, epoch ms; 0 when there is no event.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        folder = artifact.path
+        self.artifact = artifact
+        self.users = Identifiers.load(folder, "users")
+        self.items = Identifiers.load(folder, "items")
+        self.behaviors = Identifiers.load(folder, "behaviors")
+        self.locations = Identifiers.load(folder, "locations")
+        self._columns = {name: map_array(folder / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
+        self._offsets: NDArray[np.int64] = map_array(folder / "offsets.npy", np.dtype("<i8"))
+        n_events = {len(column) for column in self._columns.values()} | {int(self._offsets[-1])}
+        if len(self._offsets) != len(self.users) + 1 or len(n_events) != 1:
+            raise ArtifactCorrupt(f"{folder}: the columns of the history base do not fit together; rebuild it")
+        self.watermark = int(artifact.manifest.metrics["watermark"])
+        self.drops_duplicates = bool(artifact.manifest.metrics["drops_duplicates"])
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> HistoryBase:
+        """Map a published base.
+
+        Raises:
+            ArtifactError: the folder is not an intact history artifact.
+        """
+        return cls(open_artifact(folder, KIND, verify=verify))
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def n_events(self) -> int:
+        """Events of all users together."""
+        return int(self._offsets[-1])
+
+    def item_counts(self) -> NDArray[np.int64]:
+        """(N,) events per catalog row."""
+        rows = self._columns["item_rows"]
+        return np.bincount(rows[rows >= 0], minlength=len(self.items)).astype(np.int64)
+
+    def tail(self, user_id: str) -> int:
+        """How many events this user has; compare it with a cached value's seq.
+
+        Raises:
+            UnknownUser: no such user.
+        """
+        row = self._row(user_id)
+        return int(self._offsets[row + 1] - self._offsets[row])
+
+    def history(self, user_id: str, *, before: int | None = None) -> History:
+        """One user's history, whole or as it stood just before a moment (epoch ms).
+
+        Raises:
+            UnknownUser: no such user.
+        """
+        row = self._row(user_id)
+        start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
+        columns = {name: column[start:stop] for name, column in self._columns.items()}
+        history = History(user_id, seq=stop - start, **columns)
+        return history if before is None else history.before(before)
+
+    def batch(self, rows: NDArray[np.integer]) -> HistoryBatch:
+        """The histories of these user rows, in that order (copied)."""
+        starts, stops = self._offsets[rows], self._offsets[rows + 1]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(stops - starts, out=offsets[1:])
+        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+        return HistoryBatch(self.users.take(rows), offsets, *(self._columns[name][at] for name in COLUMNS))
+
+    def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192) -> Iterator[HistoryBatch]:
+        """All users in row order, in batches of at most so many users and (beyond one user) events."""
+        row = 0
+        while row < len(self):
+            fits = int(self._offsets.searchsorted(self._offsets[row] + max_events, side="right")) - 1
+            stop = min(max(fits, row + 1), row + max_users, len(self))
+            start_event, stop_event = int(self._offsets[row]), int(self._offsets[stop])
+            yield HistoryBatch(
+                self.users.take(np.arange(row, stop)),
+                self._offsets[row : stop + 1] - start_event,
+                *(self._columns[name][start_event:stop_event] for name in COLUMNS),
+            )
+            row = stop
+
+    def inline(self, user_id: str, events: Sequence[Event]) -> History:
+        """The history these events would have had, had they been in the log: same order, same repeats dropped.
+
+        Args:
+            user_id: any name; it need not be known.
+            events: in any order.
+
+        Raises:
+            DataError: an event's id is empty or too long, its value not finite, or its timestamp negative.
+        """
+        for event in events:
+            _check(event)
+        columns: dict[str, list[Any]] = {
+            "timestamps": [e.timestamp for e in events],
+            "item_rows": [self.items.row(e.item_id) if e.item_id else -1 for e in events],
+            "behavior_rows": [self.behaviors.row(e.behavior) for e in events],
+            "values": [e.value for e in events],
+            "location_rows": [self.locations.row(e.location) if e.location else -1 for e in events],
+        }
+        arrays: dict[str, NDArray[Any]] = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
+        order = np.lexsort([arrays[name] for name in reversed(COLUMNS)])
+        arrays = {name: array[order] for name, array in arrays.items()}
+        if self.drops_duplicates and len(events):
+            ids = np.array([e.event_id for e in events], dtype=object)[order]
+            items = np.array([e.item_id or "" for e in events], dtype=object)[order]
+            fresh = _first_of_each(arrays, ids, items)
+            arrays = {name: array[fresh] for name, array in arrays.items()}
+        return History(user_id, seq=len(arrays["timestamps"]), **arrays)
+
+    def _row(self, user_id: str) -> int:
+        row = self.users.row(user_id)
+        if row < 0:
+            raise UnknownUser(user_id)
+        return row
+
+
+def _check(event: Event) -> None:
+    if event.item_id and len(event.item_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise DataError(f"an item_id is longer than {MAX_ID_BYTES} bytes")
+    if not np.isfinite(event.value):
+        raise DataError(f"value {event.value} is not a finite number")
+    if not 0 <= event.timestamp < 2**53:
+        raise DataError(f"timestamp {event.timestamp} is not in epoch milliseconds")
+
+
+def _first_of_each(
+    arrays: dict[str, NDArray[Any]], event_ids: NDArray[np.object_], item_ids: NDArray[np.object_]
+) -> NDArray[np.bool_]:
+    """Which events are not a repeat of an earlier one: same event_id, or (without one) equal in everything."""
+    seen: set[object] = set()
+    fresh = np.ones(len(event_ids), np.bool_)
+    for at, event_id in enumerate(event_ids):
+        key = event_id or (item_ids[at], *(array[at].item() for array in arrays.values()))
+        fresh[at] = key not in seen
+        seen.add(key)
+    return fresh

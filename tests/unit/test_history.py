@@ -1,0 +1,173 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
+from lurm.events import Event, Quarantine
+from lurm.history import COLUMNS, HistoryBase, HistoryBatch
+from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest
+
+T = 1_600_000_000_000
+
+
+def files_of(base: HistoryBase) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in base.artifact.path.iterdir() if path.suffix in (".npy", ".arrow")}
+
+
+def test_a_history_holds_the_users_events_oldest_first(tmp_path: Path) -> None:
+    events = [
+        Event("ann", "i2", "view", T + 5),
+        Event("bob", "i1", "buy", T + 3, 9.5, "Oslo"),
+        Event("ann", "i1", "view", T + 1),
+    ]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)], catalog=["i0"])
+    ann = base.history("ann")
+    assert ann.timestamps.tolist() == [T + 1, T + 5]
+    assert base.items.take(ann.item_rows) == ["i1", "i2"]
+    bob = base.history("bob")
+    assert base.behaviors[int(bob.behavior_rows[0])] == "buy"
+    assert base.locations[int(bob.location_rows[0])] == "Oslo"
+    assert bob.values.tolist() == [9.5]
+    assert base.items.row("i0") >= 0, "items of the items table are in the catalog although nobody touched them"
+    assert (base.tail("ann"), base.watermark) == (2, T + 5)
+
+
+def test_before_is_strict(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", f"i{n}", "view", T + n) for n in range(5)])])
+    assert len(base.history("u", before=T + 3)) == 3
+    assert len(base.history("u", before=T)) == 0
+    batch = base.batch(np.array([0]))
+    assert batch.before(T + 3).timestamps.tolist() == base.history("u", before=T + 3).timestamps.tolist()
+
+
+def test_an_unknown_user_is_an_error_that_does_not_tell_the_id(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", "i", "view", T)])])
+    with pytest.raises(UnknownUser) as caught:
+        base.history("someone-private")
+    assert "someone-private" not in str(caught.value)
+
+
+def test_partitions_batches_and_order_leave_no_trace(tmp_path: Path, rng: np.random.Generator) -> None:
+    events, _ = grouped_events(n_users=50, n_events=30)
+    whole, _ = ingest(tmp_path / "whole", [clean_batch(events)])
+    shuffled = [events[i] for i in rng.permutation(len(events))]
+    thirds = [clean_batch(shuffled[i::3]) for i in range(3)]
+    parted, _ = ingest(tmp_path / "parted", thirds, n_rows=500_000)
+    assert files_of(whole) == files_of(parted)
+
+
+def test_duplicates_in_any_order_leave_the_same_bytes(tmp_path: Path, rng: np.random.Generator) -> None:
+    events, _ = grouped_events(n_users=20, n_events=25)
+    doubled = [*events, *(events[i] for i in rng.integers(0, len(events), 150))]
+    once, _ = ingest(tmp_path / "once", [clean_batch(events)])
+    again, summary = ingest(tmp_path / "again", [clean_batch([doubled[i] for i in rng.permutation(len(doubled))])])
+    assert summary.n_duplicates == 150
+    assert files_of(once) == files_of(again)
+
+
+def test_the_same_event_id_counts_once_whatever_else_differs(tmp_path: Path) -> None:
+    events = [
+        Event("u", "i1", "view", T, event_id="a"),
+        Event("u", "i2", "view", T + 9, event_id="a"),
+        Event("u", "i1", "view", T, event_id="b"),
+        Event("w", "i1", "view", T, event_id="a"),
+    ]
+    base, summary = ingest(tmp_path / "base", [clean_batch(events)])
+    assert (summary.n_duplicates, base.tail("u"), base.tail("w")) == (1, 2, 1)
+
+
+def test_repeats_of_a_log_by_day_are_kept(tmp_path: Path) -> None:
+    day = 18_000 * DAY_MS
+    base, summary = ingest(tmp_path / "base", [clean_batch([Event("u", "i", "view", day)] * 3)])
+    assert (summary.n_duplicates, base.tail("u")) == (0, 3)
+    base, summary = ingest(tmp_path / "drop", [clean_batch([Event("u", "i", "view", day)] * 3)], duplicates="drop")
+    assert (summary.n_duplicates, base.tail("u")) == (2, 1)
+
+
+def test_a_behavior_that_never_names_an_item_is_no_error(tmp_path: Path) -> None:
+    events = [Event("u", f"i{n}", "buy", T + n) for n in range(300)]
+    events += [Event("u", None, "coupon", T + 1000 + n) for n in range(20)]
+    events += [Event("u", None, "buy", T + 5000)]
+    bad = Quarantine(None)
+    base, summary = ingest(tmp_path / "base", [clean_batch(events)], quarantine=bad)
+    assert summary.itemless_behaviors == ["coupon"]
+    assert base.tail("u") == 320
+    assert bad.counts == {"item_id null or empty": 1}
+    assert summary.n_bad == 1
+
+
+def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
+    events = [Event("u", f"i{n}", "buy", T + n) for n in range(98)] + [
+        Event("u", None, "buy", T + 500 + n) for n in (1, 2)
+    ]
+    with pytest.raises(DataError, match=r"2 of 100 rows are bad \(2.00%\), more than 1.00%"):
+        ingest(tmp_path / "base", [clean_batch(events)])
+    assert not (tmp_path / "base").exists()
+    base, _ = ingest(tmp_path / "lenient", [clean_batch(events)], max_bad_share=0.02)
+    assert base.tail("u") == 98
+
+
+def test_a_log_without_events_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no usable event"):
+        ingest(tmp_path / "base", [clean_batch([])])
+
+
+def test_scan_visits_everybody_once_in_row_order(tmp_path: Path) -> None:
+    events, _ = grouped_events(n_users=30, n_events=11)
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    for batches in (list(base.scan()), list(base.scan(max_events=25)), list(base.scan(max_users=7))):
+        ids = [user for batch in batches for user in batch.user_ids]
+        assert ids == base.users.take(np.arange(len(base)))
+        assert np.concatenate([b.timestamps for b in batches]).tolist() == base._columns["timestamps"].tolist()
+    rows = np.array([7, 3, 3])
+    picked = base.batch(rows)
+    for at, row in enumerate(rows):
+        one = base.history(base.users[int(row)])
+        mine = slice(picked.offsets[at], picked.offsets[at + 1])
+        assert all(np.array_equal(getattr(picked, c)[mine], getattr(one, c)) for c in COLUMNS)
+
+
+def test_inline_events_make_the_history_they_would_have_had_in_the_log(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    events, _ = grouped_events(n_users=10, n_events=20)
+    events += events[:7]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    for user in ("u000", "u003"):
+        mine = [e for e in events if e.user_id == user]
+        inline = base.inline("new", [mine[i] for i in rng.permutation(len(mine))])
+        known = base.history(user)
+        assert all(np.array_equal(getattr(inline, c), getattr(known, c)) for c in COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Event("u", "i" * 600, "view", T),
+        Event("u", "i", "view", T, float("nan")),
+        Event("u", "i", "view", -1),
+        Event("u", "i", "view", 2**60),
+    ],
+)
+def test_inline_events_that_cannot_be_are_refused(tmp_path: Path, event: Event) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", "i", "view", T)])])
+    with pytest.raises(DataError):
+        base.inline("u", [event])
+
+
+def test_columns_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", f"i{n}", "view", T + n) for n in range(3)])])
+    np.save(base.artifact.path / "values.npy", np.ones(2, np.float32))
+    with pytest.raises(ArtifactCorrupt):
+        HistoryBase.open(base.artifact.path)
+    with pytest.raises(ArtifactCorrupt, match="do not fit together"):
+        HistoryBase(base.artifact)
+
+
+def test_empty_histories_live_in_a_batch(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", "i", "view", T)])])
+    empty = base.inline("nobody", [])
+    batch = HistoryBatch.of([empty, base.history("u"), empty])
+    assert batch.n_events.tolist() == [0, 1, 0]
+    assert batch.last_at.tolist() == [0, T, 0]
