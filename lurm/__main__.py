@@ -1,0 +1,309 @@
+"""The front door: ``lurm`` and its housekeeping commands.
+
+Training and service register theirs as entry points of the group ``lurm.commands``; they are composed here
+and meet nowhere else. Exit codes: 0 ok, 1 failed, 2 usage or settings, 3 data, 4 artifact, 130 Ctrl-C.
+"""
+
+# Imports of the library stand inside the commands, here and in the registered modules, and nowhere else:
+# `lurm --help` must answer at once, and torch, polars and pydantic take seconds to load.
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.table import Table
+
+import lurm
+from lurm.console import ArtifactsDir, AsJson, emit
+from lurm.errors import LurmError
+
+INTERRUPTED = 130
+
+# What the operating system may refuse at any moment of any command, and what to do about it.
+_REFUSALS = {
+    errno.ENOSPC: "free some space, or set LURM_ARTIFACTS_DIR to a larger disk",
+    errno.EDQUOT: "free some space, or set LURM_ARTIFACTS_DIR to a larger disk",
+    errno.EROFS: "set LURM_ARTIFACTS_DIR to a folder that can be written",
+    errno.EACCES: "change the permissions, or name another folder",
+    errno.EPERM: "change the permissions, or name another folder",
+    errno.EMFILE: "allow more open files: ulimit -n 4096",
+}
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+releases = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(releases, name="release")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code; an error lurm raises on purpose is one line, not a traceback.
+
+    Args:
+        arguments: the command line without the program's name; default: that of this process.
+    """
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    as_json = "--json" in words
+    try:
+        _composed()(words, prog_name="lurm")
+    except LurmError as error:
+        _fail(type(error).__name__, str(error), error.exit_code, as_json=as_json)
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        _fail("OSError", f"{error}; {_REFUSALS[error.errno]}", LurmError.exit_code, as_json=as_json)
+    except SystemExit as ending:
+        if ending.code == INTERRUPTED:
+            typer.echo("lurm: stopped; run it again to resume", err=True)
+        raise
+    raise SystemExit(0)
+
+
+def _fail(kind: str, message: str, exit_code: int, *, as_json: bool) -> NoReturn:
+    typer.echo(f"lurm: {message}", err=True)
+    if as_json:
+        emit({"error": {"type": kind, "message": message, "exit_code": exit_code}}, as_json=True)
+    raise SystemExit(exit_code)
+
+
+@functools.cache
+def _composed() -> typer.Typer:
+    """The app with everybody's commands, registered once a process."""
+    for entry in sorted(entry_points(group="lurm.commands"), key=lambda entry: entry.name):
+        try:
+            entry.load()(app)
+        except ImportError as error:  # `lurm doctor` has to answer above all where a library is broken
+            typer.echo(f"lurm: the commands of {entry.name} are missing: {error}; see `lurm doctor`", err=True)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lurm {lurm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _front_door(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """An event log in; general-purpose user embeddings, served, out.
+
+    \b
+    Where to start:
+      lurm demo              see everything on a simulated world, in minutes
+      lurm validate PATH     what a build would make of your event log
+      lurm build PATH        a release from it, then: lurm serve
+      lurm doctor            whether this machine is ready
+    """
+
+
+@app.command()
+def config(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/settings.md.")] = False,
+) -> None:
+    """Show every setting, its value and its meaning.
+
+    A flag beats the environment, which beats ./lurm.toml, which beats the default.
+
+    \b
+    Examples:
+      lurm config
+      LURM_PORT=9000 lurm config --json
+    """
+    from lurm import settings
+
+    if markdown:
+        typer.echo(settings.markdown(), nl=False)
+        return
+    rows = settings.describe(settings.load())
+    table = Table("setting", "value", "from", "meaning", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["variable"], str(row["value"]), row["source"], row["description"])
+    emit(rows, as_json=as_json, text=table)
+
+
+@app.command()
+def doctor(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
+    """Say whether this machine is ready, and what to do if not.
+
+    Looks at Python, the libraries, cores, memory, disk, the release and Redis. Exit 1 when something fails.
+
+    \b
+    Examples:
+      lurm doctor
+      lurm doctor --json > doctor.json
+    """
+    from lurm import settings
+    from lurm.doctor import Check, examine
+
+    checks: list[Check] = []
+    for check in examine(settings.load({"artifacts_dir": artifacts_dir})):
+        checks.append(check)
+        if not as_json:
+            advice = f"\n        -> {check.advice}" if check.advice else ""
+            typer.echo(f"  {check.verdict:<4}  {check.name}: {check.found}{advice}")
+    well = all(check.verdict != "fail" for check in checks)
+    if as_json:
+        emit({"ok": well, "checks": checks}, as_json=True)
+    if not well:
+        raise typer.Exit(1)
+
+
+@app.command()
+def validate(
+    path: Annotated[Path, typer.Argument(help="A dataset: folder, file or TOML config.", show_default=False)],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a build would make of an event log.
+
+    Counts, time span, users, items, events per user, every kind of bad row with examples, and a starter
+    config to edit. Exit 3 when a build would refuse the dataset.
+
+    \b
+    Examples:
+      lurm validate events.parquet
+      lurm validate mydataset/ --json
+    """
+    from lurm.dataset import Dataset
+    from lurm.errors import DataError
+    from lurm.progress import TerminalReporter
+    from lurm.validate import validate as examined
+
+    report = examined(Dataset.open(path), reporter=TerminalReporter())
+    emit(report.to_json(), as_json=as_json, text=report)
+    if report.would_stop:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def export(
+    destination: Annotated[Path, typer.Argument(help="File to write: .parquet or .arrow.", show_default=False)],
+    release: Annotated[
+        str | None, typer.Option(help="Release id; instead of the active one.", show_default=False)
+    ] = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write all embeddings of a release as one table.
+
+    One row a user: user_id, embedding (float32, unit length), space_id, as_of (last event known), n_events.
+
+    \b
+    Examples:
+      lurm export embeddings.parquet
+      duckdb -c "select user_id, embedding[1] from 'embeddings.parquet' limit 3"
+    """
+    from lurm import settings
+    from lurm.export import export as write
+    from lurm.progress import TerminalReporter
+    from lurm.release import Release
+
+    opened = Release.open(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, release)
+    n_users = write(opened, destination, TerminalReporter())
+    result = {
+        "path": destination,
+        "release": opened.release_id,
+        "space_id": opened.space_id,
+        "n_users": n_users,
+        "dim": opened.encoder.dim,
+    }
+    emit(result, as_json=as_json, text=f"{destination}: {n_users:,} users × {opened.encoder.dim}")
+
+
+@releases.callback()
+def _releases() -> None:
+    """List, activate, roll back and verify releases.
+
+    \b
+    Examples:
+      lurm release list
+      lurm release rollback
+    """
+
+
+@releases.command("list")
+def list_releases(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
+    """List all releases, oldest first; * is active.
+
+    \b
+    Example:
+      lurm release list --json
+    """
+    from lurm import release, settings
+
+    summaries = release.list_releases(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir)
+    columns = ("", "release", "of", "made", "users", "events", "items", "interests", "dim", "space")
+    table = Table(*columns, box=None, pad_edge=False)
+    for one in summaries:
+        counts = (f"{n:,}" for n in (one.n_users, one.n_events, one.n_items, one.n_interests, one.dim))
+        star = "*" if one.active else ""
+        table.add_row(star, one.release_id, one.name, one.created_at, *counts, one.space_id)
+    none = "no releases yet; `lurm build PATH` makes one"
+    emit(summaries, as_json=as_json, text=table if summaries else none)
+
+
+@releases.command()
+def activate(
+    release_id: Annotated[str, typer.Argument(help="As `lurm release list` shows it.", show_default=False)],
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a release the one that is served.
+
+    \b
+    Example:
+      lurm release activate 20240301T120000-1a2b3c4d
+    """
+    from lurm import release, settings
+
+    release.activate(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, release_id)
+    emit({"active": release_id}, as_json=as_json, text=f"active: {release_id}")
+
+
+@releases.command()
+def rollback(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
+    """Go back to the release that was active before.
+
+    Run twice, it goes forth again.
+
+    \b
+    Example:
+      lurm release rollback
+    """
+    from lurm import release, settings
+
+    release_id = release.rollback(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir)
+    emit({"active": release_id}, as_json=as_json, text=f"active: {release_id}")
+
+
+@releases.command()
+def verify(
+    release_id: Annotated[str | None, typer.Argument(help="Default: the active one.")] = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every byte with what was published.
+
+    Exit 4 when it differs.
+
+    \b
+    Example:
+      lurm release verify
+    """
+    from lurm import release, settings
+
+    release_id = release.verify(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, release_id)
+    emit({"verified": release_id}, as_json=as_json, text=f"verified: {release_id}, every byte as published")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Bag-of-Interests: histories × windows -> sparse CSR of K interests.
+
+Paper: LURM, Bag-of-Interests. Raw counts add up (day to month to life); the weighting g is applied when read.
+Departure: the paper's text available to us is silent on g; log(1 + n) is our reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from lurm.errors import UsageError
+from lurm.history import DAY_MS, History, HistoryBatch
+from lurm.interests import InterestVocabulary
+from lurm.sequences import Placement, Scale, life, trailing
+
+
+@dataclass(frozen=True, slots=True)
+class BagConfig:
+    """How counts become weights.
+
+    Attributes:
+        weighting: g; "log" is log(1 + n), "binary" is 1 where n > 0, "count" is n.
+        idf: multiply by the rarity of the interest among users.
+        half_life_days: weight of an event halves with this age before the user's last event; None: no decay.
+        behavior_weights: weight of an event by behavior name; 1 where not named.
+    """
+
+    weighting: Literal["log", "binary", "count"] = "log"
+    idf: bool = True
+    half_life_days: float | None = None
+    behavior_weights: dict[str, float] = field(default_factory=dict)
+
+
+class BagOfInterests:
+    """Counts and weighs interests.
+
+    Args:
+        vocabulary: item rows -> interests.
+        config: the weighting.
+        behaviors: behavior names by row, needed when ``config.behavior_weights`` names any.
+
+    Raises:
+        UsageError: a weight is negative, a half-life not positive, or a behavior unknown.
+    """
+
+    def __init__(
+        self, vocabulary: InterestVocabulary, config: BagConfig | None = None, behaviors: tuple[str, ...] = ()
+    ) -> None:
+        self.vocabulary = vocabulary
+        self.config = config or BagConfig()
+        if self.config.half_life_days is not None and not self.config.half_life_days > 0:
+            raise UsageError(f"half_life_days is {self.config.half_life_days}, expected a positive number")
+        self._weight_of_behavior: NDArray[np.float64] | None = None
+        if self.config.behavior_weights:
+            for name, weight in self.config.behavior_weights.items():
+                if name not in behaviors:
+                    raise UsageError(f"behavior_weights names {name!r}; the log has {', '.join(behaviors)}")
+                if not weight >= 0:
+                    raise UsageError(f"behavior_weights[{name!r}] is {weight}, expected 0 or more")
+            named = [self.config.behavior_weights.get(name, 1.0) for name in behaviors]
+            self._weight_of_behavior = np.array([*named, 1.0])  # the last serves row -1, unknown
+
+    def count(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
+        """(B·W, K) float32 CSR of (weighted) event counts, columns ascending; events with no interest are left out.
+
+        Counts over disjoint sets of events add up to the counts of their union.
+        """
+        n_interests = len(self.vocabulary)
+        n_bags = len(batch) * placement.n_windows
+        interest = self.vocabulary.interest_of(batch.item_rows[placement.events])
+        known = interest >= 0
+        keys = placement.rows[known] * n_interests + interest[known]
+        weights = self._weights(batch, placement.events[known])
+        if weights is None:
+            distinct, counts = np.unique(keys, return_counts=True)
+        else:
+            distinct, inverse = np.unique(keys, return_inverse=True)
+            counts = np.bincount(inverse, weights=weights, minlength=len(distinct))
+        indptr = np.searchsorted(distinct, np.arange(n_bags + 1) * n_interests)
+        indices = (distinct % n_interests).astype(np.int32)
+        return sp.csr_matrix((counts.astype(np.float32), indices, indptr), shape=(n_bags, n_interests))
+
+    def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+        """g of raw counts, element by element: same shape, same sparsity."""
+        n = counts.data
+        if self.config.weighting == "log":
+            weighed = np.log1p(n)
+        elif self.config.weighting == "binary":
+            weighed = (n > 0).astype(np.float32)
+        else:
+            weighed = n.copy()
+        if self.config.idf:
+            weighed *= self.vocabulary.idf_k[counts.indices]
+        return sp.csr_matrix((weighed, counts.indices, counts.indptr), shape=counts.shape)
+
+    def encode(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
+        """(B·W, K) float32 CSR: the bags of a batch."""
+        return self.weigh(self.count(batch, placement))
+
+    def _weights(self, batch: HistoryBatch, events: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        """(P,) weight of each placed event; None when all are 1."""
+        weights = None
+        if self._weight_of_behavior is not None:
+            weights = self._weight_of_behavior[batch.behavior_rows[events]]
+        if self.config.half_life_days is not None:
+            age = (np.repeat(batch.last_at, batch.n_events) - batch.timestamps)[events]
+            decay = np.exp2(-age / (self.config.half_life_days * DAY_MS))
+            weights = decay if weights is None else weights * decay
+        return weights
+
+
+@dataclass(frozen=True, slots=True)
+class InterestShare:
+    """What one interest is to one user.
+
+    Attributes:
+        interest: its row in the vocabulary.
+        share: part of the user's events that fall into it, 0 to 1.
+        n_events: how many.
+        description, words, titles: the interest in words.
+        trend: events per window, oldest window first.
+        last_at: timestamp of the newest event in it, epoch ms.
+    """
+
+    interest: int
+    share: float
+    n_events: int
+    description: str
+    words: list[str]
+    titles: list[str]
+    trend: list[int]
+    last_at: int
+
+
+def interest_profile(
+    history: History,
+    vocabulary: InterestVocabulary,
+    *,
+    top: int,
+    n_windows: int = 12,
+    window_days: float = 30.0,
+) -> list[InterestShare]:
+    """A user's interests by number of events, the strongest first.
+
+    Args:
+        history: the user's whole history.
+        vocabulary: names the interests.
+        top: at most so many.
+        n_windows, window_days: of the trend, looking back from the user's last event.
+    """
+    batch = HistoryBatch.of([history])
+    boi = BagOfInterests(vocabulary, BagConfig(weighting="count", idf=False))
+    total = boi.count(batch, life(batch))
+    trend = boi.count(batch, trailing(batch, (Scale("trend", window_days, n_windows),))).toarray()[::-1]
+    strongest = np.lexsort((total.indices, -total.data))[:top]
+    n_counted = float(total.data.sum())
+    interest_of_event = vocabulary.interest_of(history.item_rows)
+    shares = []
+    for at in strongest:
+        interest = int(total.indices[at])
+        meaning = vocabulary.describe(interest)
+        shares.append(
+            InterestShare(
+                interest=interest,
+                share=float(total.data[at]) / n_counted,
+                n_events=int(total.data[at]),
+                description=meaning.description,
+                words=list(meaning.words),
+                titles=list(meaning.titles),
+                trend=[int(n) for n in trend[:, interest]],
+                last_at=int(history.timestamps[np.flatnonzero(interest_of_event == interest)[-1]]),
+            )
+        )
+    return shares

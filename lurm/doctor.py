@@ -1,0 +1,173 @@
+"""Looks at this machine as a build and a service will: what is well, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lurm.errors import LurmError, SettingsError
+from lurm.settings import Settings
+
+# Distribution -> module, of the libraries that bring native code and so can be installed and still not load.
+NATIVE = {
+    "numpy": "numpy",
+    "scipy": "scipy.sparse",
+    "pyarrow": "pyarrow",
+    "polars": "polars",
+    "orjson": "orjson",
+    "xxhash": "xxhash",
+    "faiss-cpu": "faiss",
+    "safetensors": "safetensors",
+    "torch": "torch",
+}
+MIN_FREE_BYTES = 2**30
+COMFORTABLE_FREE_BYTES = 10 * 2**30
+COMFORTABLE_MEMORY_BYTES = 2 * 2**30
+REDIS_PATIENCE_MS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing looked at.
+
+    Attributes:
+        name: what was looked at.
+        verdict: "fail" means that builds or answers will fail; "warn" that they will be slow, or that
+            something expected later is not there yet.
+        found: what is.
+        advice: what to do; empty when all is well.
+    """
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    found: str
+    advice: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Check]:
+    """Every check in order, each yielded as soon as it is known (torch alone takes seconds to load)."""
+    yield check_python()
+    for distribution, module in NATIVE.items():
+        yield check_library(distribution, module)
+    yield check_cores(settings.threads)
+    yield check_memory(settings.memory_limit_bytes)
+    yield check_disk(settings.artifacts_dir)
+    yield check_writable(settings.artifacts_dir)
+    yield check_release(settings.artifacts_dir, settings.release)
+    yield check_redis(settings.redis_url)
+
+
+def check_python() -> Check:
+    """Which interpreter this is; installation refuses one that is too old."""
+    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def check_library(distribution: str, module: str) -> Check:
+    """A library is installed and its native code loads here."""
+    try:
+        importlib.import_module(module)
+        return Check(distribution, "ok", importlib.metadata.version(distribution))
+    except (ImportError, OSError) as error:
+        reinstall = f"pip install --force-reinstall {distribution}"
+        return Check(distribution, "fail", f"does not load: {error}", f"install it again: {reinstall}")
+
+
+def check_cores(threads: int) -> Check:
+    """Numeric code gets more than one core."""
+    found = f"{threads} of {os.cpu_count()} cores"
+    if threads < 2:
+        return Check("cores", "warn", found, "builds will be slow; allow more cores, or raise LURM_THREADS")
+    return Check("cores", "ok", found)
+
+
+def check_memory(limit_bytes: int) -> Check:
+    """A build may hold enough memory to be fast."""
+    found = f"a build may hold {_gib(limit_bytes)}"
+    if limit_bytes < COMFORTABLE_MEMORY_BYTES:
+        advice = f"below {_gib(COMFORTABLE_MEMORY_BYTES)} builds spill early; raise LURM_MEMORY_LIMIT_BYTES"
+        return Check("memory", "warn", found, advice)
+    return Check("memory", "ok", found)
+
+
+def check_disk(artifacts_dir: Path) -> Check:
+    """There is room for a release where releases go."""
+    free = shutil.disk_usage(_existing(artifacts_dir)).free
+    found = f"{_gib(free)} free at {artifacts_dir}"
+    advice = "free some space: a build needs about twice the size of its event log in Parquet"
+    if free < MIN_FREE_BYTES:
+        return Check("disk", "fail", found, advice)
+    if free < COMFORTABLE_FREE_BYTES:
+        return Check("disk", "warn", found, advice)
+    return Check("disk", "ok", found)
+
+
+def check_writable(artifacts_dir: Path) -> Check:
+    """A build may write releases; a service only reads them."""
+    there = _existing(artifacts_dir)
+    found = f"{artifacts_dir} is writable" if there == artifacts_dir else f"{artifacts_dir} can be created"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return Check("artifacts", "ok", found)
+    except OSError as error:
+        advice = "enough for serving; to build, make it writable or set LURM_ARTIFACTS_DIR elsewhere"
+        return Check("artifacts", "warn", f"cannot write to {there}: {error.strerror}", advice)
+
+
+def check_release(artifacts_dir: Path, release_id: str | None) -> Check:
+    """The release that would be served opens, and every byte of it is as published."""
+    try:
+        # Here, since it loads the libraries whose absence a doctor must survive.
+        from lurm.release import Release, current
+
+        if release_id is None and current(artifacts_dir) is None:
+            return Check("release", "warn", f"none yet in {artifacts_dir}", "lurm build PATH makes one")
+        release = Release.open(artifacts_dir, release_id, verify=True)
+    except ImportError as error:
+        return Check("release", "fail", f"cannot be opened: {error}", "install the libraries above first")
+    except LurmError as error:
+        advice = "lurm release list shows all, lurm release rollback goes back, lurm build PATH makes another"
+        return Check("release", "fail", str(error), advice)
+    return Check("release", "ok", f"{release.release_id}, every byte as published")
+
+
+def check_redis(url: str | None) -> Check:
+    """The configured Redis answers as a cache; without one the service computes what it could have cached."""
+    if url is None:
+        return Check("redis", "ok", "not configured; embeddings are cached in memory")
+    try:
+        # Here, since it loads the libraries whose absence a doctor must survive.
+        from lurm.cache import Miss, Provenance, RedisCache
+
+        async def look_up() -> object:
+            cache = RedisCache(url, timeout_ms=REDIS_PATIENCE_MS, ttl_s=1)
+            try:
+                return (await cache.get_many([Provenance(user_id="", base="", seq=0, space_id="")]))[0]
+            finally:
+                await cache.close()
+
+        if asyncio.run(look_up()) is Miss.ABSENT:
+            return Check("redis", "ok", "answers")
+    except (ImportError, SettingsError) as error:
+        return Check("redis", "fail", str(error), "correct or unset LURM_REDIS_URL, or install what is missing")
+    found = f"no usable answer within {REDIS_PATIENCE_MS} ms"
+    advice = "start it, or correct address and password in LURM_REDIS_URL; until then all embeddings are computed"
+    return Check("redis", "warn", found, advice)
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that exists."""
+    return next(there for there in (path, *path.absolute().parents) if there.is_dir())
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,47 @@
+"""The one protocol serving knows: histories in, unit vectors out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.artifacts import read_manifest
+from lurm.errors import ArtifactError
+from lurm.history import HistoryBatch
+from lurm.interests import InterestVocabulary
+from lurm.smen import SmenEncoder
+
+
+class UserEncoder(Protocol):
+    """A trained model that embeds any history, of a known user or not.
+
+    Attributes:
+        kind: name of the model, as its manifest says.
+        dim: width E of the embedding.
+    """
+
+    kind: str
+    dim: int
+
+    def embed(self, batch: HistoryBatch) -> NDArray[np.float32]:
+        """(B, E) float32 unit rows, one per history, in the order given.
+
+        A row depends on its own history alone: not on the other rows, nor on the order of events that share a
+        timestamp. A history without a single known item gets the vector of an unknown user (still unit length).
+        """
+        ...
+
+
+def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> UserEncoder:
+    """The encoder of a release: the only switch from a manifest to a class.
+
+    Raises:
+        ArtifactError: the folder holds no encoder this lurm knows.
+    """
+    kind = read_manifest(folder).config.get("model")
+    if kind == SmenEncoder.kind:
+        return SmenEncoder.open(folder, vocabulary, verify=verify)
+    raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {SmenEncoder.kind!r}; upgrade lurm")

@@ -1,0 +1,265 @@
+"""A release: one immutable folder that holds everything serving needs, and the pointer to the current one.
+
+    <root>/stages/<kind>-<key>/    artifacts of a build, kept so that the next build skips what has not changed
+    <root>/releases/<id>/          manifest.json and history/ interests/ encoder/ embeddings/ index/ (hard links)
+    <root>/current                 the id of the active release, one line
+    <root>/previous                the id that was active before it, for rollback
+
+The release id is its time of publication and the head of its fingerprint, so ids sort by age.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.arrays import map_array
+from lurm.artifacts import (
+    Artifact,
+    digest_of,
+    draft,
+    link_or_copy,
+    open_artifact,
+    read_manifest,
+    write_durably,
+)
+from lurm.encoder import UserEncoder, open_encoder
+from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from lurm.history import HistoryBase
+from lurm.index import UserIndex
+from lurm.interests import InterestVocabulary
+
+KIND = "release"
+PARTS = ("history", "interests", "encoder", "embeddings", "index")
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseSummary:
+    """One line of ``lurm release list``."""
+
+    release_id: str
+    active: bool
+    created_at: str
+    space_id: str
+    name: str
+    n_users: int
+    n_events: int
+    n_items: int
+    n_interests: int
+    dim: int
+
+
+class Embeddings:
+    """The published vectors of all users, memory-mapped.
+
+    Attributes:
+        vectors_ue: (U, E) float32 unit rows, by user row.
+        as_of: (U,) int64, timestamp of the last event each vector knows, epoch ms.
+        n_events: (U,) int64, events each vector knows.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        folder = artifact.path
+        self.vectors_ue: NDArray[np.float32] = map_array(folder / "vectors.npy", np.dtype("<f4"), 2)
+        self.as_of: NDArray[np.int64] = map_array(folder / "as_of.npy", np.dtype("<i8"))
+        self.n_events: NDArray[np.int64] = map_array(folder / "n_events.npy", np.dtype("<i8"))
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> Embeddings:
+        """Map published embeddings."""
+        return cls(open_artifact(folder, "embeddings", verify=verify))
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """An opened release; everything in it is immutable and shared between processes.
+
+    Attributes:
+        space_id: content hash of everything that determines the vector space; vectors of different spaces
+            must never be compared.
+    """
+
+    release_id: str
+    space_id: str
+    path: Path
+    name: str
+    created_at: str
+    metrics: Mapping[str, Any]
+    history: HistoryBase
+    vocabulary: InterestVocabulary
+    encoder: UserEncoder
+    embeddings: Embeddings
+    index: UserIndex
+
+    @classmethod
+    def open(cls, root: Path, release_id: str | None = None, *, verify: bool = True) -> Release:
+        """Open a release of an artifacts folder, the current one by default.
+
+        Raises:
+            ArtifactMissing: there is none; the message says how to build one.
+            ArtifactCorrupt: bytes differ from what was published.
+        """
+        id_ = release_id or current(root)
+        if id_ is None:
+            raise ArtifactMissing(f"no release is active in {root}; `lurm build PATH` makes one")
+        path = _folder(root, id_)
+        manifest = read_manifest(path)
+        if manifest.kind != KIND:
+            raise ArtifactError(f"{path} holds a {manifest.kind!r} artifact, expected a release")
+        for part in PARTS:
+            found = read_manifest(path / part).fingerprint
+            if found != manifest.parents[part]:
+                raise ArtifactCorrupt(f"{path / part} is not the {part} this release was published with")
+        vocabulary = InterestVocabulary.open(path / "interests", verify=verify)
+        release = cls(
+            release_id=id_,
+            space_id=str(manifest.config["space_id"]),
+            path=path,
+            name=str(manifest.config["name"]),
+            created_at=manifest.created_at,
+            metrics=manifest.metrics,
+            history=HistoryBase.open(path / "history", verify=verify),
+            vocabulary=vocabulary,
+            encoder=open_encoder(path / "encoder", vocabulary, verify=verify),
+            embeddings=Embeddings.open(path / "embeddings", verify=verify),
+            index=UserIndex.open(path / "index", verify=verify),
+        )
+        sizes = {len(release.history), len(release.embeddings.vectors_ue), len(release.index)}
+        widths = {release.encoder.dim, release.embeddings.vectors_ue.shape[1], release.index.dim}
+        if len(sizes) != 1 or len(widths) != 1:
+            raise ArtifactCorrupt(f"{path}: its parts do not fit together (users {sizes}, widths {widths})")
+        return release
+
+
+def publish(root: Path, parts: Mapping[str, Artifact], *, name: str, metrics: Mapping[str, Any]) -> str:
+    """Make a release of built parts and activate it; readers see the old one until the last step.
+
+    Args:
+        root: the artifacts folder.
+        parts: one artifact for each of ``PARTS``.
+        name: of the dataset.
+        metrics: facts for people, e.g. counts and probe results.
+
+    Returns:
+        the release id; an existing one when exactly this release is active already.
+    """
+    parents = {part: parts[part].manifest.fingerprint for part in PARTS}
+    active = current(root)
+    if active is not None and _parents_of(root, active) == parents:
+        return active
+    key = digest_of(parents)
+    release_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{key[:8]}"
+    config = {"name": name, "space_id": space_id_of(parts)}
+    with draft(root / "releases" / release_id, kind=KIND, key=key, config=config, parents=parents) as work:
+        for part, artifact in parts.items():
+            for file in ("manifest.json", *artifact.manifest.files):
+                link_or_copy(artifact.path / file, work.path / part / file)
+        work.metrics.update(metrics)
+    activate(root, release_id)
+    return release_id
+
+
+def space_id_of(parts: Mapping[str, Artifact]) -> str:
+    """Content hash of what determines the vector space: the vocabulary and the encoder."""
+    return digest_of({part: parts[part].manifest.fingerprint for part in ("interests", "encoder")})[:16]
+
+
+def current(root: Path) -> str | None:
+    """Id of the active release, None when there is none."""
+    return _pointer(root / "current")
+
+
+def activate(root: Path, release_id: str) -> None:
+    """Point ``current`` at a release; serving processes that start from now on open it.
+
+    Raises:
+        ArtifactMissing: there is no such release; the message names those there are.
+    """
+    if not (_folder(root, release_id) / "manifest.json").is_file():
+        there = ", ".join(_ids(root)) or "none"
+        raise ArtifactMissing(f"there is no release {release_id!r} in {root}; there are: {there}")
+    was = current(root)
+    if was is not None and was != release_id:
+        write_durably(root / "previous", f"{was}\n".encode())
+    write_durably(root / "current", f"{release_id}\n".encode())
+
+
+def rollback(root: Path) -> str:
+    """Activate the release that was active before the current one; returns its id.
+
+    Raises:
+        ArtifactMissing: nothing was active before.
+    """
+    before = _pointer(root / "previous")
+    if before is None:
+        raise ArtifactMissing(f"no earlier release is recorded in {root}; `lurm release list` shows what there is")
+    activate(root, before)
+    return before
+
+
+def list_releases(root: Path) -> list[ReleaseSummary]:
+    """All published releases, oldest first."""
+    active = current(root)
+    summaries = []
+    for release_id in _ids(root):
+        manifest = read_manifest(root / "releases" / release_id)
+        counts = {name: int(manifest.metrics.get(name, 0)) for name in _COUNTS}
+        summaries.append(
+            ReleaseSummary(
+                release_id=release_id,
+                active=release_id == active,
+                created_at=manifest.created_at,
+                space_id=str(manifest.config["space_id"]),
+                name=str(manifest.config["name"]),
+                **counts,
+            )
+        )
+    return summaries
+
+
+_COUNTS = ("n_users", "n_events", "n_items", "n_interests", "dim")
+
+
+def referenced(root: Path) -> set[str]:
+    """Fingerprints of the artifacts that any release is made of."""
+    return {fingerprint for id_ in _ids(root) for fingerprint in read_manifest(_folder(root, id_)).parents.values()}
+
+
+def verify(root: Path, release_id: str | None = None) -> str:
+    """Open a release with every byte checked; returns its id.
+
+    Raises:
+        ArtifactError: it is missing or damaged.
+    """
+    return Release.open(root, release_id, verify=True).release_id
+
+
+def _folder(root: Path, release_id: str) -> Path:
+    if "/" in release_id or release_id.startswith("."):
+        raise ArtifactMissing(f"{release_id!r} is not a release id; `lurm release list` shows them")
+    return root / "releases" / release_id
+
+
+def _ids(root: Path) -> list[str]:
+    folder = root / "releases"
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def _parents_of(root: Path, release_id: str) -> Mapping[str, str] | None:
+    try:
+        return read_manifest(_folder(root, release_id)).parents
+    except ArtifactError:
+        return None
+
+
+def _pointer(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,82 @@
+"""Histories as windows of time: which event belongs to which bag.
+
+A placement says, for some of a batch's events, the row of the bag they fall into. Windows may overlap (a day is
+in its month and in the whole life), so an event can be placed several times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.history import DAY_MS, HistoryBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """``n_windows`` windows of ``days`` days each, the newest ending with the user's last event.
+
+    ``days`` None is the whole life in one window.
+    """
+
+    name: str
+    days: float | None = None
+    n_windows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """P placements of events in bags; B users × W windows bags in all.
+
+    Attributes:
+        events: (P,) int64, position of the event in the batch.
+        rows: (P,) int64, row of the bag: user · W + window.
+        n_windows: W.
+    """
+
+    events: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    n_windows: int
+
+
+def trailing(batch: HistoryBatch, scales: tuple[Scale, ...]) -> Placement:
+    """Windows that look back from each user's last event, scale after scale, the newest window first.
+
+    Anchored at the user's own last event, not at today: the placement is a function of the history alone, so a
+    user who does nothing keeps their vector.
+    """
+    user = batch.user_of_event
+    age = np.repeat(batch.last_at, batch.n_events) - batch.timestamps
+    n_windows = sum(scale.n_windows for scale in scales)
+    events, rows, first = [], [], 0
+    for scale in scales:
+        if scale.days is None:
+            at, window = np.arange(len(age)), np.zeros(len(age), np.int64)
+        else:
+            window = age // int(scale.days * DAY_MS)
+            at = np.flatnonzero(window < scale.n_windows)
+            window = window[at]
+        events.append(at)
+        rows.append(user[at] * n_windows + first + window)
+        first += scale.n_windows
+    return Placement(np.concatenate(events), np.concatenate(rows), n_windows)
+
+
+def between(batch: HistoryBatch, edges: NDArray[np.int64]) -> Placement:
+    """Fixed windows, the same for all users: window w is [edges[w], edges[w+1]) in epoch ms.
+
+    Args:
+        batch: B histories.
+        edges: (W+1,) int64 ascending; events outside are in no bag.
+    """
+    n_windows = len(edges) - 1
+    window = np.searchsorted(edges, batch.timestamps, side="right") - 1
+    at = np.flatnonzero((window >= 0) & (window < n_windows))
+    return Placement(at, batch.user_of_event[at] * n_windows + window[at], n_windows)
+
+
+def life(batch: HistoryBatch) -> Placement:
+    """One window per user: everything."""
+    return Placement(np.arange(len(batch.timestamps)), batch.user_of_event, 1)

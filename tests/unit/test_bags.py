@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lurm.boi import BagConfig, BagOfInterests, interest_profile
+from lurm.errors import UsageError
+from lurm.events import Event
+from lurm.history import HistoryBase, HistoryBatch
+from lurm.interests import InterestVocabulary
+from lurm.sequences import Scale, between, life, trailing
+from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
+
+T = 1_600_000_000_000
+
+World = tuple[HistoryBase, InterestVocabulary]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("bags")
+    events, _ = grouped_events(n_users=40, n_events=50)
+    base, _ = ingest(folder / "base", [clean_batch(events)])
+    return base, group_vocabulary(folder / "interests", base)
+
+
+def everyone(base: HistoryBase) -> HistoryBatch:
+    return base.batch(np.arange(len(base)))
+
+
+def test_counts_are_the_events_of_each_interest(world: World) -> None:
+    base, vocabulary = world
+    batch = everyone(base)
+    counts = BagOfInterests(vocabulary).count(batch, life(batch)).toarray()
+    for at, user in enumerate(batch.user_ids):
+        items = base.items.take(base.history(user).item_rows)
+        expected = np.bincount([int(i[1:]) // 12 for i in items], minlength=4)
+        assert counts[at].tolist() == expected.tolist()
+
+
+def test_months_add_up_to_the_life(world: World) -> None:
+    base, vocabulary = world
+    batch = everyone(base)
+    boi = BagOfInterests(vocabulary)
+    edges = T + np.arange(15) * 30 * DAY_MS
+    months = boi.count(batch, between(batch, edges)).toarray().reshape(len(batch), 14, -1)
+    assert np.array_equal(months.sum(1), boi.count(batch, life(batch)).toarray())
+
+
+def test_two_halves_of_the_events_add_up_to_the_whole(world: World, rng: np.random.Generator) -> None:
+    base, vocabulary = world
+    batch = everyone(base)
+    boi = BagOfInterests(vocabulary)
+    half = rng.random(len(batch.timestamps)) < 0.5
+    parts = [boi.count(part, life(part)).toarray() for part in (batch.keep(half), batch.keep(~half))]
+    assert np.array_equal(parts[0] + parts[1], boi.count(batch, life(batch)).toarray())
+
+
+def test_trailing_windows_look_back_from_the_users_own_last_event(tmp_path: Path) -> None:
+    days_ago = [0, 6.9, 7.1, 13.9, 14.1, 400]
+    events = [Event("u", f"i{n}", "view", int(T - d * DAY_MS)) for n, d in enumerate(days_ago)]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.arange(6, dtype=np.int32), 6)
+    batch = everyone(base)
+    placement = trailing(batch, (Scale("life"), Scale("week", 7, 2)))
+    bags = BagOfInterests(vocabulary).count(batch, placement).toarray()
+    order = base.items.rows([f"i{n}" for n in range(6)])
+    assert bags[:, order].tolist() == [[1] * 6, [1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (BagConfig("count", idf=False), [3.0, 1.0]),
+        (BagConfig("binary", idf=False), [1.0, 1.0]),
+        (BagConfig("log", idf=False), [np.log(4), np.log(2)]),
+        (BagConfig("count", idf=False, behavior_weights={"buy": 5.0}), [7.0, 1.0]),
+        (BagConfig("count", idf=False, behavior_weights={"view": 0.0}), [1.0, 0.0]),
+        (BagConfig("count", idf=False, half_life_days=1), [1 + 0.25 + 0.5, 1.0]),
+    ],
+)
+def test_weightings(tmp_path: Path, config: BagConfig, expected: list[float]) -> None:
+    events = [
+        Event("u", "a", "buy", T),
+        Event("u", "a", "view", T - 2 * DAY_MS),
+        Event("u", "a", "view", T - DAY_MS),
+        Event("u", "b", "view", T),
+    ]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0, 1], np.int32), 2)
+    batch = everyone(base)
+    boi = BagOfInterests(vocabulary, config, tuple(base.behaviors.ids.to_pylist()))
+    assert boi.encode(batch, life(batch)).toarray()[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_idf_makes_the_rare_interest_weigh_more(tmp_path: Path) -> None:
+    events = [Event(f"u{n}", "common", "view", T + n) for n in range(9)] + [Event("u0", "rare", "view", T)]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0, 1], np.int32), 2)
+    assert vocabulary.idf_k == pytest.approx([np.log(10 / 10) + 1, np.log(10 / 2) + 1])
+
+
+def test_events_without_a_known_item_are_in_no_bag(world: World) -> None:
+    base, vocabulary = world
+    known = Event("x", "i001", "view", T)
+    with_strangers = [known, Event("x", "never-heard-of", "view", T), Event("x", None, "view", T)]
+    batch = HistoryBatch.of([base.inline("x", [known]), base.inline("y", with_strangers), base.inline("z", [])])
+    bags = BagOfInterests(vocabulary).count(batch, life(batch)).toarray()
+    assert bags[0].tolist() == bags[1].tolist()
+    assert bags[2].sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (BagConfig(behavior_weights={"no-such": 1.0}), "behavior_weights names 'no-such'; the log has view"),
+        (BagConfig(behavior_weights={"view": -1.0}), "is -1.0, expected 0 or more"),
+        (BagConfig(half_life_days=0), "half_life_days is 0"),
+    ],
+)
+def test_weightings_that_cannot_be_are_refused(world: World, config: BagConfig, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        BagOfInterests(world[1], config, ("view",))
+
+
+def test_a_profile_tells_shares_and_trend(tmp_path: Path) -> None:
+    events = [Event("u", "a", "view", T - n * 30 * DAY_MS - 1) for n in range(3)] + [Event("u", "b", "view", T)]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0, 1], np.int32), 2)
+    first, second = interest_profile(base.history("u"), vocabulary, top=5, n_windows=4)
+    assert (first.interest, first.share, first.n_events, first.trend) == (0, 0.75, 3, [0, 1, 1, 1])
+    assert (second.interest, second.last_at, second.trend) == (1, T, [0, 0, 0, 1])
+    assert first.titles == ["a"]
+    assert len(interest_profile(base.history("u"), vocabulary, top=1)) == 1
+    assert interest_profile(base.inline("nobody", []), vocabulary, top=3) == []

@@ -1,0 +1,123 @@
+"""The doctor, on machines that are well and on machines that are not."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lurm import doctor
+from lurm.artifacts import draft
+from lurm.doctor import Check, examine
+from lurm.release import KIND, activate
+from lurm.settings import load
+
+ABSENT = Path("no-such-file.toml")
+
+
+def test_a_new_machine_is_well_and_only_waits_for_a_release(artifacts_dir: Path) -> None:
+    artifacts_dir.mkdir()
+    checks = {check.name: check for check in examine(load({"artifacts_dir": artifacts_dir}, file=ABSENT))}
+    assert {"python", *doctor.NATIVE, "cores", "memory", "disk", "artifacts", "release", "redis"} <= checks.keys()
+    assert not [check for check in checks.values() if check.verdict == "fail"]
+    assert checks["release"].verdict == "warn"
+    assert "lurm build" in checks["release"].advice
+    assert all(check.advice for check in checks.values() if check.verdict != "ok")
+
+
+def test_a_library_that_does_not_load_is_a_failure_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "brokenlib.py").write_text("raise OSError('libgomp.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = doctor.check_library("broken-lib", "brokenlib")
+    assert (broken.verdict, "libgomp" in broken.found) == ("fail", True)
+    assert "pip install --force-reinstall broken-lib" in broken.advice
+    assert doctor.check_library("no-such-lib", "no_such_lib").verdict == "fail"
+    assert doctor.check_library("numpy", "numpy").verdict == "ok"
+
+
+def test_one_core_and_little_memory_are_slow_not_fatal() -> None:
+    assert doctor.check_cores(1).verdict == "warn"
+    assert doctor.check_cores(2).verdict == "ok"
+    assert doctor.check_memory(512 * 2**20).verdict == "warn"
+    assert doctor.check_memory(4 * 2**30).verdict == "ok"
+
+
+def test_artifacts_that_cannot_be_written_still_serve(artifacts_dir: Path) -> None:
+    assert doctor.check_writable(artifacts_dir) == Check("artifacts", "ok", f"{artifacts_dir} can be created")
+    assert not artifacts_dir.exists()
+    artifacts_dir.mkdir()
+    assert doctor.check_writable(artifacts_dir) == Check("artifacts", "ok", f"{artifacts_dir} is writable")
+    assert list(artifacts_dir.iterdir()) == []
+    # where even root may not write
+    refused = doctor.check_writable(Path("/proc/self"))
+    assert refused.verdict == "warn"
+    assert "LURM_ARTIFACTS_DIR" in refused.advice
+
+
+def test_the_disk_is_asked_where_the_artifacts_will_be(artifacts_dir: Path) -> None:
+    assert str(artifacts_dir) in doctor.check_disk(artifacts_dir / "deeper").found
+    full = doctor.check_disk(Path("/proc"))
+    assert (full.verdict, "0.0 GiB" in full.found) == ("fail", True)
+
+
+def test_a_release_asked_for_by_name_must_be_there(artifacts_dir: Path) -> None:
+    assert doctor.check_release(artifacts_dir, None).verdict == "warn"
+    assert doctor.check_release(artifacts_dir, "r1").verdict == "fail"
+
+
+def test_a_damaged_release_is_a_failure(artifacts_dir: Path) -> None:
+    with draft(artifacts_dir / "releases" / "r1", kind=KIND, key="k", config={}):
+        pass
+    activate(artifacts_dir, "r1")
+    found = doctor.check_release(artifacts_dir, None)
+    assert found.verdict == "fail"
+    assert "lurm release rollback" in found.advice
+
+
+def test_redis_answers_or_is_not_wanted(redis_server) -> None:
+    assert doctor.check_redis(None).verdict == "ok"
+    assert doctor.check_redis(redis_server.url) == Check("redis", "ok", "answers")
+
+
+def test_a_redis_that_wants_a_password_is_no_cache_yet(start_redis) -> None:
+    server = start_redis("--requirepass", "hunter2")
+    assert doctor.check_redis(server.url).verdict == "warn"
+    assert doctor.check_redis(server.url.replace("unix://", "unix://:hunter2@")).verdict == "ok"
+
+
+@pytest.fixture
+def babbler() -> Iterator[int]:
+    """Port of a server that answers with a line of HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def babble() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(64)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n")
+
+        thread = threading.Thread(target=babble)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join()
+
+
+def test_something_else_on_its_port_is_no_redis(babbler: int) -> None:
+    assert doctor.check_redis(f"redis://127.0.0.1:{babbler}/0").verdict == "warn"
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "unix:///no/such.sock"])
+def test_a_redis_away_is_a_slowdown_and_no_failure(url: str) -> None:
+    found = doctor.check_redis(url)
+    assert found.verdict == "warn"
+    assert "LURM_REDIS_URL" in found.advice
+
+
+@pytest.mark.parametrize("url", ["http://host", "redis://127.0.0.1:port", "nonsense"])
+def test_what_is_no_redis_url_is_a_failure(url: str) -> None:
+    assert doctor.check_redis(url).verdict == "fail"

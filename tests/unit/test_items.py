@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lurm.artifacts import draft
+from lurm.errors import DataError
+from lurm.events import Event
+from lurm.history import HistoryBase
+from lurm.items import ItemConfig, ItemEmbeddings, given_items, learn_items, text_features, write_items
+from lurm.progress import Silent
+from lurm.spectrum import truncated_svd
+from tests.worlds import clean_batch, grouped_events, ingest
+
+T = 1_600_000_000_000
+CONFIG = ItemConfig(dim=16)
+
+
+def learned(base: HistoryBase, texts: list[str] | None = None) -> NDArray[np.float32]:
+    return learn_items(base, texts or [""] * len(base.items), CONFIG, Silent())
+
+
+def nearest_group_share(vectors: NDArray[np.float32], groups: NDArray[np.int64]) -> float:
+    scores = vectors @ vectors.T
+    np.fill_diagonal(scores, -2)
+    return float((groups[scores.argmax(1)] == groups).mean())
+
+
+def test_items_that_keep_company_are_near(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events()[0])])
+    groups = np.array([int(i[1:]) // 12 for i in base.items.ids.to_pylist()])
+    vectors = learned(base)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(vectors)), abs=1e-5)
+    assert nearest_group_share(vectors, groups) > 0.95
+
+
+def test_an_item_never_seen_is_placed_by_its_text(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events()[0])], catalog=["new-2", "blank"])
+    words = ["alpine ski", "garden rose", "piano sonata", "harbour sail"]
+    ids = base.items.ids.to_pylist()
+    texts = ["" if i == "blank" else words[2] if i == "new-2" else words[int(i[1:]) // 12] for i in ids]
+    vectors = learned(base, texts)
+    groups = np.array([-1 if i in ("new-2", "blank") else int(i[1:]) // 12 for i in ids])
+    new = ids.index("new-2")
+    scores = np.delete(vectors @ vectors[new], [new, ids.index("blank")])
+    assert (np.delete(groups, [new, ids.index("blank")])[np.argsort(-scores)[:12]] == 2).all()
+    assert np.isfinite(vectors[ids.index("blank")]).all()
+
+
+def test_text_alone_places_items_when_nobody_acts_twice(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event(f"u{n}", f"i{n}", "view", T + n) for n in range(12)])])
+    groups = np.array([int(i[1:]) % 2 for i in base.items.ids.to_pylist()])
+    vectors = learned(base, [["winter ski boots", "summer beach towel"][g] for g in groups])
+    assert nearest_group_share(vectors, groups) == 1.0
+
+
+def test_the_same_log_gives_the_same_bits(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events()[0])])
+    assert np.array_equal(learned(base), learned(base))
+
+
+def test_given_vectors_are_taken_and_gaps_filled() -> None:
+    given = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]])
+    vectors = given_items(given, np.array([True, False, True]))
+    assert vectors[[0, 2]].tolist() == pytest.approx(np.array([[0.6, 0.8], [0.0, 1.0]]), abs=1e-6)
+    assert np.linalg.norm(vectors[1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("bad", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 0.0]])
+def test_given_vectors_that_point_nowhere_are_refused(bad: list[float]) -> None:
+    with pytest.raises(DataError, match="1 of 2 given item vectors"):
+        given_items(np.array([[1.0, 0.0], bad]), np.array([True, True]))
+
+
+def test_words_that_share_stems_share_features() -> None:
+    features = text_features(["running shoes", "runner's shoe", "teapot", ""])
+    likeness = (features @ features.T).toarray()
+    assert likeness[0, 1] > 0.2 > likeness[0, 2]
+    assert likeness.diagonal().tolist() == pytest.approx([1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("shape", [(300, 40), (40, 300), (30, 30)])
+def test_the_svd_is_the_svd(shape: tuple[int, int], rng: np.random.Generator) -> None:
+    import scipy.sparse as sp
+
+    dense = rng.standard_normal(shape) * (rng.random(shape) < 0.3)
+    u, s, v = truncated_svd(sp.csr_matrix(dense), 8, seed=1)
+    expected = np.linalg.svd(dense, compute_uv=False)[:8]
+    assert s == pytest.approx(expected, rel=1e-3)
+    assert np.linalg.norm(dense - (u * s) @ v.T) == pytest.approx(
+        np.sqrt((np.linalg.svd(dense, compute_uv=False)[8:] ** 2).sum()), rel=1e-3
+    )
+
+
+def test_the_svd_of_a_matrix_of_lower_rank_is_shorter() -> None:
+    import scipy.sparse as sp
+
+    u, s, v = truncated_svd(sp.csr_matrix(np.outer(np.ones(20), np.arange(5.0))), 4, seed=0)
+    assert (u.shape, s.shape, v.shape) == ((20, 1), (1,), (5, 1))
+
+
+def test_what_is_written_is_what_is_read_whatever_the_layout_in_memory(tmp_path: Path) -> None:
+    vectors = np.asfortranarray(np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32))
+    with draft(tmp_path / "items", kind="items", key="test", config={}) as work:
+        write_items(work.path, vectors, np.arange(7))
+    assert np.array_equal(ItemEmbeddings.open(tmp_path / "items").vectors_nd, vectors)
