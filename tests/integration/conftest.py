@@ -1,0 +1,42 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lurm.dataset import Dataset
+from lurm.progress import Silent
+from lurm.release import Release
+from training import pipeline
+from training.recipes import Recipe
+from training.world import Truth, WorldConfig, simulate
+
+WORLD = WorldConfig(n_users=400, n_items=800, n_interests=24, days=400, events_per_user=80)
+FAST = {"training": {"epochs": 2}, "encoder": {"dim": 32}}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A small simulated world and the release that was built of it."""
+
+    dataset: Path
+    root: Path
+    truth: Truth
+    built: pipeline.Built
+
+    def release(self) -> Release:
+        return Release.open(self.root)
+
+
+def build(dataset: Path, root: Path, **tables: object) -> pipeline.Built:
+    """Build with the tables of a recipe laid over the dataset's own."""
+    opened = Dataset.open(dataset)
+    laid = {**opened.extra, **FAST, **tables}
+    return pipeline.build(opened, root, recipe=Recipe.of(laid), memory_limit_bytes=2**30, threads=2, reporter=Silent())
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    folder = tmp_path_factory.mktemp("small")
+    simulate(folder / "world", WORLD, reporter=Silent())
+    built = build(folder / "world", folder / "artifacts")
+    return Built(folder / "world", folder / "artifacts", Truth.load(folder / "world"), built)

@@ -1,0 +1,236 @@
+"""The commands of training: simulate, build, evaluate, demo, bench."""
+
+# Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lurm.console import ArtifactsDir, AsJson, emit
+
+if TYPE_CHECKING:
+    from lurm.dataset import Dataset
+    from training.recipes import Recipe
+
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
+RecipeName = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", help="A shipped recipe (ml100k, blogs, online_retail, …) or a TOML file.", show_default=False
+    ),
+]
+DataPath = Annotated[
+    Path, typer.Argument(help="Dataset folder, its TOML file, or a single event file.", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of training to the front door."""
+    for command in (simulate, build, evaluate, demo, bench):
+        app.command(rich_help_panel="Releases")(command)
+
+
+def simulate(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.", show_default=False)],
+    users: Annotated[int, typer.Option(help="Number of users.")] = 2_000,
+    items: Annotated[int, typer.Option(help="Number of items.")] = 4_000,
+    interests: Annotated[int, typer.Option(help="Number of planted interests.")] = 40,
+    days: Annotated[int, typer.Option(help="Days the log covers.")] = 730,
+    events_per_user: Annotated[float, typer.Option(help="Mean number of events of a user.")] = 80,
+    seed: Annotated[int, typer.Option(help="Seed; the same one gives the same bytes.")] = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Write a simulated dataset whose truth is known.
+
+    Users have several latent interests that drift over the years, and attributes that go with them; items are
+    long-tailed, with titles; sales and holidays lift activity by a planted amount. Any size: it is streamed.
+
+    \b
+    Examples:
+      lurm simulate world/
+      lurm simulate big/ --users 50000 --items 20000 --interests 200
+    """
+    from dataclasses import asdict
+
+    from lurm.progress import TerminalReporter
+    from training.world import WorldConfig
+    from training.world import simulate as write_world
+
+    config = WorldConfig(
+        n_users=users, n_items=items, n_interests=interests, days=days, events_per_user=events_per_user, seed=seed
+    )
+    summary = write_world(folder, config, reporter=TerminalReporter())
+    told = asdict(summary)
+    emit({"folder": folder, **told}, as_json=as_json, text=f"{folder}: {_told(told)}\nNext: lurm build {folder}")
+
+
+def build(
+    path: DataPath,
+    recipe: RecipeName = None,
+    seed: Seed = None,
+    n_interests: Annotated[
+        int | None, typer.Option(help="Size of the interest vocabulary; default: a third of the items.", min=1)
+    ] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the embedding; default 256.", min=1)] = None,
+    artifacts_dir: ArtifactsDir = None,
+    memory_limit: Annotated[str | None, typer.Option(help="Such as 4G; instead of LURM_MEMORY_LIMIT_BYTES.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a release of an event log, and activate it.
+
+    The path is a folder with events.parquet (or .csv, .jsonl, or a folder events/), and if there are any items.*
+    and users.*; or a TOML file that names them. `lurm validate PATH` tells beforehand what lurm makes of it.
+
+    Stages whose input has not changed are skipped; a build that was stopped goes on where it stopped. Nothing
+    serves the new release before it is whole.
+
+    \b
+    Examples:
+      lurm build data/shop
+      lurm build data/shop --n-interests 2000 --memory-limit 4G
+    """
+    from dataclasses import asdict
+
+    from lurm import settings
+    from lurm.progress import TerminalReporter
+    from training import pipeline
+
+    overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
+    config = settings.load(overrides)
+    dataset, chosen = _opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim)
+    built = pipeline.build(
+        dataset,
+        config.artifacts_dir,
+        recipe=chosen,
+        memory_limit_bytes=config.memory_limit_bytes,
+        threads=config.threads,
+        reporter=TerminalReporter(),
+    )
+    facts = built.metrics
+    lines = [
+        f"release {built.release_id} of {dataset.name!r} is active in {config.artifacts_dir}",
+        f"  {facts['n_users']:,} users, {facts['n_events']:,} events, {facts['n_items']:,} items, "
+        f"{facts['n_interests']:,} interests, {facts['dim']} dimensions",
+    ]
+    if built.quarantine:
+        lines.append(f"  rows set aside: {built.quarantine}")
+    lines.append("Next: lurm serve")
+    emit(asdict(built), as_json=as_json, text="\n".join(lines))
+
+
+def evaluate(
+    path: DataPath,
+    recipe: RecipeName = None,
+    seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
+    release: Annotated[str | None, typer.Option(help="Release id; default: the active one.")] = None,
+    artifacts_dir: ArtifactsDir = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge the active release by probes on frozen vectors.
+
+    What can a linear model read from the embeddings that they were never told? The questions are the
+    [[evaluate.tasks]] of the recipe or the dataset's TOML: attributes of the users table. The same probe and folds
+    are given to the raw bag, its truncated SVD of the same width, and random vectors.
+
+    \b
+    Examples:
+      lurm evaluate data/ml100k --recipe ml100k
+      lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
+    """
+    from threadpoolctl import threadpool_limits
+
+    from lurm import settings
+    from lurm.errors import UsageError
+    from lurm.progress import TerminalReporter
+    from lurm.release import Release
+    from training import evaluate as judge
+
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    dataset, chosen = _opened(path, recipe)
+    users = dataset.users()
+    if users is None:
+        raise UsageError(f"{path} has no users table, so there is nothing to ask about; add users.parquet")
+    opened = Release.open(config.artifacts_dir, release)
+    with threadpool_limits(limits=config.threads):
+        table = judge.evaluate(opened, users, chosen.evaluate.tasks, seed=seed, reporter=TerminalReporter())
+    result = {"release": opened.release_id, "dataset": dataset.name, **table.to_json()}
+    emit(result, as_json=as_json, text=table.to_markdown() if markdown else table.to_text())
+
+
+def demo(
+    path: Annotated[
+        Path | None, typer.Argument(help="A dataset; default: a simulated world.", show_default=False)
+    ] = None,
+    recipe: RecipeName = None,
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its world and releases.")] = Path(".demo"),
+    keep_serving: Annotated[bool, typer.Option(help="Leave the service running until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the main job end to end: build, serve, ask.
+
+    Simulates a world (or takes your dataset), builds a release, serves it, and asks the service about a user.
+
+    \b
+    Examples:
+      lurm demo
+      lurm demo data/shop --keep-serving
+    """
+    from training.demo import show
+
+    answers = show(path, recipe, folder, keep_serving=keep_serving, as_json=as_json)
+    if as_json:
+        emit(answers, as_json=True)
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="history, boi, interests, embed, train, or all.", show_default=False)],
+    scale: Annotated[
+        str, typer.Option(help="small: half a minute each; full: hours; tiny: whether all of it works.")
+    ] = "small",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the results under tests/benchmarks/results.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure lurm beside its peers and its limits, in the same run, on the same rows.
+
+    Every ratio is lurm's speed over the other's, from the fastest of three turns: larger is better. All contenders
+    have as many threads as polars (POLARS_MAX_THREADS), and their answers are compared first: a fast wrong answer
+    is an error.
+
+    Example: lurm bench boi --json
+    """
+    from datetime import UTC, datetime
+
+    from lurm.progress import TerminalReporter
+    from training import bench as benchmarks
+
+    documents = []
+    for one in benchmarks.names_of(name):
+        documents.append(benchmarks.run(one, scale, reporter=TerminalReporter()))
+        if keep:
+            path = benchmarks.keep(documents[-1], Path("tests/benchmarks/results"), datetime.now(UTC).date())
+            TerminalReporter().say(f"  kept as {path}")
+    result = documents if name == "all" else documents[0]
+    emit(result, as_json=as_json, text=benchmarks.table_of(documents))
+
+
+def _opened(path: Path, recipe: str | None, **overrides: Any) -> tuple[Dataset, Recipe]:
+    """A dataset under a recipe, and the recipe with the flags laid over it."""
+    from lurm.dataset import Dataset
+    from training import recipes
+
+    dataset = Dataset.open(path, recipe=recipes.read(recipe) if recipe else None)
+    tables = {name: dict(t) if isinstance(t, dict) else t for name, t in dataset.extra.items()}
+    if overrides.get("seed") is not None:
+        tables["seed"] = overrides["seed"]
+    for flag, table, entry in (("n_interests", "interests", "n_interests"), ("dim", "encoder", "dim")):
+        if overrides.get(flag) is not None:
+            tables[table] = {**tables.get(table, {}), entry: overrides[flag]}
+    return dataset, recipes.Recipe.of(tables)
+
+
+def _told(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{value:,} {name.removeprefix('n_')}" for name, value in facts.items() if isinstance(value, int))

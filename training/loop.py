@@ -1,0 +1,327 @@
+"""The training loop: contrastive learning of SMEN, resumable to the bit.
+
+Every random choice is drawn from (seed, epoch, batch), so a run that was killed and resumed at its last
+checkpoint takes exactly the steps an uninterrupted one takes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import scipy.sparse as sp
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lurm.artifacts import write_durably
+from lurm.boi import BagOfInterests
+from lurm.errors import UsageError
+from lurm.history import HistoryBase, HistoryBatch
+from lurm.progress import Reporter
+from lurm.sequences import life, trailing
+from lurm.smen import Bags, Smen
+
+_SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How SMEN is trained.
+
+    Attributes:
+        epochs: most passes over the users; None: by rule, so that about ``event_budget`` events are read.
+        event_budget: events read in all when ``epochs`` is None.
+        batch_users: users per step; each is the others' negative.
+        learning_rate: of Adam, reached after ``warmup`` of the steps and then falling as a cosine.
+        temperature: of the contrastive loss.
+        keep: least and most of a user's events that a thinned view keeps.
+        later_share: share of users whose views are past and later halves of a life instead of two thinnings.
+        usage_weight: weight of the term that keeps anchors equally used.
+        holdout: share of users, at most ``holdout_users``, that measure and never train.
+        patience: stop after so many epochs without a better held-out loss.
+        seed: of everything random.
+    """
+
+    epochs: int | None = None
+    event_budget: int = 30_000_000
+    batch_users: int = 256
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    temperature: float = 0.1
+    keep: tuple[float, float] = (0.3, 0.7)
+    later_share: float = 0.3
+    usage_weight: float = 0.1
+    holdout: float = 0.05
+    holdout_users: int = 2048
+    patience: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep[0] <= self.keep[1] < 1:
+            raise UsageError(f"keep is {self.keep}, expected 0 < least <= most < 1")
+        if self.batch_users < 2:
+            raise UsageError(
+                f"batch_users is {self.batch_users}, expected at least 2: users are each other's negatives"
+            )
+
+    def epochs_for(self, n_events: int) -> int:
+        """Passes over a log of so many events."""
+        if self.epochs is not None:
+            return self.epochs
+        return int(np.clip(self.event_budget // max(n_events, 1), 1, 30))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        epochs: passes done.
+        held_out: contrastive loss on held-out users after each pass, the initial one first.
+        best_epoch: the pass whose weights were kept; 0 is the initialisation.
+        recall_at_1: how often a held-out user's other view was the nearest of all, with the kept weights.
+    """
+
+    epochs: int
+    held_out: list[float]
+    best_epoch: int
+    recall_at_1: float
+
+
+class Trainer:
+    """Trains one network on one history base.
+
+    Args:
+        network: initialised with ``start`` unless a checkpoint is found.
+        boi: histories -> bags.
+        history: the users.
+        config: see ``TrainConfig``.
+        checkpoint: folder to resume from and save to after each pass; None: no checkpoints.
+        reporter: told about loss and speed.
+    """
+
+    def __init__(
+        self,
+        network: Smen,
+        boi: BagOfInterests,
+        history: HistoryBase,
+        config: TrainConfig,
+        checkpoint: Path | None,
+        reporter: Reporter,
+    ) -> None:
+        self._network, self._boi, self._history, self._config = network, boi, history, config
+        self._checkpoint, self._reporter = checkpoint, reporter
+        n_users = len(history)
+        n_held = min(int(n_users * config.holdout), config.holdout_users)
+        # rows are in hash order, so the last ones are a uniform sample of users
+        self._train_rows = np.arange(n_users - n_held)
+        self._held_rows = np.arange(n_users - n_held, n_users) if n_held >= 8 else np.arange(n_users)[:2048]
+        sparse = [network.interests_kd.weight]
+        dense = [p for p in network.parameters() if p is not network.interests_kd.weight]
+        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.SparseAdam(sparse, lr=config.learning_rate),
+            torch.optim.Adam(dense, lr=config.learning_rate),
+        )
+        self._epochs = config.epochs_for(history.n_events)
+
+    def start(self) -> None:
+        """Initialise the network from the bags of a sample of users and centre its output."""
+        rows = self._train_rows[:_SAMPLE_FOR_START]
+        batches = (self._history.batch(some) for some in _chunks(rows, 2048))
+        bags = [self._boi.encode(batch, life(batch)) for batch in batches]
+        self._network.start_from(sp.vstack(bags, format="csr"), self._config.seed)
+        with torch.no_grad():
+            total = torch.zeros(self._network.config.dim)
+            for some in _chunks(rows[:8192], 1024):
+                total += self._embed(self._history.batch(some)).sum(0)
+            self._network.mean_e.copy_(total / len(rows[:8192]))
+
+    def fit(self) -> Outcome:
+        """Train until the passes are done or the held-out loss stops falling; the best weights remain.
+
+        Raises:
+            UsageError: there are fewer than two users to learn from.
+        """
+        if len(self._train_rows) < 2:
+            raise UsageError(f"the log has {len(self._history)} users; contrastive learning needs at least 2")
+        epoch, held_out, best = self._resume()
+        if not held_out:
+            self.start()
+            held_out = [self._held_out_loss()]
+            best = _copy(self._network)
+            self._save(0, held_out, best)
+        patience = self._config.patience
+        while epoch < self._epochs and epoch - int(np.argmin(held_out)) < patience:
+            self._pass(epoch)
+            epoch += 1
+            held_out.append(self._held_out_loss())
+            if held_out[-1] == min(held_out):
+                best = _copy(self._network)
+            self._save(epoch, held_out, best)
+        self._network.load_state_dict(best)
+        recall = self._held_out_recall()
+        if self._checkpoint is not None:
+            shutil.rmtree(self._checkpoint, ignore_errors=True)
+        return Outcome(epoch, held_out, int(np.argmin(held_out)), recall)
+
+    def _pass(self, epoch: int) -> None:
+        config = self._config
+        order = np.random.default_rng([config.seed, epoch]).permutation(self._train_rows)
+        batches = [rows for rows in _chunks(order, config.batch_users) if len(rows) > 1]
+        total = self._epochs * len(batches)
+        title = f"train {epoch + 1}/{self._epochs}"
+        self._network.train()
+        with self._reporter.task(title, len(order), "users") as task:
+            mean = 0.0
+            for at, rows in enumerate(batches):
+                rate = config.learning_rate * _schedule((epoch * len(batches) + at) / total, config.warmup)
+                for optimizer in self._optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    optimizer.zero_grad(set_to_none=True)
+                one, two = self._views(
+                    self._history.batch(np.sort(rows)), np.random.default_rng([config.seed, epoch, at])
+                )
+                loss = contrastive_loss(self._embed(one), self._embed(two), config.temperature)
+                (loss + config.usage_weight * self._imbalance()).backward()  # type: ignore[no-untyped-call]
+                for optimizer in self._optimizers:
+                    optimizer.step()
+                mean += (float(loss.detach()) - mean) / (at + 1)
+                task.advance(len(rows), f"loss {mean:.3f}")
+        self._network.eval()
+
+    def _views(self, batch: HistoryBatch, rng: np.random.Generator) -> tuple[HistoryBatch, HistoryBatch]:
+        """Two views of each user: two thinnings, or the past and the later part of the life."""
+        user = batch.user_of_event
+        place = np.arange(len(user)) - np.repeat(batch.offsets[:-1], batch.n_events)
+        past = place < np.maximum(np.round(rng.uniform(0.3, 0.7, len(batch)) * batch.n_events), 1)[user]
+        keep = rng.uniform(*self._config.keep, (2, len(batch)))
+        thinned = rng.random((2, len(user))) < keep[:, user]
+        split = (rng.random(len(batch)) < self._config.later_share)[user]
+        masks = np.where(split, np.stack([past, ~past]), thinned)
+        views = []
+        for mask in masks:
+            kept = np.add.reduceat(np.append(mask, False), np.minimum(batch.offsets[:-1], len(mask)))
+            bare = (kept == 0) | (batch.n_events == 0)
+            lone = np.zeros(len(mask), np.bool_)
+            has = bare & (batch.n_events > 0)
+            lone[batch.offsets[:-1][has] + rng.integers(0, batch.n_events[has])] = True
+            views.append(batch.keep(mask | lone))
+        return views[0], views[1]
+
+    def _embed(self, batch: HistoryBatch) -> Tensor:
+        bags = self._boi.encode(batch, trailing(batch, self._network.config.scales))
+        embedded: Tensor = self._network(Bags.of(bags))
+        return embedded
+
+    def _imbalance(self) -> Tensor:
+        """How far the anchors are from being equally used: KL of the mean routing from uniform, in nats."""
+        network = self._network
+        usage = network.routing(network.interests_kd.weight.detach()).mean(0)
+        return (usage * (usage * len(usage)).clamp_min(1e-12).log()).sum()
+
+    def _held_out_views(self) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng([self._config.seed, 10**6])
+        with torch.no_grad():
+            pairs = [
+                tuple(self._embed(view) for view in self._views(self._history.batch(rows), rng))
+                for rows in _chunks(self._held_rows, 512)
+            ]
+        return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
+
+    def _held_out_loss(self) -> float:
+        one, two = self._held_out_views()
+        return float(contrastive_loss(one, two, self._config.temperature))
+
+    def _held_out_recall(self) -> float:
+        one, two = self._held_out_views()
+        return float(((one @ two.T).argmax(1) == torch.arange(len(one))).float().mean())
+
+    def _resume(self) -> tuple[int, list[float], Mapping[str, Tensor]]:
+        folder = self._checkpoint
+        if folder is None or not (folder / "done.json").is_file():
+            return 0, [], {}
+        done = orjson.loads((folder / "done.json").read_bytes())
+        saved = load_file(folder / f"pass-{done['epoch']}.safetensors")
+        self._network.load_state_dict(_under(saved, "network."))
+        for i, optimizer in enumerate(self._optimizers):
+            _load_optimizer(optimizer, _under(saved, f"optimizer{i}."))
+        self._reporter.say(f"  resuming after pass {done['epoch']}")
+        return int(done["epoch"]), list(done["held_out"]), _under(saved, "best.")
+
+    def _save(self, epoch: int, held_out: list[float], best: Mapping[str, Tensor]) -> None:
+        folder = self._checkpoint
+        if folder is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
+        for i, optimizer in enumerate(self._optimizers):
+            tensors |= {f"optimizer{i}.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
+        file = folder / f"pass-{epoch}.safetensors"
+        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file)
+        write_durably(folder / "done.json", orjson.dumps({"epoch": epoch, "held_out": held_out}))
+        for old in folder.glob("pass-*.safetensors"):
+            if old != file:
+                old.unlink()
+
+
+def contrastive_loss(one_be: Tensor, two_be: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of two views, both ways: a user's other view against all other users of the batch.
+
+    Paper: LURM, contrastive learning module.
+
+    Args:
+        one_be, two_be: (B, E) unit rows.
+        temperature: tau.
+    """
+    scores_bb = one_be @ two_be.T / temperature
+    target_b = torch.arange(len(scores_bb))
+    cross_entropy = torch.nn.functional.cross_entropy
+    return (cross_entropy(scores_bb, target_b) + cross_entropy(scores_bb.T, target_b)) / 2
+
+
+def _schedule(done: float, warmup: float) -> float:
+    """Share of the learning rate when ``done`` of all steps are: linear warm-up, then a cosine to a twentieth."""
+    if done < warmup:
+        return (done + 1e-3) / warmup
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _copy(network: Smen) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{parameter}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for parameter, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    sparse = isinstance(optimizer, torch.optim.SparseAdam)
+    state: dict[int, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        parameter, name = key.split(".", 1)
+        value: Tensor | int = int(tensor) if sparse and name == "step" else tensor
+        state.setdefault(int(parameter), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

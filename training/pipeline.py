@@ -1,0 +1,295 @@
+"""The build: an event log becomes a release, stage by stage.
+
+    history -> items -> interests -> encoder -> embeddings -> index -> publish
+
+Every stage is an artifact under ``<root>/stages``, named by the hash of all that goes into it. A stage that is
+there already is skipped, so a killed build goes on where it stopped, and nothing becomes visible to serving
+before the last step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+import lurm
+from lurm.arrays import ArrayWriter
+from lurm.artifacts import Artifact, Draft, digest_of, draft, exclusive, open_artifact, remove_drafts
+from lurm.boi import BagOfInterests
+from lurm.dataset import Dataset
+from lurm.errors import DataError
+from lurm.events import Quarantine
+from lurm.history import HistoryBase
+from lurm.index import write_index
+from lurm.ingest import HistoryBuilder
+from lurm.interests import InterestVocabulary, cluster, quality, rarity, write_vocabulary
+from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
+from lurm.meanings import name_interests
+from lurm.progress import Reporter
+from lurm.release import Embeddings, publish, referenced
+from lurm.smen import Smen, SmenEncoder, write_weights
+from training.loop import Trainer
+from training.recipes import Recipe
+
+# Raised when a stage computes something else from the same input; old results are then made anew.
+_VERSIONS = {"history": 1, "items": 1, "interests": 1, "encoder": 1, "embeddings": 1, "index": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What a build came to.
+
+    Attributes:
+        release_id: of the release that is active now.
+        skipped: stages that were there already.
+        metrics: facts for people, as the release's manifest holds them.
+        quarantine: file of the rows set aside; None when there are none.
+    """
+
+    release_id: str
+    skipped: list[str]
+    metrics: dict[str, Any]
+    quarantine: Path | None
+
+
+def build(
+    dataset: Dataset,
+    root: Path,
+    *,
+    recipe: Recipe,
+    memory_limit_bytes: int,
+    threads: int,
+    reporter: Reporter,
+) -> Built:
+    """Build a release of a dataset and activate it.
+
+    Args:
+        dataset: the log and its tables.
+        root: the artifacts folder; one build at a time.
+        recipe: the model's part.
+        memory_limit_bytes: what a stage may hold before it spills.
+        threads: of numeric code.
+        reporter: told what is going on.
+
+    Raises:
+        DataError: the log cannot be used, or has too many bad rows; nothing is published.
+        ArtifactError: another build is writing here.
+    """
+    with exclusive(root), threadpool_limits(limits=threads):
+        return _Build(dataset, root, recipe, memory_limit_bytes, reporter).run()
+
+
+class _Build:
+    def __init__(
+        self, dataset: Dataset, root: Path, recipe: Recipe, memory_limit_bytes: int, reporter: Reporter
+    ) -> None:
+        self._dataset, self._root, self._recipe = dataset, root, recipe
+        self._memory_limit_bytes, self._reporter = memory_limit_bytes, reporter
+        self._stages = root / "stages"
+        self._done: dict[str, Artifact] = {}
+        self._skipped: list[str] = []
+
+    def run(self) -> Built:
+        remove_drafts(self._stages)
+        remove_drafts(self._root / "releases")
+        recipe = self._recipe
+        quarantine = self._root / "quarantine" / f"{self._dataset.fingerprint[:16]}.parquet"
+
+        sources = {"dataset": self._dataset.fingerprint}
+        self._stage("history", sources, (), lambda work: self._history(work, quarantine))
+        history = HistoryBase(self._done["history"])
+        items_config = {**asdict(recipe.item_embeddings), "tables": self._dataset.fingerprint}
+        self._stage("items", items_config, ("history",), lambda work: self._items(work, history))
+        self._stage(
+            "interests", asdict(recipe.interests), ("history", "items"), lambda work: self._interests(work, history)
+        )
+        vocabulary = InterestVocabulary(self._done["interests"])
+        encoder_config = {
+            "model": SmenEncoder.kind,
+            "network": recipe.encoder.to_json(),
+            "training": asdict(recipe.training),
+            "behaviors": history.behaviors.ids.to_pylist(),
+        }
+        self._stage(
+            "encoder", encoder_config, ("history", "interests"), lambda work: self._encoder(work, history, vocabulary)
+        )
+        encoder = SmenEncoder.of(self._done["encoder"], vocabulary)
+        self._stage(
+            "embeddings", {}, ("history", "interests", "encoder"), lambda work: self._embeddings(work, history, encoder)
+        )
+        vectors = Embeddings(self._done["embeddings"]).vectors_ue
+        self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
+
+        metrics = self._metrics(history, vocabulary, encoder)
+        parts = {kind: artifact for kind, artifact in self._done.items() if kind != "items"}
+        release_id = publish(self._root, parts, name=self._dataset.name, metrics=metrics)
+        self._forget_unused()
+        return Built(release_id, self._skipped, metrics, quarantine if quarantine.is_file() else None)
+
+    def _stage(
+        self, kind: str, config: Mapping[str, Any], parents: tuple[str, ...], make: Callable[[Draft], None]
+    ) -> None:
+        """Make one artifact, or take the one that the same input made before."""
+        fingerprints = {parent: self._done[parent].manifest.fingerprint for parent in parents}
+        key = digest_of([kind, _VERSIONS[kind], lurm.__version__, config, fingerprints])
+        folder = self._stages / f"{kind}-{key[:16]}"
+        if folder.exists():
+            self._skipped.append(kind)
+            self._reporter.say(f"{kind}: nothing has changed, skipped")
+        else:
+            self._reporter.say(f"{kind}:")
+            with draft(folder, kind=kind, key=key, config=config, parents=fingerprints) as work:
+                make(work)
+        self._done[kind] = open_artifact(folder, kind)
+
+    def _history(self, work: Draft, quarantine_file: Path) -> None:
+        dataset, log = self._dataset, self._dataset.events
+        quarantine_file.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            Quarantine(quarantine_file) as quarantine,
+            tempfile.TemporaryDirectory(prefix=".spill.", suffix=".draft", dir=self._stages) as spill,
+        ):
+            builder = HistoryBuilder(
+                Path(spill),
+                n_rows=log.n_rows or log.size_bytes // 40,
+                memory_limit_bytes=self._memory_limit_bytes,
+                files=log.names,
+                quarantine=quarantine,
+                max_bad_share=log.config.max_bad_share,
+                duplicates=log.config.duplicates,
+            )
+            with self._reporter.task("read events", log.n_rows, "rows") as task:
+                for batch in log.batches(quarantine):
+                    builder.add(batch)
+                    task.advance(len(batch))
+            items = dataset.items()
+            catalog = [] if items is None else items["item_id"].to_list()
+            summary = builder.write(work.path, catalog, self._reporter)
+        work.metrics.update(asdict(summary))
+        self._reporter.say(
+            f"  {summary.n_events:,} events of {summary.n_users:,} users on {summary.n_items:,} items; "
+            f"{summary.n_bad:,} bad rows and {summary.n_duplicates:,} duplicates set aside"
+        )
+
+    def _items(self, work: Draft, history: HistoryBase) -> None:
+        table = self._catalog(history)
+        if "vector" in table.columns:
+            given = table["vector"]
+            width = int(given.list.len().max() or 0)  # type: ignore[arg-type]
+            zeros = [0.0] * width
+            rows = np.array([v if v is not None else zeros for v in given.to_list()], np.float32)
+            vectors = given_items(rows, given.is_not_null().to_numpy())
+        else:
+            vectors = learn_items(history, _texts(table), self._recipe.item_embeddings, self._reporter)
+        write_items(work.path, vectors, history.item_counts())
+        work.metrics.update(n_items=len(vectors), dim=vectors.shape[1], given="vector" in table.columns)
+
+    def _interests(self, work: Draft, history: HistoryBase) -> None:
+        items = ItemEmbeddings(self._done["items"])
+        config = self._recipe.interests
+        seen = int((items.counts_n > 0).sum())
+        if not seen:
+            raise DataError("no event of the log names an item; interests are made of items")
+        k = config.size_for(seen)
+        with self._reporter.task("cluster items", len(items.vectors_nd), "items") as task:
+            clustering = cluster(items.vectors_nd, k, config)
+            task.advance(len(items.vectors_nd), f"{k:,} interests, mean cosine {clustering.objective:.3f}")
+        table = self._catalog(history)
+        categories = _column(table, "category")
+        meanings = name_interests(
+            clustering.labels_n, k, items.counts_n, table["item_id"].to_list(), _column(table, "title"), categories
+        )
+        write_vocabulary(work.path, clustering, rarity(history, clustering.labels_n, k), meanings)
+        work.metrics.update(quality(clustering, items.counts_n, categories))
+
+    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+        recipe = self._recipe
+        checkpoint = self._stages / f".{work.path.name.split('.')[1]}.checkpoint"
+        for stale in self._stages.glob(".encoder-*.checkpoint"):
+            if stale != checkpoint:
+                shutil.rmtree(stale, ignore_errors=True)
+        network = Smen(recipe.encoder, len(vocabulary))
+        boi = BagOfInterests(vocabulary, recipe.encoder.bag, tuple(history.behaviors.ids.to_pylist()))
+        outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()
+        write_weights(work.path, network)
+        usage = SmenEncoder(network, boi).anchor_usage()
+        work.metrics.update(asdict(outcome), anchor_usage=usage)
+        self._reporter.say(
+            f"  kept pass {outcome.best_epoch} of {outcome.epochs}: held-out loss {min(outcome.held_out):.3f} "
+            f"(untrained {outcome.held_out[0]:.3f}), anchors used {', '.join(f'{u:.0%}' for u in usage)}"
+        )
+
+    def _embeddings(self, work: Draft, history: HistoryBase, encoder: SmenEncoder) -> None:
+        with (
+            ArrayWriter(work.path / "vectors.npy", np.dtype("<f4"), encoder.dim) as vectors,
+            ArrayWriter(work.path / "as_of.npy", np.dtype("<i8")) as as_of,
+            ArrayWriter(work.path / "n_events.npy", np.dtype("<i8")) as n_events,
+            self._reporter.task("embed", len(history), "users") as task,
+        ):
+            for batch in history.scan():
+                vectors.append(encoder.embed(batch))
+                as_of.append(batch.last_at)
+                n_events.append(batch.n_events)
+                task.advance(len(batch))
+        work.metrics.update(n_users=len(history), dim=encoder.dim)
+
+    def _index(self, work: Draft, vectors: NDArray[np.float32]) -> None:
+        with self._reporter.task("index", len(vectors), "users") as task:
+            work.metrics.update(write_index(work.path, vectors, seed=self._recipe.seed))
+            task.advance(len(vectors))
+
+    def _catalog(self, history: HistoryBase) -> pl.DataFrame:
+        """The items table in catalog order; null where an item is not in it."""
+        ids = pl.DataFrame({"item_id": history.items.ids.to_pylist()}, schema={"item_id": pl.String})
+        table = self._dataset.items()
+        return ids if table is None else ids.join(table, on="item_id", how="left", maintain_order="left")
+
+    def _metrics(self, history: HistoryBase, vocabulary: InterestVocabulary, encoder: SmenEncoder) -> dict[str, Any]:
+        ingested = self._done["history"].manifest.metrics
+        trained = self._done["encoder"].manifest.metrics
+        return {
+            "n_users": len(history),
+            "n_events": history.n_events,
+            "n_items": len(history.items),
+            "n_interests": len(vocabulary),
+            "dim": encoder.dim,
+            "first_at": ingested["first_at"],
+            "watermark": history.watermark,
+            "n_bad": ingested["n_bad"],
+            "n_duplicates": ingested["n_duplicates"],
+            "interests": dict(self._done["interests"].manifest.metrics),
+            "held_out": trained["held_out"],
+            "recall_at_1": trained["recall_at_1"],
+            "anchor_usage": trained["anchor_usage"],
+        }
+
+    def _forget_unused(self) -> None:
+        """Remove stages that neither this build nor any release uses."""
+        used = referenced(self._root) | {artifact.manifest.fingerprint for artifact in self._done.values()}
+        for folder in self._stages.iterdir():
+            if folder.is_dir() and not folder.name.startswith("."):
+                kind = folder.name.rsplit("-", 1)[0]
+                if open_artifact(folder, kind, verify=False).manifest.fingerprint not in used:
+                    shutil.rmtree(folder)
+
+
+def _texts(table: pl.DataFrame) -> list[str]:
+    """One string per item: its title, category and every other text column."""
+    columns = [name for name, dtype in table.schema.items() if dtype == pl.String and name != "item_id"]
+    if not columns:
+        return [""] * len(table)
+    joined = pl.concat_str([pl.col(name).fill_null("") for name in columns], separator=" ")
+    return table.select(joined.str.strip_chars()).to_series().to_list()
+
+
+def _column(table: pl.DataFrame, name: str) -> list[str | None]:
+    return table[name].to_list() if name in table.columns else [None] * len(table)
