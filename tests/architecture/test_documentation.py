@@ -1,0 +1,51 @@
+"""The documentation says what is so: every setting, every command, every target."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lurm.settings import markdown
+
+PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
+
+
+def targets(repository: Path) -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (repository / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_every_setting_is_documented_as_it_is(repository: Path) -> None:
+    page = (repository / "docs/settings.md").read_text()
+    assert page.endswith(markdown()), (
+        "docs/settings.md is not what the settings say; put the output of `lurm config --markdown` under its heading"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_a_page_names_exists(page: str, repository: Path) -> None:
+    if not (repository / page).exists():
+        pytest.fail(f"{page} is missing")
+    named = set(re.findall(r"`make ([a-z]+)|^\s*(?:\$ )?make ([a-z]+)", (repository / page).read_text(), re.MULTILINE))
+    assert {one or other for one, other in named} <= targets(repository)
+
+
+def test_the_hooks_and_ci_run_what_people_run(repository: Path) -> None:
+    hooks = yaml.safe_load((repository / ".pre-commit-config.yaml").read_text())
+    entries = [hook["entry"] for repo in hooks["repos"] for hook in repo["hooks"]]
+    ci = re.findall(r"^make \w+", (repository / ".ci/run").read_text(), re.MULTILINE)
+    assert ci == ["make test"]
+    assert {command.split()[1] for command in [*entries, *ci]} <= targets(repository)
+    assert all(command.split()[0] == "make" for command in entries)
+
+
+def test_ci_can_be_started(repository: Path) -> None:
+    assert (repository / ".ci/run").stat().st_mode & 0o111 == 0o111
+
+
+def test_help_explains_every_target_a_person_may_want(repository: Path) -> None:
+    explained = set(re.findall(r"^([a-z]+):.*## \S", (repository / "Makefile").read_text(), re.MULTILINE))
+    assert {"help", "setup", "demo", "test", "check", "bench", "format", "clean"} <= explained
+    assert targets(repository) - explained == {"redis", "python"}

@@ -1,0 +1,70 @@
+"""What loads when: nothing heavy before it is needed, nothing optional at all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = {"torch", "faiss", "polars", "pyarrow", "numpy", "scipy", "pydantic_settings", "fastapi", "redis", "sklearn"}
+
+LOADED = "\nimport json, sys\nprint(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+
+
+def loaded_by(code: str, folder: Path) -> set[str]:
+    outcome = subprocess.run(
+        [sys.executable, "-c", code + LOADED], cwd=folder, capture_output=True, text=True, check=True, timeout=120
+    )
+    return set(json.loads(outcome.stdout.splitlines()[-1]))
+
+
+def test_importing_lurm_loads_nothing_heavy(repository: Path) -> None:
+    assert loaded_by("import lurm", repository) & HEAVY == set()
+    # and this would be seen
+    assert "numpy" in loaded_by("import lurm.identifiers", repository)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["release", "--help"], ["--version"]])
+def test_help_answers_at_once(arguments: list[str], repository: Path) -> None:
+    code = f"from lurm.__main__ import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
+    assert loaded_by(code, repository) & HEAVY == set()
+
+
+WITHOUT_REDIS = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "redis":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    import redis
+except ModuleNotFoundError:
+    print("redis is absent")
+
+import importlib, pkgutil
+import lurm, service
+for package in (lurm, service):
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        importlib.import_module(module.name)
+        print(module.name)
+
+from lurm.__main__ import main
+main(["config", "--json"])
+"""
+
+
+def test_everything_imports_and_runs_without_redis(repository: Path) -> None:
+    outcome = subprocess.run(
+        [sys.executable, "-c", WITHOUT_REDIS], cwd=repository, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    said, _, document = outcome.stdout.partition("[")
+    assert said.splitlines()[0] == "redis is absent"
+    assert {"lurm.cache", "lurm.release"} <= set(said.splitlines())
+    assert any(row["variable"] == "LURM_REDIS_URL" for row in json.loads("[" + document))
