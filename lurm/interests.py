@@ -7,6 +7,8 @@ each item looking only into the cells nearest to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ MAX_INTERESTS = 2**24
 _FLAT_UP_TO = 4096  # clusters that one k-means finds well and fast enough
 _POLISH_PASSES = 5
 _CELLS_LOOKED_INTO = 8
+_WORTH_THREADS = 20_000_000  # inner products of one pass
 _EXCHANGE_ROUNDS = 12
 _EXCHANGE_ROUNDS_IN_CELL = 3
 _WORTH_A_ROUND = 2e-4  # of mean cosine
@@ -236,7 +239,19 @@ def _kmeans(vectors: NDArray[np.float32], k: int, config: VocabularyConfig) -> N
 
 def _one_level(vectors: NDArray[np.float32], k: int, config: VocabularyConfig) -> NDArray[np.float32]:
     """k unit centroids of the whole catalog at once."""
-    return _exchanged(vectors, _kmeans(vectors, k, config), rounds=_EXCHANGE_ROUNDS)
+    with _threads_for(len(vectors) * k):
+        return _exchanged(vectors, _kmeans(vectors, k, config), rounds=_EXCHANGE_ROUNDS)
+
+
+@contextmanager
+def _threads_for(n_products: int) -> Iterator[None]:
+    """One thread for small work: what threads lose waiting for a busy core is then more than what they gain."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if n_products < _WORTH_THREADS else before)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _exchanged(vectors: NDArray[np.float32], centroids: NDArray[np.float32], rounds: int) -> NDArray[np.float32]:
@@ -308,16 +323,12 @@ def _two_level(vectors: NDArray[np.float32], k: int, config: VocabularyConfig) -
     quota = _apportion(sizes, k)
     order = np.argsort(cell_of, kind="stable")
     inside = np.split(order, np.cumsum(sizes)[:-1])
-    n_threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # a cell is too small to share
-    try:
+    with _threads_for(len(vectors) // n_cells * (k // n_cells)):
         parts = [
             _exchanged(vectors[rows], _kmeans(vectors[rows], int(q), config), rounds=_EXCHANGE_ROUNDS_IN_CELL)
             for rows, q in zip(inside, quota, strict=True)
             if q
         ]
-    finally:
-        faiss.omp_set_num_threads(n_threads)
     centroids = np.concatenate(parts)
     for _ in range(_POLISH_PASSES):
         labels, cosines = _nearest(vectors, centroids)

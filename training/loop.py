@@ -29,6 +29,7 @@ from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
 
+_MOST_EPOCHS = 30
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
 
 
@@ -37,8 +38,9 @@ class TrainConfig:
     """How SMEN is trained.
 
     Attributes:
-        epochs: most passes over the users; None: by rule, so that about ``event_budget`` events are read.
+        epochs: most passes over the users; None: by rule, at most 30 and within both budgets.
         event_budget: events read in all when ``epochs`` is None.
+        user_budget: users read in all when ``epochs`` is None.
         batch_users: users per step; each is the others' negative.
         learning_rate: of Adam, reached after ``warmup`` of the steps and then falling as a cosine.
         temperature: of the contrastive loss.
@@ -52,6 +54,7 @@ class TrainConfig:
 
     epochs: int | None = None
     event_budget: int = 30_000_000
+    user_budget: int = 1_500_000
     batch_users: int = 256
     learning_rate: float = 2e-3
     warmup: float = 0.05
@@ -72,11 +75,12 @@ class TrainConfig:
                 f"batch_users is {self.batch_users}, expected at least 2: users are each other's negatives"
             )
 
-    def epochs_for(self, n_events: int) -> int:
-        """Passes over a log of so many events."""
+    def epochs_for(self, n_events: int, n_users: int) -> int:
+        """Passes over a log of so many events and users."""
         if self.epochs is not None:
             return self.epochs
-        return int(np.clip(self.event_budget // max(n_events, 1), 1, 30))
+        within = min(self.event_budget // max(n_events, 1), self.user_budget // max(n_users, 1))
+        return int(np.clip(within, 1, _MOST_EPOCHS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +134,7 @@ class Trainer:
             torch.optim.SparseAdam(sparse, lr=config.learning_rate),
             torch.optim.Adam(dense, lr=config.learning_rate),
         )
-        self._epochs = config.epochs_for(history.n_events)
+        self._epochs = config.epochs_for(history.n_events, len(history))
 
     def start(self) -> None:
         """Initialise the network from the bags of a sample of users and centre its output."""

@@ -219,7 +219,9 @@ class _Build:
                 shutil.rmtree(stale, ignore_errors=True)
         network = Smen(recipe.encoder, len(vocabulary))
         boi = BagOfInterests(vocabulary, recipe.encoder.bag, tuple(history.behaviors.ids.to_pylist()))
-        outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()
+        # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
+        with threadpool_limits(limits=1, user_api="openmp"):
+            outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()
         write_weights(work.path, network)
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
