@@ -91,7 +91,7 @@ def name_interests(
         category = Counter(c for i in items if (c := categories[i])).most_common(1)
         leading = category[0][0] if category and category[0][1] * 3 >= len(items) else ""
         telling = [w for w in words[:4] if here[w] >= _TELLING * n_here]
-        tail = ", ".join(telling) if len(telling) > 1 else ", ".join(named[:2])
+        tail = ", ".join(telling) if len(telling) > 1 else "; ".join(named[:2])
         description = f"{leading}: {tail}" if leading and leading.lower() not in tail.lower() else tail
         meanings.append(Meaning(description, words, tuple(named), len(items)))
     return meanings

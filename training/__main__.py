@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def simulate(
-    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder to write: a new or an empty one.", show_default=False)],
     users: Annotated[int, typer.Option(help="Number of users.")] = 2_000,
     items: Annotated[int, typer.Option(help="Number of items.")] = 4_000,
     interests: Annotated[int, typer.Option(help="Number of planted interests.")] = 40,
@@ -110,11 +110,13 @@ def build(
         reporter=TerminalReporter(),
     )
     facts = built.metrics
+    peak = built.peak_memory_bytes / 2**30
     lines = [
         f"release {built.release_id} of {dataset.name!r} is active in {config.artifacts_dir}",
         f"  {facts['n_users']:,} users, {facts['n_events']:,} events, {facts['n_items']:,} items, "
         f"{facts['n_interests']:,} interests, {facts['dim']} dimensions",
     ]
+    lines.append(f"  built in {built.seconds:.0f} s, with at most {peak:.2f} GiB of memory")
     if built.quarantine:
         lines.append(f"  rows set aside: {built.quarantine}")
     lines.append("Next: lurm serve")
@@ -200,7 +202,10 @@ def bench(
     have as many threads as polars (POLARS_MAX_THREADS), and their answers are compared first: a fast wrong answer
     is an error.
 
-    Example: lurm bench boi --json
+    \b
+    Examples:
+      lurm bench boi
+      lurm bench all --scale full --keep --json > figures.json
     """
     from datetime import UTC, datetime
 

@@ -161,11 +161,11 @@ def _print(console: Console, name: str, facts: dict[str, Any], user_id: str, ans
         f"in {facts['n_interests']:,} interests"
     )
     console.print(f"\n[bold]Who is {user_id}?[/] {embedding['n_events']} events, the last on {embedding['as_of'][:10]}")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("interest", width=44, no_wrap=True)
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("interest", ratio=1, no_wrap=True)
     table.add_column("share", justify="right", min_width=5)
     table.add_column("last 12 × 30 days", min_width=17, no_wrap=True)
-    table.add_column("for example", width=44, no_wrap=True)
+    table.add_column("for example", ratio=1, no_wrap=True)
     for interest in answers["interests"]:
         table.add_row(
             interest["description"],
@@ -175,10 +175,10 @@ def _print(console: Console, name: str, facts: dict[str, Any], user_id: str, ans
         )
     console.print(table)
     console.print("\n[bold]Who is like them?[/]")
-    table = Table(box=None, pad_edge=False)
-    table.add_column("user", no_wrap=True)
+    table = Table(box=None, pad_edge=False, expand=True)
+    table.add_column("user", no_wrap=True, max_width=30)
     table.add_column("cosine", justify="right", min_width=6)
-    table.add_column("interests they share", width=92, no_wrap=True)
+    table.add_column("interests they share", ratio=1, no_wrap=True)
     for neighbor in answers["neighbors"]:
         shared = " | ".join(i["description"] for i in neighbor["shared_interests"][:3])
         table.add_row(neighbor["user_id"], f"{neighbor['score']:.3f}", shared)

@@ -9,8 +9,11 @@ before the last step.
 
 from __future__ import annotations
 
+import resource
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,12 +56,16 @@ class Built:
         skipped: stages that were there already.
         metrics: facts for people, as the release's manifest holds them.
         quarantine: file of the rows set aside; None when there are none.
+        seconds: from start to publication.
+        peak_memory_bytes: most memory this process has held so far.
     """
 
     release_id: str
     skipped: list[str]
     metrics: dict[str, Any]
     quarantine: Path | None
+    seconds: float
+    peak_memory_bytes: int
 
 
 def build(
@@ -99,6 +106,7 @@ class _Build:
         self._skipped: list[str] = []
 
     def run(self) -> Built:
+        started = time.monotonic()
         remove_drafts(self._stages)
         remove_drafts(self._root / "releases")
         recipe = self._recipe
@@ -133,7 +141,14 @@ class _Build:
         parts = {kind: artifact for kind, artifact in self._done.items() if kind != "items"}
         release_id = publish(self._root, parts, name=self._dataset.name, metrics=metrics)
         self._forget_unused()
-        return Built(release_id, self._skipped, metrics, quarantine if quarantine.is_file() else None)
+        return Built(
+            release_id,
+            self._skipped,
+            metrics,
+            quarantine if quarantine.is_file() else None,
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=_peak_memory_bytes(),
+        )
 
     def _stage(
         self, kind: str, config: Mapping[str, Any], parents: tuple[str, ...], make: Callable[[Draft], None]
@@ -282,6 +297,11 @@ class _Build:
                 kind = folder.name.rsplit("-", 1)[0]
                 if open_artifact(folder, kind, verify=False).manifest.fingerprint not in used:
                     shutil.rmtree(folder)
+
+
+def _peak_memory_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _texts(table: pl.DataFrame) -> list[str]:

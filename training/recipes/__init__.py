@@ -13,14 +13,13 @@ to ``lurm.dataset``; the tables here are the model's:
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -75,6 +74,7 @@ class Recipe:
         Raises:
             SettingsError: an unknown or ill-typed entry, with a did-you-mean.
         """
+        _refuse_unknown(tables, cls)
         seed = tables.get("seed", 0)
         seeded = {"item_embeddings", "interests", "training"}
         raw = {name: {"seed": seed} for name in seeded}
@@ -111,17 +111,21 @@ def read(name_or_path: str) -> dict[str, Any]:
         raise SettingsError(f"recipe {name_or_path} is not TOML: {error}") from error
 
 
+def _refuse_unknown(table: Mapping[str, Any], kind: type, where: tuple[str, ...] = ()) -> None:
+    """Refuse entries that the dataclass does not have, at any depth; pydantic would drop them without a word."""
+    types = get_type_hints(kind)
+    for name, value in table.items():
+        if name not in types:
+            near = difflib.get_close_matches(name, types, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(types)}"
+            at = f"[{'.'.join(where)}]" if where else "the top level"
+            raise SettingsError(f"recipe: {at} has no entry {name!r}; {hint}")
+        inner = next((t for t in (types[name], *get_args(types[name])) if is_dataclass(t)), None)
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(inner, type) and isinstance(entry, Mapping):
+                _refuse_unknown(entry, inner, (*where, name))
+
+
 def _told(error: Any) -> str:
-    where = [str(part) for part in error["loc"]]
-    if error["type"] != "unexpected_keyword_argument":
-        return f"recipe [{'.'.join(where[:-1])}] {where[-1]} = {error['input']!r}: {error['msg']}"
-    here: Any = Recipe
-    for part in where[:-1]:
-        here = next((f.default_factory for f in dataclasses.fields(here) if f.name == part), None)
-        if here is None or not dataclasses.is_dataclass(here):
-            return f"recipe [{'.'.join(where[:-1])}] has no entry {where[-1]!r}"
-    names = [f.name for f in dataclasses.fields(here)]
-    near = difflib.get_close_matches(where[-1], names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(names)}"
-    table = f"[{'.'.join(where[:-1])}]" if len(where) > 1 else "the top level"
-    return f"recipe: {table} has no entry {where[-1]!r}; {hint}"
+    *table, entry = (str(part) for part in error["loc"])
+    return f"recipe [{'.'.join(table)}] {entry} = {error['input']!r}: {error['msg']}"
