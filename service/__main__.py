@@ -1,0 +1,105 @@
+"""The commands of the service: serve a release over HTTP, or embed users without a server."""
+
+# Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lurm.console import ArtifactsDir, AsJson, emit
+
+ReleaseId = Annotated[
+    str | None, typer.Option("--release", help="Release id; instead of the current one.", show_default=False)
+]
+_SHOWN = 6
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of the service to the front door."""
+    for command in (serve, embed):
+        app.command(rich_help_panel="Service")(command)
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address; instead of LURM_HOST.", show_default=False)] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port, 0 for a free one; instead of LURM_PORT.", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Server processes; instead of LURM_WORKERS.", show_default=False)
+    ] = None,
+    artifacts_dir: ArtifactsDir = None,
+    release: ReleaseId = None,
+    redis_url: Annotated[
+        str | None, typer.Option(help="Redis for the cache; instead of LURM_REDIS_URL.", show_default=False)
+    ] = None,
+) -> None:
+    """Serve the current release over HTTP until SIGTERM or Ctrl-C; open requests are finished first.
+
+    \b
+    Examples:
+      lurm serve
+      lurm serve --port 9000 --workers 4 --redis-url redis://localhost:6379/0
+    """
+    from lurm import settings
+
+    config = settings.load(
+        {
+            "host": host,
+            "port": port,
+            "workers": workers,
+            "artifacts_dir": artifacts_dir,
+            "release": release,
+            "redis_url": redis_url,
+        }
+    )
+    from service.server import run
+
+    run(config)
+
+
+def embed(
+    user_ids: Annotated[list[str] | None, typer.Argument(metavar="[USER_ID]...", help="Known users.")] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON lines: events of users, known or not, as POST /v1/embeddings takes them, each with a user_id.",
+            show_default=False,
+        ),
+    ] = None,
+    artifacts_dir: ArtifactsDir = None,
+    release: ReleaseId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the embeddings of users, without a server.
+
+    \b
+    Examples:
+      lurm embed u0000042 u0000007 --json
+      lurm embed --events newcomers.jsonl
+    """
+    from lurm import settings
+    from lurm.errors import UnknownUser, UsageError
+    from lurm.release import Release
+    from service.offline import embed_offline, read_events
+
+    if not user_ids and events is None:
+        raise UsageError("whom? Name users, or give their events with --events FILE")
+    config = settings.load({"artifacts_dir": artifacts_dir, "release": release})
+    opened = Release.open(config.artifacts_dir, config.release)
+    known = opened.history.users.rows(user_ids or []) >= 0
+    strangers = [one for one, is_known in zip(user_ids or [], known, strict=True) if not is_known]
+    friends = [one for one, is_known in zip(user_ids or [], known, strict=True) if is_known]
+    rows = list(embed_offline(opened, friends, read_events(events) if events else {}))
+    emit({"embeddings": rows, "unknown": strangers}, as_json=as_json, text="\n".join(map(_line, rows)))
+    if strangers:
+        typer.echo(f"lurm: no history is known for {', '.join(strangers)}", err=True)
+        raise typer.Exit(UnknownUser.exit_code)
+
+
+def _line(row: dict[str, Any]) -> str:
+    numbers = " ".join(f"{x:+.4f}" for x in row["embedding"][:_SHOWN])
+    return f"{row['user_id']}  {row['n_events']} events to {row['as_of']}  {numbers} ... ({row['dim']} numbers)"

@@ -1,0 +1,141 @@
+"""What every request passes, whatever it asks for: a request id, a cap on its body, a deadline, and being counted.
+
+The outermost layer of the application: an exception ends here, as an answer and a log line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import urllib.parse
+from collections.abc import Callable
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import BodyTooLarge, Malformed, SlowRequest, TookTooLong, new_request_id, respond
+from service.telemetry import NO_ROUTE, Telemetry
+
+_log = logging.getLogger(__name__)
+GONE = 499  # counted for a client that left before there was an answer, as nginx does
+_OURS = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+
+
+class Admission:
+    """Admits requests to an application.
+
+    Args:
+        app: where admitted requests go.
+        telemetry: counts all of them.
+        body_bytes: longest body read; beyond, 413.
+        timeout_s: from the head of a request to the end of its answer; beyond, 408 if the body is not there yet
+            and 503 otherwise.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        telemetry: Telemetry,
+        *,
+        body_bytes: int,
+        timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._app = app
+        self._telemetry = telemetry
+        self._body_bytes = body_bytes
+        self._timeout_s = timeout_s
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = self._clock()
+        visit = _Visit(scope, receive, send, self._body_bytes)
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                visit.check_head()
+                await self._app(scope, visit.receive, visit.send)
+        except ClientDisconnect:
+            visit.status = visit.status or GONE
+        except TimeoutError as error:
+            await visit.fail(visit.late() if deadline.expired() else error)
+        except Exception as error:
+            await visit.fail(error)
+        finally:
+            route = getattr(scope.get("route"), "path_format", NO_ROUTE)
+            self._telemetry.answered(route, visit.status, self._clock() - started)
+
+
+class _Visit:
+    """One request on its way in and one answer on its way out."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body_bytes: int) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._body_bytes = body_bytes
+        self._n_received = 0
+        self._reading = False
+        self.status = 0  # nothing answered yet
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self._headers.get(b"x-request-id", b"")
+        self._request_id = given.decode() if _OURS.fullmatch(given) else new_request_id()
+        scope.setdefault("state", {})["request_id"] = self._request_id
+
+    def check_head(self) -> None:
+        """Refuse what can be refused by its head.
+
+        Raises:
+            Malformed: the path is not UTF-8.
+            BodyTooLarge: the body says so itself.
+        """
+        length = self._headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length[:20]) > self._body_bytes:
+            raise self._too_large()
+        if "\ufffd" in self._scope["path"]:
+            try:
+                urllib.parse.unquote_to_bytes(self._scope["raw_path"]).decode()
+            except UnicodeDecodeError:
+                raise Malformed("the path is not percent-encoded UTF-8") from None
+
+    async def receive(self) -> Message:
+        """The next piece of the request.
+
+        Raises:
+            BodyTooLarge: the body is longer than it may be.
+        """
+        self._reading = True
+        message = await self._receive()
+        self._reading = False
+        self._n_received += len(message.get("body", b""))
+        if self._n_received > self._body_bytes:
+            raise self._too_large()
+        return message
+
+    async def send(self, message: Message) -> None:
+        """The next piece of the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message.setdefault("headers", [])
+            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
+        await self._send(message)
+
+    async def fail(self, error: Exception) -> None:
+        """End in an error: as an answer, if there is none yet."""
+        answer = respond(error, self._request_id)
+        if answer.status_code == 500:
+            _log.error("request %s failed", self._request_id, exc_info=error)
+        if not self.status:
+            await answer(self._scope, self._receive, self.send)
+
+    def late(self) -> Exception:
+        """Whose fault it is that time ran out."""
+        if self._reading:
+            return SlowRequest("the body of the request did not arrive in time (LURM_REQUEST_TIMEOUT_S)")
+        return TookTooLong("the answer was not ready in time (LURM_REQUEST_TIMEOUT_S); try again shortly")
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(f"the body has more than {self._body_bytes} bytes (LURM_BODY_BYTES); send less at a time")

@@ -1,0 +1,82 @@
+"""What one server process opens, and closes again: release, cache, embedder, threads."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from lurm.cache import EmbeddingCache, MemoryCache, RedisCache
+from lurm.release import Release
+from lurm.settings import Settings
+from service.embedder import Embedder
+from service.telemetry import Telemetry
+from service.threads import Threads
+
+# Interests and neighbours are computed in so many threads; so many such requests may be open.
+_THREADS = 2
+_OPEN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Everything an endpoint may need."""
+
+    settings: Settings
+    release: Release
+    cache: EmbeddingCache
+    embedder: Embedder
+    threads: Threads
+    telemetry: Telemetry
+
+
+def cache_for(settings: Settings) -> EmbeddingCache:
+    """The cache that the settings ask for; nothing is connected yet, and a Redis that does not answer is no error.
+
+    Raises:
+        SettingsError: LURM_REDIS_URL cannot be used.
+    """
+    if settings.redis_url is None:
+        return MemoryCache(settings.cache_bytes)
+    return RedisCache(settings.redis_url, timeout_ms=settings.redis_timeout_ms, ttl_s=settings.cache_ttl_s)
+
+
+@contextlib.asynccontextmanager
+async def open_serving(settings: Settings, release: Release, telemetry: Telemetry) -> AsyncIterator[Serving]:
+    """All of it, in the process and event loop that will use it.
+
+    Raises:
+        SettingsError: LURM_REDIS_URL cannot be used.
+    """
+    cache = cache_for(settings)
+    telemetry.serving(release)
+    threads = Threads(_THREADS, _OPEN)
+    embedder = Embedder(
+        release.history,
+        release.encoder,
+        release.space_id,
+        cache,
+        telemetry,
+        batch_users=settings.batch_users,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+        queue_users=settings.queue_users,
+    )
+    # What is loaded by now stays; looking through it for garbage again would stop the event loop for 100s of ms.
+    gc.collect()
+    gc.freeze()
+    try:
+        async with embedder:
+            yield Serving(settings, release, cache, embedder, threads, telemetry)
+    finally:
+        threads.close()
+        await cache.close()
+        telemetry.close()
+
+
+def serving_of(request: Request) -> Serving:
+    """What the process that received this request has open."""
+    serving: Serving = request.scope["state"]["serving"]
+    return serving

@@ -1,0 +1,271 @@
+"""The read path: one flight per user, compared cache, bounded queue, micro-batches, one encoder thread.
+
+who is asked for -> a flight, new or joined -> cache -> queue -> batch -> encoder -> answer
+                                                 \\-> answer                    \\-> cache, then the flight ends
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from lurm.cache import CachedEmbedding, EmbeddingCache, Provenance
+from lurm.encoder import UserEncoder
+from lurm.errors import LurmError, Overloaded
+from lurm.history import History, HistoryBase, HistoryBatch
+from service.telemetry import Telemetry
+from service.threads import on_one_core
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """An embedding and where it came from."""
+
+    embedding: CachedEmbedding
+    source: Literal["cache", "computed"]
+
+
+Flight = asyncio.Future[Embedded | LurmError]
+"""An answer on its way; any number of requests may wait for it. It never holds an exception, and nobody cancels it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    asked: Provenance | History
+    since: float
+    flight: Flight
+
+
+class Embedder:
+    """Embeds known users and inline histories; open it with ``async with``.
+
+    Args:
+        history, encoder, space_id: of the release. The encoder is called from one thread only.
+        cache: asked first, and given what had to be computed; whoever opened it closes it.
+        telemetry: counts what happens.
+        batch_users: most histories in one encoder call.
+        batch_wait_s: how long the first of a batch waits for others.
+        queue_users: once so many wait, further requests are ``Overloaded``.
+    """
+
+    def __init__(
+        self,
+        history: HistoryBase,
+        encoder: UserEncoder,
+        space_id: str,
+        cache: EmbeddingCache,
+        telemetry: Telemetry,
+        *,
+        batch_users: int,
+        batch_wait_s: float,
+        queue_users: int,
+    ) -> None:
+        self._history = history
+        self._encoder = encoder
+        self._space_id = space_id
+        self._base = history.artifact.manifest.fingerprint
+        self._cache = cache
+        self._telemetry = telemetry
+        self._batch_users = batch_users
+        self._batch_wait_s = batch_wait_s
+        self._queue_users = queue_users
+        self._queue: deque[_Waiting] = deque()
+        self._some = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._flights: dict[Provenance, Flight] = {}
+        self._puts: set[asyncio.Task[None]] = set()
+        self._thread = ThreadPoolExecutor(1, "encoder", initializer=on_one_core)
+        self._work: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        """Start taking batches."""
+        self._work = asyncio.create_task(self._take_batches())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Refuse what still waits and end."""
+        assert self._work is not None
+        self._work.cancel()
+        await asyncio.gather(self._work, *self._puts, return_exceptions=True)
+        self._refuse([(one.asked, one.flight) for one in self._queue], "the server is stopping")
+        self._thread.shutdown()
+
+    @property
+    def works(self) -> bool:
+        """Whether batches are being taken."""
+        return self._work is not None and not self._work.done()
+
+    def provenance(self, user_id: str) -> Provenance:
+        """What the embedding of a known user is computed from, as of now.
+
+        Raises:
+            UnknownUser: no such user.
+        """
+        return Provenance(user_id, self._base, self._history.tail(user_id), self._space_id)
+
+    async def embed_one(self, provenance: Provenance) -> Embedded:
+        """The embedding of one known user.
+
+        Raises:
+            LurmError: there is none, because too many users wait (``Overloaded``) or the encoder failed.
+        """
+        at_hand = self._cache.at_hand(provenance)
+        if at_hand is not None:
+            self._telemetry.looked_up((at_hand,))
+            return Embedded(at_hand, "cache")
+        (answer,) = await self.embed([provenance])
+        if isinstance(answer, LurmError):
+            raise answer
+        return answer
+
+    async def embed(self, wanted: Sequence[Provenance | History]) -> list[Embedded | LurmError]:
+        """Known users and inline histories, in order: the embedding of each, or why there is none.
+
+        Raises:
+            Overloaded: too many users wait already.
+        """
+        loop = asyncio.get_running_loop()
+        flights: list[Flight] = []
+        mine: dict[Provenance, Flight] = {}
+        inline: list[tuple[History, Flight]] = []
+        for one in wanted:
+            if isinstance(one, Provenance):
+                flight = self._flights.get(one)
+                if flight is None:
+                    flight = mine[one] = self._flights[one] = loop.create_future()
+            else:
+                flight = loop.create_future()
+                inline.append((one, flight))
+            flights.append(flight)
+        try:
+            if mine:
+                await self._ask_cache(mine)
+        finally:  # a request that is cancelled here may have been joined by others: its flights go on
+            self._queue_up(mine, inline)
+        answers = []
+        for flight in flights:
+            answer = flight.result() if flight.done() else await asyncio.shield(flight)
+            if isinstance(answer, Overloaded):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    async def _ask_cache(self, mine: dict[Provenance, Flight]) -> None:
+        """Land what the cache has, and leave the rest in ``mine``."""
+        found = await self._cache.get_many(list(mine))
+        self._telemetry.looked_up(found)
+        for provenance, one in zip(list(mine), found, strict=True):
+            if isinstance(one, CachedEmbedding):
+                mine.pop(provenance).set_result(Embedded(one, "cache"))
+                del self._flights[provenance]
+
+    def _queue_up(self, known: dict[Provenance, Flight], inline: Sequence[tuple[History, Flight]]) -> None:
+        """Queue all of a request's misses, or refuse them all."""
+        missed: list[tuple[Provenance | History, Flight]] = [*known.items(), *inline]
+        if not missed:
+            return
+        if len(self._queue) >= self._queue_users or not self.works:
+            self._refuse(missed, f"{len(self._queue)} users wait for the encoder")
+            return
+        now = asyncio.get_running_loop().time()
+        self._queue.extend(_Waiting(asked, now, flight) for asked, flight in missed)
+        self._telemetry.queued(len(self._queue))
+        self._some.set()
+        if len(self._queue) >= self._batch_users:
+            self._enough.set()
+
+    def _refuse(self, missed: Sequence[tuple[Provenance | History, Flight]], why: str) -> None:
+        for asked, flight in missed:
+            if isinstance(asked, Provenance):
+                del self._flights[asked]
+            flight.set_result(Overloaded(f"{why}; try again shortly"))
+
+    async def _take_batches(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self._queue:
+                self._some.clear()
+                await self._some.wait()
+            await self._await_company(self._queue[0].since + self._batch_wait_s - loop.time())
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_users))]
+            self._telemetry.queued(len(self._queue))
+            started = loop.time()
+            try:
+                answers = await loop.run_in_executor(self._thread, self._compute, [one.asked for one in batch])
+            except asyncio.CancelledError:
+                self._queue.extendleft(reversed(batch))  # to be refused with the rest
+                raise
+            self._telemetry.embedded(len(batch), loop.time() - started)
+            for waiting, answer in zip(batch, answers, strict=True):
+                waiting.flight.set_result(answer)
+            self._put([(one.asked, answer) for one, answer in zip(batch, answers, strict=True)])
+
+    async def _await_company(self, at_most_s: float) -> None:
+        """Wait until the batch is full, or its first user has waited long enough."""
+        if at_most_s <= 0 or len(self._queue) >= self._batch_users:
+            return
+        self._enough.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                await self._enough.wait()
+
+    def _put(self, landed: Sequence[tuple[Provenance | History, Embedded | LurmError]]) -> None:
+        known = [(asked, answer) for asked, answer in landed if isinstance(asked, Provenance)]
+        put = asyncio.create_task(self._keep(known))
+        self._puts.add(put)
+        put.add_done_callback(self._puts.discard)
+
+    async def _keep(self, known: Sequence[tuple[Provenance, Embedded | LurmError]]) -> None:
+        """Give the cache what was computed; only then end the flights, so that nobody computes in between."""
+        try:
+            entries = [(one, answer.embedding) for one, answer in known if isinstance(answer, Embedded)]
+            if entries:
+                self._telemetry.put_failed(await self._cache.put_many(entries))
+        finally:
+            for provenance, _ in known:
+                del self._flights[provenance]
+
+    # -- in the encoder's thread
+
+    def _compute(self, asked: Sequence[Provenance | History]) -> list[Embedded | LurmError]:
+        """Embed known users and inline histories, in order."""
+        rows = self._history.users.rows([one.user_id for one in asked if isinstance(one, Provenance)])
+        inline = [one for one in asked if isinstance(one, History)]
+        known = iter(self._embed(len(rows), lambda some: self._history.batch(rows[some])))
+        given = iter(self._embed(len(inline), lambda some: HistoryBatch.of(inline[some])))
+        return [next(known if isinstance(one, Provenance) else given) for one in asked]
+
+    def _embed(self, n: int, read: Callable[[slice], HistoryBatch]) -> list[Embedded | LurmError]:
+        """n histories together; if that fails, one by one, so that what cannot be embedded fails alone."""
+        try:
+            return self._embed_some(read, slice(n)) if n else []
+        except Exception:
+            return [self._embed_alone(read, at) for at in range(n)]
+
+    def _embed_alone(self, read: Callable[[slice], HistoryBatch], at: int) -> Embedded | LurmError:
+        try:
+            return self._embed_some(read, slice(at, at + 1))[0]
+        except Exception as error:
+            _log.error("a history could not be embedded", exc_info=error)
+            return LurmError("this history cannot be embedded; see the log")
+
+    def _embed_some(self, read: Callable[[slice], HistoryBatch], some: slice) -> list[Embedded | LurmError]:
+        batch = read(some)
+        vectors_be = self._encoder.embed(batch)
+        answers: list[Embedded | LurmError] = []
+        for n, last_at, vector_e in zip(batch.n_events.tolist(), batch.last_at.tolist(), vectors_be, strict=True):
+            own_e = vector_e.copy()  # a view would keep the whole batch alive
+            own_e.setflags(write=False)
+            answers.append(Embedded(CachedEmbedding(own_e, n, last_at), "computed"))
+        return answers

@@ -1,0 +1,169 @@
+"""The endpoints that embed: ``GET /embed/{user_id}`` and ``POST /v1/embeddings``."""
+
+from __future__ import annotations
+
+import base64
+import functools
+from collections.abc import Sequence
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lurm.cache import Provenance
+from lurm.errors import LurmError, UnknownUser
+from lurm.history import History, HistoryBase
+from service.bootstrap import serving_of
+from service.direct import Answer, DirectRoute, as_json, problems
+from service.embedder import Embedded, Embedder
+from service.problems import body_of
+from service.schemas import (
+    EmbeddingAnswer,
+    EmbeddingsAnswer,
+    InlineHistory,
+    events_of,
+    iso,
+    known_id,
+    parse_embeddings,
+)
+
+BINARY = b"application/octet-stream"
+
+router = APIRouter(route_class=DirectRoute, tags=["embeddings"])
+
+_FACTS = ("User-Id", "Dim", "Space-Id", "As-Of", "N-Events", "Source")
+_AS_BYTES = {
+    "description": "The embedding; with `Accept: application/octet-stream` as little-endian float32, with the same "
+    "facts in `X-Lurm-*` headers.",
+    "content": {BINARY.decode(): {"schema": {"type": "string", "format": "binary"}}},
+    "headers": {
+        **{f"X-Lurm-{name}": {"schema": {"type": "string"}} for name in _FACTS},
+        "ETag": {
+            "schema": {"type": "string"},
+            "description": "Changes with the user's history and the release.",
+        },
+    },
+}
+_UNCHANGED = {"description": "Nothing has changed since the ETag in `If-None-Match`."}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EmbeddingsRequest"}}},
+    }
+}
+
+
+@router.get(
+    "/embed/{user_id:id}",
+    summary="Embed a user",
+    response_model=EmbeddingAnswer,
+    responses={200: _AS_BYTES, 304: _UNCHANGED, **problems(404, 422, 429, 503)},
+)
+async def embed(request: Request, user_id: Annotated[str, Path(examples=["u0000042"])]) -> Response:
+    """A user's embedding, from everything the user ever did, and the facts that go with it.
+
+    An id may hold any characters, percent-encoded UTF-8; slashes may stand as they are.
+    """
+    embedder = serving_of(request).embedder
+    provenance = embedder.provenance(known_id(user_id))
+    # Weak: JSON and bytes, cached and computed, say the same in different words.
+    etag = f'W/"{provenance.space_id}-{provenance.base[:12]}-{provenance.seq}"'.encode()
+    headers = [(b"etag", etag), (b"vary", b"Accept"), (b"cache-control", b"private, no-cache")]
+    sent = dict(request.scope["headers"])
+    if etag in sent.get(b"if-none-match", b""):
+        return Answer(headers, None, status=304)
+    answer = await embedder.embed_one(provenance)
+    vector_e, n_events, as_of = answer.embedding.vector_e, answer.embedding.n_events, iso(answer.embedding)
+    if BINARY in sent.get(b"accept", b""):
+        headers += [
+            (b"x-lurm-user-id", quote(user_id).encode()),
+            (b"x-lurm-dim", b"%d" % len(vector_e)),
+            (b"x-lurm-space-id", provenance.space_id.encode()),
+            (b"x-lurm-as-of", (as_of or "").encode()),
+            (b"x-lurm-n-events", b"%d" % n_events),
+            (b"x-lurm-source", answer.source.encode()),
+        ]
+        return Answer(headers, vector_e.astype("<f4", copy=False).tobytes(), BINARY)
+    content = {
+        "user_id": user_id,
+        "embedding": vector_e,
+        "dim": len(vector_e),
+        "space_id": provenance.space_id,
+        "as_of": as_of,
+        "n_events": n_events,
+        "source": answer.source,
+    }
+    return as_json(content, headers)
+
+
+@router.post(
+    "/v1/embeddings",
+    summary="Embed many users, known or not",
+    response_model=EmbeddingsAnswer,
+    responses=problems(408, 413, 422, 429, 503),
+    openapi_extra=_BODY,
+)
+async def embeddings(request: Request) -> Response:
+    """Embeddings of known users by id and of anybody by their events, in the shape of OpenAI's API.
+
+    What is wrong with one input (an unknown user, say) is said in its place; the others are answered.
+    """
+    serving = serving_of(request)
+    limits = serving.settings
+    asked, inputs = parse_embeddings(
+        await request.body(), max_users=limits.request_users, max_events=limits.request_events
+    )
+    histories: dict[int, History] = {}
+    if any(isinstance(one, InlineHistory) for one in inputs):
+        read = functools.partial(_histories_of, serving.release.history, inputs)
+        histories = await serving.threads.run(read)
+    sources = [
+        histories[at] if isinstance(one, InlineHistory) else _provenance_of(serving.embedder, one)
+        for at, one in enumerate(inputs)
+    ]
+    embedded = iter(await serving.embedder.embed([one for one in sources if not isinstance(one, LurmError)]))
+    outcomes = [one if isinstance(one, LurmError) else next(embedded) for one in sources]
+
+    request_id = request.scope["state"]["request_id"]
+    as_base64 = asked.encoding_format == "base64"
+    data = [_item(at, one, outcomes[at], request_id, as_base64=as_base64) for at, one in enumerate(inputs)]
+    n_events = sum(one.embedding.n_events for one in outcomes if isinstance(one, Embedded))
+    usage = {"prompt_tokens": n_events, "total_tokens": n_events}
+    return as_json({"object": "list", "model": serving.release.space_id, "data": data, "usage": usage})
+
+
+def _histories_of(base: HistoryBase, inputs: Sequence[str | InlineHistory]) -> dict[int, History]:
+    """The inline histories among the inputs, by position. Slow."""
+    inline = {at: one for at, one in enumerate(inputs) if isinstance(one, InlineHistory)}
+    return {at: base.inline(one.user_id or "", events_of(one, at)) for at, one in inline.items()}
+
+
+def _provenance_of(embedder: Embedder, user_id: str) -> Provenance | UnknownUser:
+    try:
+        return embedder.provenance(user_id)
+    except UnknownUser as error:
+        return error
+
+
+def _item(
+    at: int, asked: str | InlineHistory, outcome: Embedded | LurmError, request_id: str, *, as_base64: bool
+) -> dict[str, Any]:
+    """The answer to input number ``at``."""
+    if isinstance(outcome, LurmError):
+        return {"object": "error", "index": at, "error": body_of(outcome, request_id)}
+    embedding = outcome.embedding
+    vector: Any = embedding.vector_e
+    if as_base64:
+        vector = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    user_id = asked if isinstance(asked, str) else asked.user_id
+    return {
+        "object": "embedding",
+        "index": at,
+        "embedding": vector,
+        **({} if user_id is None else {"user_id": user_id}),
+        "n_events": embedding.n_events,
+        "as_of": iso(embedding),
+        "source": outcome.source,
+    }

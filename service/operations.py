@@ -1,0 +1,87 @@
+"""The endpoints for whoever runs the service: what is served, how it is doing, how to call it."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+
+import lurm
+from service.bootstrap import serving_of
+from service.direct import DirectRoute, as_json, problems
+from service.problems import NotReady
+from service.schemas import HealthAnswer, InfoAnswer
+
+router = APIRouter(route_class=DirectRoute, tags=["operations"])
+
+
+@router.get("/info", summary="What is being served", response_model=InfoAnswer)
+async def info(request: Request) -> Response:
+    """The release, its vector space and its size."""
+    serving = serving_of(request)
+    release = serving.release
+    return as_json(
+        {
+            "version": lurm.__version__,
+            "release": release.release_id,
+            "name": release.name,
+            "created_at": release.created_at,
+            "space_id": release.space_id,
+            "dim": release.encoder.dim,
+            "encoder": release.encoder.kind,
+            "cache": serving.cache.kind,
+            "n_users": len(release.history),
+            "n_events": release.history.n_events,
+            "n_items": len(release.history.items),
+            "n_interests": len(release.vocabulary),
+        }
+    )
+
+
+@router.get("/health/live", summary="Is the process alive?", response_model=HealthAnswer)
+async def live(request: Request) -> Response:
+    """200 as long as the event loop turns."""
+    return as_json({"status": "live"})
+
+
+@router.get("/health/ready", summary="May traffic come?", response_model=HealthAnswer, responses=problems(503))
+async def ready(request: Request) -> Response:
+    """200 when a release is open and embeddings are being computed; a cache that is away does not matter."""
+    if not serving_of(request).embedder.works:
+        raise NotReady("the encoder has stopped; restart the process")
+    return as_json({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "lurm_* metrics."}},
+)
+async def metrics(request: Request) -> Response:
+    """Counters and histograms of all worker processes."""
+    return Response(serving_of(request).telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+def add_docs(app: FastAPI) -> None:
+    """Show the API at /docs, without asking the internet for anything."""
+    package = find_spec("fastapi_offline")  # brings Swagger UI; nothing of it is imported
+    assert package is not None
+    assert package.origin is not None
+    app.mount("/docs/static", StaticFiles(directory=Path(package.origin).parent / "static"))
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="openapi.json",
+            title=f"{app.title} {app.version}",
+            swagger_js_url="docs/static/swagger-ui-bundle.js",
+            swagger_css_url="docs/static/swagger-ui.css",
+            swagger_favicon_url="docs/static/favicon.png",
+        )

@@ -1,0 +1,142 @@
+"""What goes wrong, as HTTP: one table from error to status, one JSON shape for all of it (RFC 9457).
+
+UnknownUser        404      no history is known for this user
+UsageError         422      the request asks for something that cannot be
+  Malformed        422      the request is not what the schema says
+  BodyTooLarge     413      past LURM_BODY_BYTES
+  HeadTooLarge     431      request line and headers past the server's cap
+  BrokenRequest    400      not HTTP at all
+DataError          422      inline events that cannot be used
+SlowRequest        408      the request did not arrive within LURM_REQUEST_TIMEOUT_S
+Overloaded         429      a bounded queue is full; Retry-After says when to come back
+TookTooLong        503      no answer within LURM_REQUEST_TIMEOUT_S
+NotReady           503      this process cannot answer
+ArtifactError      503      the release cannot be used
+anything else      500      our fault
+"""
+
+# ruff: noqa: N818 - a name that says what happened needs no "Error" behind it.
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from lurm.errors import ArtifactError, DataError, LurmError, Overloaded, UnknownUser, UsageError
+
+MEDIA_TYPE = "application/problem+json"
+_LONGEST_DETAIL = 500
+
+
+class Malformed(UsageError):
+    """The request is not what the schema says."""
+
+
+class BodyTooLarge(UsageError):
+    """The body is longer than the server reads."""
+
+
+class HeadTooLarge(UsageError):
+    """Request line and headers are longer than the server reads."""
+
+
+class BrokenRequest(UsageError):
+    """What was sent is not an HTTP request."""
+
+
+class SlowRequest(LurmError):
+    """The request did not arrive in time."""
+
+
+class TookTooLong(LurmError):
+    """The answer was not ready in time."""
+
+
+class NotReady(LurmError):
+    """The process cannot answer; others may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One kind of error.
+
+    Attributes:
+        detail: what to say; None: the error's own words, which never hold input.
+    """
+
+    status: int
+    name: str
+    title: str
+    detail: str | None = None
+
+
+# Looked up along the error's base classes, nearest first.
+_PROBLEMS: dict[type[BaseException], Problem] = {
+    UnknownUser: Problem(404, "unknown-user", "Unknown user"),
+    BodyTooLarge: Problem(413, "body-too-large", "Body too large"),
+    HeadTooLarge: Problem(431, "head-too-large", "Head too large"),
+    BrokenRequest: Problem(400, "broken-request", "Broken request"),
+    Malformed: Problem(422, "malformed-request", "Malformed request"),
+    UsageError: Problem(422, "unusable-request", "Unusable request"),
+    DataError: Problem(422, "unusable-events", "Unusable events"),
+    SlowRequest: Problem(408, "slow-request", "Slow request"),
+    Overloaded: Problem(429, "overloaded", "Overloaded"),
+    TookTooLong: Problem(503, "took-too-long", "Took too long"),
+    NotReady: Problem(503, "not-ready", "Not ready"),
+    ArtifactError: Problem(503, "release-unusable", "Release unusable", "the release cannot be used; see the log"),
+    Exception: Problem(500, "internal-error", "Internal error", "the error is ours; its request_id is in the log"),
+}
+_ROUTING = {
+    404: Problem(404, "no-such-path", "No such path", "nothing answers at this path; /docs lists what does"),
+    405: Problem(405, "method-not-allowed", "Method not allowed", "this path answers other methods; see Allow"),
+}
+
+
+_PROCESS = secrets.token_hex(4)
+_REQUESTS = itertools.count()
+
+
+def new_request_id() -> str:
+    """Sixteen hexadecimal digits or more that name no other request of any process."""
+    return f"{_PROCESS}{next(_REQUESTS):08x}"
+
+
+def problem_of(error: BaseException) -> Problem:
+    """The kind of an error."""
+    if isinstance(error, HTTPException):
+        status = error.status_code
+        phrase = HTTPStatus(status).phrase
+        return _ROUTING.get(status) or Problem(status, phrase.lower().replace(" ", "-"), phrase, phrase)
+    return next(_PROBLEMS[kind] for kind in type(error).__mro__ if kind in _PROBLEMS)
+
+
+def body_of(error: BaseException, request_id: str) -> dict[str, Any]:
+    """The problem document of an error, JSON values only."""
+    problem = problem_of(error)
+    detail = str(error) if problem.detail is None else problem.detail
+    return {
+        "type": f"urn:lurm:problem:{problem.name}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": detail[:_LONGEST_DETAIL],
+        "request_id": request_id,
+    }
+
+
+def respond(error: BaseException, request_id: str) -> Response:
+    """The answer to a request that ended in this error."""
+    body = body_of(error, request_id)
+    headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    elif body["status"] == 503:
+        headers["Retry-After"] = "1"
+    return Response(orjson.dumps(body), body["status"], headers, MEDIA_TYPE)

@@ -1,0 +1,121 @@
+"""What every connection passes before there is a request: a cap and a deadline for the head, one shape of error.
+
+Left alone, uvicorn waits for ever for the rest of a head, takes one of any size, answers a broken one in plain
+text, and goes on reading a body nobody wants.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service.problems import MEDIA_TYPE, BrokenRequest, HeadTooLarge, SlowRequest, body_of, new_request_id
+
+HEAD_BYTES = 64 * 1024
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """HTTP/1.1 that closes a connection whose request is too slow, or has too large a head.
+
+    The deadline of a head, and of what is left of a body after the answer, is uvicorn's ``timeout_keep_alive``.
+    """
+
+    _head_bytes = 0
+    _in_head = False
+    _in_body = False
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a head."""
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing more."""
+        self._expect_within(None)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, and count what belongs to an unfinished head."""
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_BYTES:
+            self._refuse_head()
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        super().on_message_begin()
+        if not self._in_head:
+            self._expect_head()
+
+    def on_headers_complete(self) -> None:
+        """The head is there; even if it came in one piece, it may be too large."""
+        self._in_head, self._in_body = False, True
+        self._expect_within(None)
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            self._refuse_head()
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body, unless its head was refused."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The whole request is there."""
+        self._in_body = False
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """The answer is out; what is left of the body may not take for ever."""
+        super().on_response_complete()
+        if self._in_body and not self.transport.is_closing():
+            self._expect_within(self.timeout_keep_alive)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what cannot be parsed in the shape all errors have."""
+        self._refuse(BrokenRequest("what was sent is not an HTTP request"))
+
+    def _expect_head(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._expect_within(self.timeout_keep_alive)
+
+    def _expect_within(self, seconds: float | None) -> None:
+        """Wait at most so long for the rest of what has begun; None: there is nothing to wait for."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._give_up)
+
+    def _give_up(self) -> None:
+        if self._in_head and self._head_bytes:
+            self._refuse(SlowRequest("the head of the request did not arrive in time"))
+        else:
+            self.transport.close()
+
+    def _may_answer(self) -> bool:
+        """Whether an answer now would be taken for the answer to what is being refused."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            return True
+        return self._in_body and not self.pipeline and not cycle.response_started
+
+    def _refuse_head(self) -> None:
+        self._refuse(HeadTooLarge(f"request line and headers have more than {HEAD_BYTES} bytes"))
+
+    def _refuse(self, error: Exception) -> None:
+        """Answer and close; only close while an earlier request on this connection awaits its answer."""
+        if self.transport.is_closing():
+            return
+        if self._may_answer():
+            problem = body_of(error, new_request_id())
+            body = orjson.dumps(problem)
+            head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            self.transport.write(STATUS_LINE[problem["status"]] + head.encode() + body)
+        self.transport.close()

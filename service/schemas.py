@@ -1,0 +1,397 @@
+"""What goes over the wire: requests, parsed and checked; answers, as OpenAPI shows them.
+
+A body is parsed once, by orjson, which refuses NaN, lone surrogates, invalid UTF-8 and bottomless nesting. Its
+events, of which there may be many, are checked later and in portions, away from the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import orjson
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from lurm.cache import CachedEmbedding
+from lurm.events import Event
+from lurm.identifiers import MAX_ID_BYTES
+from service.problems import Malformed
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST = 253_402_300_799_999  # the last millisecond of year 9999
+_LARGEST = float(np.finfo(np.float32).max)
+_EVENTS_AT_ONCE = 1000
+_ERRORS_TOLD = 3
+
+
+def checked_id(value: object) -> str:
+    """An id as a string; whole numbers are taken as their digits, as when a log is read.
+
+    Raises:
+        PydanticCustomError: neither, empty, or too long.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise PydanticCustomError("id", "expected a string or a whole number")
+    if not 0 < len(value.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES:
+        raise PydanticCustomError("id", "expected 1 to {most} bytes of UTF-8", {"most": MAX_ID_BYTES})
+    return value
+
+
+def _epoch_ms(value: object) -> int:
+    if isinstance(value, str):
+        try:
+            moment = datetime.fromisoformat(value)
+        except ValueError:
+            raise PydanticCustomError("timestamp", "not a moment in ISO 8601") from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        since = moment - _EPOCH
+        value = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PydanticCustomError("timestamp", "expected epoch milliseconds or ISO 8601")
+    if not 0 <= value <= _LATEST:
+        raise PydanticCustomError("timestamp", "expected a moment from 1970 to 9999, in milliseconds if a number")
+    return value
+
+
+Model = TypeVar("Model", bound=BaseModel)
+Id = Annotated[
+    str,
+    BeforeValidator(checked_id),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}, {"type": "integer"}]}),
+]
+Moment = Annotated[
+    int,
+    BeforeValidator(_epoch_ms),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": _LATEST},
+                {"type": "string", "description": "ISO 8601; UTC unless it says otherwise"},
+            ]
+        }
+    ),
+]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class InlineEvent(_Request):
+    """One event of a user, known or not."""
+
+    item_id: Id | None = Field(description="null for an event without an item.")
+    timestamp: Moment = Field(description="Epoch milliseconds, or ISO 8601.", examples=["2024-03-01T12:00:00Z"])
+    behavior: str = Field("event", max_length=MAX_ID_BYTES)
+    value: float = Field(1.0, ge=-_LARGEST, le=_LARGEST)
+    location: str = Field("", max_length=MAX_ID_BYTES)
+    event_id: str = Field("", max_length=MAX_ID_BYTES)
+
+    def event_of(self, user_id: str) -> Event:
+        """The same event, of this user."""
+        return Event(user_id, self.item_id, self.behavior, self.timestamp, self.value, self.location, self.event_id)
+
+
+class UserEvent(InlineEvent):
+    """One event, as a line of a file that holds the events of several users."""
+
+    user_id: Id
+
+
+class InlineHistory(_Request):
+    """All events of one user, in any order; nothing else is known of the user."""
+
+    events: list[SkipValidation[InlineEvent]]
+    user_id: Id | None = Field(None, description="Handed back with the embedding; no history is looked up.")
+
+
+class EmbeddingsRequest(_Request):
+    """Users to embed: ids of known users, whole histories, or both."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"input": ["u0000042", "u0000007"]},
+                {
+                    "input": [
+                        {
+                            "events": [
+                                {
+                                    "item_id": "i001234",
+                                    "timestamp": "2024-03-01T12:00:00Z",
+                                    "behavior": "view",
+                                }
+                            ]
+                        }
+                    ],
+                    "encoding_format": "base64",
+                },
+            ]
+        }
+    )
+
+    input: SkipValidation[Id | InlineHistory | list[Id | InlineHistory]]
+    encoding_format: Literal["float", "base64"] = Field(
+        "float", description="base64: of the little-endian float32 numbers."
+    )
+    model: str | None = Field(None, description="Accepted for OpenAI clients; the active release answers.")
+
+
+class ProblemAnswer(BaseModel):
+    """An error (RFC 9457), in the one shape all errors have."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:lurm:problem:unknown-user",
+                    "title": "Unknown user",
+                    "status": 404,
+                    "detail": "no history is known for this user",
+                    "request_id": "b1946ac92492d234",
+                }
+            ]
+        }
+    )
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    request_id: str
+
+
+class EmbeddingAnswer(BaseModel):
+    """A user's embedding and what it was computed from."""
+
+    user_id: str
+    embedding: list[float] = Field(description="Unit length.")
+    dim: int
+    space_id: str = Field(description="Vectors of different spaces must never be compared.")
+    as_of: str | None = Field(description="The newest event the embedding knows, ISO 8601 UTC.")
+    n_events: int
+    source: Literal["cache", "computed"]
+
+
+class EmbeddingItem(BaseModel):
+    """The answer to one input."""
+
+    object: Literal["embedding"]
+    index: int = Field(description="Position of the input.")
+    embedding: list[float] | str
+    user_id: str | None = None
+    n_events: int
+    as_of: str | None
+    source: Literal["cache", "computed"]
+
+
+class ErrorItem(BaseModel):
+    """The answer to one input that could not be embedded."""
+
+    object: Literal["error"]
+    index: int = Field(description="Position of the input.")
+    error: ProblemAnswer
+
+
+class Usage(BaseModel):
+    """What was read to answer; a history's events stand where OpenAI counts tokens."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    """Embeddings in the order of the inputs."""
+
+    object: Literal["list"]
+    model: str = Field(description="The space_id.")
+    data: list[EmbeddingItem | ErrorItem]
+    usage: Usage
+
+
+class SharedInterest(BaseModel):
+    """An interest two users have in common."""
+
+    interest: int
+    description: str
+
+
+class NeighborItem(BaseModel):
+    """A user near another."""
+
+    user_id: str
+    score: float = Field(description="Cosine; larger is nearer.")
+    shared_interests: list[SharedInterest]
+
+
+class NeighborsAnswer(BaseModel):
+    """The users nearest to a user, nearest first."""
+
+    user_id: str
+    space_id: str
+    k: int
+    neighbors: list[NeighborItem]
+
+
+class InterestItem(BaseModel):
+    """One interest of a user."""
+
+    interest: int
+    share: float = Field(description="Part of the user's events that fall into it.")
+    n_events: int
+    description: str
+    words: list[str]
+    titles: list[str]
+    trend: list[int] = Field(description="Events per 30 days, oldest first, up to the user's newest event.")
+    last_at: str
+
+
+class InterestsAnswer(BaseModel):
+    """A user's interests, strongest first."""
+
+    user_id: str
+    n_events: int
+    interests: list[InterestItem]
+
+
+class InfoAnswer(BaseModel):
+    """What is being served."""
+
+    version: str
+    release: str
+    name: str
+    created_at: str
+    space_id: str
+    dim: int
+    encoder: str
+    cache: Literal["memory", "redis"]
+    n_users: int
+    n_events: int
+    n_items: int
+    n_interests: int
+
+
+class HealthAnswer(BaseModel):
+    """Whether the service lives, or is ready to answer."""
+
+    status: Literal["live", "ready"]
+
+
+_FIELDS = {name for model in (EmbeddingsRequest, InlineHistory, InlineEvent) for name in model.model_fields} | {"k"}
+_PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
+_EVENTS = TypeAdapter(list[InlineEvent])
+
+
+def known_id(user_id: str) -> str:
+    """The id of a path, if it can be one.
+
+    Raises:
+        Malformed: it is empty or too long.
+    """
+    try:
+        return checked_id(user_id)
+    except PydanticCustomError as error:
+        raise Malformed(f"user_id: {error.message()}") from None
+
+
+def iso_of(at: int) -> str:
+    """A moment in epoch ms as ISO 8601, UTC."""
+    return (_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def iso(embedding: CachedEmbedding) -> str | None:
+    """The newest event an embedding knows, in ISO 8601; None when it knows none."""
+    return iso_of(embedding.as_of) if embedding.n_events else None
+
+
+def parse_embeddings(
+    body: bytes, *, max_users: int, max_events: int
+) -> tuple[EmbeddingsRequest, list[str | InlineHistory]]:
+    """A request and its inputs, one by one; the events within are not checked yet.
+
+    Raises:
+        Malformed: not JSON, not this schema, or too much of it.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
+    request = _validated(EmbeddingsRequest, document)
+    given: Any = request.input if isinstance(request.input, list) else [request.input]
+    if not 0 < len(given) <= max_users:
+        raise Malformed(f"input has {len(given)} entries, expected 1 to {max_users} (LURM_REQUEST_USERS)")
+    inputs = [_input(one, at) for at, one in enumerate(given)]
+    n_events = sum(len(one.events) for one in inputs if isinstance(one, InlineHistory))
+    if n_events > max_events:
+        raise Malformed(f"input has {n_events} events, expected at most {max_events} (LURM_REQUEST_EVENTS)")
+    return request, inputs
+
+
+def events_of(inline: InlineHistory, at: int) -> list[Event]:
+    """The checked events of input number ``at``. Slow, but other threads get their turn every thousand events.
+
+    Raises:
+        Malformed: an event is not one.
+    """
+    owner = inline.user_id or ""
+    events: list[Event] = []
+    for start in range(0, len(inline.events), _EVENTS_AT_ONCE):
+        portion: Any = inline.events[start : start + _EVENTS_AT_ONCE]
+        try:
+            checked = _EVENTS.validate_python(portion)
+        except ValidationError as error:
+            raise Malformed(in_words(error.errors(), ("input", at, "events"), start)) from None
+        events += [event.event_of(owner) for event in checked]
+    return events
+
+
+def in_words(errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), offset: int = 0) -> str:
+    """What is wrong and where, without repeating anything that was sent.
+
+    Args:
+        errors: as pydantic reports them.
+        within: path to the document they are about.
+        offset: added to the first index.
+    """
+    told = []
+    for error in errors[:_ERRORS_TOLD]:
+        loc = list(error["loc"])
+        if loc and isinstance(loc[0], int):
+            loc[0] += offset
+        # names that are not ours are the sender's
+        path = [part for part in (*within, *loc) if isinstance(part, int) or part in _FIELDS]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+        what = _PLAIN_WORDS.get(error["type"], error["msg"])
+        told.append(f"{where}: {what}" if where else what)
+    more = len(errors) - _ERRORS_TOLD
+    return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def _input(one: object, at: int) -> str | InlineHistory:
+    if type(one) is dict:
+        return _validated(InlineHistory, one, ("input", at))
+    try:
+        return checked_id(one)
+    except PydanticCustomError as error:
+        raise Malformed(f"input[{at}]: not a user id ({error.message()}), nor an object with events") from None
+
+
+def _validated(model: type[Model], document: object, within: Sequence[str | int] = ()) -> Model:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise Malformed(in_words(error.errors(), within)) from None

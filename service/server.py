@@ -1,0 +1,120 @@
+"""Runs the application: binds, opens, announces, serves with one process or several, drains, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import logging.config
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import quote
+
+from uvicorn import Config, Server
+from uvicorn.supervisors import Multiprocess
+
+import lurm
+from lurm.errors import UsageError
+from lurm.release import Release
+from lurm.settings import Settings
+from service import logs
+from service.app import create_app
+from service.bootstrap import cache_for
+from service.protocol import GuardedProtocol
+
+_log = logging.getLogger(__name__)
+_BACKLOG = 2048
+_PATIENCE_S = 60  # with a worker that does not answer its parent: it may still be loading libraries
+
+
+def run(settings: Settings) -> None:
+    """Serve a release until SIGTERM or Ctrl-C; open requests are finished first.
+
+    Raises:
+        UsageError: the address cannot be listened on.
+        ArtifactError: there is no release, or it is damaged.
+        SettingsError: LURM_REDIS_URL cannot be used.
+    """
+    with _listen(settings.host, settings.port) as listener:
+        release = Release.open(settings.artifacts_dir, settings.release)
+        cache_for(settings)  # what is wrong with it is said here, not by every worker
+        signal.signal(signal.SIGTERM, _end)
+        logging.config.dictConfig(logs.configuration(settings.log_level))
+        _announce(listener, release)
+        if settings.workers == 1:
+            _run_here(settings, listener, release)
+        else:
+            # Its bytes are known to be right. Every worker maps this one for itself, whenever it is started.
+            _run_workers(settings.model_copy(update={"release": release.release_id}), listener)
+
+
+def _run_here(settings: Settings, listener: socket.socket, release: Release) -> None:
+    server = Server(Config(create_app(settings, release), **_options(settings)))
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has drained
+        server.run(sockets=[listener])
+
+
+def _run_workers(settings: Settings, listener: socket.socket) -> None:
+    with tempfile.TemporaryDirectory(prefix="lurm-metrics-") as folder:
+        # prometheus_client asks the environment, when it is imported, where the workers share their metrics.
+        environment = Path(folder) / "environment"
+        environment.write_text(f"PROMETHEUS_MULTIPROC_DIR={folder}\n")
+        app = functools.partial(_worker_app, settings, Path(folder))
+        options = _options(settings) | {"env_file": environment, "workers": settings.workers}
+        config = Config(app, factory=True, **options)
+        Multiprocess(config, sockets=[listener]).run()
+
+
+def _worker_app(settings: Settings, shared_metrics: Path) -> Any:
+    release = Release.open(settings.artifacts_dir, settings.release, verify=False)
+    return create_app(settings, release, shared_metrics=shared_metrics)
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "http": GuardedProtocol,
+        "ws": "none",
+        "lifespan": "on",
+        "log_config": logs.configuration(settings.log_level),
+        "access_log": False,  # paths hold user ids
+        "server_header": False,
+        "proxy_headers": False,
+        "backlog": _BACKLOG,
+        "timeout_graceful_shutdown": settings.shutdown_s,
+        "timeout_worker_healthcheck": _PATIENCE_S,
+    }
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that clients that come while the release is being opened wait instead of failing."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --host and --port"
+        ) from error
+
+
+def _announce(listener: socket.socket, release: Release) -> None:
+    """Say where, and on a terminal what to try. Elsewhere lines are kept, and must not hold a user id."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    line = f"lurm {lurm.__version__} serves {release.name!r} ({len(release.history):,} users) at {url}"
+    if not sys.stderr.isatty():
+        _log.info("%s, docs at %s/docs", line, url)
+        return
+    somebody = quote(release.history.users[0], safe="")
+    users = f"{url}/v1/users/{somebody}"
+    tries = (f"{url}/embed/{somebody}", f"{users}/interests", f"'{users}/neighbors?k=5'")
+    lines = [line, *(f"  curl {one}" for one in tries), f"  {url}/docs", ""]
+    sys.stderr.write("\n".join(lines))
+
+
+def _end(*_: object) -> NoReturn:
+    raise SystemExit(0)

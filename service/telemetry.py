@@ -1,0 +1,137 @@
+"""What the service says about itself in numbers: Prometheus metrics, none of which knows a user id."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+import lurm
+from lurm.cache import CachedEmbedding, Miss
+from lurm.release import Release
+
+NO_ROUTE = "(none)"
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, which says when it began
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Telemetry:
+    """The counters of one process; where ``lurm serve`` runs several workers, they add up on reading.
+
+    Args:
+        shared: the folder the processes of one server share; it must also stand in PROMETHEUS_MULTIPROC_DIR
+            before the process starts, as ``lurm serve`` sees to. None: this process is alone.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
+        self._shared = shared
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "lurm_http_requests",
+            "Requests answered, by route template and status.",
+            ["route", "status"],
+            registry=registry,
+        )
+        self._request_seconds = Histogram(
+            "lurm_http_request_seconds",
+            "From the request's head to the end of the answer.",
+            ["route"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._lookups = Counter(
+            "lurm_cache_lookups",
+            "Embeddings looked up in the cache: hit, or why not.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._put_failures = Counter(
+            "lurm_cache_put_failures", "Embeddings the cache refused or failed to keep.", registry=registry
+        )
+        self._batch_users = Histogram(
+            "lurm_embed_batch_users", "Users embedded by one encoder call.", buckets=_USERS, registry=registry
+        )
+        self._batch_seconds = Histogram(
+            "lurm_embed_batch_seconds",
+            "Time of one encoder call, reading the histories included.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._queue_users = Gauge(
+            "lurm_embed_queue_users",
+            "Users waiting for the encoder.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._release = Gauge(
+            "lurm_release_info",
+            "1 for the release being served.",
+            ["release_id", "space_id", "version"],
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self._release_users = Gauge(
+            "lurm_release_users", "Users in the release.", multiprocess_mode="livemax", registry=registry
+        )
+        self._release_events = Gauge(
+            "lurm_release_events", "Events in the release.", multiprocess_mode="livemax", registry=registry
+        )
+        self._outcomes = {outcome: self._lookups.labels(outcome) for outcome in ("hit", *Miss)}
+        self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        counted = self._routes.get((route, status))
+        if counted is None:
+            counted = self._requests.labels(route, str(status)), self._request_seconds.labels(route)
+            self._routes[route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
+
+    def looked_up(self, found: Iterable[CachedEmbedding | Miss]) -> None:
+        """Count what a lookup brought."""
+        for one in found:
+            self._outcomes[one if isinstance(one, Miss) else "hit"].inc()
+
+    def put_failed(self, n: int) -> None:
+        """Count embeddings that could not be kept."""
+        self._put_failures.inc(n)
+
+    def embedded(self, n_users: int, seconds: float) -> None:
+        """Count one encoder call."""
+        self._batch_users.observe(n_users)
+        self._batch_seconds.observe(seconds)
+
+    def queued(self, n_users: int) -> None:
+        """Note how many users wait now."""
+        self._queue_users.set(n_users)
+
+    def serving(self, release: Release) -> None:
+        """Note which release answers."""
+        self._release.labels(release.release_id, release.space_id, lurm.__version__).set(1)
+        self._release_users.set(len(release.history))
+        self._release_events.set(release.history.n_events)
+
+    def exposition(self) -> bytes:
+        """All metrics of all processes, as Prometheus reads them."""
+        if self._shared is None:
+            return generate_latest(self._registry)
+        everyone = CollectorRegistry()
+        MultiProcessCollector(everyone, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(everyone)
+
+    def close(self) -> None:
+        """Take this process's gauges out of the sum; what it counted stays."""
+        if self._shared is not None:
+            mark_process_dead(os.getpid(), str(self._shared))  # type: ignore[no-untyped-call]

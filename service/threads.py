@@ -1,0 +1,58 @@
+"""Slow work off the event loop, bounded: when too much waits, the answer is "try again shortly"."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from lurm.errors import Overloaded
+
+_T = TypeVar("_T")
+
+
+def on_one_core() -> None:
+    """Keep numeric libraries from spreading this thread's work over several cores.
+
+    A server has requests to spread instead. On small batches, threads that wait for each other are two to a hundred
+    times slower than one.
+    """
+    threadpool_limits(limits=1)
+
+
+class Threads:
+    """A few threads and a bounded queue before them.
+
+    Args:
+        n_threads: how many calls run at a time.
+        max_open: how many calls may run or wait; beyond, ``Overloaded``.
+    """
+
+    def __init__(self, n_threads: int, max_open: int) -> None:
+        self._pool = ThreadPoolExecutor(n_threads, "service", initializer=on_one_core)
+        self._max_open = max_open
+        self._n_open = 0
+
+    async def run(self, call: Callable[[], _T]) -> _T:
+        """What the call returns or raises; a caller that is cancelled takes it out of the queue.
+
+        Raises:
+            Overloaded: too many calls wait already.
+        """
+        if self._n_open >= self._max_open:
+            raise Overloaded(f"{self._n_open} requests wait for a thread; try again shortly")
+        self._n_open += 1
+        running = self._pool.submit(call)
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._closed))
+        loop = asyncio.get_running_loop()
+        return await asyncio.wrap_future(running)
+
+    def close(self) -> None:
+        """Wait for what runs, drop what waits."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _closed(self) -> None:
+        self._n_open -= 1

@@ -1,0 +1,149 @@
+"""A real server process on a real small release."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lurm.dataset import Dataset
+from lurm.progress import Silent
+from lurm.release import Release
+from training import pipeline
+from training.recipes import Recipe
+from training.world import WorldConfig, simulate
+
+START_S = 90.0
+WORLD = WorldConfig(n_users=160, n_items=400, n_interests=8, days=365, events_per_user=30)
+
+
+@pytest.fixture(scope="session")
+def release_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifacts folder with one small release."""
+    folder = tmp_path_factory.mktemp("served")
+    simulate(folder / "world", WORLD, reporter=Silent())
+    dataset = Dataset.open(folder / "world")
+    recipe = Recipe.of(dataset.extra | {"training": {"epochs": 2}})
+    pipeline.build(dataset, folder / "artifacts", recipe=recipe, memory_limit_bytes=2**30, threads=1, reporter=Silent())
+    return folder / "artifacts"
+
+
+@pytest.fixture(scope="session")
+def release(release_root: Path) -> Release:
+    """The same release, opened here, to know the truth."""
+    return Release.open(release_root)
+
+
+@dataclass
+class RunningServer:
+    """``lurm serve`` in a process of its own."""
+
+    process: subprocess.Popen[str]
+    url: str = ""
+    log: list[str] = field(default_factory=list)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", int(self.url.rpartition(":")[2])
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+
+    def send(self, request: bytes, *, timeout_s: float = 30) -> bytes:
+        """Everything the server says to these bytes, after which nothing more will come from us."""
+        with socket.create_connection(self.address, timeout=timeout_s) as connection:
+            try:
+                connection.sendall(request)
+                connection.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it may close before it has read all of it; what it said still counts
+            return read_all(connection)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Until the other side closes."""
+    said = b""
+    try:
+        while piece := connection.recv(65536):
+            said += piece
+    except ConnectionResetError:
+        pass
+    return said
+
+
+@contextmanager
+def running_server(root: Path, **variables: object) -> Iterator[RunningServer]:
+    """A server that is ready, with these ``LURM_*`` settings (names in lower case); gone afterwards."""
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("LURM_")}
+    environment |= {f"LURM_{name.upper()}": str(value) for name, value in variables.items()}
+    command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(root), "--port", "0"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        server = RunningServer(process)
+        ready = threading.Event()
+        threading.Thread(target=_listen, args=(server, ready), daemon=True).start()
+        try:
+            if not ready.wait(START_S) or not server.url:
+                pytest.fail("the server did not start:\n" + "\n".join(server.log))
+            with server.client() as client:
+                assert client.get("/health/ready").json() == {"status": "ready"}
+            yield server
+        finally:
+            process.kill()
+
+
+def _listen(server: RunningServer, ready: threading.Event) -> None:
+    """Keep what the server logs, and note the address it announces."""
+    assert server.process.stderr is not None
+    for line in server.process.stderr:
+        server.log.append(line.rstrip("\n"))
+        announced = re.search(r" at (http://\S+),", line)
+        if announced and not server.url:
+            server.url = announced[1]
+            ready.set()
+    ready.set()
+
+
+@pytest.fixture(scope="session")
+def server(release_root: Path) -> Iterator[RunningServer]:
+    """The server most tests share: small limits, in-memory cache."""
+    limits = {"request_users": 60, "request_events": 3000, "body_bytes": 200_000, "request_timeout_s": 3}
+    with running_server(release_root, **limits) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    """Connected to the shared server."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def start_server(release_root: Path) -> Iterator[Callable[..., RunningServer]]:
+    """``start_server(**settings)``: a server this test alone may stop, starve or overload."""
+    with ExitStack() as stack:
+        yield lambda **variables: stack.enter_context(running_server(release_root, **variables))
+
+
+def problem(response: httpx.Response, status: int, name: str) -> dict[str, object]:
+    """The problem document of an answer, checked to have the one shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/problem+json"
+    body: dict[str, object] = json.loads(response.content)
+    assert sorted(body) == ["detail", "request_id", "status", "title", "type"]
+    assert (body["status"], body["type"]) == (status, f"urn:lurm:problem:{name}")
+    assert body["request_id"] == response.headers["x-request-id"]
+    return body

@@ -1,0 +1,109 @@
+"""`lurm embed` and `lurm serve` from the command line."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from lurm.errors import ArtifactMissing, DataError, SettingsError, UsageError
+from lurm.history import HistoryBatch
+from lurm.release import Release
+from service.__main__ import register
+
+
+def run(*words: str) -> Result:
+    app = typer.Typer()
+    register(app)
+    result = CliRunner().invoke(app, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def events_file(folder: Path, release: Release, user_id: str, name: str) -> Path:
+    base, own = release.history, release.history.history(user_id)
+    lines = [
+        {
+            "user_id": name,
+            "item_id": base.items[int(own.item_rows[at])],
+            "timestamp": int(own.timestamps[at]),
+            "behavior": base.behaviors[int(own.behavior_rows[at])],
+            "value": float(own.values[at]),
+            "location": base.locations[int(own.location_rows[at])] if own.location_rows[at] >= 0 else "",
+        }
+        for at in range(len(own))
+    ]
+    file = folder / "events.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
+    return file
+
+
+def test_embed_prints_what_the_encoder_says(release_root: Path, release: Release, tmp_path: Path) -> None:
+    ids = [release.history.users[at] for at in range(3)]
+    file = events_file(tmp_path, release, ids[0], "stranger")
+    result = run("embed", *ids, "--events", str(file), "--artifacts-dir", str(release_root), "--json")
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    assert answer["unknown"] == []
+    assert [row["user_id"] for row in answer["embeddings"]] == [*ids, "stranger"]
+    expected = release.encoder.embed(HistoryBatch.of([release.history.history(one) for one in ids]))
+    found = np.array([row["embedding"] for row in answer["embeddings"]], np.float32)
+    assert np.abs(found[:3] - expected).max() < 1e-5
+    assert np.abs(found[3] - expected[0]).max() < 1e-5
+    assert answer["embeddings"][3]["n_events"] == len(release.history.history(ids[0]))
+
+
+def test_embed_in_words_is_one_line_a_user(release_root: Path, release: Release) -> None:
+    ids = [release.history.users[at] for at in range(3)]
+    lines = run("embed", *ids, "--artifacts-dir", str(release_root)).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ids
+
+
+def test_unknown_users_are_named_and_the_others_still_embedded(release_root: Path, release: Release) -> None:
+    known = release.history.users[0]
+    result = run("embed", "nobody", known, "--artifacts-dir", str(release_root), "--json")
+    assert result.exit_code == 3
+    answer = json.loads(result.stdout)
+    assert answer["unknown"] == ["nobody"]
+    assert [row["user_id"] for row in answer["embeddings"]] == [known]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"item_id": "a", "timestamp": 1}', "user_id: Field required"),
+        ('{"user_id": "u", "item_id": "a", "timestamp": "soon"}', "timestamp: not a moment"),
+        ("{", "not JSON"),
+    ],
+)
+def test_a_bad_line_is_named(release_root: Path, tmp_path: Path, line: str, complaint: str) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"user_id": "u", "item_id": "a", "timestamp": 1}\n' + line)
+    with pytest.raises(DataError, match=f"line 2: {complaint}"):
+        run("embed", "--events", str(file), "--artifacts-dir", str(release_root))
+
+
+def test_what_cannot_be_done_is_said(release_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="whom"):
+        run("embed", "--artifacts-dir", str(release_root))
+    with pytest.raises(DataError, match="cannot be read"):
+        run("embed", "--events", str(tmp_path / "nowhere"), "--artifacts-dir", str(release_root))
+    with pytest.raises(ArtifactMissing, match="lurm build"):
+        run("embed", "x", "--artifacts-dir", str(tmp_path))
+
+
+def test_serve_says_what_is_missing_before_it_starts(release_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissing, match="lurm build"):
+        run("serve", "--artifacts-dir", str(tmp_path), "--port", "0")
+    with pytest.raises(SettingsError, match="LURM_REDIS_URL is not a Redis URL"):
+        run("serve", "--artifacts-dir", str(release_root), "--port", "0", "--redis-url", "http://localhost")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1 port"):
+            run("serve", "--artifacts-dir", str(release_root), "--port", port)

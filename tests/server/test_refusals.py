@@ -1,0 +1,347 @@
+"""Whatever is sent, the answer is one of ours, in one shape, and never repeats what was sent."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+
+from lurm.release import Release
+from service.schemas import EmbeddingsAnswer
+from tests.server.conftest import RunningServer, problem, read_all
+
+SECRET = "s3cret-of-somebody"
+EVENT = '{"item_id":"i1","timestamp":1700000000000}'
+
+
+def post(client: httpx.Client, body: bytes | str) -> httpx.Response:
+    return client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
+
+
+# -- bodies ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"x"',
+        b"{",
+        b"\xff\xfe",
+        b'{"input": ["a"',
+        b'{"input": "\\ud800"}',
+        b'{"input": "\xed\xa0\x80"}',
+        b'{"input": NaN}',
+        b'{"input": [Infinity]}',
+        b"\xef\xbb\xbf" + b'{"input": "a"}',
+        b'{"input": "a"} trailing',
+        b"[" * 100_000,
+        b'{"input":' * 20_000,
+        b'{"input": []}',
+        b'{"input": null}',
+        b'{"input": true}',
+        b'{"input": [1.5]}',
+        b'{"input": [["a"]]}',
+        b'{"input": [""]}',
+        b'{"input": ["' + b"x" * 513 + b'"]}',
+        b'{"input": "a", "encoding_format": "hex"}',
+        b'{"input": "a", "encoding_format": null}',
+        b'{"input": "a", "model": 7}',
+        b'{"input": "a", "s3cret-of-somebody": 1}',
+        b'{"input": [{}]}',
+        b'{"input": [{"events": null}]}',
+        b'{"input": [{"events": {}}]}',
+        b'{"input": [{"events": [[]]}]}',
+        b'{"input": [{"events": [], "user_id": 1.5}]}',
+        b'{"input": [{"events": [], "s3cret-of-somebody": 1}]}',
+    ],
+)
+def test_a_malformed_body_is_422_and_is_not_repeated(client: httpx.Client, body: bytes) -> None:
+    answer = post(client, body)
+    problem(answer, 422, "malformed-request")
+    assert SECRET not in answer.text
+    assert len(answer.content) < 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"timestamp": None},
+        {"timestamp": True},
+        {"timestamp": 1.5},
+        {"timestamp": -1},
+        {"timestamp": 10**15},
+        {"timestamp": 2**63},
+        {"timestamp": 2**200},
+        {"timestamp": SECRET},
+        {"timestamp": "2023-02-30"},
+        {"timestamp": "0001-01-01T00:00:00+14:00"},
+        {"timestamp": "9999-12-31T23:59:59-14:00"},
+        {"item_id": ""},
+        {"item_id": 1.5},
+        {"item_id": SECRET * 40},
+        {"behavior": None},
+        {"behavior": 7},
+        {"value": SECRET},
+        {"value": 1e39},
+        {"value": -1e300},
+        {"value": True},
+        {"location": ["x"]},
+        {"event_id": {}},
+        {SECRET: 1},
+    ],
+)
+def test_a_malformed_event_is_422_and_says_where(client: httpx.Client, change: dict[str, object]) -> None:
+    event = json.loads(EVENT)
+    answer = post(client, json.dumps({"input": ["x", {"events": [event, event | change]}]}))
+    detail = str(problem(answer, 422, "malformed-request")["detail"])
+    assert SECRET not in detail
+    (name,) = change
+    where = "input[1].events[1]" if name == SECRET else f"input[1].events[1].{name}"
+    # beyond 64 bits there is no such number in JSON, as far as orjson goes
+    assert detail.startswith((f"{where}: ", "the body is not JSON"))
+
+
+def test_too_much_of_a_good_thing_is_422_and_names_the_setting(client: httpx.Client) -> None:
+    answer = post(client, json.dumps({"input": ["x"] * 61}))
+    assert "61 entries, expected 1 to 60 (LURM_REQUEST_USERS)" in str(
+        problem(answer, 422, "malformed-request")["detail"]
+    )
+    events = "[" + ",".join([EVENT] * 1501) + "]"
+    answer = post(client, f'{{"input": [{{"events": {events}}}, {{"events": {events}}}]}}')
+    assert "3002 events" in str(problem(answer, 422, "malformed-request")["detail"])
+
+
+def test_a_body_too_large_is_413_whether_it_says_so_or_not(server: RunningServer, client: httpx.Client) -> None:
+    large = b"x" * 200_001
+    problem(post(client, large), 413, "body-too-large")
+
+    def pieces() -> Iterator[bytes]:
+        for at in range(0, len(large), 50_000):
+            yield large[at : at + 50_000]
+
+    problem(client.post("/v1/embeddings", content=pieces()), 413, "body-too-large")
+    assert problem(post(client, large[:-1]), 422, "malformed-request")
+    claimed = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999999\r\n\r\n"
+    assert re.match(rb"HTTP/1.1 4(00|13) ", server.send(claimed))
+
+
+# -- paths and heads ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nowhere", "/info/", "/v1/users/x", "/v1/users/x/nothing", "/docs/static/../app"]
+)
+def test_a_path_nobody_answers_is_404(client: httpx.Client, path: str) -> None:
+    problem(client.get(path), 404, "no-such-path")
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/embed/x"), ("GET", "/v1/embeddings"), ("DELETE", "/info")])
+def test_another_method_is_405_and_says_which(client: httpx.Client, method: str, path: str) -> None:
+    answer = client.request(method, path)
+    problem(answer, 405, "method-not-allowed")
+    assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize("k", ["0", "-1", "1001", "x", "1.5", "", "1e3", "9" * 5000, "٣٣٣٣"])
+def test_a_k_that_is_none_is_422(client: httpx.Client, k: str) -> None:
+    for path in ("/v1/users/x/neighbors", "/v1/users/x/interests"):
+        answer = client.get(path, params={"k": k})
+        assert str(problem(answer, 422, "malformed-request")["detail"]).startswith("k: ")
+
+
+@pytest.mark.parametrize(
+    "path", ["/embed/", "/embed/" + "x" * 513, "/embed/%ff", "/v1/users//neighbors", "/embed/%ed%a0%80"]
+)
+def test_an_id_that_cannot_be_one_is_422(client: httpx.Client, path: str) -> None:
+    problem(client.get(path), 422, "malformed-request")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"NONSENSE\r\n\r\n", 400),
+        (b"GET /info HTTP/9.9\r\n\r\n", 400),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
+        ("GET /embed/é HTTP/1.1\r\nHost: x\r\n\r\n".encode(), 400),
+        (b"GET /info HTTP/1.1\r\nHost: x\r\nBroken header\r\n\r\n", 400),
+        (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", 400),
+        (b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+        (b"GET /info HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 70_000 + b"\r\n\r\n", 431),
+        (b"GET /info HTTP/1.1\r\nHost: x\r\n" + b"X-A: bbbbbbbb\r\n" * 9_000 + b"\r\n", 431),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        (b"GET /info HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 300_000, 431),
+    ],
+)
+def test_what_is_not_http_is_answered_in_the_same_shape(server: RunningServer, sent: bytes, status: int) -> None:
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(sent)
+        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/problem+json" in head
+    assert json.loads(body)["status"] == status
+
+
+# -- fuzz --------------------------------------------------------------------------------------------------------
+
+_NASTY = [
+    b"NaN",
+    b"Infinity",
+    b"-Infinity",
+    b'"\\ud800"',
+    b'"\\u0000"',
+    b'"\xff"',
+    b"1e400",
+    b"9" * 40,
+    b"-0",
+    b"1e-400",
+    b'"' + b"x" * 600 + b'"',
+    b"null",
+    b"true",
+    b"{}",
+    b"[]",
+    b'"' + SECRET.encode() + b'"',
+    b'"9999-12-31T23:59:59.999999Z"',
+    b"253402300799999",
+    b"0",
+]
+_KEYS = [b"input", b"events", b"item_id", b"timestamp", b"behavior", b"value", b"user_id", b"encoding_format", b"x"]
+
+
+def _any_json(rng: np.random.Generator, depth: int) -> bytes:
+    kind = int(rng.integers(4 if depth else 1))
+    if kind <= 1:
+        return _NASTY[int(rng.integers(len(_NASTY)))]
+    members = [_any_json(rng, depth - 1) for _ in range(int(rng.integers(4)))]
+    if kind == 2:
+        return b"[" + b",".join(members) + b"]"
+    keys = [_KEYS[int(rng.integers(len(_KEYS)))] for _ in members]
+    return b"{" + b",".join(b'"%s":%s' % pair for pair in zip(keys, members, strict=True)) + b"}"
+
+
+def _nearly_right(rng: np.random.Generator) -> bytes:
+    """A good request with one value replaced."""
+    event = dict.fromkeys((b"item_id", b"behavior", b"location", b"event_id"), b'"1"')
+    event |= {b"timestamp": b"1700000000000", b"value": b"2.5"}
+    event[_KEYS[int(rng.integers(2, 6))]] = _any_json(rng, 1)
+    inside = b",".join(b'"%s":%s' % pair for pair in event.items())
+    return b'{"input":["u0000001",{"events":[{%s}]}]}' % inside
+
+
+def test_of_thousands_of_random_bodies_none_breaks_the_server(client: httpx.Client, rng: np.random.Generator) -> None:
+    statuses = {200: 0, 422: 0}
+    for turn in range(1500):
+        body = _nearly_right(rng) if turn % 2 else b'{"input":%s}' % _any_json(rng, 3)
+        answer = post(client, body)
+        assert answer.status_code in statuses, (body, answer.text)
+        statuses[answer.status_code] += 1
+        if answer.status_code == 200:
+            EmbeddingsAnswer.model_validate(answer.json())
+        else:
+            problem(answer, 422, "malformed-request")
+            assert SECRET not in answer.text
+    assert min(statuses.values()) >= 150, "a fuzz that only breaks, or never does, looks at one side of the door"
+
+
+def _mutated(rng: np.random.Generator) -> bytes:
+    body = b'{"input":["u0000001",{"events":[%s]}]}' % EVENT.encode()
+    requests = [
+        b"GET /embed/u0000001 HTTP/1.1\r\nHost: x\r\nAccept: application/octet-stream\r\n\r\n",
+        b"GET /v1/users/u0000001/neighbors?k=3 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body),
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n"
+        % (len(body), body),
+    ]
+    request = bytearray(requests[int(rng.integers(len(requests)))])
+    for _ in range(int(rng.integers(1, 5))):
+        at = int(rng.integers(len(request)))
+        kind = int(rng.integers(5))
+        if kind == 0:
+            request[at] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del request[at : at + int(rng.integers(1, 12))]
+        elif kind == 2:
+            request[at:at] = rng.bytes(int(rng.integers(1, 8)))
+        elif kind == 3:
+            request[at:at] = _NASTY[int(rng.integers(len(_NASTY)))]
+        else:
+            request += request[at:]
+        if not request:
+            break
+    return bytes(request)
+
+
+def test_of_a_thousand_mutated_requests_none_is_answered_with_5xx(
+    server: RunningServer, client: httpx.Client, rng: np.random.Generator
+) -> None:
+    seen: set[bytes] = set()
+    for _ in range(1000):
+        request = _mutated(rng)
+        said = server.send(request)
+        for status, head in re.findall(rb"HTTP/1\.1 (\d{3}) [^\r]*\r\n(.*?)\r\n\r\n", said, re.DOTALL):
+            seen.add(status)
+            assert status[:1] in b"234", (request, said)
+            assert status in (b"200", b"304", b"100") or b"application/problem+json" in head, (request, said)
+    assert {b"200", b"400", b"404", b"422"} <= seen
+    assert client.get("/health/ready").status_code == 200
+
+
+# -- slow clients ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_slow_clients_are_closed_while_others_are_served(server: RunningServer, release: Release) -> None:
+    """Silent from the start, half a head, half a body, and a head that trickles: none is kept for ever."""
+    half_body = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
+    starts = [b"", b"GET /info HTTP/1.1\r\nHo", half_body, b"G"]
+    expected = [b"", b"HTTP/1.1 408 ", b"HTTP/1.1 408 ", b"HTTP/1.1 408 "]
+    said: dict[int, bytes] = {}
+
+    def be_slow(at: int) -> None:
+        with socket.create_connection(server.address, timeout=30) as connection:
+            connection.sendall(starts[at % 4])
+            if at % 4 == 3:
+                _trickle(connection)
+            said[at] = read_all(connection)
+
+    threads = [threading.Thread(target=be_slow, args=(at,)) for at in range(40)]
+    started = time.monotonic()
+    for thread in threads:
+        thread.start()
+    slowest = 0.0
+    with server.client() as client:
+        while any(thread.is_alive() for thread in threads):
+            asked = time.monotonic()
+            assert client.get(f"/embed/{release.history.users[0]}").status_code == 200
+            slowest = max(slowest, time.monotonic() - asked)
+    assert time.monotonic() - started < 20
+    assert slowest < 2
+    assert len(said) == 40
+    for at, answer in said.items():
+        assert answer.startswith(expected[at % 4])
+        assert bool(answer) == bool(expected[at % 4])
+
+
+def _trickle(connection: socket.socket) -> None:
+    """A byte at a time, until the other side has had enough."""
+    connection.settimeout(0.2)
+    for byte in b"ET /info HTTP/1.1\r\n" + b"x" * 200:
+        try:
+            connection.send(bytes([byte]))
+            if connection.recv(1, socket.MSG_PEEK) is not None:
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    connection.settimeout(30)
