@@ -33,6 +33,8 @@ _REFUSALS = {
     errno.EROFS: "set LURM_ARTIFACTS_DIR to a folder that can be written",
     errno.EACCES: "change the permissions, or name another folder",
     errno.EPERM: "change the permissions, or name another folder",
+    errno.EISDIR: "name a file, not a folder",
+    errno.ENOTDIR: "name a folder, not a file",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
 }
 

@@ -195,6 +195,8 @@ def read_manifest(path: Path) -> Manifest:
         if seal != digest_of(raw):
             raise ArtifactCorrupt(f"{file} was changed after it was published; rebuild or restore it")
         del raw["format"]
+        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in raw["files"]):
+            raise ArtifactCorrupt(f"{file} names files outside its folder; rebuild or restore it")
         raw["files"] = {name: FileEntry(**entry) for name, entry in raw["files"].items()}
         return Manifest(**raw)
     except (KeyError, TypeError, AttributeError) as error:
@@ -234,6 +236,13 @@ def remove_drafts(folder: Path) -> int:
         else:
             path.unlink(missing_ok=True)
     return len(leftovers)
+
+
+def discard(folder: Path) -> None:
+    """Remove an artifact; killed half-way, what is left is a draft, not a damaged artifact. Hold ``exclusive``."""
+    aside = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.draft"
+    folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,7 @@
 
     <root>/stages/<kind>-<key>/    artifacts of a build, kept so that the next build skips what has not changed
     <root>/releases/<id>/          manifest.json and history/ interests/ encoder/ embeddings/ index/ (hard links)
-    <root>/current                 the id of the active release, one line
-    <root>/previous                the id that was active before it, for rollback
+    <root>/current                 the id of the active release; on a second line the one before it, for rollback
 
 The release id is its time of publication and the head of its fingerprint, so ids sort by age.
 """
@@ -151,7 +150,7 @@ def publish(root: Path, parts: Mapping[str, Artifact], *, name: str, metrics: Ma
     """
     parents = {part: parts[part].manifest.fingerprint for part in PARTS}
     active = current(root)
-    if active is not None and _parents_of(root, active) == parents:
+    if active is not None and _is_sound(root, active, name, parents):
         return active
     key = digest_of(parents)
     release_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{key[:8]}"
@@ -172,7 +171,7 @@ def space_id_of(parts: Mapping[str, Artifact]) -> str:
 
 def current(root: Path) -> str | None:
     """Id of the active release, None when there is none."""
-    return _pointer(root / "current")
+    return _pointer(root)[0]
 
 
 def activate(root: Path, release_id: str) -> None:
@@ -185,9 +184,8 @@ def activate(root: Path, release_id: str) -> None:
         there = ", ".join(_ids(root)) or "none"
         raise ArtifactMissing(f"there is no release {release_id!r} in {root}; there are: {there}")
     was = current(root)
-    if was is not None and was != release_id:
-        write_durably(root / "previous", f"{was}\n".encode())
-    write_durably(root / "current", f"{release_id}\n".encode())
+    if was != release_id:
+        write_durably(root / "current", "".join(f"{id_}\n" for id_ in (release_id, was) if id_).encode())
 
 
 def rollback(root: Path) -> str:
@@ -196,7 +194,7 @@ def rollback(root: Path) -> str:
     Raises:
         ArtifactMissing: nothing was active before.
     """
-    before = _pointer(root / "previous")
+    before = _pointer(root)[1]
     if before is None:
         raise ArtifactMissing(f"no earlier release is recorded in {root}; `lurm release list` shows what there is")
     activate(root, before)
@@ -204,11 +202,15 @@ def rollback(root: Path) -> str:
 
 
 def list_releases(root: Path) -> list[ReleaseSummary]:
-    """All published releases, oldest first."""
+    """All published releases, oldest first; one whose manifest cannot be read is named "(damaged)"."""
     active = current(root)
     summaries = []
     for release_id in _ids(root):
-        manifest = read_manifest(root / "releases" / release_id)
+        try:
+            manifest = read_manifest(root / "releases" / release_id)
+        except ArtifactError:
+            summaries.append(ReleaseSummary(release_id, release_id == active, "", "", "(damaged)", 0, 0, 0, 0, 0))
+            continue
         counts = {name: int(manifest.metrics.get(name, 0)) for name in _COUNTS}
         summaries.append(
             ReleaseSummary(
@@ -227,7 +229,11 @@ _COUNTS = ("n_users", "n_events", "n_items", "n_interests", "dim")
 
 
 def referenced(root: Path) -> set[str]:
-    """Fingerprints of the artifacts that any release is made of."""
+    """Fingerprints of the artifacts that any release is made of.
+
+    Raises:
+        ArtifactError: a release's manifest cannot be read, so that this cannot be told.
+    """
     return {fingerprint for id_ in _ids(root) for fingerprint in read_manifest(_folder(root, id_)).parents.values()}
 
 
@@ -247,19 +253,25 @@ def _folder(root: Path, release_id: str) -> Path:
 
 
 def _ids(root: Path) -> list[str]:
-    folder = root / "releases"
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+    """Names of the published releases, oldest first; other things in the folder are none of ours."""
+    return sorted(path.parent.name for path in (root / "releases").glob("[!.]*/manifest.json"))
 
 
-def _parents_of(root: Path, release_id: str) -> Mapping[str, str] | None:
+def _is_sound(root: Path, release_id: str, name: str, parents: Mapping[str, str]) -> bool:
+    """Whether a release is exactly what is to be published, every byte of it."""
     try:
-        return read_manifest(_folder(root, release_id)).parents
+        manifest = read_manifest(_folder(root, release_id))
+        for part in PARTS:
+            open_artifact(_folder(root, release_id) / part, part)
     except ArtifactError:
-        return None
+        return False
+    return manifest.parents == parents and manifest.config["name"] == name
 
 
-def _pointer(path: Path) -> str | None:
+def _pointer(root: Path) -> tuple[str | None, str | None]:
+    """The active release and the one before it."""
     try:
-        return path.read_text().strip() or None
+        lines = (root / "current").read_text().split()
     except FileNotFoundError:
-        return None
+        return None, None
+    return (lines[0] if lines else None), (lines[1] if len(lines) > 1 else None)

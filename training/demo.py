@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import numpy as np
 import orjson
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lurm import settings
@@ -54,7 +58,7 @@ def show(path: Path | None, recipe: str | None, folder: Path, *, keep_serving: b
             simulate(path, WorldConfig(), reporter=reporter)
     dataset = Dataset.open(path, recipe=recipes.read(recipe) if recipe else None)
     config = settings.load()
-    root = folder / "artifacts" / dataset.name.replace(" ", "-")
+    root = folder / "artifacts" / re.sub(r"[^\w-]+", "-", dataset.name)
     built = pipeline.build(
         dataset,
         root,
@@ -132,7 +136,7 @@ def _ask(url: str, user_id: str) -> dict[str, Any]:
     with httpx.Client(base_url=url, timeout=30.0) as client:
 
         def get(path: str, **query: Any) -> Any:
-            response = client.get(path.format(httpx.URL(path="/" + user_id).raw_path.decode()[1:]), params=query)
+            response = client.get(path.format(quote(user_id, safe="")), params=query)
             response.raise_for_status()
             return orjson.loads(response.content)
 
@@ -157,22 +161,21 @@ def _ask(url: str, user_id: str) -> dict[str, Any]:
 def _print(console: Console, name: str, facts: dict[str, Any], user_id: str, answers: dict[str, Any]) -> None:
     embedding = answers["embedding"]
     console.print(
-        f"\n[bold]{name}[/]: {facts['n_users']:,} users, {facts['n_events']:,} events, {facts['n_items']:,} items "
-        f"in {facts['n_interests']:,} interests"
+        f"\n[bold]{escape(name)}[/]: {facts['n_users']:,} users, {facts['n_events']:,} events, "
+        f"{facts['n_items']:,} items in {facts['n_interests']:,} interests"
     )
-    console.print(f"\n[bold]Who is {user_id}?[/] {embedding['n_events']} events, the last on {embedding['as_of'][:10]}")
+    console.print(
+        f"\n[bold]Who is {escape(user_id)}?[/] {embedding['n_events']} events, the last on {embedding['as_of'][:10]}"
+    )
     table = Table(box=None, pad_edge=False, expand=True)
     table.add_column("interest", ratio=1, no_wrap=True)
     table.add_column("share", justify="right", min_width=5)
     table.add_column("last 12 × 30 days", min_width=17, no_wrap=True)
     table.add_column("for example", ratio=1, no_wrap=True)
     for interest in answers["interests"]:
-        table.add_row(
-            interest["description"],
-            f"{interest['share']:.0%}",
-            _sparkline(interest["trend"]),
-            "; ".join(interest["titles"][:2]),
-        )
+        examples = "; ".join(interest["titles"][:2])
+        trend = _sparkline(interest["trend"])
+        table.add_row(escape(interest["description"]), f"{interest['share']:.0%}", trend, escape(examples))
     console.print(table)
     console.print("\n[bold]Who is like them?[/]")
     table = Table(box=None, pad_edge=False, expand=True)
@@ -181,7 +184,7 @@ def _print(console: Console, name: str, facts: dict[str, Any], user_id: str, ans
     table.add_column("interests they share", ratio=1, no_wrap=True)
     for neighbor in answers["neighbors"]:
         shared = " | ".join(i["description"] for i in neighbor["shared_interests"][:3])
-        table.add_row(neighbor["user_id"], f"{neighbor['score']:.3f}", shared)
+        table.add_row(escape(neighbor["user_id"]), f"{neighbor['score']:.3f}", escape(shared))
     console.print(table)
     head = ", ".join(f"{x:+.3f}" for x in embedding["embedding"][:5])
     again = answers["embedding_again"]
@@ -192,12 +195,13 @@ def _print(console: Console, name: str, facts: dict[str, Any], user_id: str, ans
     console.print(f"  [{head}, …]", markup=False)
     console.print(f"  asked again: from the {again['source']} in {again['ms']:.1f} ms, {same}")
     console.print("\n[bold]Ask it yourself[/] while `lurm serve` runs:")
-    base = "http://127.0.0.1:8000"
+    base, quoted = "http://127.0.0.1:8000", quote(user_id, safe="")
+    body = orjson.dumps({"input": [user_id]}).decode()
     for line in (
-        f"curl {base}/embed/{user_id}",
-        f"curl {base}/v1/users/{user_id}/interests?k=5",
-        f"curl {base}/v1/users/{user_id}/neighbors?k=5",
-        f"curl {base}/v1/embeddings -H 'content-type: application/json' -d '{{\"input\": [\"{user_id}\"]}}'",
+        f"curl {base}/embed/{quoted}",
+        f"curl '{base}/v1/users/{quoted}/interests?k=5'",
+        f"curl '{base}/v1/users/{quoted}/neighbors?k=5'",
+        f"curl {base}/v1/embeddings -H 'content-type: application/json' -d {shlex.quote(body)}",
     ):
         console.print(f"  {line}", markup=False, soft_wrap=True)
 

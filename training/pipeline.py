@@ -9,6 +9,7 @@ before the last step.
 
 from __future__ import annotations
 
+import re
 import resource
 import shutil
 import sys
@@ -26,10 +27,20 @@ from threadpoolctl import threadpool_limits
 
 import lurm
 from lurm.arrays import ArrayWriter
-from lurm.artifacts import Artifact, Draft, digest_of, draft, exclusive, open_artifact, remove_drafts
+from lurm.artifacts import (
+    Artifact,
+    Draft,
+    digest_of,
+    discard,
+    draft,
+    exclusive,
+    open_artifact,
+    read_manifest,
+    remove_drafts,
+)
 from lurm.boi import BagOfInterests
 from lurm.dataset import Dataset
-from lurm.errors import DataError
+from lurm.errors import ArtifactError, DataError
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
 from lurm.index import write_index
@@ -45,6 +56,7 @@ from training.recipes import Recipe
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {"history": 1, "items": 1, "interests": 1, "encoder": 1, "embeddings": 1, "index": 1}
+_STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +119,19 @@ class _Build:
 
     def run(self) -> Built:
         started = time.monotonic()
-        remove_drafts(self._stages)
-        remove_drafts(self._root / "releases")
-        recipe = self._recipe
-        quarantine = self._root / "quarantine" / f"{self._dataset.fingerprint[:16]}.parquet"
+        for folder in (self._root, self._stages, self._root / "releases"):
+            remove_drafts(folder)
+        recipe, dataset = self._recipe, self._dataset
+        quarantine = self._root / "quarantine" / f"{dataset.events.fingerprint[:16]}.parquet"
 
-        sources = {"dataset": self._dataset.fingerprint}
-        self._stage("history", sources, (), lambda work: self._history(work, quarantine))
+        table = {"items_table": dataset.tables["items"].fingerprint if "items" in dataset.tables else None}
+        log = {"log": dataset.events.fingerprint, **table}
+        self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
-        items_config = {**asdict(recipe.item_embeddings), "tables": self._dataset.fingerprint}
-        self._stage("items", items_config, ("history",), lambda work: self._items(work, history))
-        self._stage(
-            "interests", asdict(recipe.interests), ("history", "items"), lambda work: self._interests(work, history)
-        )
+        items = {**asdict(recipe.item_embeddings), **table}
+        self._stage("items", items, ("history",), lambda work: self._items(work, history))
+        interests = {**asdict(recipe.interests), **table}
+        self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
         vocabulary = InterestVocabulary(self._done["interests"])
         encoder_config = {
             "model": SmenEncoder.kind,
@@ -130,6 +142,7 @@ class _Build:
         self._stage(
             "encoder", encoder_config, ("history", "interests"), lambda work: self._encoder(work, history, vocabulary)
         )
+        self._forget_checkpoints()
         encoder = SmenEncoder.of(self._done["encoder"], vocabulary)
         self._stage(
             "embeddings", {}, ("history", "interests", "encoder"), lambda work: self._embeddings(work, history, encoder)
@@ -158,12 +171,18 @@ class _Build:
         key = digest_of([kind, _VERSIONS[kind], lurm.__version__, config, fingerprints])
         folder = self._stages / f"{kind}-{key[:16]}"
         if folder.exists():
-            self._skipped.append(kind)
-            self._reporter.say(f"{kind}: nothing has changed, skipped")
-        else:
-            self._reporter.say(f"{kind}:")
-            with draft(folder, kind=kind, key=key, config=config, parents=fingerprints) as work:
-                make(work)
+            try:
+                self._done[kind] = open_artifact(folder, kind)
+            except ArtifactError as damage:
+                self._reporter.say(f"{kind}: damaged, made anew ({damage})")
+                discard(folder)
+            else:
+                self._skipped.append(kind)
+                self._reporter.say(f"{kind}: nothing has changed, skipped")
+                return
+        self._reporter.say(f"{kind}:")
+        with draft(folder, kind=kind, key=key, config=config, parents=fingerprints) as work:
+            make(work)
         self._done[kind] = open_artifact(folder, kind)
 
     def _history(self, work: Draft, quarantine_file: Path) -> None:
@@ -198,11 +217,7 @@ class _Build:
     def _items(self, work: Draft, history: HistoryBase) -> None:
         table = self._catalog(history)
         if "vector" in table.columns:
-            given = table["vector"]
-            width = int(given.list.len().max() or 0)  # type: ignore[arg-type]
-            zeros = [0.0] * width
-            rows = np.array([v if v is not None else zeros for v in given.to_list()], np.float32)
-            vectors = given_items(rows, given.is_not_null().to_numpy())
+            vectors = given_items(*_given(table))
         else:
             vectors = learn_items(history, _texts(table), self._recipe.item_embeddings, self._reporter)
         write_items(work.path, vectors, history.item_counts())
@@ -229,9 +244,7 @@ class _Build:
     def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
         recipe = self._recipe
         checkpoint = self._stages / f".{work.path.name.split('.')[1]}.checkpoint"
-        for stale in self._stages.glob(".encoder-*.checkpoint"):
-            if stale != checkpoint:
-                shutil.rmtree(stale, ignore_errors=True)
+        self._forget_checkpoints(but=checkpoint)
         network = Smen(recipe.encoder, len(vocabulary))
         boi = BagOfInterests(vocabulary, recipe.encoder.bag, tuple(history.behaviors.ids.to_pylist()))
         # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
@@ -289,19 +302,50 @@ class _Build:
             "anchor_usage": trained["anchor_usage"],
         }
 
+    def _forget_checkpoints(self, but: Path | None = None) -> None:
+        for checkpoint in self._stages.glob(".encoder-*.checkpoint"):
+            if checkpoint != but:
+                shutil.rmtree(checkpoint, ignore_errors=True)
+
     def _forget_unused(self) -> None:
         """Remove stages that neither this build nor any release uses."""
-        used = referenced(self._root) | {artifact.manifest.fingerprint for artifact in self._done.values()}
+        try:
+            used = referenced(self._root) | {artifact.manifest.fingerprint for artifact in self._done.values()}
+        except ArtifactError as damage:
+            self._reporter.say(f"unused stages are kept: {damage}")
+            return
         for folder in self._stages.iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                kind = folder.name.rsplit("-", 1)[0]
-                if open_artifact(folder, kind, verify=False).manifest.fingerprint not in used:
-                    shutil.rmtree(folder)
+            if not _STAGE.fullmatch(folder.name):
+                continue
+            try:
+                in_use = read_manifest(folder).fingerprint in used
+            except ArtifactError:
+                in_use = False
+            if not in_use:
+                discard(folder)
 
 
 def _peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _given(table: pl.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """The imported vectors (N, D), zero where an item has none, and which items have one (N,)."""
+    lengths = table["vector"].list.len()
+    widths = lengths.drop_nulls().unique().to_list()
+    if len(widths) != 1 or not widths[0]:
+        odd = table.filter(lengths.ne_missing(pl.Series([lengths.mode().min()], dtype=lengths.dtype)))["item_id"].head(
+            1
+        ).to_list() or ["every item"]
+        raise DataError(
+            f"given item vectors must all have one length, found {sorted(widths)[:5]}; see {odd[0]!r}. "
+            'Mend the table, or ignore its vectors with vector = "" under [items].'
+        )
+    known = table["vector"].is_not_null().to_numpy()
+    vectors = np.zeros((len(table), int(widths[0])), np.float32)
+    vectors[known] = table["vector"].drop_nulls().explode().to_numpy().reshape(-1, int(widths[0]))
+    return vectors, known
 
 
 def _texts(table: pl.DataFrame) -> list[str]:

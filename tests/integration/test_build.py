@@ -269,3 +269,89 @@ def test_a_real_log_builds_with_defaults(real_data: Callable[[str], Path], tmp_p
     built = build(real_data("ml100k"), tmp_path / "artifacts")
     assert built.metrics["n_users"] == 943
     assert Dataset.open(real_data("ml100k")).name == "ml100k"
+
+
+def test_a_damaged_stage_is_made_anew_and_the_release_with_it(small: Built, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(small.root, root)
+    stage = next((root / "stages").glob("interests-*"))
+    weights = stage / "interests.safetensors"
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
+    (next((root / "stages").glob("index-*")) / "manifest.json").unlink()
+    again = build(small.dataset, root)
+    assert again.skipped == ["history", "items", "encoder", "embeddings"]
+    assert verify(root) == small.built.release_id
+
+
+def test_a_damaged_release_is_published_again(small: Built, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(small.root, root)
+    file = root / "releases" / small.built.release_id / "embeddings" / "vectors.npy"
+    file.write_bytes(file.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(ArtifactError):
+        verify(root)
+    again = build(small.dataset, root)
+    assert again.release_id != small.built.release_id
+    assert verify(root) == again.release_id
+
+
+def test_what_is_none_of_ours_is_left_alone(small: Built, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(small.root, root)
+    (root / "stages" / "backup").mkdir()
+    (root / "releases" / "notes.txt").write_text("keep the March release")
+    (root / "stages" / "items-0123456789abcdef").mkdir()
+    assert build(small.dataset, root, training={"epochs": 1}).release_id != small.built.release_id
+    assert len(list_releases(root)) == 2
+    assert (root / "stages" / "backup").is_dir()
+    assert not (root / "stages" / "items-0123456789abcdef").exists(), "a torn stage is removed"
+
+
+def test_a_release_that_cannot_be_read_is_listed_as_damaged(small: Built, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    shutil.copytree(small.root, root)
+    (root / "releases" / small.built.release_id / "manifest.json").write_text("{")
+    assert [(r.name, r.active) for r in list_releases(root)] == [("(damaged)", True)]
+
+
+def test_new_titles_are_told_though_the_vectors_are_given(small: Built, tmp_path: Path) -> None:
+    world = tmp_path / "world"
+    shutil.copytree(small.dataset, world)
+    items = pl.read_parquet(world / "items.parquet")
+    vectors = np.random.default_rng(0).standard_normal((len(items), 8)).astype(np.float32)
+    given = items.with_columns(pl.Series("vector", vectors.tolist(), dtype=pl.List(pl.Float32)))
+    given.write_parquet(world / "items.parquet")
+    build(world, tmp_path / "artifacts")
+    given.with_columns(title=pl.lit("zeppelin parts")).write_parquet(world / "items.parquet")
+    again = build(world, tmp_path / "artifacts")
+    assert "interests" not in again.skipped
+    assert Release.open(tmp_path / "artifacts").vocabulary.describe(0).words == ("parts", "zeppelin")
+
+
+@pytest.mark.parametrize("vectors", [[[1.0, 2.0], [1.0]], [None, None], [[], []]])
+def test_given_vectors_of_no_one_length_are_refused(tmp_path: Path, vectors: list[object]) -> None:
+    (tmp_path / "log").mkdir()
+    events = [(u, i, 1_600_000_000 + n) for n, (u, i) in enumerate([("a", "x"), ("b", "y"), ("a", "y")])]
+    pl.DataFrame(events, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(
+        tmp_path / "log" / "events.parquet"
+    )
+    pl.DataFrame(
+        {"item_id": ["x", "y"], "vector": vectors}, schema_overrides={"vector": pl.List(pl.Float32)}
+    ).write_parquet(tmp_path / "log" / "items.parquet")
+    with pytest.raises(DataError, match="given item vectors must all have one length"):
+        build(tmp_path / "log", tmp_path / "artifacts")
+
+
+def test_users_tables_do_not_matter_to_a_build_but_its_name_does(small: Built, tmp_path: Path) -> None:
+    world, root = tmp_path / "world", tmp_path / "artifacts"
+    shutil.copytree(small.dataset, world)
+    shutil.copytree(small.root, root)
+    first = build(world, root)
+    pl.read_parquet(world / "users.parquet").head(10).write_parquet(world / "users.parquet")
+    assert build(world, root).skipped == STAGES
+    config = (world / "dataset.toml").read_text().replace("simulated world", "another name")
+    (world / "dataset.toml").write_text(config)
+    renamed = build(world, root)
+    assert renamed.release_id != first.release_id
+    assert Release.open(root).name == "another name"
