@@ -1,0 +1,83 @@
+"""The commands as a person runs them: results on stdout, progress on stderr, exit codes, nothing half-done."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.conftest import Built
+
+
+pytestmark = pytest.mark.slow
+
+
+def lurm(*words: str | Path, root: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"LURM_ARTIFACTS_DIR": str(root)} if root else {})}
+    command = [sys.executable, "-m", "lurm", *map(str, words)]
+    return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)
+
+
+def test_export_writes_what_a_data_scientist_joins(small: Built, tmp_path: Path) -> None:
+    out = tmp_path / "embeddings.parquet"
+    ran = lurm("export", out, "--json", root=small.root)
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    table = pq.read_table(out, page_checksum_verification=True)
+    assert (table.num_rows, told["n_users"], told["dim"]) == (len(small.release().history), table.num_rows, 32)
+    assert table.column_names == ["user_id", "embedding", "space_id", "as_of", "n_events"]
+    embedding = table.schema.field("embedding").type
+    assert (str(table.schema.field("user_id").type), embedding.list_size, str(embedding.value_type)) == (
+        "string",
+        32,
+        "float",
+    )
+    assert set(table["space_id"].to_pylist()) == {small.release().space_id}
+    assert np.array_equal(np.stack(table["embedding"].to_numpy()), small.release().embeddings.vectors_ue)
+    assert [path.name for path in tmp_path.iterdir()] == ["embeddings.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["build", "no/such/folder"], 2, "no/such/folder"),
+        (["export", "embeddings.csv"], 2, "export writes .parquet or .arrow"),
+        (["export", "nowhere/embeddings.parquet"], 2, "make it first"),
+        (["export", "e.parquet", "--release", "../../etc"], 4, "is not a release id"),
+        (["release", "activate", "20200101T000000-00000000"], 4, "there is no release"),
+        (["release", "rollback"], 4, "no earlier release"),
+        (["evaluate", "no/such/folder"], 2, "no/such/folder"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_line(
+    small: Built, words: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    ran = lurm(*words, "--json", root=small.root, cwd=tmp_path)
+    assert ran.returncode == code
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert json.loads(ran.stdout)["error"]["exit_code"] == code
+
+
+def test_a_build_tells_people_on_stderr_and_programs_on_stdout(small: Built) -> None:
+    ran = lurm("build", small.dataset, "--dim", "32", "--json", root=small.root.parent / "front-door")
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert told["metrics"]["n_users"] == len(small.release().history)
+    assert "sort by user and time" in ran.stderr
+
+
+def test_the_demo_shows_a_person_and_recovers_the_planted_truth(tmp_path: Path) -> None:
+    ran = lurm("demo", "--json", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    answers = json.loads(ran.stdout)
+    assert answers["embedding_again"] == {**answers["embedding_again"], "source": "cache", "equal": True}
+    assert answers["planted_truth"]["adjusted_rand"] >= 0.9
+    assert answers["planted_truth"]["lift"] >= 5
+    assert len(answers["neighbors"]) == 6
+    assert all(interest["words"] for interest in answers["interests"][:3])
+    assert f"Who is {answers['user_id']}?" in ran.stderr, "with --json the story goes to stderr"
