@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -160,3 +161,10 @@ def test_redis_alone_is_closed_to_other_machines(repository: Path) -> None:
 
 def test_ci_starts_with_a_shell_that_understands_it(repository: Path) -> None:
     subprocess.run(["/bin/bash", "-n", repository / ".ci/run"], check=True)
+
+
+def test_the_image_installs_extras_that_there_are(repository: Path) -> None:
+    named = set(re.findall(r"extras\['(\w+)'\]", (repository / "docker/Dockerfile").read_text()))
+    extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert named == {"redis", "evaluate"}
+    assert named <= extras.keys()
