@@ -13,6 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from lurm.bounds import AT_LEAST_ZERO, POSITIVE, check
 from lurm.errors import UsageError
 from lurm.history import DAY_MS, History, HistoryBatch
 from lurm.interests import InterestVocabulary
@@ -27,13 +28,19 @@ class BagConfig:
         weighting: g; "log" is log(1 + n), "binary" is 1 where n > 0, "count" is n.
         idf: multiply by the rarity of the interest among users.
         half_life_days: weight of an event halves with this age before the user's last event; None: no decay.
-        behavior_weights: weight of an event by behavior name; 1 where not named.
+        behavior_weights: weight of an event by behavior name; 1 where not named. An event of weight 0 is in no
+            bag, yet may be the last one of its user, from which windows look back and halving counts.
     """
 
     weighting: Literal["log", "binary", "count"] = "log"
     idf: bool = True
     half_life_days: float | None = None
     behavior_weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self, half_life_days=POSITIVE)
+        for name, weight in self.behavior_weights.items():
+            AT_LEAST_ZERO.check(f"behavior_weights[{name!r}]", weight)
 
 
 class BagOfInterests:
@@ -45,7 +52,7 @@ class BagOfInterests:
         behaviors: behavior names by row, needed when ``config.behavior_weights`` names any.
 
     Raises:
-        UsageError: a weight is negative, a half-life not positive, or a behavior unknown.
+        UsageError: a behavior that is weighed does not occur in the log.
     """
 
     def __init__(
@@ -53,22 +60,19 @@ class BagOfInterests:
     ) -> None:
         self.vocabulary = vocabulary
         self.config = config or BagConfig()
-        if self.config.half_life_days is not None and not self.config.half_life_days > 0:
-            raise UsageError(f"half_life_days is {self.config.half_life_days}, expected a positive number")
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
-            for name, weight in self.config.behavior_weights.items():
+            for name in self.config.behavior_weights:
                 if name not in behaviors:
                     raise UsageError(f"behavior_weights names {name!r}; the log has {', '.join(behaviors)}")
-                if not weight >= 0:
-                    raise UsageError(f"behavior_weights[{name!r}] is {weight}, expected 0 or more")
             named = [self.config.behavior_weights.get(name, 1.0) for name in behaviors]
             self._weight_of_behavior = np.array([*named, 1.0])  # the last serves row -1, unknown
 
     def count(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
-        """(B·W, K) float32 CSR of (weighted) event counts, columns ascending; events with no interest are left out.
+        """(B·W, K) float32 CSR of (weighted) event counts, columns ascending, none of them 0.
 
-        Counts over disjoint sets of events add up to the counts of their union.
+        Events with no interest, or of weight 0, are left out. Counts over disjoint sets of events add up to the
+        counts of their union.
         """
         n_interests = len(self.vocabulary)
         n_bags = len(batch) * placement.n_windows
@@ -80,7 +84,8 @@ class BagOfInterests:
             distinct, counts = np.unique(keys, return_counts=True)
         else:
             distinct, inverse = np.unique(keys, return_inverse=True)
-            counts = np.bincount(inverse, weights=weights, minlength=len(distinct))
+            counts = np.bincount(inverse, weights=weights, minlength=len(distinct)).astype(np.float32)
+            distinct, counts = distinct[counts > 0], counts[counts > 0]
         indptr = np.searchsorted(distinct, np.arange(n_bags + 1) * n_interests)
         indices = (distinct % n_interests).astype(np.int32)
         return sp.csr_matrix((counts.astype(np.float32), indices, indptr), shape=(n_bags, n_interests))

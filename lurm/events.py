@@ -29,7 +29,7 @@ from lurm.artifacts import digest_of
 from lurm.columns import Unit, as_numbers, as_text, as_timestamps, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
+from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
 
 DAY_MS = 86_400_000
 REQUIRED = ("user_id", "item_id", "timestamp")
@@ -288,6 +288,17 @@ class EventLog:
             n_rows=None if None in counts else sum(count or 0 for count in counts),
             fingerprint=digest_of({"files": stamps, "as_read": as_read}),
         )
+
+    @property
+    def estimated_rows(self) -> int:
+        """About how many rows there are: ``n_rows`` where known, else judged by a sample of the files.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if self.n_rows is not None:
+            return self.n_rows
+        return estimated_rows(self.files, [_format(file, self.config) for file in self.files])
 
     def batches(self, quarantine: Quarantine, *, rows: int = 500_000) -> Iterator[pl.DataFrame]:
         """The clean rows, in the order of files and rows; may be iterated again from the start.

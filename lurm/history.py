@@ -143,7 +143,9 @@ class HistoryBase:
         items: the catalog, item ids by row: every item of the log or of the items table, in id order.
         behaviors: behavior names by row, in name order.
         locations: location names by row, in name order.
-        watermark: largest timestamp, epoch ms; 0 when there is no event.
+        watermark: largest timestamp, epoch ms.
+        drops_duplicates: whether repeats of an event were dropped.
+        itemless_behaviors: behaviors whose events may name no item; such events of other behaviors were set aside.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -160,6 +162,7 @@ class HistoryBase:
             raise ArtifactCorrupt(f"{folder}: the columns of the history base do not fit together; rebuild it")
         self.watermark = int(artifact.manifest.metrics["watermark"])
         self.drops_duplicates = bool(artifact.manifest.metrics["drops_duplicates"])
+        self.itemless_behaviors = frozenset(artifact.manifest.metrics["itemless_behaviors"])
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> HistoryBase:
@@ -178,10 +181,13 @@ class HistoryBase:
         """Events of all users together."""
         return int(self._offsets[-1])
 
-    def item_counts(self) -> NDArray[np.int64]:
-        """(N,) events per catalog row."""
-        rows = self._columns["item_rows"]
-        return np.bincount(rows[rows >= 0], minlength=len(self.items)).astype(np.int64)
+    def item_counts(self, *, max_events: int = 4_000_000) -> NDArray[np.int64]:
+        """(N,) events per catalog row, counted so many events at a time."""
+        counts = np.zeros(len(self.items), np.int64)
+        for start in range(0, self.n_events, max_events):
+            rows = self._columns["item_rows"][start : start + max_events]
+            counts += np.bincount(rows[rows >= 0], minlength=len(counts))
+        return counts
 
     def tail(self, user_id: str) -> int:
         """How many events this user has; compare it with a cached value's seq.
@@ -227,33 +233,30 @@ class HistoryBase:
             row = stop
 
     def inline(self, user_id: str, events: Sequence[Event]) -> History:
-        """The history these events would have had, had they been in the log: same order, same repeats dropped.
+        """The history these events would have had, had they been in the log: same order, same ones left out.
 
         Args:
             user_id: any name; it need not be known.
             events: in any order.
 
         Raises:
-            DataError: an event's id is empty or too long, its value not finite, or its timestamp negative.
+            DataError: a text of an event is too long, its value not finite, or its timestamp not in epoch ms.
         """
         for event in events:
             _check(event)
-        columns: dict[str, list[Any]] = {
-            "timestamps": [e.timestamp for e in events],
-            "item_rows": [self.items.row(e.item_id) if e.item_id else -1 for e in events],
-            "behavior_rows": [self.behaviors.row(e.behavior) for e in events],
-            "values": [e.value for e in events],
-            "location_rows": [self.locations.row(e.location) if e.location else -1 for e in events],
-        }
-        arrays: dict[str, NDArray[Any]] = {name: np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
-        order = np.lexsort([arrays[name] for name in reversed(COLUMNS)])
-        arrays = {name: array[order] for name, array in arrays.items()}
-        if self.drops_duplicates and len(events):
-            ids = np.array([e.event_id for e in events], dtype=object)[order]
-            items = np.array([e.item_id or "" for e in events], dtype=object)[order]
-            fresh = _first_of_each(arrays, ids, items)
-            arrays = {name: array[fresh] for name, array in arrays.items()}
-        return History(user_id, seq=len(arrays["timestamps"]), **arrays)
+        own = sorted(_as_logged(e) for e in events if not _is_blank(e.item_id) or e.behavior in self.itemless_behaviors)
+        if self.drops_duplicates:
+            own = _first_of_each(own)
+        rows = [
+            (at, self.items.row(item), self.behaviors.row(behavior), value, self.locations.row(location))
+            for at, item, behavior, value, location, _ in own
+        ]
+        arrays = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+        return History(
+            user_id,
+            seq=len(own),
+            **{name: np.array(array, dtype) for (name, dtype), array in zip(COLUMNS.items(), arrays, strict=True)},
+        )
 
     def _row(self, user_id: str) -> int:
         row = self.users.row(user_id)
@@ -262,23 +265,55 @@ class HistoryBase:
         return row
 
 
+def shortage(n_users: int, n_item_events: int) -> str | None:
+    """What a log lacks to make a release of, and what is needed; None when it lacks nothing.
+
+    Args:
+        n_users: with an event that is kept.
+        n_item_events: events kept that name an item.
+    """
+    if n_users < 2:
+        return f"users with events: {n_users}; expected at least 2, to learn what sets users apart"
+    if not n_item_events:
+        return "no event of the log names an item, and interests are made of items; map item_id to the right column"
+    return None
+
+
+# Timestamp, item, behavior, value, location, event id as in a log, "" where there is none: names order events as
+# their rows would, since rows are in the order of names and -1 is the first of them.
+_Logged = tuple[int, str, str, float, str, str]
+
+
 def _check(event: Event) -> None:
-    if event.item_id and len(event.item_id.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-        raise DataError(f"an item_id is longer than {MAX_ID_BYTES} bytes")
-    if not np.isfinite(event.value):
-        raise DataError(f"value {event.value} is not a finite number")
-    if not 0 <= event.timestamp < 2**53:
+    for name in ("item_id", "behavior", "location", "event_id"):
+        if len((getattr(event, name) or "").encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+            raise DataError(f"an event's {name} is longer than {MAX_ID_BYTES} bytes")
+    if not np.isfinite(_stored(event.value)):
+        raise DataError(f"value {event.value} is not a finite number of 32 bits")
+    if not abs(event.timestamp) < 2**53:
         raise DataError(f"timestamp {event.timestamp} is not in epoch milliseconds")
 
 
-def _first_of_each(
-    arrays: dict[str, NDArray[Any]], event_ids: NDArray[np.object_], item_ids: NDArray[np.object_]
-) -> NDArray[np.bool_]:
-    """Which events are not a repeat of an earlier one: same event_id, or (without one) equal in everything."""
-    seen: set[object] = set()
-    fresh = np.ones(len(event_ids), np.bool_)
-    for at, event_id in enumerate(event_ids):
-        key = event_id or (item_ids[at], *(array[at].item() for array in arrays.values()))
-        fresh[at] = key not in seen
-        seen.add(key)
-    return fresh
+def _as_logged(event: Event) -> _Logged:
+    item, location, event_id = (
+        "" if _is_blank(text) else str(text) for text in (event.item_id, event.location, event.event_id)
+    )
+    return event.timestamp, item, event.behavior, _stored(event.value), location, event_id
+
+
+def _is_blank(text: str | None) -> bool:
+    return not (text and text.strip())
+
+
+def _stored(value: float) -> float:
+    """The value as the column of values holds it."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
+def _first_of_each(events: Sequence[_Logged]) -> list[_Logged]:
+    """The events that repeat no earlier one: same event id, or (without one) the same in everything."""
+    firsts: dict[object, _Logged] = {}
+    for event in events:
+        firsts.setdefault(event[-1] or event, event)
+    return list(firsts.values())

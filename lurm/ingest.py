@@ -2,12 +2,14 @@
 
 Two passes. The first scatters rows by the leading bits of the user's hash into partitions on disk, while the
 catalog grows. The second sorts one partition at a time, drops repeats, and appends it to the columns; since
-users are ordered by that same hash, the partitions are already in order and nothing is merged.
+users are ordered by that same hash, the partitions are already in order and nothing is merged. A partition
+too large to sort at once is read in several goes, split by further bits.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,10 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lurm.arrays import ArrayWriter
+from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
 from lurm.events import Quarantine
-from lurm.history import COLUMNS, DAY_MS
+from lurm.history import COLUMNS, DAY_MS, shortage
 from lurm.identifiers import Identifiers, hash_ids
 from lurm.progress import Reporter
 
@@ -30,17 +32,32 @@ MAX_BEHAVIORS = 2**15 - 1
 _BYTES_PER_ROW = 480  # measured peak of sorting one row of a partition, ids included
 _MAX_PARTITIONS = 512  # one open file each
 
+# what is known of users before all are, on disk: ids one after another, where each ends, and their hashes
+_USERS: dict[str, np.dtype[Any]] = {
+    "id_bytes": np.dtype("u1"),
+    "id_ends": np.dtype("<i8"),
+    "hashes": np.dtype("<u8"),
+}
 _ORDER = ["timestamp", "item", "behavior", "value", "location"]
 
 
 @dataclass(frozen=True, slots=True)
 class IngestSummary:
-    """What went into a history base."""
+    """What went into a history base.
+
+    Attributes:
+        n_rows: of the log, bad ones included.
+        n_events: kept; users and item events are counted among them.
+        n_items: of the catalog, those without an event included.
+        n_item_events: events that name an item.
+        watermark, first_at: largest and smallest timestamp, epoch ms.
+    """
 
     n_rows: int
     n_events: int
     n_users: int
     n_items: int
+    n_item_events: int
     n_behaviors: int
     n_duplicates: int
     n_bad: int
@@ -50,13 +67,24 @@ class IngestSummary:
     itemless_behaviors: list[str] = field(default_factory=list)
 
 
+def check_usable(summary: IngestSummary) -> None:
+    """Refuse a history base that no release can be made of.
+
+    Raises:
+        DataError: it holds fewer than two users, or no event names an item.
+    """
+    if lacking := shortage(summary.n_users, summary.n_item_events):
+        raise DataError(f"{lacking}. Nothing was published")
+
+
 class HistoryBuilder:
     """Scatters batches, then writes the columns of a history base into a folder.
 
     Args:
-        spill: an empty folder for partitions; may be deleted afterwards.
-        n_rows: how many rows to expect, roughly; with the memory limit it decides the number of partitions.
-        memory_limit_bytes: what sorting one partition may hold.
+        spill: an empty folder for partitions and ids; may be deleted afterwards.
+        n_rows: how many rows to expect, roughly; with the memory limit it decides the number of partitions. More
+            rows than that take longer, not more memory.
+        memory_limit_bytes: what sorting may hold; a single user is sorted whole, however long the history.
         files: names of the log's files, by the ``file`` column of the batches.
         quarantine: where repeats and item-less rows go.
         max_bad_share: above this share of bad rows ``write`` refuses; repeats do not count.
@@ -77,7 +105,8 @@ class HistoryBuilder:
     ) -> None:
         rows_at_once = max(memory_limit_bytes // 2 // _BYTES_PER_ROW, 1)
         bits = min(max(int(np.ceil(np.log2(max(n_rows / rows_at_once, 1)))), 0), int(np.log2(_MAX_PARTITIONS)))
-        self._partitions = _Partitions(spill, bits)
+        self._spill = spill
+        self._partitions = _Partitions(spill, bits, rows_at_once)
         self._files = files
         self._quarantine = quarantine
         self._max_bad_share = max_bad_share
@@ -153,17 +182,16 @@ class HistoryBuilder:
 
         n_duplicates = 0
         with (
-            _Columns(folder) as columns,
+            _Columns(folder, self._spill) as columns,
             reporter.task("sort by user and time", self._n_rows, "rows") as task,
         ):
             for part in self._partitions.read():
                 n_read = len(part)
                 missing = (part["item"] < 0) & pl.Series(~itemless[part["behavior"].to_numpy()])
                 self._set_aside(part.filter(missing), "item_id null or empty")
+                part = part.filter(~missing)
                 part = _sorted(
-                    part.filter(~missing).with_columns(
-                        pl.Series(name, _recoded(part.filter(~missing)[name], rows)) for name, rows in recode.items()
-                    )
+                    part.with_columns(pl.Series(name, _recoded(part[name], rows)) for name, rows in recode.items())
                 )
                 if drop:
                     repeat = _repeats(part)
@@ -188,6 +216,7 @@ class HistoryBuilder:
             n_events=columns.n_events,
             n_users=columns.n_users,
             n_items=len(items),
+            n_item_events=columns.n_item_events,
             n_behaviors=len(behaviors),
             n_duplicates=n_duplicates,
             n_bad=n_bad,
@@ -234,10 +263,11 @@ class _Codes:
 
 
 class _Partitions:
-    """Rows on disk, scattered by the leading bits of the user's hash."""
+    """Rows on disk, scattered by the leading bits of the user's hash; read back some number at once."""
 
-    def __init__(self, folder: Path, bits: int) -> None:
-        self._folder, self._bits = folder, bits
+    def __init__(self, folder: Path, bits: int, rows_at_once: int) -> None:
+        self._folder, self._bits, self._rows_at_once = folder, bits, rows_at_once
+        self._n_rows: Counter[int] = Counter()
         self._writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
         self._open = contextlib.ExitStack()
 
@@ -256,39 +286,57 @@ class _Partitions:
             writer = pa.ipc.new_file(sink, table.schema, options=options)
             self._writers[part] = self._open.enter_context(writer)
         self._writers[part].write_table(table)
+        self._n_rows[part] += len(rows)
 
     def close(self) -> None:
         self._open.close()
 
     def read(self) -> Iterator[pl.DataFrame]:
-        """Every partition in user order; each is removed from disk once read."""
-        for part in sorted(self._writers):
-            with pa.OSFile(str(self._path(part)), "rb") as source:
-                table = pa.ipc.open_file(source).read_all()
+        """All rows in user order, whole users at a time; a partition is removed from disk once read."""
+        for part, n_rows in sorted(self._n_rows.items()):
+            bits = int(np.ceil(np.log2(max(n_rows / self._rows_at_once, 1))))
+            for prefix in range(part << bits, (part + 1) << bits):
+                with pa.OSFile(str(self._path(part)), "rb") as source:
+                    rows = pl.from_arrow(_rows_of(pa.ipc.open_file(source), prefix, self._bits + bits if bits else 0))
+                assert isinstance(rows, pl.DataFrame)
+                yield rows
             self._path(part).unlink()
-            rows = pl.from_arrow(table)
-            assert isinstance(rows, pl.DataFrame)
-            yield rows
 
     def _path(self, part: int) -> Path:
         return self._folder / f"part-{part:05d}.arrow"
 
 
+def _rows_of(partition: pa.ipc.RecordBatchFileReader, prefix: int, bits: int) -> pa.Table:
+    """The rows of a partition whose users' hashes start with these bits; all for no bits."""
+    if not bits:
+        return partition.read_all()
+    batches = []
+    for at in range(partition.num_record_batches):
+        batch = partition.get_batch(at)
+        hashes = batch.column("user").to_numpy()
+        batches.append(batch.filter(pa.array(hashes >> np.uint64(64 - bits) == prefix)))
+    return pa.Table.from_batches(batches)
+
+
 class _Columns:
     """The columns of a history base, appended to and closed as ``.npy`` files and the table of users."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, spill: Path) -> None:
+        self._folder, self._spill = folder, spill
         self._files = contextlib.ExitStack()
         self._columns = {
             name: self._files.enter_context(ArrayWriter(folder / f"{name}.npy", dtype))
             for name, dtype in COLUMNS.items()
         }
-        self._user_ids: list[pa.Array] = []
-        self._hashes: list[NDArray[np.uint64]] = []
-        self._counts: list[NDArray[np.int64]] = []
-        self.n_events = self.n_users = 0
-        self.first_at, self.last_at = 2**62, 0
+        self._offsets = self._files.enter_context(ArrayWriter(folder / "offsets.npy", np.dtype("<i8")))
+        self._offsets.append(np.zeros(1, np.int64))
+        self._users = {
+            name: self._files.enter_context(ArrayWriter(spill / f"{name}.npy", dtype)) for name, dtype in _USERS.items()
+        }
+        self._users["id_ends"].append(np.zeros(1, np.int64))
+        self._n_id_bytes = 0
+        self.n_events = self.n_item_events = self.n_users = 0
+        self.first_at, self.last_at = 2**62, -(2**62)
 
     def __enter__(self) -> _Columns:
         return self
@@ -301,10 +349,14 @@ class _Columns:
             column.append(part[name].to_numpy())
         starts = part.select((pl.col("user_id") != pl.col("user_id").shift()).fill_null(True).arg_true()).to_series()
         first = part[starts]
-        self._user_ids.append(first["user_id"].to_arrow(compat_level=pl.CompatLevel.oldest()))
-        self._hashes.append(first["user"].to_numpy())
-        self._counts.append(np.diff(np.append(starts.to_numpy().astype(np.int64), len(part))))
+        ends = np.cumsum(first["user_id"].str.len_bytes().to_numpy(), dtype=np.int64)
+        self._users["id_bytes"].append(np.frombuffer("".join(first["user_id"].to_list()).encode(), np.uint8))
+        self._users["id_ends"].append(self._n_id_bytes + ends)
+        self._users["hashes"].append(first["user"].to_numpy())
+        self._offsets.append(self.n_events + np.append(starts.to_numpy()[1:], len(part)))
+        self._n_id_bytes += int(ends[-1])
         self.n_events += len(part)
+        self.n_item_events += int((part["item"] >= 0).sum())
         self.n_users += len(first)
         times = part["timestamp"].to_numpy()
         self.first_at, self.last_at = (
@@ -318,11 +370,11 @@ class _Columns:
         self._files.close()
         if kind is not None or not self.n_events:
             return
-        offsets = np.zeros(self.n_users + 1, np.int64)
-        np.cumsum(np.concatenate(self._counts), out=offsets[1:])
-        np.save(self._folder / "offsets.npy", offsets)
-        ids = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in self._user_ids])
-        Identifiers(ids, np.concatenate(self._hashes)).save(self._folder, "users")
+        users = {name: map_array(self._spill / f"{name}.npy", dtype) for name, dtype in _USERS.items()}
+        ids = pa.LargeStringArray.from_buffers(
+            self.n_users, pa.py_buffer(users["id_ends"]), pa.py_buffer(users["id_bytes"])
+        )
+        Identifiers(ids, users["hashes"]).save(self._folder, "users")
 
 
 def _hashes_of(ids: pl.Series) -> pl.Series:

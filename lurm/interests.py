@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lurm.artifacts import Artifact, open_artifact
+from lurm.bounds import AT_LEAST_ONE, SEED, Bound, check
 from lurm.errors import ArtifactCorrupt, UsageError
 from lurm.history import HistoryBase
 from lurm.meanings import Meaning
@@ -49,16 +50,13 @@ class VocabularyConfig:
     n_iterations: int = 15
     seed: int = 0
 
-    def size_for(self, n_items: int) -> int:
-        """K for a catalog of so many usable items: never more than the items allow.
+    def __post_init__(self) -> None:
+        check(self, n_interests=Bound(least=1, most=MAX_INTERESTS), n_iterations=AT_LEAST_ONE, seed=SEED)
 
-        Raises:
-            UsageError: ``n_interests`` is out of bounds.
-        """
+    def size_for(self, n_items: int) -> int:
+        """K for a catalog of so many usable items: never more than the items allow."""
         if self.n_interests is None:
             return max(min(n_items // 3, 100_000), min(n_items, 16))
-        if not 1 <= self.n_interests <= MAX_INTERESTS:
-            raise UsageError(f"n_interests is {self.n_interests}, expected 1 to {MAX_INTERESTS}")
         return min(self.n_interests, n_items)
 
 

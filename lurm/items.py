@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from lurm.artifacts import Artifact, open_artifact
+from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, check
 from lurm.errors import ArtifactCorrupt, DataError
 from lurm.history import HistoryBase
 from lurm.meanings import words_of
@@ -50,6 +51,10 @@ class ItemConfig:
     text_trust: float = 4.0
     ridge: float = 0.3
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self, dim=AT_LEAST_ONE, stretch=AT_LEAST_ONE, max_events=AT_LEAST_ONE)
+        check(self, text_trust=AT_LEAST_ZERO, ridge=POSITIVE, seed=SEED)
 
 
 class ItemEmbeddings:

@@ -38,10 +38,11 @@ _SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
-_COMPRESSIONS = {".gz", ".bz2", ".zst"}
+_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 BLOCK_BYTES = 8 * 2**20
 _HEAD_BYTES = 2**18
+_SAMPLE_BYTES = 2**19  # as stored; many times what a decompressor reads ahead
 _MAX_ROW_BYTES = 2**20  # a CSV field open for longer was opened by a stray quote
 _MAX_LINE_BYTES = 64 * 2**20
 
@@ -145,6 +146,43 @@ def layout_of(file: Path, format: Format) -> Layout:
             kinds.setdefault(name, set()).add(type(_joined_cell(value)))
         texts = tuple(name for name, kind in kinds.items() if kind <= {str, type(None)})
         return Layout(tuple(kinds), texts, tuple(name for name, kind in kinds.items() if not kind & {list, dict}), None)
+
+
+def estimated_rows(files: Sequence[Path], formats: Sequence[Format]) -> int:
+    """How many rows files hold: of Parquet exactly, of text judged by the first of the files alike.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    n_rows = 0
+    alike: dict[tuple[Format, bool], list[Path]] = {}
+    for file, format in zip(files, formats, strict=True):
+        if format == "parquet":
+            n_rows += layout_of(file, format).n_rows or 0
+        else:
+            alike.setdefault((format, file.suffix.lower() in _COMPRESSIONS), []).append(file)
+    for (format, _), group in alike.items():
+        n_lines = n_bytes = 0
+        for file in group:
+            with _reading(file, format):
+                lines, stored = _sampled(file)
+            n_lines, n_bytes = n_lines + lines, n_bytes + stored
+            if n_bytes >= _SAMPLE_BYTES:
+                break
+        n_rows += n_lines * sum(file.stat().st_size for file in group) // max(n_bytes, 1)
+    return n_rows
+
+
+def _sampled(file: Path) -> tuple[int, int]:
+    """The lines at the top of a text file, and how many bytes of the disk they take."""
+    n_lines = 0
+    with (
+        pa.OSFile(str(file)) as stored,
+        pa.input_stream(stored, compression=_COMPRESSIONS.get(file.suffix.lower())) as stream,
+    ):
+        while stored.tell() < _SAMPLE_BYTES and (piece := stream.read(_HEAD_BYTES)):
+            n_lines += piece.count(b"\n")
+        return n_lines, stored.tell()
 
 
 def _inner(kind: pa.DataType) -> pa.DataType:

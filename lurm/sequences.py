@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.bounds import AT_LEAST_ONE, Bound
 from lurm.history import DAY_MS, HistoryBatch
 
 
@@ -18,12 +19,16 @@ from lurm.history import DAY_MS, HistoryBatch
 class Scale:
     """``n_windows`` windows of ``days`` days each, the newest ending with the user's last event.
 
-    ``days`` None is the whole life in one window.
+    ``days``, from one hour to a century, may be None: the whole life in one window.
     """
 
     name: str
     days: float | None = None
     n_windows: int = 1
+
+    def __post_init__(self) -> None:
+        Bound(least=1 / 24, most=36_525).check(f"scale {self.name!r}: days", self.days)
+        AT_LEAST_ONE.check(f"scale {self.name!r}: n_windows", self.n_windows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.artifacts import Artifact, open_artifact
 from lurm.boi import BagConfig, BagOfInterests
+from lurm.bounds import POSITIVE, check
 from lurm.errors import ArtifactCorrupt, UsageError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
@@ -37,6 +38,7 @@ from lurm.spectrum import truncated_svd
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
 _USERS_AT_ONCE = 512
+_NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
 DEFAULT_SCALES = (Scale("life"), Scale("quarter", 90.0, 4), Scale("month", 28.0, 6))
 
@@ -62,10 +64,9 @@ class SmenConfig:
     def __post_init__(self) -> None:
         if self.n_anchors < 1 or self.dim < 1 or self.dim % self.n_anchors:
             raise UsageError(f"dim is {self.dim} and n_anchors {self.n_anchors}; dim must be a multiple of n_anchors")
-        if not self.scales or any(s.n_windows < 1 or (s.days is not None and s.days <= 0) for s in self.scales):
-            raise UsageError("scales must name at least one scale, each of one or more windows of positive length")
-        if not self.anchor_temperature > 0:
-            raise UsageError(f"anchor_temperature is {self.anchor_temperature}, expected a positive number")
+        if not self.scales:
+            raise UsageError("scales is empty, expected at least one scale; leave it out to have the default ones")
+        check(self, anchor_temperature=POSITIVE)
 
     @property
     def width(self) -> int:
@@ -159,6 +160,17 @@ class Smen(nn.Module):
         """(K', M·D) P_hm W_h for all anchors side by side."""
         return (self.routing(w_kd)[:, :, None] * w_kd[:, None, :]).flatten(1)
 
+    def imbalance(self, interests: Tensor) -> Tensor:
+        """How far from equally some interests use the anchors: KL of their mean routing from uniform, in nats.
+
+        The gradient goes to the anchors alone.
+
+        Args:
+            interests: (K',) int64 rows.
+        """
+        usage = self.routing(self.interests_kd.weight.detach()[interests]).mean(0)
+        return (usage * (usage * len(usage)).clamp_min(1e-12).log()).sum()
+
     def forward(self, bags: Bags) -> Tensor:
         """(B, E) served vectors, unit rows. For training: only the interests in the batch are touched."""
         used, place = torch.unique(bags.interests, return_inverse=True)
@@ -186,7 +198,15 @@ class Smen(nn.Module):
             u_bmd = self._over_time(v_bwmd[:, window], empty_bw[:, window], s, window)
             norm_b = u_bmd.flatten(1).square().sum(1).add(1e-12).sqrt()
             total = total + gates_sm[s][None, :, None] * u_bmd / norm_b[:, None, None]
-        return F.normalize(total.flatten(1) - self.mean_e, dim=-1, eps=1e-6)
+        total_be = total.flatten(1)
+        return F.normalize(self._pointing(total_be - self.mean_e, total_be), dim=-1, eps=1e-6)
+
+    def _pointing(self, centred_be: Tensor, total_be: Tensor) -> Tensor:
+        """(B, E) rows that have a direction: centred, or as they were where all users are alike, or any one."""
+        rows = centred_be
+        for instead in (total_be, torch.ones_like(total_be)):
+            rows = torch.where((rows.square().sum(1) < _NO_LENGTH**2)[:, None], instead, rows)
+        return rows
 
     def _over_time(self, v_bwmd: Tensor, empty_bw: Tensor, s: int, window: slice) -> Tensor:
         """(B, M, D) attention over the windows of one scale; empty windows weigh nothing."""

@@ -1,4 +1,4 @@
-"""Truncated singular value decomposition of a sparse matrix, seeded."""
+"""Truncated singular value decomposition of a sparse matrix, seeded; the matrix itself is never made dense."""
 
 from __future__ import annotations
 
@@ -27,9 +27,21 @@ def truncated_svd(
         start = np.random.default_rng(seed).standard_normal(small)
         u, s, vt = svds(matrix.astype(np.float64), k=k, v0=start, tol=1e-4)
     else:
-        u, s, vt = np.linalg.svd(matrix.toarray().astype(np.float64), full_matrices=False)
+        u, s, vt = _by_gram(matrix.astype(np.float64), min(k, small))
     order = np.argsort(-s, kind="stable")[:k]
     order = order[s[order] > max(s.max(initial=0.0) * 1e-7, 1e-12)]
     u, s, v = u[:, order], s[order], vt[order].T
     signs = np.sign(v[np.abs(v).argmax(0), np.arange(v.shape[1])])
     return u * signs, s, v * signs
+
+
+def _by_gram(matrix: sp.csr_matrix, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """U, s and V transposed of the k largest singular values, from the eigenvectors of the smaller Gram matrix."""
+    if matrix.shape[0] < matrix.shape[1]:
+        u, s, vt = _by_gram(matrix.T.tocsr(), k)
+        return vt.T, s, u.T
+    _, v = np.linalg.eigh((matrix.T @ matrix).toarray())
+    v = v[:, ::-1][:, :k]
+    scaled = matrix @ v
+    s = np.linalg.norm(scaled, axis=0)  # more exact than the roots of the eigenvalues
+    return scaled / np.where(s > 0, s, 1), s, v.T

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from lurm.dataset import Dataset
 from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow
+from lurm.history import shortage
 from lurm.progress import Reporter, Silent
 
 _MAX_EXAMPLES = 5
@@ -69,7 +70,7 @@ class Report:
         duplicates: repeats of an earlier row.
         drops_duplicates: whether a build would leave them out.
         would_stop: whether a build would refuse the log.
-        verdict: the same in words.
+        verdict: the same in words, and why.
         notes: what was guessed, and what may surprise.
         config: a starter config, TOML.
     """
@@ -166,9 +167,10 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
     if no_item.any():
         bad.append(SetAside(Reason.NO_ITEM, int(no_item.sum()), examples[0]))
     n_rows, n_bad, n_events = len(kept) + quarantine.n_bad, sum(one.n_rows for one in bad), int(kept.sum())
-    would_stop = n_bad > log.config.max_bad_share * n_rows or not n_events
     counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
     per_user = np.unique(seen.user[kept], return_counts=True)[1]
+    obstacle = _obstacle(n_rows, n_bad, log.config.max_bad_share, len(per_user), int((kept & ~seen.itemless).sum()))
+    share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     told = [name for name, is_itemless in zip(seen.behaviors, itemless_behaviors, strict=True) if is_itemless]
     return Report(
         name=dataset.name,
@@ -190,8 +192,8 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
         max_bad_share=log.config.max_bad_share,
         duplicates=SetAside(Reason.DUPLICATE, len(repeats), examples[1]),
         drops_duplicates=drops,
-        would_stop=would_stop,
-        verdict=_verdict(n_rows, n_events, n_bad, log.config.max_bad_share),
+        would_stop=obstacle is not None,
+        verdict=f"a build would stop: {obstacle}" if obstacle else f"a build would go on: {share}",
         notes=tuple(_notes(dataset, seen, told, keeps=bool(len(repeats)) and not drops)),
         config=starter_config(dataset),
     )
@@ -227,7 +229,7 @@ class _Seen:
         users, keys, codes, itemless = [], [], [], []
         behaviors: dict[str, int] = {}
         items = pl.Series([], dtype=pl.UInt64)
-        first_at, last_at, whole_days = 2**62, 0, True
+        first_at, last_at, whole_days = 2**62, -(2**62), True
         with reporter.task("read events", dataset.events.n_rows, "rows") as task:
             for batch in dataset.events.batches(quarantine):
                 users.append(batch["user_id"].hash().to_numpy())
@@ -294,16 +296,14 @@ def _spread(counts: NDArray[np.int64]) -> Spread | None:
     )
 
 
-def _verdict(n_rows: int, n_events: int, n_bad: int, max_bad_share: float) -> str:
-    share = f"{n_bad:,} of {n_rows:,} rows are bad"
+def _obstacle(n_rows: int, n_bad: int, max_bad_share: float, n_users: int, n_item_events: int) -> str | None:
+    """Why a build would stop; None when it would not."""
     if n_bad > max_bad_share * n_rows:
         return (
-            f"a build would stop: {share} ({n_bad / n_rows:.2%}), more than {max_bad_share:.2%}; "
+            f"{n_bad:,} of {n_rows:,} rows are bad ({n_bad / n_rows:.2%}), more than {max_bad_share:.2%}; "
             "mend the log, or raise max_bad_share under [events]"
         )
-    if not n_events:
-        return "a build would stop: the log holds no usable event"
-    return f"a build would go on: {share}" + (" and would be set aside" if n_bad else "")
+    return shortage(n_users, n_item_events) if n_users else "the log holds no usable event"
 
 
 def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: bool) -> Iterator[str]:

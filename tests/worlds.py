@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def ingest(
             builder.add(batch)
         with draft(folder, kind="history", key="test", config={}) as work:
             summary = builder.write(work.path, catalog, Silent())
-            work.metrics.update(watermark=summary.watermark, drops_duplicates=summary.drops_duplicates)
+            work.metrics.update(asdict(summary))
     return HistoryBase.open(folder), summary
 
 

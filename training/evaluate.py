@@ -9,6 +9,7 @@ of that bag at the embedding's width, and random vectors.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from lurm.boi import BagOfInterests
+from lurm.bounds import SEED
 from lurm.errors import DataError, UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -66,8 +68,9 @@ class Table:
     dim: int
 
     def mean(self, row: str) -> float:
-        """Mean AUC of a row over the tasks that are not null."""
-        return float(np.mean([s.auc for task, s in self.scores[row].items() if task not in self.null_tasks]))
+        """Mean AUC of a row over the tasks that are not null; NaN where all are."""
+        aucs = [s.auc for task, s in self.scores[row].items() if task not in self.null_tasks]
+        return float(np.mean(aucs)) if aucs else math.nan
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -118,9 +121,10 @@ def evaluate(
         reporter: told about each probe.
 
     Raises:
-        UsageError: no tasks, or a column that the users table lacks.
-        DataError: a task with too few users in a class.
+        UsageError: no tasks, a column that the users table lacks, or a seed out of bounds.
+        DataError: a task with too few users in a class, or with ``at_least`` for a column that is not numbers.
     """
+    SEED.check("seed", seed)
     if not tasks:
         raise UsageError("no tasks to evaluate; declare [[evaluate.tasks]] in the recipe or the dataset's TOML")
     known = pl.DataFrame({"user_id": release.history.users.ids.to_pylist()})
@@ -213,7 +217,7 @@ def _labels(attributes: pl.DataFrame, task: ProfileTask) -> NDArray[np.int64]:
         raise UsageError(f"task {task.name!r} asks for column {task.column!r}; the users table has: {there}")
     column = attributes[task.column]
     if task.at_least is not None:
-        classes = (column.cast(pl.Float64) >= task.at_least).cast(pl.Int64)
+        classes = (_numbers(column, task.name) >= task.at_least).cast(pl.Int64)
     elif task.positive:
         classes = column.cast(pl.String).is_in(list(task.positive)).cast(pl.Int64)
     else:
@@ -222,3 +226,15 @@ def _labels(attributes: pl.DataFrame, task: ProfileTask) -> NDArray[np.int64]:
             names, pl.Series(range(len(names)), dtype=pl.Int64), default=None, return_dtype=pl.Int64
         )
     return classes.fill_null(-1).to_numpy()
+
+
+def _numbers(column: pl.Series, task: str) -> pl.Series:
+    """A column as floats, null where it holds no number; an error where that is more often than not."""
+    there = column.drop_nulls()
+    numbers = column.cast(pl.Float64, strict=False).fill_nan(None)
+    if len(numbers.drop_nulls()) * 2 < len(there):
+        raise DataError(
+            f"task {task!r} has at_least, but column {column.name!r} holds {there[0]!r} and the like, expected "
+            "numbers; name the values that count as yes in positive"
+        )
+    return numbers

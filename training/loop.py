@@ -7,6 +7,7 @@ checkpoint takes exactly the steps an uninterrupted one takes.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lurm.artifacts import write_durably
+from lurm.artifacts import digest_of_file, write_durably
 from lurm.boi import BagOfInterests
-from lurm.errors import UsageError
+from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
+from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.progress import Reporter
 from lurm.sequences import life, trailing
@@ -31,6 +33,8 @@ from lurm.smen import Bags, Smen
 
 _MOST_EPOCHS = 30
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
+_SAMPLE_FOR_BALANCE = 4_096  # interests that tell, at one step, how equally the anchors are used
+_LEAST_HELD_OUT = 8  # users; fewer measure nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,8 @@ class TrainConfig:
         keep: least and most of a user's events that a thinned view keeps.
         later_share: share of users whose views are past and later halves of a life instead of two thinnings.
         usage_weight: weight of the term that keeps anchors equally used.
-        holdout: share of users, at most ``holdout_users``, that measure and never train.
+        holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
+            than eight, all users train, and the same ones measure.
         patience: stop after so many epochs without a better held-out loss.
         seed: of everything random.
     """
@@ -70,10 +75,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not 0 < self.keep[0] <= self.keep[1] < 1:
             raise UsageError(f"keep is {self.keep}, expected 0 < least <= most < 1")
-        if self.batch_users < 2:
-            raise UsageError(
-                f"batch_users is {self.batch_users}, expected at least 2: users are each other's negatives"
-            )
+        check(self, epochs=AT_LEAST_ONE, event_budget=AT_LEAST_ONE, user_budget=AT_LEAST_ONE, patience=AT_LEAST_ONE)
+        check(self, batch_users=Bound(least=2), learning_rate=POSITIVE, temperature=POSITIVE, seed=SEED)
+        check(self, warmup=Bound(least=0, below=1), later_share=Bound(least=0, most=1), usage_weight=AT_LEAST_ZERO)
+        check(self, holdout=Bound(least=0, below=0.5), holdout_users=AT_LEAST_ZERO)
 
     def epochs_for(self, n_events: int, n_users: int) -> int:
         """Passes over a log of so many events and users."""
@@ -92,12 +97,14 @@ class Outcome:
         held_out: contrastive loss on held-out users after each pass, the initial one first.
         best_epoch: the pass whose weights were kept; 0 is the initialisation.
         recall_at_1: how often a held-out user's other view was the nearest of all, with the kept weights.
+        in_sample: there were too few users to hold any out; those that measured have trained too.
     """
 
     epochs: int
     held_out: list[float]
     best_epoch: int
     recall_at_1: float
+    in_sample: bool
 
 
 class Trainer:
@@ -108,7 +115,8 @@ class Trainer:
         boi: histories -> bags.
         history: the users.
         config: see ``TrainConfig``.
-        checkpoint: folder to resume from and save to after each pass; None: no checkpoints.
+        checkpoint: folder to resume from and save to after each pass; None: no checkpoints. It outlives ``fit``,
+            until ``remove_checkpoint``.
         reporter: told about loss and speed.
     """
 
@@ -125,9 +133,13 @@ class Trainer:
         self._checkpoint, self._reporter = checkpoint, reporter
         n_users = len(history)
         n_held = min(int(n_users * config.holdout), config.holdout_users)
-        # rows are in hash order, so the last ones are a uniform sample of users
-        self._train_rows = np.arange(n_users - n_held)
-        self._held_rows = np.arange(n_users - n_held, n_users) if n_held >= 8 else np.arange(n_users)[:2048]
+        self._in_sample = n_held < _LEAST_HELD_OUT
+        if self._in_sample:
+            self._train_rows = np.arange(n_users)
+            self._held_rows = self._train_rows[:2048]
+        else:
+            # rows are in hash order, so the last ones are a uniform sample of users
+            self._train_rows, self._held_rows = np.split(np.arange(n_users), [n_users - n_held])
         sparse = [network.interests_kd.weight]
         dense = [p for p in network.parameters() if p is not network.interests_kd.weight]
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
@@ -151,8 +163,11 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until the passes are done or the held-out loss stops falling; the best weights remain.
 
+        Called again, or by another process, it goes on from the checkpoint; after the last pass it only loads it.
+
         Raises:
             UsageError: there are fewer than two users to learn from.
+            LurmError: the training has diverged.
         """
         if len(self._train_rows) < 2:
             raise UsageError(f"the log has {len(self._history)} users; contrastive learning needs at least 2")
@@ -171,10 +186,12 @@ class Trainer:
                 best = _copy(self._network)
             self._save(epoch, held_out, best)
         self._network.load_state_dict(best)
-        recall = self._held_out_recall()
+        return Outcome(epoch, held_out, int(np.argmin(held_out)), self._held_out_recall(), self._in_sample)
+
+    def remove_checkpoint(self) -> None:
+        """Remove the checkpoint: what was trained is safe elsewhere."""
         if self._checkpoint is not None:
             shutil.rmtree(self._checkpoint, ignore_errors=True)
-        return Outcome(epoch, held_out, int(np.argmin(held_out)), recall)
 
     def _pass(self, epoch: int) -> None:
         config = self._config
@@ -191,14 +208,14 @@ class Trainer:
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     optimizer.zero_grad(set_to_none=True)
-                one, two = self._views(
-                    self._history.batch(np.sort(rows)), np.random.default_rng([config.seed, epoch, at])
-                )
+                rng = np.random.default_rng([config.seed, epoch, at])
+                one, two = self._views(self._history.batch(np.sort(rows)), rng)
                 loss = contrastive_loss(self._embed(one), self._embed(two), config.temperature)
-                (loss + config.usage_weight * self._imbalance()).backward()  # type: ignore[no-untyped-call]
+                imbalance = self._network.imbalance(self._some_interests(rng))
+                (loss + config.usage_weight * imbalance).backward()  # type: ignore[no-untyped-call]
                 for optimizer in self._optimizers:
                     optimizer.step()
-                mean += (float(loss.detach()) - mean) / (at + 1)
+                mean += (self._finite(float(loss.detach()), title) - mean) / (at + 1)
                 task.advance(len(rows), f"loss {mean:.3f}")
         self._network.eval()
 
@@ -226,11 +243,21 @@ class Trainer:
         embedded: Tensor = self._network(Bags.of(bags))
         return embedded
 
-    def _imbalance(self) -> Tensor:
-        """How far the anchors are from being equally used: KL of the mean routing from uniform, in nats."""
-        network = self._network
-        usage = network.routing(network.interests_kd.weight.detach()).mean(0)
-        return (usage * (usage * len(usage)).clamp_min(1e-12).log()).sum()
+    def _some_interests(self, rng: np.random.Generator) -> Tensor:
+        """All interests, or a uniform sample where they are many."""
+        n_interests = len(self._network.interests_kd.weight)
+        if n_interests <= _SAMPLE_FOR_BALANCE:
+            return torch.arange(n_interests)
+        return torch.from_numpy(rng.choice(n_interests, _SAMPLE_FOR_BALANCE, replace=False, shuffle=False))
+
+    def _finite(self, loss: float, where: str) -> float:
+        if not math.isfinite(loss):
+            config = self._config
+            raise LurmError(
+                f"training has diverged: the loss is {loss} ({where}), expected a finite number. Lower learning_rate "
+                f"(now {config.learning_rate:g}) or raise temperature (now {config.temperature:g}) under [training]"
+            )
+        return loss
 
     def _held_out_views(self) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self._config.seed, 10**6])
@@ -243,7 +270,7 @@ class Trainer:
 
     def _held_out_loss(self) -> float:
         one, two = self._held_out_views()
-        return float(contrastive_loss(one, two, self._config.temperature))
+        return self._finite(float(contrastive_loss(one, two, self._config.temperature)), "held-out users")
 
     def _held_out_recall(self) -> float:
         one, two = self._held_out_views()
@@ -253,8 +280,16 @@ class Trainer:
         folder = self._checkpoint
         if folder is None or not (folder / "done.json").is_file():
             return 0, [], {}
-        done = orjson.loads((folder / "done.json").read_bytes())
-        saved = load_file(folder / f"pass-{done['epoch']}.safetensors")
+        try:
+            done = orjson.loads((folder / "done.json").read_bytes())
+            file = folder / f"pass-{done['epoch']}.safetensors"
+            intact = done["sha256"] == digest_of_file(file)
+        except (OSError, ValueError, TypeError, KeyError):
+            intact = False
+        if not intact:
+            self._reporter.say("  the checkpoint is damaged; training starts anew")
+            return 0, [], {}
+        saved = load_file(file)
         self._network.load_state_dict(_under(saved, "network."))
         for i, optimizer in enumerate(self._optimizers):
             _load_optimizer(optimizer, _under(saved, f"optimizer{i}."))
@@ -272,7 +307,10 @@ class Trainer:
             tensors |= {f"optimizer{i}.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
         file = folder / f"pass-{epoch}.safetensors"
         save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file)
-        write_durably(folder / "done.json", orjson.dumps({"epoch": epoch, "held_out": held_out}))
+        with file.open("rb") as written:
+            os.fsync(written.fileno())  # before done.json names it, so that a power cut leaves one or the other
+        done = {"epoch": epoch, "held_out": held_out, "sha256": digest_of_file(file)}
+        write_durably(folder / "done.json", orjson.dumps(done))
         for old in folder.glob("pass-*.safetensors"):
             if old != file:
                 old.unlink()

@@ -44,7 +44,7 @@ from lurm.errors import ArtifactError, DataError
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
 from lurm.index import write_index
-from lurm.ingest import HistoryBuilder
+from lurm.ingest import HistoryBuilder, check_usable
 from lurm.interests import InterestVocabulary, cluster, quality, rarity, write_vocabulary
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.meanings import name_interests
@@ -194,7 +194,7 @@ class _Build:
         ):
             builder = HistoryBuilder(
                 Path(spill),
-                n_rows=log.n_rows or log.size_bytes // 40,
+                n_rows=log.estimated_rows,
                 memory_limit_bytes=self._memory_limit_bytes,
                 files=log.names,
                 quarantine=quarantine,
@@ -208,6 +208,7 @@ class _Build:
             items = dataset.items()
             catalog = [] if items is None else items["item_id"].to_list()
             summary = builder.write(work.path, catalog, self._reporter)
+        check_usable(summary)
         work.metrics.update(asdict(summary))
         self._reporter.say(
             f"  {summary.n_events:,} events of {summary.n_users:,} users on {summary.n_items:,} items; "
@@ -227,8 +228,6 @@ class _Build:
         items = ItemEmbeddings(self._done["items"])
         config = self._recipe.interests
         seen = int((items.counts_n > 0).sum())
-        if not seen:
-            raise DataError("no event of the log names an item; interests are made of items")
         k = config.size_for(seen)
         with self._reporter.task("cluster items", len(items.vectors_nd), "items") as task:
             clustering = cluster(items.vectors_nd, k, config)
@@ -253,8 +252,9 @@ class _Build:
         write_weights(work.path, network)
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
+        measured = "in-sample (too few users to hold any out)" if outcome.in_sample else "held-out"
         self._reporter.say(
-            f"  kept pass {outcome.best_epoch} of {outcome.epochs}: held-out loss {min(outcome.held_out):.3f} "
+            f"  kept pass {outcome.best_epoch} of {outcome.epochs}: {measured} loss {min(outcome.held_out):.3f} "
             f"(untrained {outcome.held_out[0]:.3f}), anchors used {', '.join(f'{u:.0%}' for u in usage)}"
         )
 

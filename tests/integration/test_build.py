@@ -16,7 +16,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from lurm.artifacts import read_manifest
 from lurm.dataset import Dataset
-from lurm.errors import ArtifactError, ArtifactMissing, DataError, UsageError
+from lurm.errors import ArtifactError, ArtifactMissing, DataError
 from lurm.events import Event
 from lurm.export import export
 from lurm.history import HistoryBatch
@@ -145,7 +145,7 @@ def test_the_smallest_logs(tmp_path: Path, n_users: int) -> None:
         tmp_path / "log" / "events.parquet"
     )
     if n_users == 1:
-        with pytest.raises(UsageError, match="needs at least 2"):
+        with pytest.raises(DataError, match="expected at least 2"):
             build(tmp_path / "log", tmp_path / "artifacts")
         return
     build(tmp_path / "log", tmp_path / "artifacts")

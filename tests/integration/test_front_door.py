@@ -12,7 +12,6 @@ import pytest
 
 from tests.integration.conftest import Built
 
-
 pytestmark = pytest.mark.slow
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,6 +78,7 @@ def test_trailing_windows_look_back_from_the_users_own_last_event(tmp_path: Path
         (BagConfig("count", idf=False, behavior_weights={"buy": 5.0}), [7.0, 1.0]),
         (BagConfig("count", idf=False, behavior_weights={"view": 0.0}), [1.0, 0.0]),
         (BagConfig("count", idf=False, half_life_days=1), [1 + 0.25 + 0.5, 1.0]),
+        (BagConfig("count", idf=False, half_life_days=1e-9), [1.0, 1.0]),
     ],
 )
 def test_weightings(tmp_path: Path, config: BagConfig, expected: list[float]) -> None:
@@ -90,7 +92,19 @@ def test_weightings(tmp_path: Path, config: BagConfig, expected: list[float]) ->
     vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0, 1], np.int32), 2)
     batch = everyone(base)
     boi = BagOfInterests(vocabulary, config, tuple(base.behaviors.ids.to_pylist()))
-    assert boi.encode(batch, life(batch)).toarray()[0] == pytest.approx(expected, rel=1e-6)
+    bags = boi.encode(batch, life(batch))
+    assert bags.toarray()[0] == pytest.approx(expected, rel=1e-6)
+    assert bags.nnz == np.count_nonzero(expected), "an interest that weighs nothing is not in the bag"
+
+
+def test_a_window_of_weightless_events_is_empty(tmp_path: Path) -> None:
+    events = [Event("u", "a", "return", T), Event("u", "a", "buy", T - 10 * DAY_MS)]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0], np.int32), 1)
+    boi = BagOfInterests(vocabulary, BagConfig(behavior_weights={"return": 0.0}), tuple(base.behaviors.ids.to_pylist()))
+    batch = everyone(base)
+    bags = boi.encode(batch, trailing(batch, (Scale("week", 7, 2),)))
+    assert np.diff(bags.indptr).tolist() == [0, 1], "SMEN takes a window for empty by its number of entries"
 
 
 def test_idf_makes_the_rare_interest_weigh_more(tmp_path: Path) -> None:
@@ -111,16 +125,31 @@ def test_events_without_a_known_item_are_in_no_bag(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("wrong", "message"),
     [
-        (BagConfig(behavior_weights={"no-such": 1.0}), "behavior_weights names 'no-such'; the log has view"),
-        (BagConfig(behavior_weights={"view": -1.0}), "is -1.0, expected 0 or more"),
-        (BagConfig(half_life_days=0), "half_life_days is 0"),
+        ({"behavior_weights": {"no-such": 1.0}}, "behavior_weights names 'no-such'; the log has view"),
+        ({"behavior_weights": {"view": -1.0}}, r"behavior_weights\['view'\] is -1.0, expected at least 0"),
+        ({"behavior_weights": {"view": np.inf}}, r"behavior_weights\['view'\] is inf"),
+        ({"half_life_days": 0}, "half_life_days is 0, expected more than 0"),
     ],
 )
-def test_weightings_that_cannot_be_are_refused(world: World, config: BagConfig, message: str) -> None:
+def test_weightings_that_cannot_be_are_refused(world: World, wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        BagOfInterests(world[1], config, ("view",))
+        BagOfInterests(world[1], BagConfig(**wrong), ("view",))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"days": -1.0}, "scale 'x': days is -1.0, expected at least"),
+        ({"days": 0.01}, "scale 'x': days is 0.01"),
+        ({"days": 1e30}, "scale 'x': days is 1e[+]30"),
+        ({"n_windows": 0}, "scale 'x': n_windows is 0, expected at least 1"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Scale("x", **wrong)
 
 
 def test_a_profile_tells_shares_and_trend(tmp_path: Path) -> None:

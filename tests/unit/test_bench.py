@@ -337,12 +337,12 @@ def test_the_bare_loop_takes_the_steps_of_the_trainer_and_notices_other_ones(tmp
     shape, config = SmenConfig(dim=16), TrainConfig(epochs=2, batch_users=32)
     boi_ = BagOfInterests(made.vocabulary_of(log, tmp_path), shape.bag)
     recorder = train.record(shape, boi_, base, config)
-    assert len(recorder.batches) == len(recorder.rates) == 2 * 3
+    assert len(recorder.batches) == len(recorder.rates) == 2 * 4
 
     def bare(rates: list[float]) -> train.Weights:
         network = Smen(shape, SIZE.n_interests)
         network.load_state_dict(recorder.started)
-        return train.step_through(network, recorder.batches, rates, config)
+        return train.step_through(network, recorder, rates, config)
 
     train.agree(recorder.trained, bare(recorder.rates))
     with pytest.raises(LurmError, match="No ratio is told"):

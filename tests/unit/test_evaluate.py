@@ -49,6 +49,24 @@ def test_labels_of_every_kind() -> None:
         _labels(users, ProfileTask("h", "height"))
 
 
+def test_numbers_are_read_from_text_where_most_of_it_is_numbers() -> None:
+    ages = pl.DataFrame({"age": ["20", "30", None, "n/a", "40"], "band": ["18-24", "25-34", None, "35-44", "50"]})
+    assert _labels(ages, ProfileTask("a", "age", at_least=30)).tolist() == [0, 1, -1, -1, 1]
+    with pytest.raises(DataError, match=r"task 'b' has at_least, but column 'band' holds '18-24'.*positive"):
+        _labels(ages, ProfileTask("b", "band", at_least=30))
+
+
+def test_a_number_that_is_none_is_no_label() -> None:
+    users = pl.DataFrame({"age": [20.0, float("nan"), 40.0]})
+    assert _labels(users, ProfileTask("a", "age", at_least=30)).tolist() == [0, -1, 1]
+
+
+def test_a_table_of_null_tasks_has_no_mean() -> None:
+    table = Table({"ours": {"sign": Score(0.5, 0.01)}}, {"sign": 90}, ["sign"], 64)
+    assert np.isnan(table.mean("ours"))
+    assert "| ours | 0.500 ± 0.010 | nan |" in table.to_markdown()
+
+
 def test_a_table_tells_its_numbers_in_every_form() -> None:
     scores = {"ours": {"gender": Score(0.8, 0.02), "sign": Score(0.5, 0.01)}}
     table = Table(scores, {"gender": 100, "sign": 90}, ["sign"], 64)

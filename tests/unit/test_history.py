@@ -1,11 +1,21 @@
+import contextlib
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
 from lurm.events import Event, Quarantine
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch
+from lurm.identifiers import Identifiers
+from lurm.ingest import HistoryBuilder, check_usable
+from lurm.progress import Silent, Task
 from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest
 
 T = 1_600_000_000_000
@@ -113,6 +123,69 @@ def test_a_log_without_events_is_an_error(tmp_path: Path) -> None:
         ingest(tmp_path / "base", [clean_batch([])])
 
 
+@pytest.mark.parametrize(
+    ("events", "message"),
+    [
+        ([Event("u", f"i{n}", "view", T + n) for n in range(5)], "users with events: 1; expected at least 2"),
+        ([Event(f"u{n}", None, "ping", T) for n in range(5)], "no event of the log names an item"),
+    ],
+)
+def test_a_base_that_no_release_can_be_made_of_is_refused(tmp_path: Path, events: list[Event], message: str) -> None:
+    _, summary = ingest(tmp_path / "base", [clean_batch(events)], catalog=["i0"])
+    with pytest.raises(DataError, match=message):
+        check_usable(summary)
+    _, enough = ingest(tmp_path / "enough", [clean_batch([*events, Event("w", "i", "view", T)])])
+    check_usable(enough)
+
+
+def test_a_log_before_1970_has_its_own_watermark(tmp_path: Path) -> None:
+    events = [Event("u", "i", "view", -5 * DAY_MS - 7), Event("u", "i", "view", -DAY_MS - 1)]
+    base, summary = ingest(tmp_path / "base", [clean_batch(events)])
+    assert (base.watermark, summary.first_at) == (-DAY_MS - 1, -5 * DAY_MS - 7)
+    assert base.inline("x", events).timestamps.tolist() == base.history("u").timestamps.tolist()
+
+
+def test_item_counts_are_the_same_however_many_events_are_counted_at_a_time(tmp_path: Path) -> None:
+    events = [Event(f"u{n % 7}", f"i{n % 5}" if n % 9 else None, "view", T + n) for n in range(100)]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)], catalog=["never"], max_bad_share=1.0)
+    planted = Counter(e.item_id for e in events if e.item_id)
+    for counts in (base.item_counts(), base.item_counts(max_events=3)):
+        assert counts.tolist() == [planted[item] for item in base.items.ids.to_pylist()]
+
+
+class Steps(Silent):
+    """Remembers how many rows each step of a task held."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    @contextlib.contextmanager
+    def task(self, name: str, total: int | None, unit: str = "") -> Iterator[Task]:
+        yield self
+
+    def advance(self, n: int, note: str = "") -> None:
+        self.sizes.append(n)
+
+
+def test_more_rows_than_expected_are_sorted_within_the_same_memory(tmp_path: Path) -> None:
+    users = [f"{name}{n}" for n in range(200) for name in ("u", "é", "日本")]
+    events = [Event(user, f"i{n}", "view", T + n) for n in range(10) for user in users]
+    for name in ("base", "spill"):
+        (tmp_path / name).mkdir()
+    sizes = Steps()
+    builder = HistoryBuilder(
+        tmp_path / "spill", n_rows=0, memory_limit_bytes=2**18, files=["events"], quarantine=Quarantine(None)
+    )
+    for start in range(0, len(events), 1000):
+        builder.add(clean_batch(events[start : start + 1000]))
+    summary = builder.write(tmp_path / "base", [], sizes)
+    assert (sum(sizes.sizes), summary.n_users, summary.n_events) == (6000, 600, 6000)
+    assert max(sizes.sizes) < 600, "all in one partition, sorted by some hundred rows"
+    ids = Identifiers.load(tmp_path / "base", "users")
+    assert sorted(ids.ids.to_pylist()) == sorted(users)
+    assert [ids.row(user) for user in ids.ids.to_pylist()] == list(range(600))
+
+
 def test_scan_visits_everybody_once_in_row_order(tmp_path: Path) -> None:
     events, _ = grouped_events(n_users=30, n_events=11)
     base, _ = ingest(tmp_path / "base", [clean_batch(events)])
@@ -141,13 +214,62 @@ def test_inline_events_make_the_history_they_would_have_had_in_the_log(
         assert all(np.array_equal(getattr(inline, c), getattr(known, c)) for c in COLUMNS)
 
 
+SETTLED = [Event("other", f"k{n % 3}", "view", T + 10 + n, location="here") for n in range(60)] + [
+    Event("other", None, "coupon", T + 100 + n) for n in range(60)
+]
+
+
+acts = st.builds(
+    Event,
+    user_id=st.just("u"),
+    item_id=st.sampled_from([None, "", " ", "k0", "k2", "a", "b", "z"]),
+    behavior=st.sampled_from(["view", "coupon"]),
+    timestamp=st.integers(T, T + 2),
+    value=st.sampled_from([0.1, 1.0, 3e38]),
+    location=st.sampled_from(["", " ", "here", "there", "anywhere"]),
+    event_id=st.sampled_from(["", " \t", "e1", "e2"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(acts, max_size=12))
+def test_inline_events_of_things_unseen_make_the_history_they_would_have_had(events: list[Event]) -> None:
+    """In a base that has never seen the user, the items or the places, as in the base made with them."""
+    with tempfile.TemporaryDirectory() as folder:
+        logged = [*SETTLED, *(as_read(e) for e in events), Event("u", "k0", "view", T + 9)]
+        options = {"duplicates": "drop", "max_bad_share": 1.0}
+        known, _ = ingest(Path(folder) / "known", [clean_batch(logged)], **options)
+        strange, _ = ingest(Path(folder) / "strange", [clean_batch(SETTLED)], **options)
+        inline = [*events, Event("u", "k0", "view", T + 9)]
+        own, same, unseen = known.history("u"), known.inline("u", inline), strange.inline("u", inline)
+        assert all(np.array_equal(getattr(own, name), getattr(same, name)) for name in COLUMNS)
+        assert unseen.seq == own.seq
+        assert all(np.array_equal(getattr(own, name), getattr(unseen, name)) for name in ("timestamps", "values"))
+        items = [known.items[row] if row >= 0 else "" for row in own.item_rows.tolist()]
+        assert unseen.item_rows.tolist() == strange.items.rows(items).tolist()
+
+
+def as_read(event: Event) -> Event:
+    """The event as an ``EventLog`` would read it: blanks are nulls."""
+    blank = {name: "" for name in ("location", "event_id") if not getattr(event, name).strip()}
+    return replace(event, item_id=(event.item_id or "").strip() or None, **blank)
+
+
+def test_an_inline_event_without_an_item_counts_where_such_events_are_kept(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(SETTLED)])
+    events = [Event("u", None, behavior, T + n) for n, behavior in enumerate(["coupon", "view", "never heard of"])]
+    assert base.inline("u", events).timestamps.tolist() == [T]
+
+
 @pytest.mark.parametrize(
     "event",
     [
         Event("u", "i" * 600, "view", T),
         Event("u", "i", "view", T, float("nan")),
-        Event("u", "i", "view", -1),
-        Event("u", "i", "view", 2**60),
+        Event("u", "i", "view", T, 1e39),
+        Event("u", "i", "view", 2**53),
+        Event("u", "i", "view", -(2**53)),
+        Event("u", "i", "view", T, location="é" * 257),
     ],
 )
 def test_inline_events_that_cannot_be_are_refused(tmp_path: Path, event: Event) -> None:

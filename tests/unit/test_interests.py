@@ -64,8 +64,20 @@ def test_more_interests_than_items_cannot_be(k: int) -> None:
 def test_the_size_follows_the_catalog_and_never_exceeds_it() -> None:
     assert [VocabularyConfig().size_for(n) for n in (5, 16, 30, 3000, 10**7)] == [5, 16, 16, 1000, 100_000]
     assert VocabularyConfig(n_interests=500).size_for(100) == 100
-    with pytest.raises(UsageError, match="n_interests is 0"):
-        VocabularyConfig(n_interests=0).size_for(100)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"n_interests": 0}, "n_interests is 0, expected at least 1 and at most 16777216"),
+        ({"n_interests": 2**24 + 1}, "n_interests is 16777217"),
+        ({"n_iterations": 0}, "n_iterations is 0, expected at least 1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(wrong: dict[str, int], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        VocabularyConfig(**wrong)
 
 
 def test_interests_are_named_by_what_sets_their_titles_apart() -> None:

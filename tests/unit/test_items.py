@@ -1,11 +1,13 @@
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from lurm.artifacts import draft
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
 from lurm.events import Event
 from lurm.history import HistoryBase
 from lurm.items import ItemConfig, ItemEmbeddings, given_items, learn_items, text_features, write_items
@@ -93,6 +95,43 @@ def test_the_svd_is_the_svd(shape: tuple[int, int], rng: np.random.Generator) ->
     )
 
 
+@pytest.mark.parametrize("shape", [(300_000, 3), (3, 300_000)])
+def test_the_svd_never_makes_the_matrix_dense(shape: tuple[int, int], rng: np.random.Generator) -> None:
+    import scipy.sparse as sp
+
+    at = tuple(rng.integers(0, n, 500) for n in shape)
+    matrix = sp.csr_matrix((rng.standard_normal(500), at), shape=shape)
+    tracemalloc.start()
+    try:
+        truncated_svd(matrix, 1, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 300_000 * 3 * 8
+
+
+@pytest.mark.parametrize("shape", [(400, 90), (90, 400)])
+def test_the_dense_svd_gives_orthonormal_vectors_and_every_singular_value(
+    shape: tuple[int, int], rng: np.random.Generator
+) -> None:
+    import scipy.sparse as sp
+
+    dense = rng.standard_normal(shape) * (rng.random(shape) < 0.2)
+    u, s, v = truncated_svd(sp.csr_matrix(dense), 90, seed=0)
+    assert s == pytest.approx(np.linalg.svd(dense, compute_uv=False), rel=1e-9)
+    assert u.T @ u == pytest.approx(np.eye(90), abs=1e-9)
+    assert v.T @ v == pytest.approx(np.eye(90), abs=1e-9)
+    assert (u * s) @ v.T == pytest.approx(dense, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(2000, 300), (300, 2000)])
+def test_the_rank_is_not_made_larger_by_rounding(shape: tuple[int, int], rng: np.random.Generator) -> None:
+    import scipy.sparse as sp
+
+    dense = rng.standard_normal((shape[0], 20)) @ rng.standard_normal((20, shape[1]))
+    assert len(truncated_svd(sp.csr_matrix(dense), 300, seed=0)[1]) == 20
+
+
 def test_the_svd_of_a_matrix_of_lower_rank_is_shorter() -> None:
     import scipy.sparse as sp
 
@@ -105,3 +144,21 @@ def test_what_is_written_is_what_is_read_whatever_the_layout_in_memory(tmp_path:
     with draft(tmp_path / "items", kind="items", key="test", config={}) as work:
         write_items(work.path, vectors, np.arange(7))
     assert np.array_equal(ItemEmbeddings.open(tmp_path / "items").vectors_nd, vectors)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dim": 0}, "dim is 0, expected at least 1"),
+        ({"stretch": 0}, "stretch is 0"),
+        ({"max_events": 0}, "max_events is 0"),
+        ({"text_trust": -1.0}, "text_trust is -1.0, expected at least 0"),
+        ({"ridge": 0.0}, "ridge is 0.0, expected more than 0"),
+        ({"ridge": float("nan")}, "ridge is nan"),
+        ({"seed": -1}, "seed is -1, expected at least 0 and at most 2147483646"),
+        ({"seed": 2**31 - 1}, "seed is 2147483647"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ItemConfig(**wrong)

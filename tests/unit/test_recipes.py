@@ -47,6 +47,23 @@ def test_shapes_are_checked_where_they_are_defined() -> None:
         Recipe.of({"encoder": {"dim": 10}})
 
 
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"seed": -1}, "seed is -1, expected at least 0"),
+        ({"seed": -1, "item_embeddings": {"seed": 1}, "interests": {"seed": 1}, "training": {"seed": 1}}, "seed is -1"),
+        ({"interests": {"n_iterations": 0}}, "n_iterations is 0"),
+        ({"training": {"temperature": 0}}, "temperature is 0"),
+        ({"training": {"temperature": float("nan")}}, "temperature is nan"),
+        ({"encoder": {"scales": [{"name": "blink", "days": 0.001}]}}, "scale 'blink': days is 0.001"),
+        ({"encoder": {"bag": {"half_life_days": -2}}}, "half_life_days is -2"),
+    ],
+)
+def test_a_value_out_of_bounds_is_a_wrong_recipe(tables: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=f"recipe: {message}"):
+        Recipe.of(tables)
+
+
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are() -> None:
     with pytest.raises(SettingsError, match=r"no recipe 'ml10k'.*ml100k"):
         recipes.read("ml10k")

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -5,15 +6,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from lurm.artifacts import draft
 from lurm.boi import BagOfInterests
-from lurm.errors import UsageError
+from lurm.errors import LurmError, UsageError
 from lurm.events import Event
 from lurm.history import HistoryBase, HistoryBatch
-from lurm.interests import InterestVocabulary
-from lurm.progress import Silent
+from lurm.interests import Clustering, InterestVocabulary, rarity, write_vocabulary
+from lurm.meanings import Meaning
+from lurm.progress import Reporter, Silent
 from lurm.sequences import Scale, life
 from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder
-from tests.worlds import clean_batch, group_vocabulary, grouped_events, ingest
+from tests.worlds import clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
 from training.loop import TrainConfig, Trainer, contrastive_loss
 
 CONFIG = SmenConfig(dim=8, n_anchors=2)
@@ -27,19 +30,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     base, _ = ingest(folder / "base", [clean_batch(events)])
     # twice as many interests as groups, so that users of a group need not share one
     ids = base.items.take(np.arange(len(base.items)))
-    from tests.worlds import vocabulary_of
-
     vocabulary = vocabulary_of(folder / "interests", base, np.array([int(i[1:]) // 6 for i in ids], np.int32), 8)
     order = [int(user[1:]) for user in base.users.ids.to_pylist()]
     return base, vocabulary, groups[order]
 
 
-def trainer(world: World, checkpoint: Path | None = None, **config: object) -> tuple[Trainer, Smen, BagOfInterests]:
+def trainer(
+    world: World, checkpoint: Path | None = None, reporter: Reporter | None = None, **config: object
+) -> tuple[Trainer, Smen, BagOfInterests]:
     base, vocabulary, _ = world
     torch.manual_seed(0)
     network, boi = Smen(CONFIG, len(vocabulary)), BagOfInterests(vocabulary, CONFIG.bag)
     training = TrainConfig(**{"epochs": 3, "batch_users": 32, "holdout": 0.2, **config})  # type: ignore[arg-type]
-    return Trainer(network, boi, base, training, checkpoint, Silent()), network, boi
+    return Trainer(network, boi, base, training, checkpoint, reporter or Silent()), network, boi
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +93,24 @@ def test_a_user_of_whom_nothing_is_known_gets_a_vector(world: World, encoder: Sm
     assert np.isfinite(vectors).all()
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], abs=1e-5)
     assert encoder.embed(HistoryBatch.of([])).shape == (0, 8)
+
+
+def test_a_log_of_one_item_still_makes_unit_vectors(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch([Event(f"u{n}", "only", "view", 10**9 * n) for n in range(20)])])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0], np.int32), 1)
+    fit, network, boi = trainer((base, vocabulary, np.zeros(20, np.int64)))
+    fit.start()
+    batch = HistoryBatch.of([base.history("u3"), base.history("u4"), base.inline("nobody", [])])
+    vectors = SmenEncoder(network, boi).embed(batch)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-6)
+    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6), "what they have in common, not rounding noise"
+
+
+def test_nobody_gets_a_vector_even_where_the_mean_is_nothing(world: World) -> None:
+    base, vocabulary, _ = world
+    network = Smen(CONFIG, len(vocabulary))
+    vectors = SmenEncoder(network, BagOfInterests(vocabulary)).embed(HistoryBatch.of([base.inline("nobody", [])]))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1], abs=1e-6)
 
 
 def test_users_of_one_group_are_near(world: World, encoder: SmenEncoder) -> None:
@@ -199,7 +220,111 @@ def test_a_killed_training_resumes_to_the_same_bits(world: World, tmp_path: Path
     assert outcome == expected
     for name, tensor in uninterrupted.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    assert not (tmp_path / "checkpoint").exists(), "a finished training leaves no checkpoint"
+
+
+def test_a_finished_training_is_kept_until_it_is_safe_elsewhere(world: World, tmp_path: Path) -> None:
+    fit, network, _ = trainer(world, tmp_path / "checkpoint")
+    outcome = fit.fit()
+    seen = Listener()
+    again, loaded, _ = trainer(world, tmp_path / "checkpoint", seen)
+    assert again.fit() == outcome
+    assert seen.totals == [], "not one more pass"
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    again.remove_checkpoint()
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def zero(file: Path) -> None:
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+def zero_the_end(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))
+
+
+@pytest.mark.parametrize("tear", [zero, zero_the_end, Path.unlink, lambda file: file.write_bytes(b"")])
+@pytest.mark.parametrize("name", ["done.json", "pass-1.safetensors"])
+def test_a_damaged_checkpoint_is_told_and_training_starts_anew(
+    world: World, tmp_path: Path, name: str, tear: Callable[[Path], object]
+) -> None:
+    whole, _, _ = trainer(world)
+    expected = whole.fit()
+    base, vocabulary, _ = world
+    config = TrainConfig(epochs=3, batch_users=32, holdout=0.2)
+    network, boi = Smen(CONFIG, len(vocabulary)), BagOfInterests(vocabulary, CONFIG.bag)
+    with pytest.raises(Killed):
+        Trainer(network, boi, base, config, tmp_path, KillsAtPass(2)).fit()
+    tear(tmp_path / name)
+    told = Listener()
+    assert Trainer(Smen(CONFIG, len(vocabulary)), boi, base, config, tmp_path, told).fit() == expected
+    assert told.lines == ([] if (tear, name) == (Path.unlink, "done.json") else [DAMAGED])
+
+
+@pytest.mark.parametrize("wrong", [{"learning_rate": 1e30}, {"temperature": 1e-42}])
+def test_a_training_that_diverges_says_so(world: World, wrong: dict[str, float]) -> None:
+    fit, _, _ = trainer(world, **wrong)
+    with pytest.raises(LurmError, match=r"diverged: the loss is (nan|inf).*learning_rate.*temperature"):
+        fit.fit()
+
+
+@pytest.mark.parametrize(("holdout", "in_sample"), [(0.05, True), (0.2, False), (0.0, True)])
+def test_too_few_to_hold_out_all_train(world: World, holdout: float, in_sample: bool) -> None:
+    seen = Listener()
+    fit, _, _ = trainer(world, epochs=1, holdout=holdout, reporter=seen)
+    assert fit.fit().in_sample is in_sample
+    assert seen.totals == [120 if in_sample else 96]
+
+
+def test_a_large_vocabulary_is_balanced_by_samples_that_resume_to_the_same_bits(world: World, tmp_path: Path) -> None:
+    base, k = world[0], 5000
+    centroids = np.random.default_rng(0).standard_normal((k, 4)).astype(np.float32)
+    labels = np.arange(len(base.items), dtype=np.int32) * 100
+    with draft(tmp_path / "v", kind="interests", key="test", config={}) as work:
+        clustering = Clustering(centroids, labels, 1.0)
+        write_vocabulary(work.path, clustering, rarity(base, labels, k), [Meaning("", (), (), 0)] * k)
+    boi = BagOfInterests(InterestVocabulary.open(tmp_path / "v"))
+    config = TrainConfig(epochs=2, batch_users=32, holdout=0.2)
+    whole = Sampled(CONFIG, k)
+    outcome = Trainer(whole, boi, base, config, None, Silent()).fit()
+    with pytest.raises(Killed):
+        Trainer(Sampled(CONFIG, k), boi, base, config, tmp_path / "c", KillsAtPass(2)).fit()
+    resumed = Sampled(CONFIG, k)
+    assert Trainer(resumed, boi, base, config, tmp_path / "c", Silent()).fit() == outcome
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert {len(set(sample)) for sample in whole.samples} == {4096}
+    assert len({tuple(sample) for sample in whole.samples}) == len(whole.samples), "another one at each step"
+    assert resumed.samples == whole.samples[3:]
+
+
+class Sampled(Smen):
+    """Remembers which interests the balance was measured on."""
+
+    def __init__(self, config: SmenConfig, n_interests: int) -> None:
+        super().__init__(config, n_interests)
+        self.samples: list[list[int]] = []
+
+    def imbalance(self, interests: torch.Tensor) -> torch.Tensor:
+        self.samples.append(interests.tolist())
+        return super().imbalance(interests)
+
+
+DAMAGED = "  the checkpoint is damaged; training starts anew"
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.totals: list[int | None] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def task(self, title: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
+        self.totals.append(total)
+        return super().task(title, total, unit)
 
 
 def test_the_loss_is_info_nce() -> None:
@@ -227,14 +352,39 @@ def test_views_are_nonempty_subsets(world: World) -> None:
     ("wrong", "message"),
     [
         ({"dim": 10, "n_anchors": 4}, "dim is 10 and n_anchors 4"),
+        ({"dim": 0}, "dim is 0 and n_anchors 4"),
         ({"scales": ()}, "at least one scale"),
-        ({"scales": (Scale("x", -1.0),)}, "positive length"),
-        ({"anchor_temperature": 0.0}, "anchor_temperature is 0.0"),
+        ({"anchor_temperature": 0.0}, "anchor_temperature is 0.0, expected more than 0"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SmenConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0, expected at least 1"),
+        ({"event_budget": 0}, "event_budget is 0"),
+        ({"user_budget": 0}, "user_budget is 0"),
+        ({"batch_users": 1}, "batch_users is 1, expected at least 2"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0, expected more than 0"),
+        ({"warmup": 1.0}, "warmup is 1.0, expected at least 0 and less than 1"),
+        ({"temperature": 0.0}, "temperature is 0.0, expected more than 0"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"keep": (0.0, 0.5)}, "keep is"),
+        ({"later_share": 1.1}, "later_share is 1.1, expected at least 0 and at most 1"),
+        ({"usage_weight": -0.1}, "usage_weight is -0.1"),
+        ({"holdout": 0.5}, "holdout is 0.5, expected at least 0 and less than 0.5"),
+        ({"holdout_users": -1}, "holdout_users is -1"),
+        ({"patience": 0}, "patience is 0"),
+        ({"seed": -1}, "seed is -1, expected at least 0 and at most 2147483646"),
+    ],
+)
+def test_trainings_that_cannot_be_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_configuration_survives_its_manifest() -> None:

@@ -165,6 +165,26 @@ def test_a_log_without_a_usable_row_stops_a_build(tmp_path):
     report.render(Console(file=io.StringIO()))
 
 
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([event(item=f"i{n}") for n in range(3)], "users with events: 1; expected at least 2"),
+        ([event(f"u{n}", None) for n in range(3)], "no event of the log names an item"),
+    ],
+)
+def test_what_no_release_can_be_made_of_stops_a_build(tmp_path, rows, reason):
+    report = checked(tmp_path, rows)
+    assert report.would_stop and report.verdict.startswith(f"a build would stop: {reason}")
+    assert (report.n_events, report.bad) == (3, ())
+    assert not checked(tmp_path, [*rows, event("another")]).would_stop
+
+
+def test_a_log_before_1970_ends_when_it_ends(tmp_path):
+    rows = [event(timestamp=-5 * 86_400_000), event("v", timestamp=-3_600_000)]
+    report = checked(tmp_path, rows, earliest=datetime(1900, 1, 1), timestamp_unit="ms")
+    assert (report.first_at, report.last_at) == ("1969-12-27T00:00:00+00:00", "1969-12-31T23:00:00+00:00")
+
+
 def test_tables_that_do_not_match_the_log_are_noted(tmp_path):
     pl.DataFrame({"sku": ["i", "never"], "title": ["a", "b"]}).write_csv(tmp_path / "items.csv")
     pl.DataFrame({"user_id": ["u"]}).write_csv(tmp_path / "users.csv")

@@ -6,7 +6,7 @@ place in the order of ids. Items belong to interests at random.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,7 @@ def ingest(made: MadeLog, folder: Path, memory_limit_bytes: int) -> HistoryBase:
             builder.add(batch)
         with draft(folder / "history", kind="history", key="bench", config={}) as work:
             summary = builder.write(work.path, made.item_ids, Silent())
-            work.metrics.update(watermark=summary.watermark, drops_duplicates=summary.drops_duplicates)
+            work.metrics.update(asdict(summary))
     return HistoryBase.open(folder / "history", verify=False)
 
 

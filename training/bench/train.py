@@ -58,7 +58,7 @@ def bench(track: Track, scale: str) -> Figures:
         network = Smen(shape, size.n_interests)
         network.load_state_dict(recorder.started)
         turn.begin()
-        return step_through(network, recorder.batches, recorder.rates, config)
+        return step_through(network, recorder, recorder.rates, config)
 
     n_users = sum(len(one.starts) - 1 for one, _ in recorder.batches) // len(recorder.position_wm)
     timings, answers = race(track, n_users, {"ours": ours, "bare_loop": bare_loop})
@@ -100,12 +100,14 @@ class Recorder(_Remembering):
         started: weights before the first step.
         batches: the two views of every step.
         rates: learning rate of every step.
+        sampled: the interests whose use of the anchors every step balanced.
     """
 
     def __init__(self, config: SmenConfig, n_interests: int) -> None:
         super().__init__(config, n_interests)
         self.started: Weights = {}
         self.rates: list[float] = []
+        self.sampled: list[Tensor] = []
         self._views: list[Bags] = []
 
     @property
@@ -119,6 +121,11 @@ class Recorder(_Remembering):
             self.started = self.started or _copy(self)
             self._views.append(bags)
         return super().forward(bags)
+
+    def imbalance(self, interests: Tensor) -> Tensor:
+        """As ``Smen``; the interests are kept."""
+        self.sampled.append(interests)
+        return super().imbalance(interests)
 
 
 def record(shape: SmenConfig, boi: BagOfInterests, base: HistoryBase, config: TrainConfig) -> Recorder:
@@ -137,18 +144,16 @@ def record(shape: SmenConfig, boi: BagOfInterests, base: HistoryBase, config: Tr
     return recorder
 
 
-def step_through(
-    network: Smen, batches: Sequence[tuple[Bags, Bags]], rates: Sequence[float], config: TrainConfig
-) -> Weights:
+def step_through(network: Smen, recorder: Recorder, rates: Sequence[float], config: TrainConfig) -> Weights:
     """The weights after one step per batch, and nothing done besides."""
     table = network.interests_kd.weight
     dense = [parameter for parameter in network.parameters() if parameter is not table]
     optimizers: tuple[torch.optim.Optimizer, ...] = (torch.optim.SparseAdam([table]), torch.optim.Adam(dense))
-    for (one, two), rate in zip(batches, rates, strict=True):
+    for (one, two), sampled, rate in zip(recorder.batches, recorder.sampled, rates, strict=True):
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad(set_to_none=True)
-        usage = network.routing(table.detach()).mean(0)
+        usage = network.routing(table.detach()[sampled]).mean(0)
         imbalance = (usage * (usage * len(usage)).clamp_min(1e-12).log()).sum()
         loss = contrastive_loss(network(one), network(two), config.temperature) + config.usage_weight * imbalance
         loss.backward()  # type: ignore[no-untyped-call]

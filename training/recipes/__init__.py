@@ -23,7 +23,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from lurm.errors import SettingsError
+from lurm.bounds import SEED, check
+from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
 from lurm.smen import SmenConfig
@@ -67,12 +68,15 @@ class Recipe:
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    def __post_init__(self) -> None:
+        check(self, seed=SEED)
+
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Recipe:
         """The recipe that parsed TOML tables spell; its seed reaches every part that names none.
 
         Raises:
-            SettingsError: an unknown or ill-typed entry, with a did-you-mean.
+            SettingsError: an unknown entry, with a did-you-mean, or one that is ill-typed or out of bounds.
         """
         _refuse_unknown(tables, cls)
         seed = tables.get("seed", 0)
@@ -84,6 +88,8 @@ class Recipe:
             recipe: Recipe = TypeAdapter(cls).validate_python(raw)
         except ValidationError as error:
             raise SettingsError("; ".join(_told(e) for e in error.errors())) from error
+        except UsageError as error:
+            raise SettingsError(f"recipe: {error}") from error
         return recipe
 
 
