@@ -35,6 +35,9 @@ from lurm.index import UserIndex
 from lurm.interests import InterestVocabulary
 
 KIND = "release"
+_VERIFIED_USERS = 256
+_SAME = 1e-5  # as far as vectors of one user may be apart, say on another processor
+
 PARTS = ("history", "interests", "encoder", "embeddings", "index")
 
 
@@ -153,7 +156,8 @@ def publish(root: Path, parts: Mapping[str, Artifact], *, name: str, metrics: Ma
     if active is not None and _is_sound(root, active, name, parents):
         return active
     key = digest_of(parents)
-    release_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{key[:8]}"
+    now = datetime.now(UTC)
+    release_id = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}-{key[:8]}"
     config = {"name": name, "space_id": space_id_of(parts)}
     with draft(root / "releases" / release_id, kind=KIND, key=key, config=config, parents=parents) as work:
         for part, artifact in parts.items():
@@ -238,12 +242,19 @@ def referenced(root: Path) -> set[str]:
 
 
 def verify(root: Path, release_id: str | None = None) -> str:
-    """Open a release with every byte checked; returns its id.
+    """Open a release with every byte checked and some of its vectors computed again; returns its id.
 
     Raises:
-        ArtifactError: it is missing or damaged.
+        ArtifactError: it is missing or damaged, or this lurm computes other vectors than it holds.
     """
-    return Release.open(root, release_id, verify=True).release_id
+    release = Release.open(root, release_id, verify=True)
+    rows = np.arange(0, len(release.history), max(len(release.history) // _VERIFIED_USERS, 1))
+    apart = np.abs(release.encoder.embed(release.history.batch(rows)) - release.embeddings.vectors_ue[rows]).max()
+    if not apart < _SAME:
+        raise ArtifactError(
+            f"{release.path}: vectors computed now are up to {apart:.1g} apart from those published; build it anew"
+        )
+    return release.release_id
 
 
 def _folder(root: Path, release_id: str) -> Path:

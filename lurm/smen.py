@@ -14,11 +14,13 @@ a head, or a random start, throws information away.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
@@ -29,7 +31,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from lurm.artifacts import Artifact, open_artifact
 from lurm.boi import BagConfig, BagOfInterests
 from lurm.bounds import POSITIVE, check
-from lurm.errors import ArtifactCorrupt, UsageError
+from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
 from lurm.sequences import Scale, trailing
@@ -37,6 +39,10 @@ from lurm.spectrum import truncated_svd
 
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
+SHAPE = "smen.json"
+# Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
+# of another revision is refused instead of being served beside vectors it does not agree with.
+REVISION = 1
 _USERS_AT_ONCE = 512
 _NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
@@ -239,7 +245,8 @@ class SmenEncoder:
         """Load a published encoder.
 
         Raises:
-            ArtifactError: the folder is not an intact encoder, or was trained with another vocabulary.
+            ArtifactError: the folder is not an intact encoder, was trained with another vocabulary, or by a lurm whose
+                arithmetic was another.
         """
         artifact = open_artifact(folder, KIND, verify=verify)
         return cls.of(artifact, vocabulary)
@@ -249,14 +256,23 @@ class SmenEncoder:
         """The encoder of an opened artifact."""
         if artifact.manifest.parents.get("interests") != vocabulary.artifact.manifest.fingerprint:
             raise ArtifactCorrupt(f"{artifact.path} was trained with another interest vocabulary; rebuild it")
-        raw = artifact.manifest.config
-        config = SmenConfig.from_json(raw["network"])
+        try:
+            shape = orjson.loads((artifact.path / SHAPE).read_bytes())
+            revision = shape["revision"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ArtifactCorrupt(f"{artifact.path / SHAPE} does not say what encoder this is: {error!r}") from error
+        if revision != REVISION:
+            raise ArtifactError(
+                f"{artifact.path} was trained for revision {revision} of the encoder, this lurm computes revision "
+                f"{REVISION}; build the release anew, or serve it with the lurm that made it"
+            )
+        config = SmenConfig.from_json(shape["network"])
         network = Smen(config, len(vocabulary))
         try:
             network.load_state_dict(load_file(artifact.path / WEIGHTS))
         except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path / WEIGHTS} does not fit its manifest: {error}") from error
-        return cls(network, BagOfInterests(vocabulary, config.bag, tuple(raw["behaviors"])))
+        return cls(network, BagOfInterests(vocabulary, config.bag, tuple(shape["behaviors"])))
 
     def embed(self, batch: HistoryBatch) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
@@ -276,6 +292,14 @@ class SmenEncoder:
             return [float(x) for x in self.network.routing(self.network.interests_kd.weight).mean(0)]
 
 
-def write_weights(folder: Path, network: Smen) -> None:
-    """Write the weights of an ``encoder`` artifact into a draft."""
+def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None:
+    """Write the files of an ``encoder`` artifact into a draft: everything that determines its vectors.
+
+    Args:
+        folder: the draft.
+        network: trained.
+        behaviors: names by row, for the weights of behaviors.
+    """
+    shape = {"revision": REVISION, "network": network.config.to_json(), "behaviors": list(behaviors)}
+    (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)

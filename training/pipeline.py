@@ -50,7 +50,7 @@ from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.meanings import name_interests
 from lurm.progress import Reporter
 from lurm.release import Embeddings, publish, referenced
-from lurm.smen import Smen, SmenEncoder, write_weights
+from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
 from training.loop import Trainer
 from training.recipes import Recipe
 
@@ -135,6 +135,7 @@ class _Build:
         vocabulary = InterestVocabulary(self._done["interests"])
         encoder_config = {
             "model": SmenEncoder.kind,
+            "revision": REVISION,
             "network": recipe.encoder.to_json(),
             "training": asdict(recipe.training),
             "behaviors": history.behaviors.ids.to_pylist(),
@@ -249,7 +250,7 @@ class _Build:
         # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
         with threadpool_limits(limits=1, user_api="openmp"):
             outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()
-        write_weights(work.path, network)
+        write_encoder(work.path, network, history.behaviors.ids.to_pylist())
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
         measured = "in-sample (too few users to hold any out)" if outcome.in_sample else "held-out"

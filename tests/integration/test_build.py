@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
+from lurm import sequences, smen
 from lurm.artifacts import read_manifest
 from lurm.dataset import Dataset
 from lurm.errors import ArtifactError, ArtifactMissing, DataError
@@ -355,3 +356,36 @@ def test_users_tables_do_not_matter_to_a_build_but_its_name_does(small: Built, t
     renamed = build(world, root)
     assert renamed.release_id != first.release_id
     assert Release.open(root).name == "another name"
+
+
+def test_a_release_of_another_arithmetic_is_refused(
+    small: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(smen, "REVISION", smen.REVISION + 1)
+    with pytest.raises(
+        ArtifactError, match=r"was trained for revision 1 of the encoder, this lurm computes revision 2"
+    ):
+        small.release()
+
+
+def test_verify_notices_vectors_that_this_encoder_would_not_compute(
+    small: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        smen, "trailing", lambda batch, scales: sequences.trailing(batch.before(1_690_000_000_000), scales)
+    )
+    with pytest.raises(ArtifactError, match="apart from those published"):
+        verify(small.root)
+
+
+def test_what_shapes_a_vector_is_in_its_space(small: Built, tmp_path: Path) -> None:
+    spaces = {small.release().space_id}
+    for bag in ({"weighting": "binary"}, {"behavior_weights": {"view": 0.5}}):
+        build(
+            small.dataset,
+            tmp_path / "other",
+            encoder={"dim": 32, "bag": bag},
+            training={"epochs": 1, "learning_rate": 1e-12},
+        )
+        spaces.add(Release.open(tmp_path / "other").space_id)
+    assert len(spaces) == 3

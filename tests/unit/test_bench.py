@@ -40,6 +40,8 @@ RATIOS = {
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
 
+pytestmark = pytest.mark.slow  # whole benchmarks, and commands in processes of their own
+
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> made.MadeLog:
