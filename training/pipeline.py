@@ -254,9 +254,12 @@ class _Build:
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
         measured = "in-sample (too few users to hold any out)" if outcome.in_sample else "held-out"
+        kept = f"pass {outcome.best_epoch} of {outcome.epochs}"
+        if not outcome.best_epoch:
+            kept = f"the initialisation, which {outcome.epochs} passes of training did not improve"
         self._reporter.say(
-            f"  kept pass {outcome.best_epoch} of {outcome.epochs}: {measured} loss {min(outcome.held_out):.3f} "
-            f"(untrained {outcome.held_out[0]:.3f}), anchors used {', '.join(f'{u:.0%}' for u in usage)}"
+            f"  kept {kept}: {measured} loss {min(outcome.held_out):.3f} (untrained {outcome.held_out[0]:.3f}), "
+            f"anchors used {', '.join(f'{u:.0%}' for u in usage)}"
         )
 
     def _embeddings(self, work: Draft, history: HistoryBase, encoder: SmenEncoder) -> None:
