@@ -36,8 +36,12 @@ def serve(
     redis_url: Annotated[
         str | None, typer.Option(help="Redis for the cache; instead of LURM_REDIS_URL.", show_default=False)
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Serve the current release over HTTP until SIGTERM or Ctrl-C; open requests are finished first.
+    """Serve the current release over HTTP.
+
+    Until SIGTERM or Ctrl-C; open requests are finished first. With --json, one document on stdout says the URL once
+    it listens, which is how to find a free port taken with --port 0.
 
     \b
     Examples:
@@ -58,7 +62,7 @@ def serve(
     )
     from service.server import run
 
-    run(config)
+    run(config, as_json=as_json)
 
 
 def embed(

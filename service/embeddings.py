@@ -13,12 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.cache import Provenance
-from lurm.errors import LurmError, UnknownUser
+from lurm.errors import DataError, LurmError, UnknownUser
 from lurm.history import History, HistoryBase
 from service.bootstrap import serving_of
 from service.direct import Answer, DirectRoute, as_json, problems
 from service.embedder import Embedded, Embedder
-from service.problems import body_of
+from service.problems import Malformed, body_of
 from service.schemas import (
     EmbeddingAnswer,
     EmbeddingsAnswer,
@@ -108,14 +108,15 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
 async def embeddings(request: Request) -> Response:
     """Embeddings of known users by id and of anybody by their events, in the shape of OpenAI's API.
 
-    What is wrong with one input (an unknown user, say) is said in its place; the others are answered.
+    What is wrong with one input (an unknown user, a bad event) is said in its place; the others are answered. Only a
+    body that is no such request at all, or asks for too much at once, is refused as a whole.
     """
     serving = serving_of(request)
     limits = serving.settings
     asked, inputs = parse_embeddings(
         await request.body(), max_users=limits.request_users, max_events=limits.request_events
     )
-    histories: dict[int, History] = {}
+    histories: dict[int, History | LurmError] = {}
     if any(isinstance(one, InlineHistory) for one in inputs):
         read = functools.partial(_histories_of, serving.release.history, inputs)
         histories = await serving.threads.run(read)
@@ -134,21 +135,32 @@ async def embeddings(request: Request) -> Response:
     return as_json({"object": "list", "model": serving.release.space_id, "data": data, "usage": usage})
 
 
-def _histories_of(base: HistoryBase, inputs: Sequence[str | InlineHistory]) -> dict[int, History]:
-    """The inline histories among the inputs, by position. Slow."""
+def _histories_of(
+    base: HistoryBase, inputs: Sequence[str | InlineHistory | Malformed]
+) -> dict[int, History | LurmError]:
+    """The inline histories among the inputs, or what is wrong with one, by position. Slow."""
     inline = {at: one for at, one in enumerate(inputs) if isinstance(one, InlineHistory)}
-    return {at: base.inline(one.user_id or "", events_of(one, at)) for at, one in inline.items()}
+    return {at: _history_of(base, one, at) for at, one in inline.items()}
 
 
-def _provenance_of(embedder: Embedder, user_id: str) -> Provenance | UnknownUser:
+def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | LurmError:
     try:
-        return embedder.provenance(user_id)
+        return base.inline(inline.user_id or "", events_of(inline, at))
+    except (Malformed, DataError) as error:
+        return error
+
+
+def _provenance_of(embedder: Embedder, asked: str | Malformed) -> Provenance | LurmError:
+    if isinstance(asked, Malformed):
+        return asked
+    try:
+        return embedder.provenance(asked)
     except UnknownUser as error:
         return error
 
 
 def _item(
-    at: int, asked: str | InlineHistory, outcome: Embedded | LurmError, request_id: str, *, as_base64: bool
+    at: int, asked: str | InlineHistory | Malformed, outcome: Embedded | LurmError, request_id: str, *, as_base64: bool
 ) -> dict[str, Any]:
     """The answer to input number ``at``."""
     if isinstance(outcome, LurmError):
@@ -157,7 +169,7 @@ def _item(
     vector: Any = embedding.vector_e
     if as_base64:
         vector = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    user_id = asked if isinstance(asked, str) else asked.user_id
+    user_id = asked.user_id if isinstance(asked, InlineHistory) else asked
     return {
         "object": "embedding",
         "index": at,

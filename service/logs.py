@@ -16,6 +16,7 @@ import orjson
 from lurm.errors import LurmError
 
 _LONGEST = 1000
+_ON_CLIENTS = ("Invalid HTTP request", "Unsupported upgrade request", "No supported WebSocket library")
 
 
 class JsonLines(logging.Formatter):
@@ -38,12 +39,22 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(line).decode("utf-8", "replace")
 
 
+class NotOnClients(logging.Filter):
+    """Drops what uvicorn warns of whenever a client sends what is not HTTP or asks for a WebSocket."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is worth writing."""
+        return not record.getMessage().startswith(_ON_CLIENTS)
+
+
 def configuration(level: str) -> dict[str, Any]:
     """For ``logging.config.dictConfig``: everything from this level up as JSON lines on stderr."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"json": {"()": "service.logs.JsonLines"}},
+        "filters": {"not_on_clients": {"()": "service.logs.NotOnClients"}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
+        "loggers": {"uvicorn.error": {"filters": ["not_on_clients"]}},
         "root": {"handlers": ["stderr"], "level": level.upper()},
     }

@@ -21,6 +21,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
@@ -30,6 +31,7 @@ from lurm.identifiers import MAX_ID_BYTES
 from service.problems import Malformed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
 _LATEST = 253_402_300_799_999  # the last millisecond of year 9999
 _LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
@@ -60,8 +62,10 @@ def _epoch_ms(value: object) -> int:
         moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
         since = moment - _EPOCH
         value = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
-    if isinstance(value, bool) or not isinstance(value, int):
+    elif isinstance(value, bool) or not isinstance(value, int):
         raise PydanticCustomError("timestamp", "expected epoch milliseconds or ISO 8601")
+    elif 0 < value < _EARLIEST:
+        raise PydanticCustomError("timestamp", "lies before 1980; timestamps are epoch milliseconds or ISO 8601")
     if not 0 <= value <= _LATEST:
         raise PydanticCustomError("timestamp", "expected a moment from 1970 to 9999, in milliseconds if a number")
     return value
@@ -79,7 +83,8 @@ Moment = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": 0, "maximum": _LATEST},
+                {"type": "integer", "minimum": _EARLIEST, "maximum": _LATEST},
+                {"type": "integer", "const": 0},
                 {"type": "string", "description": "ISO 8601; UTC unless it says otherwise"},
             ]
         }
@@ -89,6 +94,14 @@ Moment = Annotated[
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_than_its_fields(cls, document: object) -> object:
+        """Refuse a million unknown fields as one, instead of describing each."""
+        if isinstance(document, dict) and len(document) > len(cls.model_fields):
+            raise PydanticCustomError("extra_forbidden", "unknown field")
+        return document
 
 
 class InlineEvent(_Request):
@@ -200,7 +213,7 @@ class EmbeddingItem(BaseModel):
 
 
 class ErrorItem(BaseModel):
-    """The answer to one input that could not be embedded."""
+    """The answer to one input that is malformed, unknown or cannot be embedded."""
 
     object: Literal["error"]
     index: int = Field(description="Position of the input.")
@@ -320,25 +333,28 @@ def iso(embedding: CachedEmbedding) -> str | None:
 
 def parse_embeddings(
     body: bytes, *, max_users: int, max_events: int
-) -> tuple[EmbeddingsRequest, list[str | InlineHistory]]:
-    """A request and its inputs, one by one; the events within are not checked yet.
+) -> tuple[EmbeddingsRequest, list[str | InlineHistory | Malformed]]:
+    """A request and its inputs, one by one, or what is wrong with one; the events within are not checked yet.
 
     Raises:
-        Malformed: not JSON, not this schema, or too much of it.
+        Malformed: not JSON, not a request at all, or too much of it.
     """
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise Malformed(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
     request = _validated(EmbeddingsRequest, document)
-    given: Any = request.input if isinstance(request.input, list) else [request.input]
+    given: Any = request.input
+    if isinstance(given, bool) or not isinstance(given, str | int | dict | list):
+        raise Malformed("input: expected a user id, an object with events, or a list of these")
+    given = given if isinstance(given, list) else [given]
     if not 0 < len(given) <= max_users:
         raise Malformed(f"input has {len(given)} entries, expected 1 to {max_users} (LURM_REQUEST_USERS)")
-    inputs = [_input(one, at) for at, one in enumerate(given)]
-    n_events = sum(len(one.events) for one in inputs if isinstance(one, InlineHistory))
+    histories = [one.get("events") for one in given if isinstance(one, dict)]
+    n_events = sum(len(events) for events in histories if isinstance(events, list))
     if n_events > max_events:
         raise Malformed(f"input has {n_events} events, expected at most {max_events} (LURM_REQUEST_EVENTS)")
-    return request, inputs
+    return request, [_input(one, at) for at, one in enumerate(given)]
 
 
 def events_of(inline: InlineHistory, at: int) -> list[Event]:
@@ -381,13 +397,13 @@ def in_words(errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), o
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
 
 
-def _input(one: object, at: int) -> str | InlineHistory:
-    if type(one) is dict:
-        return _validated(InlineHistory, one, ("input", at))
+def _input(one: object, at: int) -> str | InlineHistory | Malformed:
     try:
-        return checked_id(one)
+        return _validated(InlineHistory, one, ("input", at)) if isinstance(one, dict) else checked_id(one)
+    except Malformed as error:
+        return error
     except PydanticCustomError as error:
-        raise Malformed(f"input[{at}]: not a user id ({error.message()}), nor an object with events") from None
+        return Malformed(f"input[{at}]: not a user id ({error.message()}), nor an object with events")
 
 
 def _validated(model: type[Model], document: object, within: Sequence[str | int] = ()) -> Model:

@@ -18,6 +18,7 @@ from uvicorn import Config, Server
 from uvicorn.supervisors import Multiprocess
 
 import lurm
+from lurm.console import emit
 from lurm.errors import UsageError
 from lurm.release import Release
 from lurm.settings import Settings
@@ -31,8 +32,12 @@ _BACKLOG = 2048
 _PATIENCE_S = 60  # with a worker that does not answer its parent: it may still be loading libraries
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, *, as_json: bool = False) -> None:
     """Serve a release until SIGTERM or Ctrl-C; open requests are finished first.
+
+    Args:
+        settings: where to listen, what to serve.
+        as_json: say so as one JSON document on stdout, too.
 
     Raises:
         UsageError: the address cannot be listened on.
@@ -44,7 +49,7 @@ def run(settings: Settings) -> None:
         cache_for(settings)  # what is wrong with it is said here, not by every worker
         signal.signal(signal.SIGTERM, _end)
         logging.config.dictConfig(logs.configuration(settings.log_level))
-        _announce(listener, release)
+        _announce(listener, release, as_json=as_json)
         if settings.workers == 1:
             _run_here(settings, listener, release)
         else:
@@ -100,11 +105,13 @@ def _listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _announce(listener: socket.socket, release: Release) -> None:
+def _announce(listener: socket.socket, release: Release, *, as_json: bool) -> None:
     """Say where, and on a terminal what to try. Elsewhere lines are kept, and must not hold a user id."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if as_json:
+        emit({"url": url, "release": release.release_id, "space_id": release.space_id}, as_json=True)
     line = f"lurm {lurm.__version__} serves {release.name!r} ({len(release.history):,} users) at {url}"
     if not sys.stderr.isatty():
         _log.info("%s, docs at %s/docs", line, url)

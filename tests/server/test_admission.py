@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lurm.errors import ArtifactCorrupt, Overloaded
 from service.admission import Admission
-from service.logs import JsonLines
+from service.logs import JsonLines, NotOnClients
 from service.telemetry import Telemetry
 
 SECRET = "s3cret-of-somebody"
@@ -143,6 +143,12 @@ def test_an_exception_is_500_and_neither_answer_nor_log_repeats_it(caplog: pytes
     assert line["where"][-1].endswith(" app")
     assert headers[b"x-request-id"].decode() in line["message"], "who complains can be found in the log"
     assert 'lurm_http_requests_total{route="(none)",status="500"} 1.0' in telemetry.exposition().decode()
+
+
+def test_of_uvicorns_warnings_only_those_about_clients_are_dropped() -> None:
+    said = ["Invalid HTTP request received.", "Unsupported upgrade request.", "Exceeded concurrency limit."]
+    records = [logging.LogRecord("uvicorn.error", logging.WARNING, "", 0, one, (), None) for one in said]
+    assert [NotOnClients().filter(one) for one in records] == [False, False, True]
 
 
 def test_log_lines_keep_what_asyncio_says_but_not_what_it_shows() -> None:

@@ -208,6 +208,26 @@ def test_interests_add_up(client: httpx.Client, release: Release) -> None:
     assert len(client.get(f"/v1/users/{user_id}/interests", params={"k": 1}).json()["interests"]) == 1
 
 
+# -- every answer ---------------------------------------------------------------------------------------------------
+
+
+def test_head_is_get_without_the_body(client: httpx.Client, release: Release) -> None:
+    known = somebody(release, 7)
+    assert client.get(f"/embed/{known}").status_code == 200  # from here on it is cached
+    users = (f"/v1/users/{known}/interests", f"/v1/users/{known}/neighbors", "/embed/nobody")
+    for path in ("/health/live", "/health/ready", "/info", f"/embed/{known}", "/docs", "/openapi.json", *users):
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b""), path
+        ours = {"date", "x-request-id"}
+        assert {k: v for k, v in head.headers.items() if k not in ours} == {
+            k: v for k, v in got.headers.items() if k not in ours
+        }
+        assert int(head.headers["content-length"]) > 0
+    assert client.head("/metrics").status_code == 200
+    refused = client.head("/v1/embeddings")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
+
+
 # -- operations --------------------------------------------------------------------------------------------------
 
 

@@ -77,14 +77,15 @@ def test_unknown_users_are_named_and_the_others_still_embedded(release_root: Pat
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ('{"item_id": "a", "timestamp": 1}', "user_id: Field required"),
+        ('{"item_id": "a", "timestamp": 0}', "user_id: Field required"),
         ('{"user_id": "u", "item_id": "a", "timestamp": "soon"}', "timestamp: not a moment"),
+        ('{"user_id": "u", "item_id": "a", "timestamp": 1293840000}', "timestamp: lies before 1980"),
         ("{", "not JSON"),
     ],
 )
 def test_a_bad_line_is_named(release_root: Path, tmp_path: Path, line: str, complaint: str) -> None:
     file = tmp_path / "events.jsonl"
-    file.write_text('{"user_id": "u", "item_id": "a", "timestamp": 1}\n' + line)
+    file.write_text('{"user_id": "u", "item_id": "a", "timestamp": 0}\n' + line)
     with pytest.raises(DataError, match=f"line 2: {complaint}"):
         run("embed", "--events", str(file), "--artifacts-dir", str(release_root))
 

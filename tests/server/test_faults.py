@@ -196,6 +196,20 @@ def test_several_workers_share_an_address_and_add_up_their_metrics(start_server:
     assert server.process.wait(60) == 0
 
 
+# -- logs --------------------------------------------------------------------------------------------------------
+
+
+def test_what_clients_send_wrong_is_not_logged(start_server: StartServer) -> None:
+    server = start_server()
+    assert server.send(b"NONSENSE\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    assert server.send(b"GET /info HTTP/1.1\r\nHost: x\r\n" + upgrade).startswith(b"HTTP/1.1 200 ")
+    server.process.send_signal(signal.SIGTERM)
+    while not any("Finished server process" in line for line in server.log):
+        time.sleep(0.01)
+    assert not [line for line in server.log if '"level":"info"' not in line]
+
+
 # -- privacy -----------------------------------------------------------------------------------------------------
 
 

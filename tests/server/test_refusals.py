@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from lurm.release import Release
-from service.schemas import EmbeddingsAnswer
+from service.problems import Malformed
+from service.schemas import EmbeddingsAnswer, InlineHistory, events_of, parse_embeddings
 from tests.server.conftest import RunningServer, problem, read_all
 
 SECRET = "s3cret-of-somebody"
@@ -23,6 +24,17 @@ EVENT = '{"item_id":"i1","timestamp":1700000000000}'
 
 def post(client: httpx.Client, body: bytes | str) -> httpx.Response:
     return client.post("/v1/embeddings", content=body, headers={"content-type": "application/json"})
+
+
+def error_items(answer: httpx.Response) -> list[str | None]:
+    """What a batch's answer says is wrong with each input that is malformed; None for one that is embedded."""
+    assert answer.status_code == 200, answer.text
+    items = answer.json()["data"]
+    assert [item["index"] for item in items] == list(range(len(items)))
+    errors = [item["error"] if item["object"] == "error" else None for item in items]
+    assert SECRET not in json.dumps(errors)
+    assert {(one["status"], one["type"]) for one in errors if one} <= {(422, "urn:lurm:problem:malformed-request")}
+    return [one and one["detail"] for one in errors]
 
 
 # -- bodies ------------------------------------------------------------------------------------------------------
@@ -49,20 +61,12 @@ def post(client: httpx.Client, body: bytes | str) -> httpx.Response:
         b'{"input": []}',
         b'{"input": null}',
         b'{"input": true}',
-        b'{"input": [1.5]}',
-        b'{"input": [["a"]]}',
-        b'{"input": [""]}',
-        b'{"input": ["' + b"x" * 513 + b'"]}',
+        b'{"input": 1.5}',
         b'{"input": "a", "encoding_format": "hex"}',
         b'{"input": "a", "encoding_format": null}',
         b'{"input": "a", "model": 7}',
         b'{"input": "a", "s3cret-of-somebody": 1}',
-        b'{"input": [{}]}',
-        b'{"input": [{"events": null}]}',
-        b'{"input": [{"events": {}}]}',
-        b'{"input": [{"events": [[]]}]}',
-        b'{"input": [{"events": [], "user_id": 1.5}]}',
-        b'{"input": [{"events": [], "s3cret-of-somebody": 1}]}',
+        b'{"input": "a", "1": 1, "2": 2, "3": 3, "s3cret-of-somebody": 4}',
     ],
 )
 def test_a_malformed_body_is_422_and_is_not_repeated(client: httpx.Client, body: bytes) -> None:
@@ -73,12 +77,43 @@ def test_a_malformed_body_is_422_and_is_not_repeated(client: httpx.Client, body:
 
 
 @pytest.mark.parametrize(
+    "one",
+    [
+        "1.5",
+        "null",
+        "true",
+        '["a"]',
+        '""',
+        '"' + "x" * 513 + '"',
+        "{}",
+        '{"events": null}',
+        '{"events": {}}',
+        '{"events": [[]]}',
+        '{"events": [], "user_id": 1.5}',
+        '{"events": [], "s3cret-of-somebody": 1}',
+        '{"events": [], "1": 1, "s3cret-of-somebody": 2}',
+    ],
+)
+def test_a_malformed_input_is_an_error_in_its_place(client: httpx.Client, release: Release, one: str) -> None:
+    known = release.history.users[0]
+    answer = post(client, f'{{"input": ["{known}", {one}, {{"events": [{EVENT}]}}]}}')
+    first, error, last = error_items(answer)
+    assert first is last is None
+    assert error is not None
+    assert error.startswith("input[1]")
+    assert answer.json()["data"][0]["user_id"] == known
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"timestamp": None},
         {"timestamp": True},
         {"timestamp": 1.5},
         {"timestamp": -1},
+        {"timestamp": 1},
+        {"timestamp": 1_293_840_000},
+        {"timestamp": 315_532_799_999},
         {"timestamp": 10**15},
         {"timestamp": 2**63},
         {"timestamp": 2**200},
@@ -100,15 +135,31 @@ def test_a_malformed_body_is_422_and_is_not_repeated(client: httpx.Client, body:
         {SECRET: 1},
     ],
 )
-def test_a_malformed_event_is_422_and_says_where(client: httpx.Client, change: dict[str, object]) -> None:
+def test_a_malformed_event_spoils_only_its_input_and_says_where(
+    client: httpx.Client, release: Release, change: dict[str, object]
+) -> None:
     event = json.loads(EVENT)
-    answer = post(client, json.dumps({"input": ["x", {"events": [event, event | change]}]}))
-    detail = str(problem(answer, 422, "malformed-request")["detail"])
-    assert SECRET not in detail
+    body = {"input": [release.history.users[0], {"events": [event, event | change]}]}
+    answer = post(client, json.dumps(body))
+    first, error = error_items(answer)
+    assert first is None
     (name,) = change
     where = "input[1].events[1]" if name == SECRET else f"input[1].events[1].{name}"
-    # beyond 64 bits there is no such number in JSON, as far as orjson goes
-    assert detail.startswith((f"{where}: ", "the body is not JSON"))
+    assert error is not None
+    assert error.startswith(f"{where}: ")
+
+
+@pytest.mark.parametrize("moment", [0, 315_532_800_000, "1970-01-15T23:24:00Z"])
+def test_what_cannot_be_seconds_by_mistake_is_taken_at_its_word(client: httpx.Client, moment: object) -> None:
+    answer = post(client, json.dumps({"input": {"events": [{"item_id": "i1", "timestamp": moment}]}}))
+    assert error_items(answer) == [None]
+    assert answer.json()["data"][0]["n_events"] == 1
+
+
+def test_seconds_are_refused_with_the_unit_that_is_meant(client: httpx.Client) -> None:
+    answer = post(client, '{"input": {"events": [{"item_id": "i1", "timestamp": 1293840000}]}}')
+    complaint = "lies before 1980; timestamps are epoch milliseconds or ISO 8601"
+    assert error_items(answer) == [f"input[0].events[0].timestamp: {complaint}"]
 
 
 def test_too_much_of_a_good_thing_is_422_and_names_the_setting(client: httpx.Client) -> None:
@@ -119,6 +170,31 @@ def test_too_much_of_a_good_thing_is_422_and_names_the_setting(client: httpx.Cli
     events = "[" + ",".join([EVENT] * 1501) + "]"
     answer = post(client, f'{{"input": [{{"events": {events}}}, {{"events": {events}}}]}}')
     assert "3002 events" in str(problem(answer, 422, "malformed-request")["detail"])
+
+
+@pytest.mark.parametrize(
+    ("junk", "complaint"),
+    [
+        ('{"input": [%s]}', "input has 1000 entries"),
+        ('{"input": {"events": [%s]}}', "input has 1000 events"),
+        ('{"input": "a", "model": [%s]}', "model: Input should be a valid string"),
+    ],
+)
+def test_junk_is_counted_before_it_is_looked_at(junk: str, complaint: str) -> None:
+    body = (junk % ",".join(["[1.5]"] * 1000)).encode()
+    with pytest.raises(Malformed, match=complaint):
+        parse_embeddings(body, max_users=10, max_events=10)
+
+
+def test_a_thousand_unknown_fields_are_one_complaint() -> None:
+    fields = ",".join(f'"{at}": 1' for at in range(1000))
+    with pytest.raises(Malformed, match=r"^unknown field$"):
+        parse_embeddings(f'{{"input": "a", {fields}}}'.encode(), max_users=10, max_events=10)
+    body = f'{{"input": {{"events": [{{{fields}}}]}}}}'.encode()
+    _, (inline,) = parse_embeddings(body, max_users=10, max_events=10)
+    assert isinstance(inline, InlineHistory)
+    with pytest.raises(Malformed, match=r"^input\[0\]\.events\[0\]: unknown field$"):
+        events_of(inline, 0)
 
 
 def test_a_body_too_large_is_413_whether_it_says_so_or_not(server: RunningServer, client: httpx.Client) -> None:
@@ -246,7 +322,8 @@ def test_of_thousands_of_random_bodies_none_breaks_the_server(client: httpx.Clie
         assert answer.status_code in statuses, (body, answer.text)
         statuses[answer.status_code] += 1
         if answer.status_code == 200:
-            EmbeddingsAnswer.model_validate(answer.json())
+            items = EmbeddingsAnswer.model_validate(answer.json()).data
+            assert SECRET not in repr([item for item in items if item.object == "error"])
         else:
             problem(answer, 422, "malformed-request")
             assert SECRET not in answer.text
