@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, check
 from lurm.errors import UsageError
-from lurm.history import DAY_MS, History, HistoryBatch
+from lurm.events import DAY_MS
+from lurm.history import History, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Placement, Scale, life, trailing
 

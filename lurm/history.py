@@ -22,7 +22,6 @@ from lurm.events import Event
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
 
 KIND = "history"
-DAY_MS = 86_400_000
 
 # column -> dtype, in the order that breaks ties of equal timestamps
 COLUMNS: dict[str, np.dtype[Any]] = {

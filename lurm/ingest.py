@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
-from lurm.events import Quarantine
-from lurm.history import COLUMNS, DAY_MS, shortage
+from lurm.events import DAY_MS, Quarantine
+from lurm.history import COLUMNS, shortage
 from lurm.identifiers import Identifiers, hash_ids
 from lurm.progress import Reporter
 

@@ -270,13 +270,16 @@ def _ids(root: Path) -> list[str]:
 
 def _is_sound(root: Path, release_id: str, name: str, parents: Mapping[str, str]) -> bool:
     """Whether a release is exactly what is to be published, every byte of it."""
+    folder = _folder(root, release_id)
     try:
-        manifest = read_manifest(_folder(root, release_id))
+        manifest = read_manifest(folder)
+        if manifest.parents != parents or manifest.config["name"] != name:
+            return False
         for part in PARTS:
-            open_artifact(_folder(root, release_id) / part, part)
+            open_artifact(folder / part, part)
     except ArtifactError:
         return False
-    return manifest.parents == parents and manifest.config["name"] == name
+    return True
 
 
 def _pointer(root: Path) -> tuple[str | None, str | None]:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ONE, Bound
-from lurm.history import DAY_MS, HistoryBatch
+from lurm.events import DAY_MS
+from lurm.history import HistoryBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from lurm.artifacts import Artifact, draft, open_artifact
+from lurm.artifacts import draft
 from lurm.events import Event, Quarantine
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder, IngestSummary
@@ -104,6 +104,3 @@ def group_vocabulary(
     ids = history.items.take(np.arange(len(history.items)))
     labels = np.array([int(i[1:]) // items_per_group for i in ids], np.int32)
     return vocabulary_of(folder, history, labels, n_groups)
-
-
-__all__ = ["Artifact", "clean_batch", "group_vocabulary", "grouped_events", "ingest", "open_artifact", "vocabulary_of"]

@@ -9,6 +9,7 @@ before the last step.
 
 from __future__ import annotations
 
+import functools
 import re
 import resource
 import shutil
@@ -187,7 +188,7 @@ class _Build:
         self._done[kind] = open_artifact(folder, kind)
 
     def _history(self, work: Draft, quarantine_file: Path) -> None:
-        dataset, log = self._dataset, self._dataset.events
+        log = self._dataset.events
         quarantine_file.parent.mkdir(parents=True, exist_ok=True)
         with (
             Quarantine(quarantine_file) as quarantine,
@@ -206,8 +207,7 @@ class _Build:
                 for batch in log.batches(quarantine):
                     builder.add(batch)
                     task.advance(len(batch))
-            items = dataset.items()
-            catalog = [] if items is None else items["item_id"].to_list()
+            catalog = [] if self._items_table is None else self._items_table["item_id"].to_list()
             summary = builder.write(work.path, catalog, self._reporter)
         check_usable(summary)
         work.metrics.update(asdict(summary))
@@ -284,8 +284,13 @@ class _Build:
     def _catalog(self, history: HistoryBase) -> pl.DataFrame:
         """The items table in catalog order; null where an item is not in it."""
         ids = pl.DataFrame({"item_id": history.items.ids.to_pylist()}, schema={"item_id": pl.String})
-        table = self._dataset.items()
+        table = self._items_table
         return ids if table is None else ids.join(table, on="item_id", how="left", maintain_order="left")
+
+    @functools.cached_property
+    def _items_table(self) -> pl.DataFrame | None:
+        """Read when the first stage needs it, and once."""
+        return self._dataset.items()
 
     def _metrics(self, history: HistoryBase, vocabulary: InterestVocabulary, encoder: SmenEncoder) -> dict[str, Any]:
         ingested = self._done["history"].manifest.metrics

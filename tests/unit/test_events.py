@@ -17,21 +17,10 @@ from pydantic import ValidationError
 
 from lurm.errors import DataError
 from lurm.events import ALIASES, EventColumns, EventLog, EventsConfig, Quarantine, Reason
+from tests.worlds import CLEAN as SCHEMA
 
 NOW = 1_750_000_000.0
 MOMENT = 1_705_314_600_000
-
-SCHEMA = {
-    "user_id": pl.String,
-    "item_id": pl.String,
-    "behavior": pl.String,
-    "timestamp": pl.Int64,
-    "value": pl.Float32,
-    "location": pl.String,
-    "event_id": pl.String,
-    "file": pl.Int32,
-    "row": pl.Int64,
-}
 
 GOOD = {"user_id": ["u1", "u2"], "item_id": ["i1", "i2"], "timestamp": [MOMENT, MOMENT + 1]}
 
