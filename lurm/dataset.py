@@ -14,7 +14,7 @@ import difflib
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,6 @@ class Dataset:
         extra: what the TOML says beyond that; recipes own it.
         events: the log.
         tables: "items", "users" and "calendar", those there are.
-        fingerprint: of the log, the tables and how they are read; not of the name.
     """
 
     name: str
@@ -146,7 +145,6 @@ class Dataset:
     extra: dict[str, Any]
     events: EventLog
     tables: Mapping[str, Table]
-    fingerprint: str
 
     @classmethod
     def open(
@@ -182,7 +180,6 @@ class Dataset:
         log = places.pop("events", None) or (path if is_log else _whole_folder(root, places))
         events = EventLog.open(log, config.events, clock=clock)
         tables = {name: _table(name, place, getattr(config, name)) for name, place in places.items()}
-        fingerprints = {name: table.fingerprint for name, table in tables.items()}
         default_name = root.resolve().name if path.is_dir() or path.name == CONFIG else path.name.split(".")[0]
         return cls(
             name=config.name or default_name,
@@ -191,8 +188,19 @@ class Dataset:
             extra=extra,
             events=events,
             tables=tables,
-            fingerprint=digest_of({"events": events.fingerprint, **fingerprints}),
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the log, the tables and how they are read; not of the name."""
+        return digest_of(
+            {"events": self.events.fingerprint, **{name: table.fingerprint for name, table in self.tables.items()}}
+        )
+
+    def before(self, moment_ms: int) -> Dataset:
+        """The dataset with the events known at a moment (epoch ms), which are those before it; its tables stay."""
+        events = self.events.before(moment_ms)
+        return replace(self, config=self.config.model_copy(update={"events": events.config}), events=events)
 
     def items(self) -> pl.DataFrame | None:
         """The items, in the order of the table; None without a table.

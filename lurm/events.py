@@ -12,8 +12,8 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -119,6 +119,7 @@ class EventsConfig(BaseModel):
         default_behavior: of rows that name none.
         earliest: stamps before it are impossible; without zone: in ``timezone``.
         latest: stamps after it are impossible; None: a day from now.
+        until: events at or after it are left out, as if not yet written; without zone: in ``timezone``.
         duplicates: "auto": kept where every stamp of the log is a whole UTC day, dropped elsewhere.
         max_bad_share: a build stops above this share of bad rows; duplicates are not bad.
     """
@@ -133,6 +134,7 @@ class EventsConfig(BaseModel):
     default_behavior: Annotated[str, Field(min_length=1)] = "event"
     earliest: datetime = datetime(1970, 1, 2, tzinfo=UTC)
     latest: datetime | None = None
+    until: datetime | None = None
     duplicates: Literal["auto", "drop", "keep"] = "auto"
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
 
@@ -230,9 +232,10 @@ class EventLog:
         columns: as resolved; None where the log has no such column.
         timestamp_unit: of numeric stamps, as told or found; None where none was told and stamps are no numbers.
         bounds: the earliest and the latest possible stamp, epoch ms.
+        until: events at or after it are left out, epoch ms; None: none are.
         size_bytes: of all files.
-        n_rows: exact for Parquet, None otherwise.
-        fingerprint: of names, sizes and times of the files and of how they are read.
+        n_rows: of all files; exact for Parquet, None otherwise.
+        whole: the fingerprint without ``until``.
     """
 
     path: Path
@@ -242,9 +245,10 @@ class EventLog:
     columns: EventColumns
     timestamp_unit: Unit | None
     bounds: tuple[int, int]
+    until: int | None
     size_bytes: int
     n_rows: int | None
-    fingerprint: str
+    whole: str
 
     @classmethod
     def open(cls, path: Path, config: EventsConfig, *, clock: Callable[[], float] = time.time) -> EventLog:
@@ -273,7 +277,7 @@ class EventLog:
         names = tuple(file.relative_to(root).as_posix() for file in files)
         unit = _unit(files, config, str(columns.timestamp))
         latest = clock() * 1000 + DAY_MS if config.latest is None else _epoch_ms(config.latest, config.timezone)
-        as_read = config.model_dump(mode="json", exclude={"path", "columns", "timestamp_unit"})
+        as_read = config.model_dump(mode="json", exclude={"path", "columns", "timestamp_unit", "until"})
         as_read |= {"columns": columns.model_dump(), "timestamp_unit": unit}
         stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
         return cls(
@@ -284,10 +288,22 @@ class EventLog:
             columns=columns,
             timestamp_unit=unit,
             bounds=(_epoch_ms(config.earliest, config.timezone), int(latest)),
+            until=None if config.until is None else _epoch_ms(config.until, config.timezone),
             size_bytes=sum(stat.st_size for stat in stats),
             n_rows=None if None in counts else sum(count or 0 for count in counts),
-            fingerprint=digest_of({"files": stamps, "as_read": as_read}),
+            whole=digest_of({"files": stamps, "as_read": as_read}),
         )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of names, sizes and times of the files and of how they are read."""
+        return self.whole if self.until is None else digest_of({"log": self.whole, "until": self.until})
+
+    def before(self, moment_ms: int) -> EventLog:
+        """The log as it was known at a moment (epoch ms): later events, and those of that moment, are left out."""
+        until = moment_ms if self.until is None else min(moment_ms, self.until)
+        moment = datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=until)
+        return replace(self, config=self.config.model_copy(update={"until": moment}), until=until)
 
     @property
     def estimated_rows(self) -> int:
@@ -325,7 +341,10 @@ class EventLog:
                     yield batch.with_columns(file=pl.lit(at, pl.Int32)).select(_BATCH)
 
     def _clean(self, chunk: Chunk, name: str, quarantine: Quarantine) -> pl.DataFrame:
-        """The good rows of a chunk; the bad ones are rejected, each for the first reason that applies."""
+        """The good rows of a chunk; the bad ones are rejected, each for the first reason that applies.
+
+        What was not yet written at ``until`` is neither, even where it is impossible.
+        """
         n = len(chunk.rows)
         source = self.columns.model_dump()
         cells = {canonical: chunk.columns.get(source[canonical], pa.nulls(n)) for canonical in source}
@@ -347,6 +366,8 @@ class EventLog:
             pl.col("value").is_finite().not_().alias(Reason.NOT_FINITE),
         )
         good = np.ones(n, bool)
+        if self.until is not None:
+            good = (frame["timestamp"] < self.until).fill_null(True).to_numpy(writable=True)
         for reason in faults.columns:
             bad = np.flatnonzero(good & faults[reason].fill_null(False).to_numpy())
             if len(bad):
@@ -443,5 +464,5 @@ def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | No
 
 def _epoch_ms(moment: datetime, timezone: str) -> int:
     if moment.tzinfo is not None:
-        return int(moment.timestamp() * 1000)
+        return (moment - datetime.fromtimestamp(0, UTC)) // timedelta(milliseconds=1)
     return int(as_timestamps(pa.array([moment]), "", None, timezone)[0])

@@ -345,7 +345,7 @@ def starter_config(dataset: Dataset) -> str:
     events |= {"timezone": log.config.timezone, "default_behavior": log.config.default_behavior}
     events |= {"timestamp_unit": log.timestamp_unit} if log.timestamp_unit else {}
     events |= {} if log.config.earliest == default.earliest else _told(log.config, "earliest")
-    events |= {**_told(log.config, "latest", "duplicates", "max_bad_share")}
+    events |= {**_told(log.config, "until", "latest", "duplicates", "max_bad_share")}
     events["columns"] = _columns(log.config.columns, log.columns.model_dump())
     entries: dict[str, Any] = {"name": dataset.name, "events": events}
     for name, table in dataset.tables.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import date, datetime, time
+from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 
 from lurm.dataset import Dataset
 from lurm.errors import DataError, SettingsError, UsageError
+from lurm.events import Quarantine
 
 DAY_MS = 86_400_000
 JAN_15 = 1_705_276_800_000
@@ -288,3 +289,20 @@ def test_the_fingerprint_follows_every_table_but_not_the_name(folder):
     assert opened(folder, recipe={"items": {"title": "title"}}).fingerprint == with_items
     ITEMS.head(1).write_csv(folder / "items.csv")
     assert opened(folder).fingerprint != with_items
+
+
+def test_a_dataset_before_a_moment_lacks_later_events_and_keeps_its_tables(folder):
+    stamps = [datetime(2024, 1, 14), datetime(2024, 1, 15)]
+    pl.DataFrame(EVENTS).with_columns(timestamp=pl.Series(stamps)).write_parquet(folder / "events.parquet")
+    ITEMS.write_csv(folder / "items.csv")
+    whole = opened(folder)
+    known = whole.before(JAN_15)
+    (batch,) = known.events.batches(Quarantine(None))
+    assert batch["user_id"].to_list() == ["u1"]
+    assert known.items().equals(whole.items())
+    assert (known.name, known.root, known.extra) == (whole.name, whole.root, whole.extra)
+    assert known.config.events.until == datetime(2024, 1, 15, tzinfo=UTC)
+    assert known.fingerprint != whole.fingerprint
+    told = opened(folder, recipe={"events": {"until": datetime(2024, 1, 15)}})
+    assert told.fingerprint == known.fingerprint, "what was told equals what was asked for"
+    assert known.before(JAN_15 + DAY_MS).fingerprint == known.fingerprint

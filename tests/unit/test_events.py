@@ -265,6 +265,67 @@ def test_the_clock_and_the_config_bound_time(parquet):
     assert drained(local)["user_id"].to_list() == ["a", "c"]
 
 
+def test_until_leaves_out_what_was_not_yet_written(parquet):
+    path = parquet({"user_id": list("abc"), "item_id": ["i"] * 3, "timestamp": [MOMENT - 1, MOMENT, MOMENT + 1]})
+    quarantine = Quarantine(None)
+    assert drained(opened(path, until=datetime(2024, 1, 15, 10, 30)), quarantine)["user_id"].to_list() == ["a"]
+    assert quarantine.counts == {}, "what is left out is not bad"
+    zoned = opened(path, until="2024-01-15T12:30:00.001+02:00")
+    assert drained(zoned)["user_id"].to_list() == ["a", "b"]
+    local = opened(path, until=datetime(2024, 1, 15, 12, 30), timezone="Europe/Helsinki")
+    assert (local.until, drained(local)["user_id"].to_list()) == (MOMENT, ["a"])
+    day = opened(path, until=date(2024, 1, 16))
+    assert drained(day).equals(drained(opened(path)))
+
+
+def test_what_is_known_before_a_moment_is_what_until_tells(parquet):
+    path = parquet({"user_id": list("abc"), "item_id": ["i"] * 3, "timestamp": [MOMENT - 1, MOMENT, MOMENT + 1]})
+    whole = opened(path)
+    known = whole.before(MOMENT + 1)
+    assert drained(known)["user_id"].to_list() == ["a", "b"]
+    told = opened(path, until=known.config.until)
+    assert (told.until, told.fingerprint) == (known.until, known.fingerprint) == (MOMENT + 1, known.fingerprint)
+    assert len({whole.fingerprint, known.fingerprint, whole.before(MOMENT).fingerprint}) == 3
+    assert known.before(MOMENT + 2).fingerprint == known.fingerprint, "what is not known stays unknown"
+    assert known.before(MOMENT).fingerprint == whole.before(MOMENT).fingerprint
+
+
+@pytest.mark.parametrize("future", ["deleted", "shifted", "beyond the clock", "replaced", "broken"])
+def test_no_future_changes_what_is_known_before_it(parquet, future):
+    rng = np.random.default_rng(5)
+    n = 400
+    log = pl.DataFrame(
+        {
+            "user_id": [f"u{user}" for user in rng.integers(0, 20, n)],
+            "item_id": [f"i{item}" for item in rng.integers(0, 50, n)],
+            "timestamp": MOMENT + rng.integers(-1000, 1000, n),
+            "value": rng.normal(size=n),
+        }
+    )
+    late = pl.col("timestamp") >= MOMENT
+    changed = {
+        "deleted": log.filter(~late),
+        "shifted": log.with_columns(timestamp=pl.when(late).then(pl.col("timestamp") + 10**9).otherwise("timestamp")),
+        "beyond the clock": log.with_columns(timestamp=pl.when(late).then(2 * MOMENT).otherwise("timestamp")),
+        "replaced": log.with_columns(
+            user_id=pl.when(late).then(pl.lit("other")).otherwise("user_id"),
+            item_id=pl.when(late).then(None).otherwise("item_id"),
+        ),
+        "broken": log.with_columns(
+            user_id=pl.when(late).then(None).otherwise("user_id"),
+            value=pl.when(late).then(float("nan")).otherwise("value"),
+        ),
+    }[future]
+    quarantine = Quarantine(None)
+    before, after = (
+        drained(opened(parquet(frame.to_dict(as_series=False), name)).before(MOMENT), quarantine, rows=64).drop("row")
+        for frame, name in ((log, "a.parquet"), (changed, "b.parquet"))
+    )
+    assert 0 < len(before) < n
+    assert before.equals(after)
+    assert quarantine.counts == {}
+
+
 def test_naive_stamps_are_in_the_time_zone_of_the_log(parquet):
     path = parquet(GOOD | {"timestamp": ["2024-01-15 12:30:00", "2024-01-15 10:30:00Z"]})
     assert set(drained(opened(path, timezone="Europe/Helsinki"))["timestamp"]) == {MOMENT}
