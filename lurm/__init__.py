@@ -22,6 +22,7 @@ The map of the house, from the ground up. Each module may import only what stand
     sequences     histories -> windows
     items         item embeddings, from co-occurrence and text
     interests     the interest vocabulary: items -> interests
+    activity      how somebody acts, whatever on
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     encoder       the one protocol serving knows

@@ -1,4 +1,4 @@
-"""Bag-of-Interests: histories × windows -> sparse CSR of K interests.
+"""Bag-of-Interests: histories × windows -> sparse CSR of K interests, or of the finer G grains.
 
 Paper: LURM, Bag-of-Interests. Raw counts add up (day to month to life); the weighting g is applied when read.
 Departure: the paper's text available to us is silent on g; log(1 + n) is our reading.
@@ -21,11 +21,12 @@ from lurm.interests import InterestVocabulary
 from lurm.sequences import Placement, Scale, life, trailing
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BagConfig:
-    """How counts become weights.
+    """What is counted, and how counts become weights.
 
     Attributes:
+        grains: count grains, as encoders do; False: whole interests, as people read them.
         weighting: g; "log" is log(1 + n), "binary" is 1 where n > 0, "count" is n.
         idf: multiply by the rarity of the interest among users.
         half_life_days: weight of an event halves with this age before the user's last event; None: no decay.
@@ -33,6 +34,7 @@ class BagConfig:
             bag, yet may be the last one of its user, from which windows look back and halving counts.
     """
 
+    grains: bool = True
     weighting: Literal["log", "binary", "count"] = "log"
     idf: bool = True
     half_life_days: float | None = None
@@ -45,7 +47,10 @@ class BagConfig:
 
 
 class BagOfInterests:
-    """Counts and weighs interests.
+    """Counts and weighs interests or grains.
+
+    Attributes:
+        width: number of columns, K or G.
 
     Args:
         vocabulary: item rows -> interests.
@@ -61,6 +66,9 @@ class BagOfInterests:
     ) -> None:
         self.vocabulary = vocabulary
         self.config = config or BagConfig()
+        self.width = vocabulary.n_grains if self.config.grains else len(vocabulary)
+        self._cell_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
+        self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
             for name in self.config.behavior_weights:
@@ -70,16 +78,15 @@ class BagOfInterests:
             self._weight_of_behavior = np.array([*named, 1.0])  # the last serves row -1, unknown
 
     def count(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
-        """(B·W, K) float32 CSR of (weighted) event counts, columns ascending, none of them 0.
+        """(B·W, width) float32 CSR of (weighted) event counts, columns ascending, none of them 0.
 
         Events with no interest, or of weight 0, are left out. Counts over disjoint sets of events add up to the
         counts of their union.
         """
-        n_interests = len(self.vocabulary)
         n_bags = len(batch) * placement.n_windows
-        interest = self.vocabulary.interest_of(batch.item_rows[placement.events])
-        known = interest >= 0
-        keys = placement.rows[known] * n_interests + interest[known]
+        cell = self._cell_of(batch.item_rows[placement.events])
+        known = cell >= 0
+        keys = placement.rows[known] * self.width + cell[known]
         weights = self._weights(batch, placement.events[known])
         if weights is None:
             distinct, counts = np.unique(keys, return_counts=True)
@@ -87,9 +94,9 @@ class BagOfInterests:
             distinct, inverse = np.unique(keys, return_inverse=True)
             counts = np.bincount(inverse, weights=weights, minlength=len(distinct)).astype(np.float32)
             distinct, counts = distinct[counts > 0], counts[counts > 0]
-        indptr = np.searchsorted(distinct, np.arange(n_bags + 1) * n_interests)
-        indices = (distinct % n_interests).astype(np.int32)
-        return sp.csr_matrix((counts.astype(np.float32), indices, indptr), shape=(n_bags, n_interests))
+        indptr = np.searchsorted(distinct, np.arange(n_bags + 1) * self.width)
+        indices = (distinct % self.width).astype(np.int32)
+        return sp.csr_matrix((counts.astype(np.float32), indices, indptr), shape=(n_bags, self.width))
 
     def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         """g of raw counts, element by element: same shape, same sparsity."""
@@ -101,11 +108,11 @@ class BagOfInterests:
         else:
             weighed = n.copy()
         if self.config.idf:
-            weighed *= self.vocabulary.idf_k[counts.indices]
+            weighed *= self._idf[counts.indices]
         return sp.csr_matrix((weighed, counts.indices, counts.indptr), shape=counts.shape)
 
     def encode(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
-        """(B·W, K) float32 CSR: the bags of a batch."""
+        """(B·W, width) float32 CSR: the bags of a batch."""
         return self.weigh(self.count(batch, placement))
 
     def _weights(self, batch: HistoryBatch, events: NDArray[np.int64]) -> NDArray[np.float64] | None:
@@ -160,7 +167,7 @@ def interest_profile(
         n_windows, window_days: of the trend, looking back from the user's last event.
     """
     batch = HistoryBatch.of([history])
-    boi = BagOfInterests(vocabulary, BagConfig(weighting="count", idf=False))
+    boi = BagOfInterests(vocabulary, BagConfig(grains=False, weighting="count", idf=False))
     total = boi.count(batch, life(batch))
     trend = boi.count(batch, trailing(batch, (Scale("trend", window_days, n_windows),))).toarray()[::-1]
     strongest = np.lexsort((total.indices, -total.data))[:top]

@@ -6,7 +6,8 @@
     ├── DataError                exit 3   HTTP 422   the event log, or inline events, cannot be used
     ├── ArtifactError            exit 4   HTTP 503   a folder on disk is not what its manifest says
     │   ├── ArtifactMissing      exit 4   HTTP 503
-    │   └── ArtifactCorrupt      exit 4   HTTP 503
+    │   ├── ArtifactCorrupt      exit 4   HTTP 503
+    │   └── GateClosed           exit 1              a release does not hold what its recipe asks of it
     ├── UnknownUser              exit 3   HTTP 404
     └── Overloaded               exit 1   HTTP 429   a bounded queue is full; try again shortly
 
@@ -53,6 +54,12 @@ class ArtifactMissing(ArtifactError):
 
 class ArtifactCorrupt(ArtifactError):
     """A file's bytes are not those its manifest promised."""
+
+
+class GateClosed(ArtifactError):
+    """A release that does not hold what the gate of its recipe asks; it is not published."""
+
+    exit_code = 1
 
 
 class UnknownUser(LurmError):

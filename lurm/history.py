@@ -128,6 +128,16 @@ class HistoryBatch:
         columns = (getattr(self, name)[mask] for name in COLUMNS)
         return HistoryBatch(self.user_ids, kept[self.offsets], *columns)
 
+    def stretches(self, most: int) -> HistoryBatch:
+        """Every life cut into stretches of at most so many events, each as if it were a user's whole history."""
+        n_stretches = -(-self.n_events // most)
+        owner = np.repeat(np.arange(len(self)), n_stretches)
+        nth = np.arange(len(owner)) - np.repeat(np.cumsum(n_stretches) - n_stretches, n_stretches)
+        starts = self.offsets[owner] + nth * most
+        ids = [self.user_ids[row] for row in owner.tolist()]
+        columns = (getattr(self, name) for name in COLUMNS)
+        return HistoryBatch(ids, np.append(starts, self.offsets[-1]), *columns)
+
     def before(self, moment: int | NDArray[np.int64]) -> HistoryBatch:
         """Each user's events with timestamp < moment (epoch ms; one for all, or (B,))."""
         moments = np.broadcast_to(np.asarray(moment, np.int64), (len(self),))

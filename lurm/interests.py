@@ -3,6 +3,10 @@
 Paper: LURM, large-scale clustering module. Departure: the authors' algorithm is not available to us; ours is
 two-level spherical k-means (cells, then clusters inside each cell) with Lloyd passes over the whole at the end,
 each item looking only into the cells nearest to it.
+
+Interests are what people read. Encoders read *grains*: an item that is acted on often is a grain of its own, the
+rest of an interest is one more. Departure: the paper has items by the million and 10^5 clusters of them; a catalog
+of thousands loses what sets its best-known items apart when they are clustered (see training/LOG.md).
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ _WORTH_THREADS = 20_000_000  # inner products of one pass
 _EXCHANGE_ROUNDS = 12
 _EXCHANGE_ROUNDS_IN_CELL = 3
 _WORTH_A_ROUND = 2e-4  # of mean cosine
+_MOST_OWN_GRAINS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +47,19 @@ class VocabularyConfig:
 
     Attributes:
         n_interests: K; None lets the catalog decide: a third of the items that occur in the log, at most 10^5.
+        own_grain: an item with so many events is a grain of its own; at most 10^5 items, the most frequent.
         n_iterations: Lloyd iterations of each k-means.
         seed: the same seed and items give the same vocabulary.
     """
 
     n_interests: int | None = None
+    own_grain: int = 20
     n_iterations: int = 15
     seed: int = 0
 
     def __post_init__(self) -> None:
         check(self, n_interests=Bound(least=1, most=MAX_INTERESTS), n_iterations=AT_LEAST_ONE, seed=SEED)
+        check(self, own_grain=AT_LEAST_ONE)
 
     def size_for(self, n_items: int) -> int:
         """K for a catalog of so many usable items: never more than the items allow."""
@@ -75,8 +83,24 @@ class Clustering:
     objective: float
 
 
+@dataclass(frozen=True, slots=True)
+class Rarity:
+    """How rare cells of the catalog are among users: log((1 + U) / (1 + users who ever acted in it)) + 1.
+
+    Attributes:
+        idf_k: (K,) float32, of interests.
+        idf_g: (G,) float32, of grains.
+    """
+
+    idf_k: NDArray[np.float32]
+    idf_g: NDArray[np.float32]
+
+
 class InterestVocabulary:
-    """K interests: which items they hold, how rare they are among users, what they mean."""
+    """K interests and G grains: which items they hold, how rare they are among users, what interests mean.
+
+    Grain g < K is the rest of interest g; the others are single items.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
@@ -84,14 +108,17 @@ class InterestVocabulary:
             arrays = load_file(artifact.path / "interests.safetensors")
             self.centroids_kd: NDArray[np.float32] = arrays["centroids_kd"]
             self.item_interest_n: NDArray[np.int32] = arrays["item_interest_n"]
+            self.item_grain_n: NDArray[np.int32] = arrays["item_grain_n"]
             self.idf_k: NDArray[np.float32] = arrays["idf_k"]
+            self.idf_g: NDArray[np.float32] = arrays["idf_g"]
             with pa.memory_map(str(artifact.path / "meanings.arrow")) as source:
                 self._meanings = pa.ipc.open_file(source).read_all()
         except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path} is not an interest vocabulary: {error}") from error
         if not len(self.idf_k) == len(self.centroids_kd) == len(self._meanings):
             raise ArtifactCorrupt(f"{artifact.path}: its files disagree on the number of interests; rebuild it")
-        self._with_unknown = np.append(self.item_interest_n, np.int32(-1))
+        self._interest_of = np.append(self.item_interest_n, np.int32(-1))
+        self._grain_of = np.append(self.item_grain_n, np.int32(-1))
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> InterestVocabulary:
@@ -107,8 +134,24 @@ class InterestVocabulary:
 
     def interest_of(self, item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
         """The interest of each catalog row; -1 for row -1 (no item, or an unknown one)."""
-        interests: NDArray[np.int32] = self._with_unknown[item_rows]
+        interests: NDArray[np.int32] = self._interest_of[item_rows]
         return interests
+
+    def grain_of(self, item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
+        """The grain of each catalog row; -1 for row -1."""
+        grains: NDArray[np.int32] = self._grain_of[item_rows]
+        return grains
+
+    @property
+    def n_grains(self) -> int:
+        """G."""
+        return len(self.idf_g)
+
+    def interest_of_grain(self) -> NDArray[np.int32]:
+        """(G,) int32: the interest that each grain is part of."""
+        interest_g = np.arange(self.n_grains, dtype=np.int32)
+        interest_g[self.item_grain_n] = self.item_interest_n
+        return interest_g
 
     def assign(self, vectors_nd: NDArray[np.float32]) -> NDArray[np.int32]:
         """(N,) int32: the nearest interest of items that were not in the catalog, by their vectors."""
@@ -149,22 +192,54 @@ def cluster(vectors_nd: NDArray[np.float32], k: int, config: VocabularyConfig) -
     return Clustering(centroids, labels, objective)
 
 
-def rarity(history: HistoryBase, labels_n: NDArray[np.int32], k: int) -> NDArray[np.float32]:
-    """(K,) idf of each interest: log((1 + U) / (1 + users who ever acted in it)) + 1."""
-    users = np.zeros(k, np.int64)
+def grains(clustering: Clustering, counts_n: NDArray[np.int64], config: VocabularyConfig) -> NDArray[np.int32]:
+    """(N,) int32: the grain of each item; K and above for those that are grains of their own, in catalog order.
+
+    Args:
+        clustering: N items in K interests.
+        counts_n: (N,) events per item.
+        config: how often is often.
+    """
+    k = len(clustering.centroids_kd)
+    own = np.flatnonzero(counts_n >= config.own_grain)
+    if len(own) > _MOST_OWN_GRAINS:
+        own = np.sort(own[np.argsort(-counts_n[own], kind="stable")[:_MOST_OWN_GRAINS]])
+    grain_n = clustering.labels_n.copy()
+    grain_n[own] = k + np.arange(len(own), dtype=np.int32)
+    return grain_n
+
+
+def rarity(history: HistoryBase, labels_n: NDArray[np.int32], grain_n: NDArray[np.int32], k: int) -> Rarity:
+    """How rare each interest and each grain is among the users of a history base.
+
+    Args:
+        history: the users.
+        labels_n: (N,) interest of each item.
+        grain_n: (N,) grain of each item.
+        k: number of interests.
+    """
+    n_grains = max(k, int(grain_n.max(initial=-1)) + 1)
+    users_k, users_g = np.zeros(k, np.int64), np.zeros(n_grains, np.int64)
     for batch in history.scan():
         known = batch.item_rows >= 0
-        pairs = np.unique(batch.user_of_event[known] * k + labels_n[batch.item_rows[known]])
-        users += np.bincount(pairs % k, minlength=k)
-    return (np.log((1 + len(history)) / (1 + users)) + 1).astype(np.float32)
+        user, item = batch.user_of_event[known], batch.item_rows[known]
+        for users, cell_n in ((users_k, labels_n), (users_g, grain_n)):
+            pairs = np.unique(user * len(users) + cell_n[item])
+            users += np.bincount(pairs % len(users), minlength=len(users))
+    idf_k, idf_g = (np.log((1 + len(history)) / (1 + users)) + 1 for users in (users_k, users_g))
+    return Rarity(idf_k.astype(np.float32), idf_g.astype(np.float32))
 
 
-def write_vocabulary(folder: Path, clustering: Clustering, idf_k: NDArray[np.float32], meanings: list[Meaning]) -> None:
+def write_vocabulary(
+    folder: Path, clustering: Clustering, grain_n: NDArray[np.int32], rare: Rarity, meanings: list[Meaning]
+) -> None:
     """Write the files of an ``interests`` artifact into a draft."""
     arrays = {
         "centroids_kd": clustering.centroids_kd,
         "item_interest_n": clustering.labels_n,
-        "idf_k": idf_k.astype(np.float32),
+        "item_grain_n": grain_n,
+        "idf_k": rare.idf_k,
+        "idf_g": rare.idf_g,
     }
     # safetensors writes the buffer as it lies in memory, whatever the strides say
     save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, folder / "interests.safetensors")

@@ -154,13 +154,11 @@ def _company(history: HistoryBase, config: ItemConfig, reporter: Reporter) -> ND
     total = min(history.n_events, config.max_events)
     with reporter.task("items: read histories", total, "events") as task:
         for batch in history.scan():
-            place = np.arange(len(batch.timestamps)) - np.repeat(batch.offsets[:-1], batch.n_events)
-            starts = np.diff(batch.user_of_event, prepend=-1) > 0
-            stretch = np.cumsum(starts | (place % config.stretch == 0)) - 1
+            stretches = batch.stretches(config.stretch)
             known = batch.item_rows >= 0
-            rows.append(stretch[known] + n_rows)
+            rows.append(stretches.user_of_event[known] + n_rows)
             columns.append(batch.item_rows[known])
-            n_rows += int(stretch[-1]) + 1 if len(stretch) else 0
+            n_rows += len(stretches)
             n_read += len(batch.timestamps)
             task.advance(len(batch.timestamps))
             if n_read >= config.max_events:

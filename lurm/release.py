@@ -205,6 +205,11 @@ def rollback(root: Path) -> str:
     return before
 
 
+def published_before(root: Path, release_id: str) -> str | None:
+    """Id of the release published last before this one; None when it is the first."""
+    return max((id_ for id_ in _ids(root) if id_ < release_id), default=None)
+
+
 def list_releases(root: Path) -> list[ReleaseSummary]:
     """All published releases, oldest first; one whose manifest cannot be read is named "(damaged)"."""
     active = current(root)

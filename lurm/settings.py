@@ -10,7 +10,8 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from lurm.errors import SettingsError
 PREFIX = "LURM_"
 FILE = Path("lurm.toml")
 
+_THREADS_OF_LIBRARIES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _CGROUP_LIMITS = (  # version 2, version 1
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -107,6 +109,24 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags and the environment only; ``load`` merges the file beneath them."""
         return init_settings, env_settings
+
+
+@contextmanager
+def one_thread_per_child() -> Iterator[None]:
+    """Processes started within take one thread for numeric work; two that each take all cores are ten times slower.
+
+    Numeric libraries read this when they are loaded; limits set later do not reach all of them.
+    """
+    before = {name: os.environ.get(name) for name in _THREADS_OF_LIBRARIES}
+    os.environ.update(dict.fromkeys(_THREADS_OF_LIBRARIES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def load(overrides: Mapping[str, Any] | None = None, *, file: Path = FILE) -> Settings:

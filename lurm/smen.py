@@ -1,15 +1,16 @@
 """SMEN, the Self-supervised Multi-anchor Encoder Network: bags of interests -> one dense vector per user.
 
-    P_hm   = softmax_m(<W_h, A_m> / tau_a)            an interest's mass is split over anchors, none is dropped
-    v_m(t) = sum_h B_h(t) P_hm W_h                    one vector per anchor and window, O(nnz·M·D)
+    P_hm   = softmax_m(cos(W_h, A_m) / tau_a)         an interest's mass is split over anchors, none is dropped
+    v_m(t) = sum_h B_h(t) M P_hm W_h^m / |B(t)|       one vector per anchor and window, O(nnz·M·D)
     u_m^s  = attention over the windows t of scale s  time aggregation
     u_m    = gated sum over scales s                  multi-scale aggregation
-    e      = unit([u_1 … u_M] - mean)                 the served vector
+    e      = unit([u_1 … u_M] - mean, activity)       the served vector
 
 Paper: LURM, SMEN. Our reading where its text is not available to us: the attention's queries and positions are
-learned constants per anchor; gates are learned constants per anchor and scale. Departure: no projection head. The
-contrastive loss sits on the served vector itself, and W starts from the singular vectors of the users' bags, for
-a head, or a random start, throws information away.
+learned constants per anchor; gates are learned constants per anchor and scale. Departures: no projection head, for
+a head throws information away: the contrastive loss sits on the served vector itself. W starts from the singular
+vectors of the users' bags, each weighed by how well it agrees between two halves of a life. Every anchor sees an
+interest by its own slice W^m of the embedding. Beside what a user is interested in, e tells how they act.
 """
 
 from __future__ import annotations
@@ -28,9 +29,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from lurm.activity import activity_features, activity_width
 from lurm.artifacts import Artifact, open_artifact
 from lurm.boi import BagConfig, BagOfInterests
-from lurm.bounds import POSITIVE, check
+from lurm.bounds import POSITIVE, Bound, check
 from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
@@ -42,8 +44,10 @@ WEIGHTS = "smen.safetensors"
 SHAPE = "smen.json"
 # Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
 # of another revision is refused instead of being served beside vectors it does not agree with.
-REVISION = 1
+REVISION = 2
 _USERS_AT_ONCE = 512
+_ACTIVITY_WIDTH = 32
+_MOST_SPREADS = 4.0  # from the mean, of an activity feature
 _NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
 DEFAULT_SCALES = (Scale("life"), Scale("quarter", 90.0, 4), Scale("month", 28.0, 6))
@@ -54,30 +58,42 @@ class SmenConfig:
     """The shape of a SMEN.
 
     Attributes:
-        dim: E, width of the served vector; a multiple of ``n_anchors``.
+        dim: E, width of the served vector; an eighth of it, at most 16, and what the anchors cannot share evenly,
+            tells activity.
         n_anchors: M.
-        scales: windows to look at; the first one is favoured at the start.
+        scales: windows to look at; the last anchor (of four and more; an eighth of many) starts from all but the first,
+            the others from the first.
         anchor_temperature: tau_a; small sends an interest to one anchor, large to all of them.
-        bag: how counts become weights.
+        activity_share: of the served vector's squared length, before it is made unit.
+        bag: what is counted, and how counts become weights.
     """
 
     dim: int = 256
     n_anchors: int = 4
     scales: tuple[Scale, ...] = DEFAULT_SCALES
-    anchor_temperature: float = 0.2
+    anchor_temperature: float = 1.0
+    activity_share: float = 0.1
     bag: BagConfig = field(default_factory=BagConfig)
 
     def __post_init__(self) -> None:
-        if self.n_anchors < 1 or self.dim < 1 or self.dim % self.n_anchors:
-            raise UsageError(f"dim is {self.dim} and n_anchors {self.n_anchors}; dim must be a multiple of n_anchors")
+        if self.n_anchors < 1 or self.dim < 1 or not self.width:
+            raise UsageError(
+                f"dim is {self.dim} and n_anchors {self.n_anchors}; every anchor needs at least one dimension, "
+                "beside the eighth that tells activity"
+            )
         if not self.scales:
             raise UsageError("scales is empty, expected at least one scale; leave it out to have the default ones")
-        check(self, anchor_temperature=POSITIVE)
+        check(self, anchor_temperature=POSITIVE, activity_share=Bound(least=0, below=1))
 
     @property
     def width(self) -> int:
         """D, the width of one anchor's vector."""
-        return self.dim // self.n_anchors
+        return (self.dim - min(_ACTIVITY_WIDTH, self.dim // 8)) // self.n_anchors
+
+    @property
+    def activity_dim(self) -> int:
+        """X, dimensions that tell activity."""
+        return self.dim - self.n_anchors * self.width
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> SmenConfig:
@@ -92,7 +108,7 @@ class SmenConfig:
 
 @dataclass(frozen=True, slots=True)
 class Bags:
-    """Weighed bags of B users × W windows as tensors.
+    """Weighed bags of B users × W windows as tensors, each bag of unit length.
 
     Attributes:
         interests: (nnz,) int64.
@@ -109,7 +125,7 @@ class Bags:
         """The rows of a CSR matrix."""
         return cls(
             torch.from_numpy(bags.indices.astype(np.int64)),
-            torch.from_numpy(bags.data),
+            torch.from_numpy(unit_rows(bags).data),
             torch.from_numpy(bags.indptr.astype(np.int64)),
         )
 
@@ -119,52 +135,123 @@ class Smen(nn.Module):
 
     Args:
         config: its shape.
-        n_interests: K.
+        n_columns: of the bags, H: interests or grains.
+        n_behaviors: of the log.
     """
 
-    def __init__(self, config: SmenConfig, n_interests: int) -> None:
+    known_until: Tensor
+    length: Tensor
+    activity_mean_a: Tensor
+    activity_scale_a: Tensor
+    activity_ax: Tensor
+
+    def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.n_behaviors = config, n_behaviors
         m, d, n_scales = config.n_anchors, config.width, len(config.scales)
-        n_windows = sum(s.n_windows for s in config.scales)
-        self.interests_kd = nn.Embedding(n_interests, d, sparse=True)
-        self.anchors_md = nn.Parameter(torch.zeros(m, d))
+        n_windows, n_features = sum(s.n_windows for s in config.scales), activity_width(n_behaviors)
+        self.interests_he = nn.Embedding(n_columns, m * d, sparse=True)
+        self.anchors_me = nn.Parameter(torch.zeros(m, m * d))
         self.query_smd = nn.Parameter(torch.zeros(n_scales, m, d))
         self.position_wm = nn.Parameter(torch.zeros(n_windows, m))
         self.gate_sm = nn.Parameter(torch.zeros(n_scales, m))
-        self.mean_e = nn.Parameter(torch.zeros(config.dim))
+        self.mean_e = nn.Parameter(torch.zeros(m * d))
+        self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("length", torch.ones(()))
+        self.register_buffer("activity_mean_a", torch.zeros(n_features))
+        self.register_buffer("activity_scale_a", torch.ones(n_features))
+        self.register_buffer("activity_ax", torch.zeros(n_features, config.activity_dim))
 
-    def start_from(self, bags_uk: sp.csr_matrix, seed: int) -> None:
-        """Initialise from users' weighed life bags: W from their singular vectors, anchors from clusters of W.
+    def start_from(
+        self,
+        bags_uh: sp.csr_matrix,
+        stretches_sh: sp.csr_matrix,
+        halves: tuple[sp.csr_matrix, sp.csr_matrix],
+        seed: int,
+    ) -> None:
+        """Initialise from users' weighed bags: W from singular vectors, anchors from clusters of W.
+
+        Two views of the interests are laid together: the singular vectors of lives, and those of stretches of lives
+        at unit length for every interest, so that rare ones count. A direction weighs as much as the users' places
+        along it agree between two halves of their events; what does not agree is chance. Anchors that start from the
+        recent scales take the first directions, the others share all.
 
         Args:
-            bags_uk: (U, K) CSR; a sample of users is enough.
-            seed: of the decomposition and the clusters.
+            bags_uh: (U, H) CSR of whole lives; a sample of users is enough.
+            stretches_sh: (S, H) CSR, the same lives in stretches.
+            halves: (U, H) CSR of two halves of each user's events.
+            seed: of the decompositions and the clusters.
         """
-        _, _, v_kd = truncated_svd(bags_uk, self.config.width, seed)
-        rng = np.random.default_rng(seed)
-        w = np.zeros(self.interests_kd.weight.shape, np.float32)
-        w[:, : v_kd.shape[1]] = v_kd
+        config = self.config
+        m, d = config.n_anchors, config.width
+        recent = self._recent_anchors()
+        w_he = _directions(bags_uh, stretches_sh, halves, (m - recent) * d, seed)
+        w_hmd = np.zeros((len(w_he), m, d), np.float32)
+        for at in range(w_he.shape[1]):
+            w_hmd[:, at % (m - recent), at // (m - recent)] = w_he[:, at]
+        w_hmd[:, m - recent :, : min(d, w_he.shape[1])] = w_he[:, None, :d]
+        w = w_hmd.reshape(len(w_he), m * d)
         w *= np.sqrt(len(w) / max(float((w**2).sum()), 1e-12))  # unit rows on average
+        rng = np.random.default_rng(seed)
         unit = w + rng.standard_normal(w.shape).astype(np.float32) * 1e-6
         unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-        m = self.config.n_anchors
         anchors = cluster(unit, min(m, len(unit)), VocabularyConfig(seed=seed)).centroids_kd
-        spare = rng.standard_normal((m - len(anchors), self.config.width)).astype(np.float32)
+        spare = rng.standard_normal((m - len(anchors), m * d)).astype(np.float32)
         with torch.no_grad():
-            self.interests_kd.weight.copy_(torch.from_numpy(w))
-            self.anchors_md.copy_(torch.from_numpy(np.concatenate([anchors, spare])))
-            self.gate_sm.zero_()
-            self.gate_sm[0] = 2.0
+            self.interests_he.weight.copy_(torch.from_numpy(w))
+            self.anchors_me.copy_(torch.from_numpy(np.concatenate([anchors, spare])))
+        self._start_gates()
 
-    def routing(self, w_kd: Tensor) -> Tensor:
-        """(K', M) P_hm: how each interest's mass is split over the anchors; rows sum to 1."""
-        cosine = F.normalize(w_kd, dim=-1, eps=1e-6) @ F.normalize(self.anchors_md, dim=-1, eps=1e-6).T
+    def start_anywhere(self, seed: int) -> None:
+        """Initialise at random, for comparison: what training has to make up for without ``start_from``."""
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in (self.interests_he.weight, self.anchors_me):
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) / parameter.shape[1] ** 0.5)
+        self._start_gates()
+
+    def _recent_anchors(self) -> int:
+        """How many anchors start from all scales but the first; they are the last ones."""
+        return max(self.config.n_anchors // 8, int(self.config.n_anchors >= 4)) if len(self.config.scales) > 1 else 0
+
+    def _start_gates(self) -> None:
+        n_scales, old = len(self.config.scales), self.config.n_anchors - self._recent_anchors()
+        with torch.no_grad():
+            self.gate_sm[:, :old] = 0.2 / max(n_scales - 1, 1)
+            self.gate_sm[0, :old] = 1.0
+            self.gate_sm[:, old:] = 0.5 / max(n_scales - 1, 1)
+            self.gate_sm[0, old:] = 0.0
+
+    def know_activity(self, features_ba: NDArray[np.float32], known_until: int) -> None:
+        """Take the mean, the spread and the principal directions of users' activity from a sample.
+
+        Args:
+            features_ba: (B, A) as ``activity_features`` gives them.
+            known_until: epoch ms, the end of the log: recency is measured from here unless told otherwise.
+        """
+        mean_a, spread_a = features_ba.mean(0, np.float64), features_ba.std(0, np.float64)
+        scale_a = np.where(spread_a > 1e-6, 1 / np.maximum(spread_a, 1e-6), 0)
+        with torch.no_grad():
+            self.known_until.fill_(known_until)
+            self.activity_mean_a.copy_(torch.from_numpy(mean_a))
+            self.activity_scale_a.copy_(torch.from_numpy(scale_a))
+        standard = self._standard(torch.from_numpy(features_ba)).numpy().astype(np.float64)
+        _, directions = np.linalg.eigh(standard.T @ standard)
+        directions = directions[:, ::-1][:, : self.config.activity_dim]
+        directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+        length = np.sqrt(max(float(((standard @ directions) ** 2).sum(1).mean()), 1e-12))
+        with torch.no_grad():
+            self.activity_ax[:, : directions.shape[1]] = torch.from_numpy(directions / length)
+
+    def routing(self, w_he: Tensor) -> Tensor:
+        """(H', M) P_hm: how each interest's mass is split over the anchors; rows sum to 1."""
+        cosine = F.normalize(w_he, dim=-1, eps=1e-6) @ F.normalize(self.anchors_me, dim=-1, eps=1e-6).T
         return torch.softmax(cosine / self.config.anchor_temperature, dim=-1)
 
-    def anchored(self, w_kd: Tensor) -> Tensor:
-        """(K', M·D) P_hm W_h for all anchors side by side."""
-        return (self.routing(w_kd)[:, :, None] * w_kd[:, None, :]).flatten(1)
+    def anchored(self, w_he: Tensor) -> Tensor:
+        """(H', M·D) M P_hm W_h^m for all anchors side by side."""
+        m = self.config.n_anchors
+        return (m * self.routing(w_he)[:, :, None] * w_he.view(-1, m, self.config.width)).flatten(1)
 
     def imbalance(self, interests: Tensor) -> Tensor:
         """How far from equally some interests use the anchors: KL of their mean routing from uniform, in nats.
@@ -174,45 +261,55 @@ class Smen(nn.Module):
         Args:
             interests: (K',) int64 rows.
         """
-        usage = self.routing(self.interests_kd.weight.detach()[interests]).mean(0)
+        usage = self.routing(self.interests_he.weight.detach()[interests]).mean(0)
         return (usage * (usage * len(usage)).clamp_min(1e-12).log()).sum()
 
     def forward(self, bags: Bags) -> Tensor:
-        """(B, E) served vectors, unit rows. For training: only the interests in the batch are touched."""
+        """(B, M·D) interests of the users, centred. For training: only the columns in the batch are touched."""
         used, place = torch.unique(bags.interests, return_inverse=True)
-        return self.aggregate(self.anchored(self.interests_kd(used)), place, bags)
+        return self.aggregate(self.anchored(self.interests_he(used)), place, bags)
 
-    def aggregate(self, table_ke: Tensor, place: Tensor, bags: Bags) -> Tensor:
-        """(B, E) served vectors from the anchored table's rows at ``place``.
+    def aggregate(self, table_he: Tensor, place: Tensor, bags: Bags) -> Tensor:
+        """(B, M·D) interests of the users, centred, from the anchored table's rows at ``place``.
 
         Every sum runs over one user's own values in a fixed order, so a row depends neither on the other rows nor
         on how many there are.
         """
         config = self.config
         v_be = F.embedding_bag(
-            place, table_ke, bags.starts, mode="sum", per_sample_weights=bags.weights, include_last_offset=True
+            place, table_he, bags.starts, mode="sum", per_sample_weights=bags.weights, include_last_offset=True
         )
         n_windows = len(self.position_wm)
         v_bwmd = v_be.view(-1, n_windows, config.n_anchors, config.width)
         empty_bw = (bags.starts[1:] == bags.starts[:-1]).view(-1, n_windows)
         total = torch.zeros_like(v_bwmd[:, 0])
-        gates_sm = torch.softmax(self.gate_sm, dim=0)
         first = 0
         for s, scale in enumerate(config.scales):
             window = slice(first, first + scale.n_windows)
             first += scale.n_windows
             u_bmd = self._over_time(v_bwmd[:, window], empty_bw[:, window], s, window)
-            norm_b = u_bmd.flatten(1).square().sum(1).add(1e-12).sqrt()
-            total = total + gates_sm[s][None, :, None] * u_bmd / norm_b[:, None, None]
-        total_be = total.flatten(1)
-        return F.normalize(self._pointing(total_be - self.mean_e, total_be), dim=-1, eps=1e-6)
+            total = total + self.gate_sm[s][None, :, None] * u_bmd
+        return total.flatten(1) - self.mean_e
 
-    def _pointing(self, centred_be: Tensor, total_be: Tensor) -> Tensor:
-        """(B, E) rows that have a direction: centred, or as they were where all users are alike, or any one."""
-        rows = centred_be
-        for instead in (total_be, torch.ones_like(total_be)):
-            rows = torch.where((rows.square().sum(1) < _NO_LENGTH**2)[:, None], instead, rows)
-        return rows
+    def served(self, interests_be: Tensor, features_ba: NDArray[np.float32]) -> Tensor:
+        """(B, E) served vectors, unit rows: what users are interested in, and how they act.
+
+        Args:
+            interests_be: (B, M·D), of ``aggregate``.
+            features_ba: (B, A), of ``activity_features``.
+        """
+        standard_ba = self._standard(torch.from_numpy(features_ba))
+        activity_bx = torch.zeros(len(standard_ba), self.config.activity_dim)
+        for feature_b, direction_x in zip(standard_ba.T, self.activity_ax, strict=True):
+            activity_bx += feature_b[:, None] * direction_x  # in this order for every user: no matrix product
+        share = self.config.activity_share
+        both = torch.cat([interests_be / self.length * (1 - share) ** 0.5, activity_bx * share**0.5], dim=1)
+        aimless = both.square().sum(1) < _NO_LENGTH**2
+        return F.normalize(torch.where(aimless[:, None], torch.ones_like(both), both), dim=-1, eps=1e-6)
+
+    def _standard(self, features_ba: Tensor) -> Tensor:
+        standard: Tensor = (features_ba - self.activity_mean_a) * self.activity_scale_a
+        return standard.clamp(-_MOST_SPREADS, _MOST_SPREADS)
 
     def _over_time(self, v_bwmd: Tensor, empty_bw: Tensor, s: int, window: slice) -> Tensor:
         """(B, M, D) attention over the windows of one scale; empty windows weigh nothing."""
@@ -238,7 +335,7 @@ class SmenEncoder:
         self.dim = network.config.dim
         self._boi = boi
         with torch.inference_mode():
-            self._table_ke = network.anchored(network.interests_kd.weight)
+            self._table_he = network.anchored(network.interests_he.weight)
 
     @classmethod
     def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> SmenEncoder:
@@ -267,29 +364,102 @@ class SmenEncoder:
                 f"{REVISION}; build the release anew, or serve it with the lurm that made it"
             )
         config = SmenConfig.from_json(shape["network"])
-        network = Smen(config, len(vocabulary))
+        boi = BagOfInterests(vocabulary, config.bag, tuple(shape["behaviors"]))
+        network = Smen(config, boi.width, len(shape["behaviors"]))
         try:
             network.load_state_dict(load_file(artifact.path / WEIGHTS))
         except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path / WEIGHTS} does not fit its manifest: {error}") from error
-        return cls(network, BagOfInterests(vocabulary, config.bag, tuple(shape["behaviors"])))
+        return cls(network, boi)
 
-    def embed(self, batch: HistoryBatch) -> NDArray[np.float32]:
+    def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
-        bags = self._boi.encode(batch, trailing(batch, self.network.config.scales))
-        n_windows = len(self.network.position_wm)
+        network = self.network
+        bags = self._boi.encode(batch, trailing(batch, network.config.scales))
+        moment = int(network.known_until) if as_of is None else as_of
+        features_ba = activity_features(batch, moment, network.n_behaviors)
+        n_windows = len(network.position_wm)
         rows = []
         with torch.inference_mode():
             for start in range(0, len(batch), _USERS_AT_ONCE):
                 stop = min(start + _USERS_AT_ONCE, len(batch))
                 some = Bags.of(bags[start * n_windows : stop * n_windows])
-                rows.append(self.network.aggregate(self._table_ke, some.interests, some).numpy())
+                interests_be = network.aggregate(self._table_he, some.interests, some)
+                rows.append(network.served(interests_be, features_ba[start:stop]).numpy())
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
 
     def anchor_usage(self) -> list[float]:
-        """M shares of the interests' mass; even shares mean that every anchor earns its place."""
+        """M shares of the bags' columns; even shares mean that every anchor earns its place."""
         with torch.inference_mode():
-            return [float(x) for x in self.network.routing(self.network.interests_kd.weight).mean(0)]
+            return [float(x) for x in self.network.routing(self.network.interests_he.weight).mean(0)]
+
+    def anchor_shares(self) -> NDArray[np.float32]:
+        """(K, M) how each interest's mass is split over the anchors: the mean over its grains; rows sum to 1."""
+        with torch.inference_mode():
+            shares = self.network.routing(self.network.interests_he.weight).numpy()
+        if not self.network.config.bag.grains:
+            return shares
+        vocabulary = self._boi.vocabulary
+        interest = vocabulary.interest_of_grain()
+        total_km = np.zeros((len(vocabulary), shares.shape[1]))
+        np.add.at(total_km, interest, shares)
+        return (total_km / np.bincount(interest, minlength=len(vocabulary))[:, None]).astype(np.float32)
+
+
+def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
+    """The bags at unit length, row by row; empty ones stay empty."""
+    weights = bags.data.astype(np.float64)  # whose squares are not lost, however small
+    row = np.repeat(np.arange(bags.shape[0]), np.diff(bags.indptr))
+    squares = np.bincount(row, weights=weights**2, minlength=bags.shape[0])  # each row's in its own order
+    unit = (weights / np.sqrt(squares)[row]).astype(np.float32)
+    return sp.csr_matrix((unit, bags.indices, bags.indptr), shape=bags.shape)
+
+
+def _directions(
+    bags_uh: sp.csr_matrix,
+    stretches_sh: sp.csr_matrix,
+    halves: tuple[sp.csr_matrix, sp.csr_matrix],
+    k: int,
+    seed: int,
+) -> NDArray[np.float64]:
+    """(H, k') what ``Smen.start_from`` starts W from, the directions in which users differ most first; k' <= k."""
+    lives_uh, one_uh, two_uh = (unit_rows(bags) for bags in (bags_uh, *halves))
+    _, s, by_life_hk = truncated_svd(lives_uh, k, seed)
+    if stretches_sh.shape[0] == bags_uh.shape[0]:  # nobody lives longer than a stretch
+        by_stretch_hk = by_life_hk * np.sqrt(s)
+    else:
+        _, s, by_stretch_hk = truncated_svd(unit_rows(stretches_sh), k, seed)
+        by_stretch_hk = by_stretch_hk * np.sqrt(s)
+    by_stretch_hk /= np.maximum(np.linalg.norm(by_stretch_hk, axis=1, keepdims=True), 1e-12)
+    views, places = [], []
+    for view_hk in (by_life_hk, _principal(lives_uh, by_stretch_hk)):
+        weighed_hk = view_hk * _agreement(one_uh @ view_hk, two_uh @ view_hk)
+        place_uk = lives_uh @ weighed_hk
+        place_uk -= place_uk.mean(0)
+        length = max(float(np.linalg.norm(place_uk)), 1e-12)
+        views.append(weighed_hk / length)
+        places.append(place_uk / length)
+    both_hk, place_uk = np.concatenate(views, axis=1), np.concatenate(places, axis=1)
+    _, rotation = np.linalg.eigh(place_uk.T @ place_uk)
+    directions: NDArray[np.float64] = both_hk @ rotation[:, ::-1][:, : min(k, both_hk.shape[1])]
+    return directions
+
+
+def _principal(bags_uh: sp.csr_matrix, w_hk: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(H, k) w turned so that the users' places along its columns are uncorrelated."""
+    place_uk = bags_uh @ w_hk
+    place_uk -= place_uk.mean(0)
+    _, rotation = np.linalg.eigh(place_uk.T @ place_uk)
+    turned: NDArray[np.float64] = w_hk @ rotation[:, ::-1]
+    return turned
+
+
+def _agreement(one_ue: NDArray[np.float64], two_ue: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(E,) correlation between two measurements of each column, at least a hundredth; 1 where nothing varies."""
+    one, two = one_ue - one_ue.mean(0), two_ue - two_ue.mean(0)
+    lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(two, axis=0)
+    agreement: NDArray[np.float64] = np.where(lengths > 1e-12, (one * two).sum(0) / np.maximum(lengths, 1e-12), 1)
+    return np.maximum(agreement, 0.01)
 
 
 def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ def _shared_interests(release: Release, row: int, others: NDArray[np.int64]) -> 
     """For each other user, the interests both have: most of both lives first, rare interests before common ones."""
     vocabulary = release.vocabulary
     batch = release.history.batch(np.concatenate([[row], others]))
-    counts = BagOfInterests(vocabulary, BagConfig(weighting="count", idf=False)).count(batch, life(batch))
+    counts = BagOfInterests(vocabulary, BagConfig(grains=False, weighting="count", idf=False)).count(batch, life(batch))
     mine_k = np.zeros(len(vocabulary), np.float32)
     shared = []
     for at in range(len(batch)):

@@ -15,7 +15,7 @@ from lurm.artifacts import draft
 from lurm.events import Event, Quarantine
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder, IngestSummary
-from lurm.interests import InterestVocabulary, VocabularyConfig, cluster, rarity, write_vocabulary
+from lurm.interests import Clustering, InterestVocabulary, VocabularyConfig, grains, rarity, write_vocabulary
 from lurm.meanings import name_interests
 from lurm.progress import Silent
 
@@ -84,16 +84,19 @@ def grouped_events(
     return events, group_of_user
 
 
-def vocabulary_of(folder: Path, history: HistoryBase, labels: NDArray[np.int32], k: int) -> InterestVocabulary:
-    """A published vocabulary that assigns the catalog's items to given labels."""
-    vectors = np.eye(k, dtype=np.float32)[labels]
-    clustering = cluster(vectors, len(np.unique(labels)), VocabularyConfig())
-    clustering = type(clustering)(np.eye(k, dtype=np.float32), labels, 1.0)
+def vocabulary_of(
+    folder: Path, history: HistoryBase, labels: NDArray[np.int32], k: int, *, own_grain: int | None = None
+) -> InterestVocabulary:
+    """A published vocabulary that assigns the catalog's items to given labels; by default no item is its own grain."""
+    clustering = Clustering(np.eye(k, dtype=np.float32), labels, 1.0)
+    grain_n = labels
+    if own_grain is not None:
+        grain_n = grains(clustering, history.item_counts(), VocabularyConfig(own_grain=own_grain))
     ids = history.items.take(np.arange(len(history.items)))
     names: list[str | None] = [None] * len(ids)
     meanings = name_interests(labels, k, history.item_counts(), ids, names, names)
     with draft(folder, kind="interests", key="test", config={}) as work:
-        write_vocabulary(work.path, clustering, rarity(history, labels, k), meanings)
+        write_vocabulary(work.path, clustering, grain_n, rarity(history, labels, grain_n, k), meanings)
     return InterestVocabulary.open(folder)
 
 

@@ -1,4 +1,4 @@
-"""The commands of training: simulate, build, evaluate, demo, bench."""
+"""The commands of training: simulate, build, evaluate, demo, bench, release gate."""
 
 # Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
 
@@ -31,6 +31,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands of training to the front door."""
     for command in (simulate, build, evaluate, demo, bench):
         app.command(rich_help_panel="Releases")(command)
+    for group in app.registered_groups:
+        if group.name == "release" and group.typer_instance:
+            group.typer_instance.command()(gate)
 
 
 def simulate(
@@ -128,39 +131,129 @@ def evaluate(
     recipe: RecipeName = None,
     seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
     release: Annotated[str | None, typer.Option(help="Release id; default: the active one.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML file to write; default: beside the releases.", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The embedding and the logistic probe, nothing else.")] = False,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Build and judge recipes that differ in one entry.")] = False,
+    axis: Annotated[
+        list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.", show_default=False)
+    ] = None,
     artifacts_dir: ArtifactsDir = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Judge the active release by probes on frozen vectors.
+    """Judge the active release: what can simple models read from its frozen vectors?
 
-    What can a linear model read from the embeddings that they were never told? The questions are the
-    [[evaluate.tasks]] of the recipe or the dataset's TOML: attributes of the users table. The same probe and folds
-    are given to the raw bag, its truncated SVD of the same width, and random vectors.
+    Asked are attributes of the users table, and what users do in the last stretch of the log: whether they act at
+    all, in which categories, for how much. That is asked of a release built of the log before that stretch, kept
+    beside the releases. The same probes and folds are given to every control: the raw bag, SVD, PCA and autoencoder
+    of the same width, activity counts, popularity, random vectors. The questions are the [[evaluate.tasks]] of the
+    recipe or the dataset's TOML; without any, some are found.
+
+    Writes one HTML page with plots, diagnostics and how it was measured. With --ablate: one entry of the recipe at a
+    time is changed, built and judged, axis by axis (anchors, interests, width, scales, history, views, start, loss,
+    bag); what is finished is kept, so a stopped run goes on.
 
     \b
     Examples:
       lurm evaluate data/ml100k --recipe ml100k
       lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
+      lurm evaluate data/ml100k --recipe ml100k --ablate --axis anchors --axis width
     """
     from threadpoolctl import threadpool_limits
 
     from lurm import settings
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
-    from lurm.release import Release
-    from training import evaluate as judge
+    from lurm.release import Release, published_before
+    from training.evaluate import QUICK, Extent, Judge
+    from training.evaluate.report import write_report
 
+    if axis and not ablate:
+        raise UsageError("--axis chooses among ablations; add --ablate")
     config = settings.load({"artifacts_dir": artifacts_dir})
     dataset, chosen = _opened(path, recipe)
-    users = dataset.users()
-    if users is None:
-        raise UsageError(f"{path} has no users table, so there is nothing to ask about; add users.parquet")
+    reporter = TerminalReporter()
     opened = Release.open(config.artifacts_dir, release)
+    folder = config.artifacts_dir / "evaluate"
+    judge = Judge(
+        dataset,
+        chosen,
+        folder / "past",
+        seed=seed,
+        threads=config.threads,
+        memory_limit_bytes=config.memory_limit_bytes,
+        reporter=reporter,
+    )
     with threadpool_limits(limits=config.threads):
-        table = judge.evaluate(opened, users, chosen.evaluate.tasks, seed=seed, reporter=TerminalReporter())
-    result = {"release": opened.release_id, "dataset": dataset.name, **table.to_json()}
-    emit(result, as_json=as_json, text=table.to_markdown() if markdown else table.to_text())
+        if ablate:
+            table = judge.ablation(opened, axis or [], folder / "ablation")
+            emit(table.to_json(), as_json=as_json, text=table.to_markdown() if markdown else table.to_text())
+            return
+        earlier = None if quick else published_before(config.artifacts_dir, opened.release_id)
+        before = Release.open(config.artifacts_dir, earlier) if earlier else None
+        findings = judge.judge(opened, QUICK if quick else Extent(), before)
+    if not quick:
+        page = report or folder / f"{opened.release_id}.html"
+        page.parent.mkdir(parents=True, exist_ok=True)
+        write_report(findings, page)
+        reporter.say(f"report: {page}")
+    emit(findings.to_json(), as_json=as_json, text=findings.to_markdown() if markdown else findings.to_text())
+
+
+def gate(
+    release_id: Annotated[str | None, typer.Argument(help="Default: the active one.", show_default=False)] = None,
+    recipe: RecipeName = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hold a release against the gate of a recipe.
+
+    Measures the vectors without any label: whether they spread, tell users apart, keep still from week to week, and
+    how far they are from those of the release published before. The limits are the [gate] of the recipe, or the
+    default ones, which `lurm build` asks before it publishes. Exit 1 when one is not held.
+
+    \b
+    Examples:
+      lurm release gate
+      lurm release gate 20240301T120000-1a2b3c4d --recipe strict.toml --json
+    """
+    from dataclasses import asdict
+
+    from rich.table import Table
+    from threadpoolctl import threadpool_limits
+
+    from lurm import settings
+    from lurm.progress import TerminalReporter
+    from lurm.release import Release, published_before
+    from training import recipes
+    from training.diagnostics import examine
+    from training.diagnostics.gate import requirements
+    from training.subject import Subject
+
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    limits = recipes.Recipe.of({"gate": recipes.read(recipe).get("gate", {})} if recipe else {}).gate
+    opened = Release.open(config.artifacts_dir, release_id)
+    earlier = published_before(config.artifacts_dir, opened.release_id)
+    before = Release.open(config.artifacts_dir, earlier) if earlier else None
+    with threadpool_limits(limits=config.threads):
+        diagnostics = examine(Subject.of(opened, None), before=before, seed=0, reporter=TerminalReporter())
+    asked = requirements(diagnostics, limits)
+    held = all(one.met for one in asked)
+    table = Table("measure", "value", "limit", "ok", box=None, pad_edge=False)
+    for one in asked:
+        table.add_row(*one.cells)
+    result = {
+        "release": opened.release_id,
+        "before": before and before.release_id,
+        "ok": held,
+        "requirements": [{**asdict(one), "met": one.met} for one in asked],
+        "diagnostics": diagnostics.to_json(),
+    }
+    emit(result, as_json=as_json, text=table)
+    if not held:
+        raise typer.Exit(1)
 
 
 def demo(

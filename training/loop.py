@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
@@ -20,8 +20,10 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from lurm.activity import activity_features
 from lurm.artifacts import digest_of_file, write_durably
 from lurm.boi import BagOfInterests
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
@@ -31,8 +33,9 @@ from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
 
-_MOST_EPOCHS = 30
+_MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
+_STRETCH = 256  # events that are company to each other when W starts
 _SAMPLE_FOR_BALANCE = 4_096  # interests that tell, at one step, how equally the anchors are used
 _LEAST_HELD_OUT = 8  # users; fewer measure nothing
 
@@ -42,7 +45,7 @@ class TrainConfig:
     """How SMEN is trained.
 
     Attributes:
-        epochs: most passes over the users; None: by rule, at most 30 and within both budgets.
+        epochs: most passes over the users; None: by rule, at most 60 and within both budgets.
         event_budget: events read in all when ``epochs`` is None.
         user_budget: users read in all when ``epochs`` is None.
         batch_users: users per step; each is the others' negative.
@@ -54,6 +57,8 @@ class TrainConfig:
         holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
             than eight, all users train, and the same ones measure.
         patience: stop after so many epochs without a better held-out loss.
+        start: "spectrum", from singular vectors of the bags, or "random", which costs quality (see LOG.md).
+        head: put the loss behind a projection head that is thrown away afterwards; costs quality as well.
         seed: of everything random.
     """
 
@@ -70,6 +75,8 @@ class TrainConfig:
     holdout: float = 0.05
     holdout_users: int = 2048
     patience: int = 3
+    start: Literal["spectrum", "random"] = "spectrum"
+    head: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,25 +147,50 @@ class Trainer:
         else:
             # rows are in hash order, so the last ones are a uniform sample of users
             self._train_rows, self._held_rows = np.split(np.arange(n_users), [n_users - n_held])
-        sparse = [network.interests_kd.weight]
-        dense = [p for p in network.parameters() if p is not network.interests_kd.weight]
+        width = network.config.n_anchors * network.config.width
+        self._head: nn.Module = nn.Identity()
+        if config.head:
+            with torch.random.fork_rng():
+                torch.manual_seed(config.seed)
+                self._head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        sparse = [network.interests_he.weight]
+        dense = [p for p in network.parameters() if p is not network.interests_he.weight]
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.SparseAdam(sparse, lr=config.learning_rate),
-            torch.optim.Adam(dense, lr=config.learning_rate),
+            torch.optim.Adam([*dense, *self._head.parameters()], lr=config.learning_rate),
         )
         self._epochs = config.epochs_for(history.n_events, len(history))
 
     def start(self) -> None:
-        """Initialise the network from the bags of a sample of users and centre its output."""
+        """Initialise the network from a sample of users: bags, activity, and the centre of its output."""
+        network, rng = self._network, np.random.default_rng([self._config.seed, 10**6 + 1])
         rows = self._train_rows[:_SAMPLE_FOR_START]
-        batches = (self._history.batch(some) for some in _chunks(rows, 2048))
-        bags = [self._boi.encode(batch, life(batch)) for batch in batches]
-        self._network.start_from(sp.vstack(bags, format="csr"), self._config.seed)
+        bags: list[list[sp.csr_matrix]] = [[], [], [], []]
+        features = []
+        for some in _chunks(rows, 2048):
+            batch = self._history.batch(some)
+            half = rng.random(len(batch.timestamps)) < 0.5
+            lives = (batch, batch.stretches(_STRETCH), batch.keep(half), batch.keep(~half))
+            for kind, one in zip(bags, lives, strict=True):
+                kind.append(self._boi.encode(one, life(one)))
+            features.append(activity_features(batch, self._history.watermark, network.n_behaviors))
+        if self._config.start == "spectrum":
+            whole, stretches, *halves = (sp.vstack(kind, format="csr") for kind in bags)
+            network.start_from(whole, stretches, (halves[0], halves[1]), self._config.seed)
+        else:
+            network.start_anywhere(self._config.seed)
+        network.know_activity(np.concatenate(features), self._history.watermark)
+        self._measure()
+
+    def _measure(self, *, centre: bool = True) -> None:
+        """Centre the network's output on a sample of users, and tell its usual length."""
+        network, rows = self._network, self._train_rows[:8192]
         with torch.no_grad():
-            total = torch.zeros(self._network.config.dim)
-            for some in _chunks(rows[:8192], 1024):
-                total += self._embed(self._history.batch(some)).sum(0)
-            self._network.mean_e.copy_(total / len(rows[:8192]))
+            interests_be = torch.cat([self._interests(self._history.batch(some)) for some in _chunks(rows, 1024)])
+            if centre:
+                network.mean_e.add_(interests_be.mean(0))
+                interests_be -= interests_be.mean(0)
+            network.length.copy_(interests_be.square().sum(1).mean().sqrt().clamp_min(1e-4))
 
     def fit(self) -> Outcome:
         """Train until the passes are done or the held-out loss stops falling; the best weights remain.
@@ -186,6 +218,7 @@ class Trainer:
                 best = _copy(self._network)
             self._save(epoch, held_out, best)
         self._network.load_state_dict(best)
+        self._measure(centre=False)
         return Outcome(epoch, held_out, int(np.argmin(held_out)), self._held_out_recall(), self._in_sample)
 
     def remove_checkpoint(self) -> None:
@@ -238,14 +271,18 @@ class Trainer:
             views.append(batch.keep(mask | lone))
         return views[0], views[1]
 
-    def _embed(self, batch: HistoryBatch) -> Tensor:
+    def _interests(self, batch: HistoryBatch) -> Tensor:
         bags = self._boi.encode(batch, trailing(batch, self._network.config.scales))
-        embedded: Tensor = self._network(Bags.of(bags))
-        return embedded
+        interests: Tensor = self._network(Bags.of(bags))
+        return interests
+
+    def _embed(self, batch: HistoryBatch) -> Tensor:
+        """(B, M·D) unit rows that the loss compares. Activity is not among them: thinned views would differ in it."""
+        return F.normalize(self._head(self._interests(batch)), dim=-1, eps=1e-6)
 
     def _some_interests(self, rng: np.random.Generator) -> Tensor:
         """All interests, or a uniform sample where they are many."""
-        n_interests = len(self._network.interests_kd.weight)
+        n_interests = len(self._network.interests_he.weight)
         if n_interests <= _SAMPLE_FOR_BALANCE:
             return torch.arange(n_interests)
         return torch.from_numpy(rng.choice(n_interests, _SAMPLE_FOR_BALANCE, replace=False, shuffle=False))
@@ -259,21 +296,21 @@ class Trainer:
             )
         return loss
 
-    def _held_out_views(self) -> tuple[Tensor, Tensor]:
+    def _held_out_views(self, embed: Callable[[HistoryBatch], Tensor]) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self._config.seed, 10**6])
         with torch.no_grad():
             pairs = [
-                tuple(self._embed(view) for view in self._views(self._history.batch(rows), rng))
+                tuple(embed(view) for view in self._views(self._history.batch(rows), rng))
                 for rows in _chunks(self._held_rows, 512)
             ]
         return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
 
     def _held_out_loss(self) -> float:
-        one, two = self._held_out_views()
+        one, two = self._held_out_views(self._embed)
         return self._finite(float(contrastive_loss(one, two, self._config.temperature)), "held-out users")
 
     def _held_out_recall(self) -> float:
-        one, two = self._held_out_views()
+        one, two = self._held_out_views(lambda batch: F.normalize(self._interests(batch), dim=-1, eps=1e-6))
         return float(((one @ two.T).argmax(1) == torch.arange(len(one))).float().mean())
 
     def _resume(self) -> tuple[int, list[float], Mapping[str, Tensor]]:
@@ -291,6 +328,7 @@ class Trainer:
             return 0, [], {}
         saved = load_file(file)
         self._network.load_state_dict(_under(saved, "network."))
+        self._head.load_state_dict(_under(saved, "head."))
         for i, optimizer in enumerate(self._optimizers):
             _load_optimizer(optimizer, _under(saved, f"optimizer{i}."))
         self._reporter.say(f"  resuming after pass {done['epoch']}")
@@ -302,6 +340,7 @@ class Trainer:
             return
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
+        tensors |= {f"head.{name}": tensor for name, tensor in self._head.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
         for i, optimizer in enumerate(self._optimizers):
             tensors |= {f"optimizer{i}.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}

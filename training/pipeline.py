@@ -1,6 +1,6 @@
 """The build: an event log becomes a release, stage by stage.
 
-    history -> items -> interests -> encoder -> embeddings -> index -> publish
+    history -> items -> interests -> encoder -> embeddings -> index -> gate -> publish
 
 Every stage is an artifact under ``<root>/stages``, named by the hash of all that goes into it. A stage that is
 there already is skipped, so a killed build goes on where it stopped, and nothing becomes visible to serving
@@ -41,22 +41,25 @@ from lurm.artifacts import (
 )
 from lurm.boi import BagOfInterests
 from lurm.dataset import Dataset
-from lurm.errors import ArtifactError, DataError
+from lurm.errors import ArtifactError, DataError, GateClosed
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
 from lurm.index import write_index
 from lurm.ingest import HistoryBuilder, check_usable
-from lurm.interests import InterestVocabulary, cluster, quality, rarity, write_vocabulary
+from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity, write_vocabulary
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.meanings import name_interests
 from lurm.progress import Reporter
-from lurm.release import Embeddings, publish, referenced
+from lurm.release import Embeddings, Release, current, publish, referenced
 from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
+from training.diagnostics import Diagnostics, examine
+from training.diagnostics.gate import breaches
 from training.loop import Trainer
 from training.recipes import Recipe
+from training.subject import Subject
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
-_VERSIONS = {"history": 1, "items": 1, "interests": 1, "encoder": 1, "embeddings": 1, "index": 1}
+_VERSIONS = {"history": 1, "items": 1, "interests": 2, "encoder": 3, "embeddings": 1, "index": 1}
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
@@ -102,6 +105,7 @@ def build(
 
     Raises:
         DataError: the log cannot be used, or has too many bad rows; nothing is published.
+        GateClosed: the vectors do not hold what the gate of the recipe asks; nothing is published, stages are kept.
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
@@ -152,7 +156,9 @@ class _Build:
         vectors = Embeddings(self._done["embeddings"]).vectors_ue
         self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
 
-        metrics = self._metrics(history, vocabulary, encoder)
+        catalog = pl.DataFrame({"item_id": history.items.ids})
+        diagnostics = self._hold(Subject(history, vocabulary, encoder, vectors, catalog))
+        metrics = {**self._metrics(history, vocabulary, encoder), "diagnostics": diagnostics.to_json(plots=False)}
         parts = {kind: artifact for kind, artifact in self._done.items() if kind != "items"}
         release_id = publish(self._root, parts, name=self._dataset.name, metrics=metrics)
         self._forget_unused()
@@ -238,15 +244,17 @@ class _Build:
         meanings = name_interests(
             clustering.labels_n, k, items.counts_n, table["item_id"].to_list(), _column(table, "title"), categories
         )
-        write_vocabulary(work.path, clustering, rarity(history, clustering.labels_n, k), meanings)
-        work.metrics.update(quality(clustering, items.counts_n, categories))
+        grain_n = grains(clustering, items.counts_n, config)
+        rare = rarity(history, clustering.labels_n, grain_n, k)
+        write_vocabulary(work.path, clustering, grain_n, rare, meanings)
+        work.metrics.update(quality(clustering, items.counts_n, categories), n_grains=len(rare.idf_g))
 
     def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
         recipe = self._recipe
         checkpoint = self._stages / f".{work.path.name.split('.')[1]}.checkpoint"
         self._forget_checkpoints(but=checkpoint)
-        network = Smen(recipe.encoder, len(vocabulary))
         boi = BagOfInterests(vocabulary, recipe.encoder.bag, tuple(history.behaviors.ids.to_pylist()))
+        network = Smen(recipe.encoder, boi.width, len(history.behaviors))
         # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
         with threadpool_limits(limits=1, user_api="openmp"):
             outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()
@@ -280,6 +288,26 @@ class _Build:
         with self._reporter.task("index", len(vectors), "users") as task:
             work.metrics.update(write_index(work.path, vectors, seed=self._recipe.seed))
             task.advance(len(vectors))
+
+    def _hold(self, subject: Subject) -> Diagnostics:
+        """The diagnostics of what is to be published.
+
+        Raises:
+            GateClosed: it does not hold what the gate of the recipe asks.
+        """
+        before = None
+        if current(self._root) is not None:
+            try:
+                before = Release.open(self._root)
+            except ArtifactError as damage:
+                self._reporter.say(f"gate: drift is not measured, the active release cannot be read ({damage})")
+        diagnostics = examine(subject, before=before, seed=self._recipe.seed, reporter=self._reporter)
+        if broken := breaches(diagnostics, self._recipe.gate):
+            raise GateClosed(
+                f"the release was not published: {'; '.join(map(str, broken))}; the stages are kept, so a build with "
+                "a changed recipe goes on from them"
+            )
+        return diagnostics
 
     def _catalog(self, history: HistoryBase) -> pl.DataFrame:
         """The items table in catalog order; null where an item is not in it."""

@@ -361,9 +361,11 @@ def test_users_tables_do_not_matter_to_a_build_but_its_name_does(small: Built, t
 def test_a_release_of_another_arithmetic_is_refused(
     small: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(smen, "REVISION", smen.REVISION + 1)
+    trained = smen.REVISION
+    monkeypatch.setattr(smen, "REVISION", trained + 1)
     with pytest.raises(
-        ArtifactError, match=r"was trained for revision 1 of the encoder, this lurm computes revision 2"
+        ArtifactError,
+        match=rf"was trained for revision {trained} of the encoder, this lurm computes revision {trained + 1}",
     ):
         small.release()
 

@@ -72,13 +72,13 @@ def test_trailing_windows_look_back_from_the_users_own_last_event(tmp_path: Path
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (BagConfig("count", idf=False), [3.0, 1.0]),
-        (BagConfig("binary", idf=False), [1.0, 1.0]),
-        (BagConfig("log", idf=False), [np.log(4), np.log(2)]),
-        (BagConfig("count", idf=False, behavior_weights={"buy": 5.0}), [7.0, 1.0]),
-        (BagConfig("count", idf=False, behavior_weights={"view": 0.0}), [1.0, 0.0]),
-        (BagConfig("count", idf=False, half_life_days=1), [1 + 0.25 + 0.5, 1.0]),
-        (BagConfig("count", idf=False, half_life_days=1e-9), [1.0, 1.0]),
+        (BagConfig(weighting="count", idf=False), [3.0, 1.0]),
+        (BagConfig(weighting="binary", idf=False), [1.0, 1.0]),
+        (BagConfig(weighting="log", idf=False), [np.log(4), np.log(2)]),
+        (BagConfig(weighting="count", idf=False, behavior_weights={"buy": 5.0}), [7.0, 1.0]),
+        (BagConfig(weighting="count", idf=False, behavior_weights={"view": 0.0}), [1.0, 0.0]),
+        (BagConfig(weighting="count", idf=False, half_life_days=1), [1 + 0.25 + 0.5, 1.0]),
+        (BagConfig(weighting="count", idf=False, half_life_days=1e-9), [1.0, 1.0]),
     ],
 )
 def test_weightings(tmp_path: Path, config: BagConfig, expected: list[float]) -> None:
@@ -112,6 +112,9 @@ def test_idf_makes_the_rare_interest_weigh_more(tmp_path: Path) -> None:
     base, _ = ingest(tmp_path / "base", [clean_batch(events)])
     vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0, 1], np.int32), 2)
     assert vocabulary.idf_k == pytest.approx([np.log(10 / 10) + 1, np.log(10 / 2) + 1])
+    batch = base.batch(np.array([base.users.row("u0")]))
+    boi = BagOfInterests(vocabulary)
+    assert boi.encode(batch, life(batch)).data == pytest.approx(np.log(2) * vocabulary.idf_k, rel=1e-6)
 
 
 def test_events_without_a_known_item_are_in_no_bag(world: World) -> None:
@@ -122,6 +125,47 @@ def test_events_without_a_known_item_are_in_no_bag(world: World) -> None:
     bags = BagOfInterests(vocabulary).count(batch, life(batch)).toarray()
     assert bags[0].tolist() == bags[1].tolist()
     assert bags[2].sum() == 0
+
+
+def fine_vocabulary(folder: Path, base: HistoryBase) -> InterestVocabulary:
+    """Half of the items are grains of their own."""
+    labels = np.array([int(i[1:]) // 12 for i in base.items.ids.to_pylist()], np.int32)
+    return vocabulary_of(folder, base, labels, 4, own_grain=int(np.median(base.item_counts())))
+
+
+@pytest.mark.parametrize("behavior_weights", [{}, {"view": 0.5}])
+def test_grains_fold_into_their_interests(world: World, tmp_path: Path, behavior_weights: dict[str, float]) -> None:
+    base, vocabulary = world[0], fine_vocabulary(tmp_path / "fine", world[0])
+    batch = everyone(base)
+    placement = trailing(batch, (Scale("life"), Scale("month", 28, 6)))
+    fine, coarse = (
+        BagOfInterests(vocabulary, BagConfig(grains=grains, behavior_weights=behavior_weights), ("view",))
+        for grains in (True, False)
+    )
+    assert (fine.width, coarse.width) == (vocabulary.n_grains, 4)
+    by_grain, by_interest = fine.count(batch, placement), coarse.count(batch, placement)
+    fold = np.eye(4, dtype=np.float32)[vocabulary.interest_of_grain()]
+    assert np.array_equal(by_grain @ fold, by_interest.toarray())
+    assert by_grain[:, 4:].sum() > 0.4 * by_grain.sum() > 0
+    assert by_grain[:, :4].sum() > 0.1 * by_grain.sum(), "both kinds of grains were counted"
+    assert BagConfig().grains, "encoders look closer unless told otherwise"
+
+
+def test_a_grain_weighs_by_its_own_rarity(world: World, tmp_path: Path) -> None:
+    base, vocabulary = world[0], fine_vocabulary(tmp_path / "fine", world[0])
+    batch = everyone(base)
+    assert not np.allclose(vocabulary.idf_g[vocabulary.interest_of_grain()], vocabulary.idf_g)
+    for grains, idf in ((True, vocabulary.idf_g), (False, vocabulary.idf_k)):
+        boi = BagOfInterests(vocabulary, BagConfig(grains=grains))
+        counts = boi.count(batch, life(batch)).toarray()
+        assert boi.encode(batch, life(batch)).toarray() == pytest.approx(np.log1p(counts) * idf, rel=1e-5)
+
+
+def test_a_profile_is_of_interests_whatever_the_grains(world: World, tmp_path: Path) -> None:
+    base, coarse = world
+    fine = fine_vocabulary(tmp_path / "fine", base)
+    history = base.history(base.users[0])
+    assert interest_profile(history, fine, top=9) == interest_profile(history, coarse, top=9) != []
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,14 @@ import scipy.sparse as sp
 import torch
 
 from lurm import __main__ as front_door
+from lurm.activity import activity_features
 from lurm.boi import BagOfInterests
 from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase
 from lurm.progress import Silent
+from lurm.sequences import trailing
 from lurm.smen import Bags as Tensors
-from lurm.smen import Smen, SmenConfig
+from lurm.smen import Smen, SmenConfig, SmenEncoder
 from training import bench
 from training.bench import boi, embed, history, interests, made, train
 from training.bench.race import Timing, Track, Turn, race
@@ -322,7 +324,27 @@ def test_the_gather_is_a_weighted_sum_of_rows(rng: np.random.Generator) -> None:
     matrix = sp.random(20, 7, density=0.3, format="csr", random_state=rng, dtype=np.float32)
     table = rng.standard_normal((7, 4)).astype(np.float32)
     gathered = embed.gathered(torch.from_numpy(table), Tensors.of(matrix)).numpy()
-    assert gathered == pytest.approx(matrix.toarray() @ table, abs=1e-5)
+    dense = matrix.toarray()
+    unit = dense / np.maximum(np.linalg.norm(dense, axis=1, keepdims=True), 1e-12)
+    assert gathered == pytest.approx(unit @ table, abs=1e-5)
+
+
+def test_the_network_of_the_benchmark_serves_activity_too(log: made.MadeLog, base: HistoryBase, tmp_path: Path) -> None:
+    shape = SmenConfig(dim=16)
+    boi_ = BagOfInterests(made.vocabulary_of(log, tmp_path), shape.bag)
+    network = embed.random_network(shape, boi_.width, base)
+    batch = base.batch(np.arange(50))
+    embedded = SmenEncoder(network, boi_).embed(batch)
+    with torch.no_grad():
+        interests = network(Tensors.of(boi_.encode(batch, trailing(batch, shape.scales))))
+        now, then = (
+            network.served(interests, activity_features(batch, moment, 3)).numpy()
+            for moment in (base.watermark, base.watermark - 400 * 86_400_000)
+        )
+    embed.agree("the embeddings", embedded, now)
+    for wrong in (then, interests.numpy()):
+        with pytest.raises(LurmError, match="No ratio is told"):
+            embed.agree("the embeddings", embedded, wrong)
 
 
 def test_weights_that_differ_are_told() -> None:
@@ -342,7 +364,7 @@ def test_the_bare_loop_takes_the_steps_of_the_trainer_and_notices_other_ones(tmp
     assert len(recorder.batches) == len(recorder.rates) == 2 * 4
 
     def bare(rates: list[float]) -> train.Weights:
-        network = Smen(shape, SIZE.n_interests)
+        network = Smen(shape, boi_.width, len(base.behaviors))
         network.load_state_dict(recorder.started)
         return train.step_through(network, recorder, rates, config)
 

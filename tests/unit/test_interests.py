@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from lurm.errors import UsageError
-from lurm.interests import VocabularyConfig, cluster, quality
+from lurm.interests import Clustering, VocabularyConfig, cluster, grains, quality, rarity
 from lurm.meanings import name_interests
+from tests.worlds import clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
 
 
 def blobs(
@@ -72,6 +73,7 @@ def test_the_size_follows_the_catalog_and_never_exceeds_it() -> None:
         ({"n_interests": 0}, "n_interests is 0, expected at least 1 and at most 16777216"),
         ({"n_interests": 2**24 + 1}, "n_interests is 16777217"),
         ({"n_iterations": 0}, "n_iterations is 0, expected at least 1"),
+        ({"own_grain": 0}, "own_grain is 0, expected at least 1"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -107,9 +109,67 @@ def test_the_quality_report_knows_good_from_bad(rng: np.random.Generator) -> Non
 
 
 def test_assign_finds_the_interest_of_new_items(tmp_path: Path) -> None:
-    from tests.worlds import clean_batch, grouped_events, ingest, vocabulary_of
-
     base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events(n_users=5)[0])])
     labels = np.arange(len(base.items), dtype=np.int32) % 4
     vocabulary = vocabulary_of(tmp_path / "v", base, labels, 4)
     assert vocabulary.assign(np.eye(4, dtype=np.float32)[[2, 0, 3]]).tolist() == [2, 0, 3]
+
+
+def clustering_of(labels: NDArray[np.int32], k: int) -> Clustering:
+    return Clustering(np.eye(k, dtype=np.float32), labels, 1.0)
+
+
+def test_an_item_acted_on_often_is_its_own_grain_and_the_rest_keep_their_interest() -> None:
+    clustering = clustering_of(np.array([0, 0, 1, 1, 2, 2], np.int32), 3)
+    counts = np.array([25, 3, 20, 19, 0, 99])
+    found = grains(clustering, counts, VocabularyConfig())
+    assert found.dtype == np.int32
+    assert found.tolist() == [3, 0, 4, 1, 2, 5]
+    assert grains(clustering, counts, VocabularyConfig(own_grain=100)).tolist() == clustering.labels_n.tolist()
+    assert grains(clustering, counts, VocabularyConfig(own_grain=1)).tolist() == [3, 4, 5, 6, 2, 7]
+    assert clustering.labels_n.tolist() == [0, 0, 1, 1, 2, 2], "what it was given is untouched"
+
+
+def test_beyond_so_many_only_the_most_frequent_items_are_their_own_grains() -> None:
+    most, k = 100_000, 2
+    counts = 20 + np.arange(most + 60) % 7
+    labels = np.arange(len(counts), dtype=np.int32) % k
+    found = grains(clustering_of(labels, k), counts, VocabularyConfig())
+    own = np.flatnonzero(found >= k)
+    left_out = np.flatnonzero(counts == 20)[-60:]  # of equals, the last of the catalog
+    assert np.array_equal(own, np.setdiff1d(np.arange(len(counts)), left_out))
+    assert np.array_equal(found[own], k + np.arange(most)), "in the order of the catalog, none twice"
+    assert np.array_equal(found[left_out], left_out % k)
+
+
+def test_rarity_counts_the_users_of_each_interest_and_of_each_grain(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events(n_users=30, n_events=6)[0])], catalog=["never"])
+    labels = np.arange(len(base.items), dtype=np.int32) % 5
+    grain_n = grains(clustering_of(labels, 6), base.item_counts(), VocabularyConfig(own_grain=4))
+    rare = rarity(base, labels, grain_n, 6)
+    assert len(rare.idf_k) == 6
+    assert len(rare.idf_g) == grain_n.max() + 1 > 10
+    histories = [base.history(base.users[row]) for row in range(len(base))]
+    for idf, cell_n in ((rare.idf_k, labels), (rare.idf_g, grain_n)):
+        cells_of = [set(cell_n[history.item_rows].tolist()) for history in histories]
+        users = [sum(cell in cells for cells in cells_of) for cell in range(len(idf))]
+        assert idf == pytest.approx([np.log(31 / (1 + n)) + 1 for n in users], rel=1e-6)
+    assert rare.idf_k[5] == pytest.approx(np.log(31) + 1), "an interest without items is as rare as can be"
+
+
+def test_a_vocabulary_knows_the_grain_of_an_item_and_the_interest_of_a_grain(tmp_path: Path) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events(n_users=30)[0])])
+    often = int(np.median(base.item_counts()))
+    labels = np.array([int(i[1:]) // 12 for i in base.items.ids.to_pylist()], np.int32)
+    vocabulary = vocabulary_of(tmp_path / "v", base, labels, 4, own_grain=often)
+    rows = np.arange(len(base.items))
+    own = base.item_counts() >= often
+    assert 10 < own.sum() < 40
+    assert vocabulary.n_grains == 4 + own.sum()
+    assert np.array_equal(vocabulary.grain_of(rows) >= 4, own)
+    assert np.array_equal(vocabulary.interest_of_grain()[vocabulary.grain_of(rows)], vocabulary.interest_of(rows))
+    assert vocabulary.interest_of_grain()[:4].tolist() == [0, 1, 2, 3]
+    assert vocabulary.grain_of(np.array([-1])).tolist() == vocabulary.interest_of(np.array([-1])).tolist() == [-1]
+    coarse = group_vocabulary(tmp_path / "coarse", base)
+    assert coarse.n_grains == len(coarse) == 4
+    assert np.array_equal(coarse.grain_of(rows), coarse.interest_of(rows))

@@ -1,10 +1,11 @@
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 import pytest
 
 from lurm.errors import SettingsError, UsageError
 from training import recipes
-from training.recipes import Recipe
+from training.recipes import GateConfig, Recipe, TaskConfig
 
 SHIPPED = sorted(path.stem for path in Path(recipes.__file__).parent.glob("*.toml"))
 
@@ -43,8 +44,8 @@ def test_a_wrong_entry_is_named(tables: dict[str, object], message: str) -> None
 
 
 def test_shapes_are_checked_where_they_are_defined() -> None:
-    with pytest.raises((SettingsError, UsageError), match="dim is 10 and n_anchors 4"):
-        Recipe.of({"encoder": {"dim": 10}})
+    with pytest.raises((SettingsError, UsageError), match="dim is 3 and n_anchors 4"):
+        Recipe.of({"encoder": {"dim": 3}})
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,13 @@ def test_shapes_are_checked_where_they_are_defined() -> None:
         ({"training": {"temperature": float("nan")}}, "temperature is nan"),
         ({"encoder": {"scales": [{"name": "blink", "days": 0.001}]}}, "scale 'blink': days is 0.001"),
         ({"encoder": {"bag": {"half_life_days": -2}}}, "half_life_days is -2"),
+        ({"evaluate": {"horizon_days": 0}}, "horizon_days is 0"),
+        ({"evaluate": {"max_users": 9}}, "max_users is 9, expected at least 100"),
+        ({"evaluate": {"folds": 1}}, "folds is 1, expected at least 2 and at most 20"),
+        ({"evaluate": {"seeds": 0}}, "seeds is 0"),
+        ({"evaluate": {"preferences": -1}}, "preferences is -1"),
+        ({"gate": {"max_near_duplicates": 1.5}}, "max_near_duplicates is 1.5, expected at least 0 and at most 1"),
+        ({"gate": {"min_stability": -2}}, "min_stability is -2"),
     ],
 )
 def test_a_value_out_of_bounds_is_a_wrong_recipe(tables: dict[str, object], message: str) -> None:
@@ -73,3 +81,69 @@ def test_a_file_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("name = ")
     with pytest.raises(SettingsError, match="is not TOML"):
         recipes.read(str(tmp_path / "r.toml"))
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"kind": "churn"}, r"\[evaluate.tasks.0\] kind = 'churn'"),
+        ({}, "task 'x' is of kind profile, which needs column, one of the users table"),
+        (
+            {"column": "age", "category": "Drama"},
+            "task 'x' has category, but a task of kind profile takes column, posi",
+        ),
+        ({"column": "age", "positive": ["1"], "at_least": 2}, "task 'x' has both positive and at_least"),
+        ({"column": "age", "at_least": float("inf")}, "at_least is inf"),
+        ({"kind": "preference"}, "task 'x' is of kind preference, which needs either category or interest"),
+        ({"kind": "preference", "category": "a", "interest": "b"}, "which needs either category or interest"),
+        ({"kind": "preference", "category": "a", "null": True}, "has null, but a task of kind preference takes categ"),
+        ({"kind": "activity", "column": "a", "at_least": 0}, "has column, at_least, but .* takes no further entry"),
+        ({"kind": "value", "positive": ["a"]}, "has positive, but a task of kind value takes at_least"),
+        ({"kind": "profile", "colum": "a"}, r"\[evaluate.tasks\] has no entry 'colum'; did you mean 'column'"),
+    ],
+)
+def test_a_task_that_cannot_be_asked_says_why(task: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Recipe.of({"evaluate": {"tasks": [{"name": "x", **task}]}})
+
+
+def test_a_kind_that_is_none_is_refused_in_code_too() -> None:
+    with pytest.raises(UsageError, match="is of kind 'churn', expected profile, preference, activity, value"):
+        TaskConfig("x", "churn")  # type: ignore[arg-type]
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    tasks = [{"name": "x", "kind": "activity"}, {"name": "x", "column": "age"}]
+    with pytest.raises(SettingsError, match="two tasks are called 'x'; give each a name of its own"):
+        Recipe.of({"evaluate": {"tasks": tasks}})
+
+
+def test_tasks_of_every_kind_are_read() -> None:
+    tables = [
+        {"name": "g", "column": "gender", "positive": ["F"]},
+        {"name": "d", "kind": "preference", "category": "Drama"},
+        {"name": "i", "kind": "preference", "interest": "garden tools"},
+        {"name": "a", "kind": "activity"},
+        {"name": "v", "kind": "value", "at_least": 0},
+    ]
+    assert Recipe.of({"evaluate": {"tasks": tables}}).evaluate.tasks == (
+        TaskConfig("g", column="gender", positive=("F",)),
+        TaskConfig("d", "preference", category="Drama"),
+        TaskConfig("i", "preference", interest="garden tools"),
+        TaskConfig("a", "activity"),
+        TaskConfig("v", "value", at_least=0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "moment"),
+    [(date(2024, 1, 2), datetime(2024, 1, 2)), (datetime(2024, 1, 2, 3, tzinfo=UTC),) * 2],
+)
+def test_the_cut_may_be_a_day_or_a_moment(told: date, moment: datetime) -> None:
+    assert Recipe.of({"evaluate": {"cut_at": told}}).evaluate.cut_at == moment
+
+
+def test_the_gate_asks_what_it_is_told_and_catches_disasters() -> None:
+    gate = Recipe.of({"gate": {"max_hubness": 5, "min_anchor_usage": 0.2}}).gate
+    assert gate == GateConfig(max_hubness=5.0, min_anchor_usage=0.2)
+    assert (gate.min_effective_rank_share, gate.max_near_duplicates) == (0.02, 0.5)

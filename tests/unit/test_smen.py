@@ -1,48 +1,99 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch.nn.functional import normalize
 
+from lurm.activity import activity_features, activity_width
 from lurm.artifacts import draft
-from lurm.boi import BagOfInterests
-from lurm.errors import LurmError, UsageError
+from lurm.boi import BagConfig, BagOfInterests
+from lurm.encoder import open_encoder
+from lurm.errors import ArtifactCorrupt, LurmError, UsageError
 from lurm.events import Event
-from lurm.history import HistoryBase, HistoryBatch
+from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.interests import Clustering, InterestVocabulary, rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Reporter, Silent
-from lurm.sequences import Scale, life
-from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder
-from tests.worlds import clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
+from lurm.sequences import Scale, trailing
+from lurm.smen import (
+    WEIGHTS,
+    Bags,
+    Smen,
+    SmenConfig,
+    SmenEncoder,
+    _agreement,
+    _directions,
+    unit_rows,
+    write_encoder,
+)
+from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
 from training.loop import TrainConfig, Trainer, contrastive_loss
 
-CONFIG = SmenConfig(dim=8, n_anchors=2)
+CONFIG = SmenConfig(dim=16, n_anchors=4)
 World = tuple[HistoryBase, InterestVocabulary, NDArray[np.int64]]
+
+
+def lively_events() -> tuple[list[Event], NDArray[np.int64]]:
+    """``grouped_events`` of users who differ in how often they act, how, and with what values; and their groups."""
+    events, groups = grouped_events(n_users=120, n_events=60)
+    rng = np.random.default_rng(7)
+    share = rng.uniform(0.3, 1, 120)
+    buys = rng.uniform(0, 0.6, 120)
+    kept = []
+    for event in events:
+        user = int(event.user_id[1:])
+        behavior = "buy" if rng.random() < buys[user] else "view"
+        if rng.random() < share[user]:
+            kept.append(replace(event, behavior=behavior, value=float(rng.lognormal(user % 3))))
+    return kept, groups
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("smen")
-    events, groups = grouped_events(n_users=120, n_events=60)
+    events, groups = lively_events()
     base, _ = ingest(folder / "base", [clean_batch(events)])
-    # twice as many interests as groups, so that users of a group need not share one
-    ids = base.items.take(np.arange(len(base.items)))
-    vocabulary = vocabulary_of(folder / "interests", base, np.array([int(i[1:]) // 6 for i in ids], np.int32), 8)
+    # twice as many interests as groups, so that users of a group need not share one; half of the items are grains
+    labels = np.array([int(i[1:]) // 6 for i in base.items.ids.to_pylist()], np.int32)
+    often = int(np.median(base.item_counts()))
+    vocabulary = vocabulary_of(folder / "interests", base, labels, 8, own_grain=often)
     order = [int(user[1:]) for user in base.users.ids.to_pylist()]
     return base, vocabulary, groups[order]
 
 
 def trainer(
-    world: World, checkpoint: Path | None = None, reporter: Reporter | None = None, **config: object
+    world: World,
+    checkpoint: Path | None = None,
+    reporter: Reporter | None = None,
+    shape: SmenConfig = CONFIG,
+    **config: object,
 ) -> tuple[Trainer, Smen, BagOfInterests]:
     base, vocabulary, _ = world
-    torch.manual_seed(0)
-    network, boi = Smen(CONFIG, len(vocabulary)), BagOfInterests(vocabulary, CONFIG.bag)
+    boi = BagOfInterests(vocabulary, shape.bag, tuple(base.behaviors.ids.to_pylist()))
+    network = Smen(shape, boi.width, len(base.behaviors))
     training = TrainConfig(**{"epochs": 3, "batch_users": 32, "holdout": 0.2, **config})  # type: ignore[arg-type]
     return Trainer(network, boi, base, training, checkpoint, reporter or Silent()), network, boi
+
+
+def everyone(base: HistoryBase) -> HistoryBatch:
+    return base.batch(np.arange(len(base)))
+
+
+def randomised(network: Smen) -> Smen:
+    """With every weight drawn at random, the same each time."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(generator=generator)
+    return network
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +103,78 @@ def encoder(world: World) -> SmenEncoder:
     return SmenEncoder(network, boi)
 
 
-def test_a_vector_is_of_unit_length_and_depends_on_its_history_alone(world: World, encoder: SmenEncoder) -> None:
-    base = world[0]
-    rows = np.arange(len(base))
-    together = encoder.embed(base.batch(rows))
-    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(len(rows)), abs=1e-5)
-    for row in (0, 17, 119):
-        alone = encoder.embed(base.batch(np.array([row])))
-        assert np.array_equal(alone[0], together[row]), "bit for bit, whoever else is in the batch"
-    shuffled = np.random.default_rng(5).permutation(rows)
-    assert np.array_equal(encoder.embed(base.batch(shuffled)), together[shuffled])
+# The served vector
+
+
+def some_histories(base: HistoryBase) -> list[History]:
+    """Of users of the log, and of others it has never seen the like of."""
+    at = base.watermark
+    inline = {
+        "nobody": [],
+        "stranger": [Event("x", "never-heard-of", "view", at - DAY_MS)],
+        "doer": [Event("x", "i001", "never-done", at, -3.0)],
+        "pauper": [Event("x", "i002", "buy", at - n * DAY_MS, -(10.0**n)) for n in range(9)],
+        "later": [Event("x", f"i{n % 48:03d}", "view", at + n * DAY_MS) for n in range(40)],
+        "tied": [Event("x", f"i{n % 48:03d}", "view", at - n // 9) for n in range(45)],
+        "busy": [Event("x", f"i{n * 7 % 48:03d}", "buy", at - n * DAY_MS // 8) for n in range(8 * 168)],
+    }
+    rng = np.random.default_rng(3)
+    for n in range(30):  # windows of any size up to the oldest one
+        items, months = rng.integers(0, 48, 40 + 8 * n), rng.integers(0, 6, 40 + 8 * n)
+        inline[f"full-{n}"] = [
+            Event("x", f"i{item:03d}", "view", at - int(month) * 28 * DAY_MS - again)
+            for again, (item, month) in enumerate(zip(items, months, strict=True))
+        ]
+    return [base.history(base.users[row]) for row in range(20)] + [
+        base.inline(name, events) for name, events in inline.items()
+    ]
+
+
+N_SOME = 57
+
+
+@pytest.fixture(scope="module")
+def alone(world: World, encoder: SmenEncoder) -> tuple[list[History], NDArray[np.float32]]:
+    """Histories, and the vector each gets in a batch of its own."""
+    histories = some_histories(world[0])
+    assert len(histories) == N_SOME
+    return histories, np.concatenate([encoder.embed(HistoryBatch.of([history])) for history in histories])
+
+
+@given(order=st.lists(st.integers(0, N_SOME - 1), max_size=3 * N_SOME))
+def test_a_vector_is_of_unit_length_and_depends_on_its_history_alone(
+    order: list[int], encoder: SmenEncoder, alone: tuple[list[History], NDArray[np.float32]]
+) -> None:
+    histories, expected = alone
+    together = encoder.embed(HistoryBatch.of([histories[at] for at in order]))
+    assert (together.dtype, together.shape) == (np.float32, (len(order), CONFIG.dim))
+    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(len(order)), abs=1e-5)
+    assert np.array_equal(together, expected[order]), "bit for bit, whoever else is in the batch"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        SmenConfig(),
+        SmenConfig(dim=7, n_anchors=7),
+        SmenConfig(dim=50, n_anchors=3, scales=(Scale("week", 7.0, 5), Scale("life"))),
+        SmenConfig(dim=9, n_anchors=1, scales=(Scale("life"),), activity_share=0.9),
+    ],
+    ids=["default", "no activity", "odd", "one anchor"],
+)
+def test_no_shape_and_no_size_of_a_batch_changes_a_bit(world: World, shape: SmenConfig) -> None:
+    fit, network, boi = trainer(world, shape=shape)
+    fit.start()
+    encoder = SmenEncoder(randomised(network), boi)
+    histories = some_histories(world[0])
+    order = np.random.default_rng(5).permutation(np.repeat(np.arange(N_SOME), 12))
+    assert len(order) > 600, "more than are done at once"
+    together = encoder.embed(HistoryBatch.of([histories[at] for at in order]))
+    assert together.shape == (len(order), shape.dim)
+    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(len(order)), abs=1e-5)
+    single = np.concatenate([encoder.embed(HistoryBatch.of([history])) for history in histories])
+    assert np.array_equal(together, single[order])
+    assert len(np.unique(single[:20], axis=0)) == 20
 
 
 def test_one_thread_and_many_give_the_same_bits(world: World, encoder: SmenEncoder) -> None:
@@ -76,107 +189,551 @@ def test_one_thread_and_many_give_the_same_bits(world: World, encoder: SmenEncod
         torch.set_num_threads(before)
 
 
-def test_the_order_of_simultaneous_events_changes_nothing(world: World, encoder: SmenEncoder) -> None:
-    base = world[0]
-    at = 1_600_000_000_000
-    events = [Event("x", f"i{n % 48:03d}", "view", at + (n // 9) * 1000) for n in range(45)]
-    one = base.inline("x", events)
-    two = base.inline("y", events[::-1])
+@given(st.permutations(range(45)))
+def test_the_order_of_simultaneous_events_changes_nothing(world: World, encoder: SmenEncoder, order: list[int]) -> None:
+    base, at = world[0], 1_600_000_000_000
+    events = [
+        Event("x", f"i{n % 48:03d}", ("buy", "view")[n % 2], at + (n // 9) * 1000, 1 / (n + 1)) for n in range(45)
+    ]
+    one, two = base.inline("x", events), base.inline("y", [events[n] for n in order])
     vectors = encoder.embed(HistoryBatch.of([one, two]))
     assert np.array_equal(vectors[0], vectors[1])
 
 
 def test_a_user_of_whom_nothing_is_known_gets_a_vector(world: World, encoder: SmenEncoder) -> None:
     base = world[0]
-    stranger = base.inline("x", [Event("x", "never-heard-of", "view", 1_600_000_000_000)])
+    stranger = base.inline("x", [Event("x", "never-heard-of", "view", base.watermark)])
     vectors = encoder.embed(HistoryBatch.of([base.inline("nobody", []), stranger]))
     assert np.isfinite(vectors).all()
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1], abs=1e-5)
-    assert encoder.embed(HistoryBatch.of([])).shape == (0, 8)
+    own = CONFIG.n_anchors * CONFIG.width
+    directions = vectors[:, :own] / np.linalg.norm(vectors[:, :own], axis=1, keepdims=True)
+    assert directions[0] == pytest.approx(directions[1], abs=1e-5), "no interests are known of either"
+    assert not np.allclose(*vectors[:, own:], atol=1e-3), "yet one of them has acted, and just now"
+    assert encoder.embed(HistoryBatch.of([])).shape == (0, CONFIG.dim)
 
 
-def test_a_log_of_one_item_still_makes_unit_vectors(tmp_path: Path) -> None:
+def test_a_log_of_one_item_tells_users_by_how_they_act(tmp_path: Path) -> None:
     base, _ = ingest(tmp_path / "base", [clean_batch([Event(f"u{n}", "only", "view", 10**9 * n) for n in range(20)])])
     vocabulary = vocabulary_of(tmp_path / "v", base, np.array([0], np.int32), 1)
     fit, network, boi = trainer((base, vocabulary, np.zeros(20, np.int64)))
     fit.start()
-    batch = HistoryBatch.of([base.history("u3"), base.history("u4"), base.inline("nobody", [])])
+    batch = HistoryBatch.of([base.history("u3"), base.history("u4"), base.history("u19"), base.inline("nobody", [])])
     vectors = SmenEncoder(network, boi).embed(batch)
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-6)
-    assert vectors[0] == pytest.approx(vectors[1], abs=1e-6), "what they have in common, not rounding noise"
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-6)
+    bags = Bags.of(boi.encode(batch, trailing(batch, CONFIG.scales)))
+    interests = network(bags).detach().numpy()
+    assert np.array_equal(interests[0], interests[1])
+    assert np.array_equal(interests[0], interests[2])
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2], "of one interest all, near in time is near"
 
 
 def test_nobody_gets_a_vector_even_where_the_mean_is_nothing(world: World) -> None:
     base, vocabulary, _ = world
-    network = Smen(CONFIG, len(vocabulary))
-    vectors = SmenEncoder(network, BagOfInterests(vocabulary)).embed(HistoryBatch.of([base.inline("nobody", [])]))
-    assert np.linalg.norm(vectors, axis=1) == pytest.approx([1], abs=1e-6)
+    boi = BagOfInterests(vocabulary)
+    vectors = SmenEncoder(Smen(CONFIG, boi.width, 2), boi).embed(HistoryBatch.of([base.inline("nobody", [])]))
+    assert np.array_equal(vectors[0], np.full(CONFIG.dim, 1 / np.sqrt(CONFIG.dim), np.float32))
 
 
 def test_users_of_one_group_are_near(world: World, encoder: SmenEncoder) -> None:
     base, _, groups = world
-    vectors = encoder.embed(base.batch(np.arange(len(base))))
+    vectors = encoder.embed(everyone(base))
     scores = vectors @ vectors.T
     np.fill_diagonal(scores, -2)
     assert (groups[scores.argmax(1)] == groups).mean() > 0.97
 
 
+def test_the_served_vector_is_interests_beside_activity(world: World, encoder: SmenEncoder) -> None:
+    base, network = world[0], encoder.network
+    features = activity_features(everyone(base), base.watermark, 2)
+    interests = np.random.default_rng(0).standard_normal((len(base), CONFIG.n_anchors * CONFIG.width))
+    with torch.inference_mode():
+        found = network.served(torch.from_numpy(interests.astype(np.float32)), features).numpy()
+    mean, scale, directions = (
+        tensor.numpy() for tensor in (network.activity_mean_a, network.activity_scale_a, network.activity_ax)
+    )
+    activity = np.clip((features - mean) * scale, -4, 4) @ directions
+    share = CONFIG.activity_share
+    both = np.hstack([interests / float(network.length) * np.sqrt(1 - share), activity * np.sqrt(share)])
+    assert found == pytest.approx(both / np.linalg.norm(both, axis=1, keepdims=True), abs=1e-5)
+
+
+def test_interests_and_activity_have_their_shares_of_the_usual_vector(world: World) -> None:
+    shape = replace(CONFIG, activity_share=0.3)
+    fit, network, boi = trainer(world, shape=shape, holdout=0.0)
+    fit.fit()
+    batch = everyone(world[0])
+    with torch.inference_mode():
+        interests = network(Bags.of(boi.encode(batch, trailing(batch, shape.scales)))).numpy()
+    assert (interests**2).sum(1).mean() == pytest.approx(float(network.length) ** 2, rel=1e-4)
+    features = activity_features(batch, world[0].watermark, 2)
+    with torch.inference_mode():
+        served = network.served(torch.zeros(interests.shape), features).numpy()
+    standard = np.clip((features - network.activity_mean_a.numpy()) * network.activity_scale_a.numpy(), -4, 4)
+    activity = standard @ network.activity_ax.numpy()
+    assert (activity**2).sum(1).mean() == pytest.approx(1, rel=1e-4)
+    own = shape.n_anchors * shape.width
+    assert served[:, own:] == pytest.approx(activity / np.linalg.norm(activity, axis=1, keepdims=True), abs=1e-4)
+    whole = SmenEncoder(network, boi).embed(batch)
+    ratio = (whole[:, own:] ** 2).sum(1) / (whole[:, :own] ** 2).sum(1)
+    assert ratio == pytest.approx(
+        3 / 7 * (activity**2).sum(1) / ((interests / float(network.length)) ** 2).sum(1), rel=1e-2
+    )
+
+
+def test_activity_is_told_along_its_principal_directions(rng: np.random.Generator) -> None:
+    network = Smen(CONFIG, 3, n_behaviors=2)
+    n, a, x = 500, activity_width(2), CONFIG.activity_dim
+    assert (a, x) == (32, 4)
+    features = (rng.standard_normal((n, 3)) * [9, 5, 2]) @ rng.standard_normal((3, a)) + 0.1 * rng.standard_normal(
+        (n, a)
+    )
+    features[:, 7] = 3.0  # the same for all
+    features[:, 9] *= 1e4
+    features[0, 9] = 1e9  # one odd user among hundreds
+    features = features.astype(np.float32)
+    network.know_activity(features, 17)
+    assert int(network.known_until) == 17
+    directions = network.activity_ax.numpy()
+    spread = features.std(0)
+    standard = (features - features.mean(0)) / np.where(spread > 0, spread, np.inf)
+    _, _, expected = np.linalg.svd(np.clip(standard, -4, 4), full_matrices=False)
+    lengths = np.linalg.norm(directions, axis=0)
+    assert lengths == pytest.approx(np.full(x, lengths[0])), "all on one scale: the first tell more than the last"
+    assert np.abs((directions / lengths * expected[:x].T).sum(0)) == pytest.approx(np.ones(x), abs=1e-3)
+
+    def told(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        interests = torch.ones(len(rows), CONFIG.n_anchors * CONFIG.width)
+        with torch.inference_mode():
+            return network.served(interests, rows)[:, -x:].numpy()
+
+    other = features[:20].copy()
+    other[:, 7] += 1e3
+    assert np.array_equal(told(other), told(features[:20])), "what never varied tells nothing"
+    usual = features.mean(0)[None].repeat(2, 0)
+    usual[:, 9] += [1e20, 2e20]
+    assert np.array_equal(*told(usual)), "an outlier is four spreads away, not more"
+    assert np.abs(told(usual)).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("bag", "odd_values"),
+    [(BagConfig(half_life_days=1.0), []), (BagConfig(), [3e38, -3e38, 3e38, 3e38, 1e20])],
+    ids=["events of hundreds of half-lives ago", "values as large as there are"],
+)
+def test_odd_histories_leave_every_vector_whole(tmp_path: Path, bag: BagConfig, odd_values: list[float]) -> None:
+    at, values = 1_600_000_000_000, [*odd_values, *[1.0] * 20]
+    events = [
+        Event(f"u{user:02d}", f"i{(user + n) % 5}", "view", at - n * 40 * DAY_MS, value)
+        for user, value in enumerate(values)
+        for n in range(9)
+    ]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = vocabulary_of(tmp_path / "v", base, np.arange(5, dtype=np.int32), 5)
+    fit, network, boi = trainer((base, vocabulary, np.zeros(len(base), np.int64)), shape=replace(CONFIG, bag=bag))
+    fit.fit()
+    for name, tensor in network.state_dict().items():
+        assert torch.isfinite(tensor).all(), name
+    vectors = SmenEncoder(network, boi).embed(everyone(base))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(base)), abs=1e-5)
+
+
+# As of when
+
+
+def test_recency_is_measured_from_the_end_of_the_log_unless_told(world: World, encoder: SmenEncoder) -> None:
+    base = world[0]
+    batch = everyone(base)
+    vectors = encoder.embed(batch)
+    assert int(encoder.network.known_until) == base.watermark
+    assert np.array_equal(vectors, encoder.embed(batch, base.watermark))
+    later = encoder.embed(batch, as_of=base.watermark + 100 * DAY_MS)
+    own = CONFIG.n_anchors * CONFIG.width
+    assert (np.abs(vectors - later).max(1) > 1e-3).all(), "everybody has been away for longer"
+    directions = [part[:, :own] / np.linalg.norm(part[:, :own], axis=1, keepdims=True) for part in (vectors, later)]
+    assert directions[0] == pytest.approx(directions[1], abs=1e-5), "interests are a function of the history alone"
+
+
+def test_a_past_moment_gives_what_a_log_cut_there_gives(world: World, encoder: SmenEncoder, tmp_path: Path) -> None:
+    base = world[0]
+    moment = base.watermark - 100 * DAY_MS
+    events = [event for event in lively_events()[0] if event.timestamp < moment]
+    cut, _ = ingest(tmp_path / "cut", [clean_batch(events)], catalog=base.items.ids.to_pylist())
+    assert (cut.items.ids, cut.behaviors.ids) == (base.items.ids, base.behaviors.ids)
+    assert cut.watermark < moment
+    rows = np.array([base.users.row(user) for user in cut.users.ids.to_pylist()])
+    before = encoder.embed(base.batch(rows).before(moment), as_of=cut.watermark)
+    assert np.array_equal(before, encoder.embed(everyone(cut), as_of=cut.watermark))
+    whole = encoder.embed(base.batch(rows), as_of=cut.watermark)
+    assert not np.allclose(before, whole, atol=1e-2), "as_of moves the clock, it does not forget events"
+    knows = Smen(CONFIG, encoder.network.interests_he.num_embeddings, 2)
+    knows.load_state_dict(encoder.network.state_dict())
+    knows.known_until.fill_(cut.watermark)
+    boi = BagOfInterests(world[1], CONFIG.bag)
+    assert np.array_equal(before, SmenEncoder(knows, boi).embed(everyone(cut)))
+
+
+# An encoder on disk
+
+
+def published(folder: Path, network: Smen, vocabulary: InterestVocabulary, behaviors: list[str]) -> Path:
+    parents = {"interests": vocabulary.artifact.manifest.fingerprint}
+    with draft(folder, kind="encoder", key="test", config={"model": "smen"}, parents=parents) as work:
+        write_encoder(work.path, network, behaviors)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [CONFIG, replace(CONFIG, bag=BagConfig(grains=False, behavior_weights={"buy": 3.0}), activity_share=0.4)],
+    ids=["grains", "interests"],
+)
+def test_an_encoder_that_was_written_is_the_one_that_is_opened(world: World, tmp_path: Path, shape: SmenConfig) -> None:
+    base, vocabulary, _ = world
+    fit, network, boi = trainer(world, shape=shape, epochs=1)
+    fit.fit()
+    folder = published(tmp_path / "encoder", network, vocabulary, base.behaviors.ids.to_pylist())
+    opened = open_encoder(folder, vocabulary)
+    assert isinstance(opened, SmenEncoder)
+    assert (opened.dim, opened.network.config, opened.network.n_behaviors) == (shape.dim, shape, 2)
+    assert {"known_until", "length", "activity_mean_a", "activity_scale_a", "activity_ax"} < set(network.state_dict())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, opened.network.state_dict()[name]), name
+    batch = HistoryBatch.of(some_histories(base))
+    ours = SmenEncoder(network, boi)
+    for moment in (None, base.watermark - 50 * DAY_MS):
+        assert np.array_equal(opened.embed(batch, moment), ours.embed(batch, moment))
+    assert opened.anchor_usage() == ours.anchor_usage()
+
+
+@pytest.mark.parametrize("missing", ["known_until", "length", "activity_ax", "mean_e"])
+def test_an_encoder_that_lacks_a_part_is_refused(world: World, tmp_path: Path, missing: str) -> None:
+    _, network, _ = trainer(world)
+    parents = {"interests": world[1].artifact.manifest.fingerprint}
+    with draft(tmp_path / "encoder", kind="encoder", key="test", config={"model": "smen"}, parents=parents) as work:
+        write_encoder(work.path, network, ["buy", "view"])
+        save_file({name: t for name, t in network.state_dict().items() if name != missing}, work.path / WEIGHTS)
+    with pytest.raises(ArtifactCorrupt, match=rf"(?s){WEIGHTS} does not fit its manifest.*{missing}"):
+        open_encoder(tmp_path / "encoder", world[1])
+
+
+def test_an_encoder_of_other_behaviors_or_another_vocabulary_is_refused(world: World, tmp_path: Path) -> None:
+    base, vocabulary, _ = world
+    _, network, _ = trainer(world)
+    wrong = published(tmp_path / "wrong", network, vocabulary, ["buy", "return", "view"])
+    with pytest.raises(ArtifactCorrupt, match="does not fit its manifest"):
+        open_encoder(wrong, vocabulary)
+    right = published(tmp_path / "right", network, vocabulary, ["buy", "view"])
+    with pytest.raises(ArtifactCorrupt, match="trained with another interest vocabulary"):
+        open_encoder(right, group_vocabulary(tmp_path / "v", base))
+
+
+def test_the_anchors_share_every_interest_as_its_grains_do_on_average(world: World, encoder: SmenEncoder) -> None:
+    vocabulary, network = world[1], encoder.network
+    shares = encoder.anchor_shares()
+    assert (shares.dtype, shares.shape) == (np.float32, (8, 4))
+    assert shares.sum(1) == pytest.approx(np.ones(8), abs=1e-6)
+    routing = network.routing(network.interests_he.weight).detach().numpy()
+    for interest in range(8):
+        its = vocabulary.interest_of_grain() == interest
+        assert its.sum() > 1
+        assert shares[interest] == pytest.approx(routing[its].mean(0), abs=1e-6)
+    assert encoder.anchor_usage() == pytest.approx(routing.mean(0), abs=1e-6)
+
+
+# The network
+
+
 def test_no_mass_is_dropped_between_the_anchors(world: World) -> None:
-    fit, network, boi = trainer(world)
+    fit, network, _ = trainer(world)
     fit.start()
-    batch = world[0].batch(np.arange(5))
-    bags = boi.encode(batch, life(batch))
-    w = network.interests_kd.weight.detach()
-    assert network.routing(w).sum(1).detach().numpy() == pytest.approx(np.ones(8), abs=1e-6)
-    table = network.anchored(w).detach().view(8, 2, 4)
-    assert torch.allclose(table.sum(1), w, atol=1e-6)
-    # v_m, summed over anchors, is the plain weighted sum of interest embeddings: B W
-    v = torch.from_numpy(bags.toarray()) @ table.flatten(1)
-    assert torch.allclose(v.view(5, 2, 4).sum(1), torch.from_numpy(bags.toarray()) @ w, atol=1e-4)
+    m, d, h = CONFIG.n_anchors, CONFIG.width, world[1].n_grains
+    w = network.interests_he.weight.detach()
+    anchors = network.anchors_me.detach()
+    unit = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in (w.numpy(), anchors.numpy())]
+    odds = np.exp(unit[0] @ unit[1].T / CONFIG.anchor_temperature)
+    assert network.routing(w).detach().numpy() == pytest.approx(odds / odds.sum(1, keepdims=True), abs=1e-5)
+    # each slice is the anchor's own part of W, so that even routing gives W back
+    table = network.anchored(w).detach().view(h, m, d).numpy()
+    assert table == pytest.approx(
+        m * (odds / odds.sum(1, keepdims=True))[:, :, None] * w.view(h, m, d).numpy(), abs=1e-5
+    )
+    even = Smen(replace(CONFIG, anchor_temperature=1e6), h, 2)
+    even.load_state_dict(network.state_dict())
+    assert torch.allclose(even.anchored(w), w, atol=1e-5)
 
 
 def test_the_sparse_path_equals_the_dense_formula(world: World) -> None:
-    fit, network, boi = trainer(world)
+    shape = replace(CONFIG, anchor_temperature=0.3)
+    fit, network, boi = trainer(world, shape=shape)
     fit.start()
-    with torch.no_grad():
-        for parameter in (network.query_smd, network.position_wm, network.gate_sm):
-            parameter.normal_(generator=torch.Generator().manual_seed(1))
-    from lurm.sequences import trailing
-
-    base = world[0]
-    batch = base.batch(np.arange(6))
-    bags = boi.encode(batch, trailing(batch, CONFIG.scales))
+    randomised(network)
+    base, m, d = world[0], shape.n_anchors, shape.width
+    batch = HistoryBatch.of([*(base.history(base.users[row]) for row in range(6)), base.inline("nobody", [])])
+    bags = boi.encode(batch, trailing(batch, shape.scales))
     with torch.inference_mode():
         found = network(Bags.of(bags)).numpy()
-    w = network.interests_kd.weight.detach().numpy()
-    p = network.routing(network.interests_kd.weight).detach().numpy()
-    gates = torch.softmax(network.gate_sm, 0).detach().numpy()
+    w = network.interests_he.weight.detach().numpy().reshape(-1, m, d)
+    p = network.routing(network.interests_he.weight).detach().numpy()
+    gates = network.gate_sm.detach().numpy()
     query, position = network.query_smd.detach().numpy(), network.position_wm.detach().numpy()
-    dense = bags.toarray().reshape(6, -1, 8)
-    for user in range(6):
-        total = np.zeros((2, 4))
+    dense = bags.toarray().reshape(7, -1, boi.width)
+    for user in range(7):
+        total = np.zeros((m, d))
         first = 0
-        for s, scale in enumerate(CONFIG.scales):
-            windows = range(first, first + scale.n_windows)
+        for s, scale in enumerate(shape.scales):
+            windows = [t for t in range(first, first + scale.n_windows) if dense[user, t].any()]
             first += scale.n_windows
-            u = np.zeros((2, 4))
-            for m in range(2):
-                v = {t: (dense[user, t][:, None] * p[:, m : m + 1] * w).sum(0) for t in windows if dense[user, t].any()}
-                score = {t: query[s, m] @ v[t] / np.sqrt(v[t] @ v[t] + 1e-12) + position[t, m] for t in v}
-                if len(windows) == 1:
+            for a in range(m):
+                bag = {t: dense[user, t] / np.linalg.norm(dense[user, t]) for t in windows}
+                v = {t: m * (bag[t][:, None] * p[:, a : a + 1] * w[:, a]).sum(0) for t in windows}
+                score = {t: query[s, a] @ v[t] / np.sqrt(v[t] @ v[t] + 1e-12) + position[t, a] for t in windows}
+                if scale.n_windows == 1:
                     score = dict.fromkeys(score, 0.0)
                 weight = {t: np.exp(x) for t, x in score.items()}
-                u[m] = sum(weight[t] * v[t] for t in v) / sum(weight.values())
-            total += gates[s][:, None] * u / np.linalg.norm(u)
-        e = total.ravel() - network.mean_e.detach().numpy()
-        assert found[user] == pytest.approx(e / np.linalg.norm(e), abs=1e-5)
+                total[a] += gates[s, a] * sum(weight[t] * v[t] for t in windows) / max(sum(weight.values()), 1e-12)
+        assert found[user] == pytest.approx(total.ravel() - network.mean_e.detach().numpy(), abs=1e-4)
 
 
-def test_training_lowers_the_held_out_loss_and_keeps_the_best(world: World) -> None:
-    fit, _, _ = trainer(world, epochs=8)
+@st.composite
+def bags(draw: st.DrawFn) -> sp.csr_matrix:
+    """Rows of no to 24 cells."""
+    sizes, seed = (
+        draw(st.lists(st.integers(0, 24) | st.sampled_from([8, 16, 24]), max_size=8)),
+        draw(st.integers(0, 999)),
+    )
+    rng = np.random.default_rng(seed)
+    dense = np.zeros((len(sizes), 24), np.float32)
+    for row, size in zip(dense, sizes, strict=True):
+        row[rng.permutation(24)[:size]] = rng.lognormal(0, 2, size)
+    return sp.csr_matrix(dense)
+
+
+@given(bags())
+def test_bags_are_made_unit_row_by_row(bags: sp.csr_matrix) -> None:
+    found = unit_rows(bags)
+    assert found.dtype == np.float32
+    assert np.array_equal(found.indptr, bags.indptr)
+    assert np.array_equal(found.indices, bags.indices)
+    dense = bags.toarray().astype(np.float64)
+    lengths = np.linalg.norm(dense, axis=1, keepdims=True)
+    assert found.toarray() == pytest.approx(dense / np.where(lengths > 0, lengths, 1), rel=1e-5, abs=1e-9)
+    for at in range(len(dense)):
+        assert np.array_equal(unit_rows(bags[at]).data, found[at].data), "bit for bit, whatever the other rows"
+    tensors = Bags.of(bags)
+    assert np.array_equal(tensors.weights.numpy(), found.data)
+    assert tensors.starts.tolist() == bags.indptr.tolist()
+
+
+@given(bags(), st.floats(-40, 18))
+def test_how_heavy_a_bag_is_does_not_matter_however_little_or_much(bags: sp.csr_matrix, power: float) -> None:
+    """A bag of events many half-lives old weighs next to nothing, and still is somebody's bag."""
+    scaled = sp.csr_matrix((bags.data * np.float32(10.0**power), bags.indices, bags.indptr), shape=bags.shape)
+    sound = scaled.data > 1e-37  # below, a weight has lost digits of its own
+    assert unit_rows(scaled).data[sound] == pytest.approx(unit_rows(bags).data[sound], rel=1e-4)
+    assert np.isfinite(unit_rows(scaled).data).all()
+
+
+def test_anchors_that_are_used_alike_cost_nothing_and_only_anchors_are_moved(world: World) -> None:
+    fit, network, boi = trainer(world)
+    fit.start()
+    every = torch.arange(boi.width)
+    with torch.no_grad():
+        usage = network.routing(network.interests_he.weight).mean(0).numpy()
+        assert float(network.imbalance(every)) == pytest.approx((usage * np.log(usage * len(usage))).sum(), abs=1e-6)
+    network.imbalance(every).backward()  # type: ignore[no-untyped-call]
+    assert network.interests_he.weight.grad is None
+    assert float(network.anchors_me.grad.abs().max()) > 0  # type: ignore[union-attr]
+    with torch.no_grad():
+        network.anchors_me.copy_(network.anchors_me[:1].expand_as(network.anchors_me))
+        assert float(network.imbalance(every)) == pytest.approx(0, abs=1e-6)
+
+
+# The start
+
+
+def test_directions_agree_where_they_are_stable_and_not_where_they_are_noise(rng: np.random.Generator) -> None:
+    stable, turned = rng.standard_normal((2, 2000))
+    one, two = rng.standard_normal((2, 2000, 5)) * 0.2
+    one[:, 0], two[:, 0] = stable + one[:, 0], 3 * stable + two[:, 0]
+    one[:, 1], two[:, 1] = turned, -turned
+    one[:, 2], two[:, 2] = 7.0, 7.0
+    one[:, 3] += 5.0  # far from the origin, which is not agreement
+    two[:, 3] += 5.0
+    found = _agreement(one, two)
+    assert found[0] == pytest.approx(np.corrcoef(one[:, 0], two[:, 0])[0, 1], abs=1e-9)
+    assert found[0] > 0.95
+    assert found[1] == 0.01
+    assert found[2] == 1
+    assert (found[3:] < 0.1).all()
+    assert (found[3:] >= 0.01).all()
+
+
+Sample = tuple[sp.csr_matrix, sp.csr_matrix, tuple[sp.csr_matrix, sp.csr_matrix]]
+
+
+def sampled_bags(rng: np.random.Generator, n_users: int = 400, h: int = 30) -> Sample:
+    """Bags of users who share a dozen tastes: of lives, of stretches of them, and of two halves of their events."""
+    rate = np.exp(rng.standard_normal((n_users, 12)) @ rng.standard_normal((12, h)) / 3)
+    one, two = rng.poisson(rate), rng.poisson(rate)
+    lives, ones, twos = (sp.csr_matrix(np.log1p(counts).astype(np.float32)) for counts in (one + two, one, two))
+    return lives, sp.vstack([ones, twos], format="csr"), (ones, twos)
+
+
+def test_a_start_looks_where_users_differ_and_keep_differing(rng: np.random.Generator) -> None:
+    n_users, columns = 600, np.arange(12)
+    taste, rare = rng.choice([-1, 1], (2, n_users))
+    whim = rng.choice([-1, 1], (2, n_users))  # of one half of the events and of the other
+    axes = [np.where(columns // 2 == 2 * n, 1, np.where(columns // 2 == 2 * n + 1, -1, 0)) / 2 for n in range(3)]
+
+    def bag(of_whim: NDArray[np.int64]) -> NDArray[np.float32]:
+        counts = 1 + rng.random((n_users, 12)) / 10
+        for size, sign, axis in ((0.5, taste, axes[0]), (0.3, rare, axes[1]), (0.9, of_whim, axes[2])):
+            counts += size * np.maximum(2 * sign[:, None] * axis, 0)
+        return counts.astype(np.float32)
+
+    one, two = (bag(of_whim) for of_whim in whim)
+    lives, ones, twos = (sp.csr_matrix(part) for part in (one + two, one, two))
+    place = unit_rows(lives) @ np.stack(axes, axis=1)
+    assert np.std(place[:, 2]) > np.std(place[:, 1]), "whims move users more than a stable taste does"
+    found = _directions(lives, sp.vstack([ones, twos], format="csr"), (ones, twos), 5, seed=0)
+    assert found.shape == (12, 5)
+    along = np.linalg.norm(np.stack(axes) @ found, axis=1)
+    assert along[:2].min() > 5 * along[2] > 0
+    places = unit_rows(lives) @ found
+    for at, sign in enumerate((taste, rare)):
+        assert abs(np.corrcoef(places[:, at], sign)[0, 1]) > 0.95
+    centred = places - places.mean(0)
+    gram = centred.T @ centred
+    assert gram == pytest.approx(np.diag(np.diag(gram)), abs=1e-6 * gram[0, 0])
+    assert (np.diff(np.diag(gram)) <= 1e-9).all(), "those that set users apart most come first"
+
+
+def test_lives_of_one_stretch_need_no_stretches(rng: np.random.Generator) -> None:
+    lives, stretches, halves = sampled_bags(rng)
+    same = _directions(lives, lives, halves, 9, seed=0)
+    assert not np.allclose(np.abs(same), np.abs(_directions(lives, stretches, halves, 9, seed=0)), rtol=0.1)
+    assert np.array_equal(same, _directions(lives, lives, halves, 9, seed=0))
+
+
+def started(shape: SmenConfig, sample: Sample) -> Smen:
+    network = Smen(shape, sample[0].shape[1], 1)
+    network.start_from(*sample, seed=0)
+    for name, tensor in network.state_dict().items():
+        assert torch.isfinite(tensor).all(), name
+    assert float(network.interests_he.weight.detach().square().sum(1).mean()) == pytest.approx(1, rel=1e-4)
+    return network
+
+
+def dealt(directions: NDArray[np.float64], old: int, recent: int, width: int) -> NDArray[np.float64]:
+    """(H, M, D) directions in the order they come, one to each old anchor in turn; the first to the recent ones."""
+    h, k = directions.shape
+    hands = [directions[:, m:k:old] for m in range(old)] + [directions[:, :width]] * recent
+    return np.stack([np.hstack([hand, np.zeros((h, width - hand.shape[1]))]) for hand in hands], axis=1)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        SmenConfig(dim=14, n_anchors=1),
+        SmenConfig(dim=18, n_anchors=4),
+        SmenConfig(dim=18, n_anchors=4, scales=(Scale("life"),)),
+        SmenConfig(dim=40, n_anchors=8),
+        SmenConfig(dim=256, n_anchors=4),
+    ],
+    ids=["one anchor", "four", "no recent scale", "eight", "more room than directions"],
+)
+def test_every_direction_is_dealt_to_one_anchor_and_the_first_to_the_recent_ones(
+    rng: np.random.Generator, shape: SmenConfig
+) -> None:
+    sample = sampled_bags(rng)
+    network = started(shape, sample)
+    gates = network.gate_sm.detach().numpy()
+    recent = int((gates[0] == 0).sum())
+    old = shape.n_anchors - recent
+    assert (recent > 0) == (shape.n_anchors >= 4 and len(shape.scales) > 1)
+    assert (gates[0, :old] == 1).all(), "the recent ones are the last"
+    assert (gates[1:, old:] > gates[1:, :1]).all()
+    directions = _directions(*sample, old * shape.width, 0)
+    expected = dealt(directions, old, recent, shape.width).reshape(30, -1)
+    w = network.interests_he.weight.detach().numpy()
+    assert w == pytest.approx(expected * np.sqrt(30 / (expected**2).sum()), abs=1e-5)
+
+
+def test_anchors_start_amid_their_interests(rng: np.random.Generator) -> None:
+    network = started(SmenConfig(dim=18, n_anchors=4), sampled_bags(rng))
+    anchors = network.anchors_me.detach().numpy()
+    assert np.linalg.norm(anchors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    nearest = (network.interests_he.weight.detach().numpy() @ anchors.T).argmax(1)
+    assert set(nearest.tolist()) == {0, 1, 2, 3}, "each is the middle of some interests"
+
+
+@pytest.mark.parametrize("h", [1, 2, 5])
+def test_fewer_interests_than_dimensions_still_start(rng: np.random.Generator, h: int) -> None:
+    network = started(SmenConfig(), sampled_bags(rng, n_users=9, h=h))
+    assert len(network.interests_he.weight) == h
+
+
+def test_the_start_centres_what_the_network_says_of_its_users(world: World) -> None:
+    fit, network, boi = trainer(world, holdout=0.0)
+    fit.start()
+    batch = everyone(world[0])
+    with torch.inference_mode():
+        interests = network(Bags.of(boi.encode(batch, trailing(batch, CONFIG.scales)))).numpy()
+    assert interests.mean(0) == pytest.approx(np.zeros(interests.shape[1]), abs=1e-5)
+    assert float(network.mean_e.detach().norm()) > 0.1
+    assert float(network.length) ** 2 == pytest.approx((interests**2).sum(1).mean(), rel=1e-4)
+
+
+def test_a_random_start_is_another_one_and_the_same_for_its_seed(world: World) -> None:
+    def started(**config: object) -> Smen:
+        fit, network, _ = trainer(world, **config)
+        fit.start()
+        return network
+
+    spectrum, one, same, other = (
+        started(**config) for config in ({}, {"start": "random"}, {"start": "random"}, {"start": "random", "seed": 1})
+    )
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, same.state_dict()[name]), name
+    for different in (spectrum, other):
+        for parameter in ("interests_he.weight", "anchors_me"):
+            assert not torch.allclose(one.state_dict()[parameter], different.state_dict()[parameter], atol=1e-2)
+    assert torch.equal(one.gate_sm, spectrum.gate_sm)
+    for buffer in ("activity_mean_a", "activity_scale_a", "activity_ax", "known_until"):
+        assert torch.equal(one.state_dict()[buffer], spectrum.state_dict()[buffer]), "activity is known either way"
+
+
+# Training
+
+
+@pytest.mark.parametrize("config", [{}, {"start": "random"}, {"head": True}, {"start": "random", "head": True}])
+def test_training_lowers_the_held_out_loss_and_keeps_the_best(world: World, config: dict[str, object]) -> None:
+    fit, network, boi = trainer(world, epochs=8, **config)
     outcome = fit.fit()
     assert min(outcome.held_out) < outcome.held_out[0]
     assert outcome.held_out[outcome.best_epoch] == min(outcome.held_out)
+    assert set(network.state_dict()) == set(Smen(CONFIG, boi.width, 2).state_dict()), "a head is thrown away"
+
+
+def test_what_is_thrown_away_is_what_a_head_changes(world: World) -> None:
+    (bare, one, _), (headed, two, _) = trainer(world, epochs=1), trainer(world, epochs=1, head=True)
+    for fit in (bare, headed):
+        fit.start()
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
+    batch = world[0].batch(np.arange(9))
+    plain, turned = bare._embed(batch).detach(), headed._embed(batch).detach()
+    assert plain.shape == turned.shape == (9, CONFIG.n_anchors * CONFIG.width)
+    for views in (plain, turned):
+        assert views.norm(dim=1).numpy() == pytest.approx(np.ones(9), abs=1e-5)
+    assert not torch.allclose(plain, turned, atol=1e-2)
+    assert torch.allclose(plain, normalize(bare._interests(batch).detach(), dim=1))
+    before = [parameter.detach().clone() for parameter in headed._head.parameters()]
+    headed.fit()
+    assert len(before) == 4
+    for old, new in zip(before, headed._head.parameters(), strict=True):
+        assert not torch.equal(old, new), "it learns with the rest"
 
 
 def test_it_stops_early_when_nothing_gets_better(world: World) -> None:
@@ -186,7 +743,7 @@ def test_it_stops_early_when_nothing_gets_better(world: World) -> None:
     fresh, untouched, _ = trainer(world)
     fresh.start()
     if outcome.best_epoch == 0:
-        assert torch.equal(network.interests_kd.weight, untouched.interests_kd.weight)
+        assert torch.equal(network.interests_he.weight, untouched.interests_he.weight)
 
 
 class Killed(Exception):
@@ -206,17 +763,19 @@ class KillsAtPass(Silent):
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])
-def test_a_killed_training_resumes_to_the_same_bits(world: World, tmp_path: Path, at: int) -> None:
-    base, vocabulary, _ = world
-    whole, uninterrupted, _ = trainer(world, epochs=4)
+@pytest.mark.parametrize("config", [{}, {"head": True}, {"start": "random"}])
+def test_a_killed_training_resumes_to_the_same_bits(
+    world: World, tmp_path: Path, at: int, config: dict[str, object]
+) -> None:
+    whole, uninterrupted, _ = trainer(world, epochs=4, **config)
     expected = whole.fit()
 
-    config = TrainConfig(epochs=4, batch_users=32, holdout=0.2)
-    network, boi = Smen(CONFIG, len(vocabulary)), BagOfInterests(vocabulary, CONFIG.bag)
+    killed, _, _ = trainer(world, tmp_path / "checkpoint", KillsAtPass(at), epochs=4, **config)
     with pytest.raises(Killed):
-        Trainer(network, boi, base, config, tmp_path / "checkpoint", KillsAtPass(at)).fit()
-    resumed = Smen(CONFIG, len(vocabulary))
-    outcome = Trainer(resumed, boi, base, config, tmp_path / "checkpoint", Silent()).fit()
+        killed.fit()
+    again, resumed, _ = trainer(world, tmp_path / "checkpoint", epochs=4, **config)
+    torch.manual_seed(99)  # nothing is drawn from the generator that all share
+    outcome = again.fit()
     assert outcome == expected
     for name, tensor in uninterrupted.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
@@ -251,14 +810,13 @@ def test_a_damaged_checkpoint_is_told_and_training_starts_anew(
 ) -> None:
     whole, _, _ = trainer(world)
     expected = whole.fit()
-    base, vocabulary, _ = world
-    config = TrainConfig(epochs=3, batch_users=32, holdout=0.2)
-    network, boi = Smen(CONFIG, len(vocabulary)), BagOfInterests(vocabulary, CONFIG.bag)
+    killed, _, _ = trainer(world, tmp_path, KillsAtPass(2))
     with pytest.raises(Killed):
-        Trainer(network, boi, base, config, tmp_path, KillsAtPass(2)).fit()
+        killed.fit()
     tear(tmp_path / name)
     told = Listener()
-    assert Trainer(Smen(CONFIG, len(vocabulary)), boi, base, config, tmp_path, told).fit() == expected
+    again, _, _ = trainer(world, tmp_path, told)
+    assert again.fit() == expected
     assert told.lines == ([] if (tear, name) == (Path.unlink, "done.json") else [DAMAGED])
 
 
@@ -283,14 +841,14 @@ def test_a_large_vocabulary_is_balanced_by_samples_that_resume_to_the_same_bits(
     labels = np.arange(len(base.items), dtype=np.int32) * 100
     with draft(tmp_path / "v", kind="interests", key="test", config={}) as work:
         clustering = Clustering(centroids, labels, 1.0)
-        write_vocabulary(work.path, clustering, rarity(base, labels, k), [Meaning("", (), (), 0)] * k)
+        write_vocabulary(work.path, clustering, labels, rarity(base, labels, labels, k), [Meaning("", (), (), 0)] * k)
     boi = BagOfInterests(InterestVocabulary.open(tmp_path / "v"))
     config = TrainConfig(epochs=2, batch_users=32, holdout=0.2)
-    whole = Sampled(CONFIG, k)
+    whole = Sampled(CONFIG, k, len(base.behaviors))
     outcome = Trainer(whole, boi, base, config, None, Silent()).fit()
     with pytest.raises(Killed):
-        Trainer(Sampled(CONFIG, k), boi, base, config, tmp_path / "c", KillsAtPass(2)).fit()
-    resumed = Sampled(CONFIG, k)
+        Trainer(Sampled(CONFIG, k, len(base.behaviors)), boi, base, config, tmp_path / "c", KillsAtPass(2)).fit()
+    resumed = Sampled(CONFIG, k, len(base.behaviors))
     assert Trainer(resumed, boi, base, config, tmp_path / "c", Silent()).fit() == outcome
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
@@ -302,8 +860,8 @@ def test_a_large_vocabulary_is_balanced_by_samples_that_resume_to_the_same_bits(
 class Sampled(Smen):
     """Remembers which interests the balance was measured on."""
 
-    def __init__(self, config: SmenConfig, n_interests: int) -> None:
-        super().__init__(config, n_interests)
+    def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int) -> None:
+        super().__init__(config, n_columns, n_behaviors)
         self.samples: list[list[int]] = []
 
     def imbalance(self, interests: torch.Tensor) -> torch.Tensor:
@@ -351,10 +909,14 @@ def test_views_are_nonempty_subsets(world: World) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"dim": 10, "n_anchors": 4}, "dim is 10 and n_anchors 4"),
+        ({"dim": 9, "n_anchors": 9}, "dim is 9 and n_anchors 9"),
         ({"dim": 0}, "dim is 0 and n_anchors 4"),
+        ({"n_anchors": 0}, "dim is 256 and n_anchors 0"),
+        ({"dim": -8}, "dim is -8"),
         ({"scales": ()}, "at least one scale"),
         ({"anchor_temperature": 0.0}, "anchor_temperature is 0.0, expected more than 0"),
+        ({"activity_share": 1.0}, "activity_share is 1.0, expected at least 0 and less than 1"),
+        ({"activity_share": -0.1}, "activity_share is -0.1"),
     ],
 )
 def test_shapes_that_cannot_be_are_refused(wrong: dict[str, object], message: str) -> None:
@@ -387,8 +949,21 @@ def test_trainings_that_cannot_be_are_refused(wrong: dict[str, object], message:
         TrainConfig(**wrong)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("dim", "n_anchors", "width", "activity"),
+    [(64, 4, 14, 8), (66, 4, 14, 10), (32, 4, 7, 4), (8, 2, 3, 2), (7, 7, 1, 0), (1, 1, 1, 0)],
+)
+def test_anchors_and_activity_share_the_dimensions(dim: int, n_anchors: int, width: int, activity: int) -> None:
+    config = SmenConfig(dim=dim, n_anchors=n_anchors)
+    assert (config.width, config.activity_dim) == (width, activity)
+    huge = SmenConfig(dim=64 * dim * n_anchors, n_anchors=n_anchors)
+    assert huge.n_anchors * huge.width + huge.activity_dim == huge.dim
+    assert huge.activity_dim < activity_width(1) + n_anchors, "a wide vector is for interests"
+
+
 def test_a_configuration_survives_its_manifest() -> None:
-    config = SmenConfig(dim=12, n_anchors=3, scales=(Scale("life"), Scale("week", 7.0, 8)))
+    bag = BagConfig(grains=False, weighting="binary")
+    config = SmenConfig(dim=12, n_anchors=3, scales=(Scale("life"), Scale("week", 7.0, 8)), activity_share=0.2, bag=bag)
     assert SmenConfig.from_json(config.to_json()) == config
 
 

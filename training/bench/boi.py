@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from lurm.boi import BagOfInterests
+from lurm.boi import BagConfig, BagOfInterests
 from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -119,7 +119,7 @@ def check(peer: str, ours: Bags, theirs: Bags) -> None:
 
 
 def _bags_of(base: HistoryBase, vocabulary: InterestVocabulary) -> Bags:
-    boi = BagOfInterests(vocabulary)
+    boi = BagOfInterests(vocabulary, BagConfig(grains=False))
     edges = month_edges()
     ids: list[str] = []
     counts = []

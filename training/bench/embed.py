@@ -1,7 +1,8 @@
 """embed: the mapped histories of all users become embeddings, as a build makes them.
 
-The limit is one weighted embedding_bag over the very indices, weights and table that the encoder gathers, ready
-made: no reading, no counting, no attention over time. ``network`` is the encoder from ready-made bags.
+The limit is one weighted embedding_bag over the very indices, weights and (H, M·D) table that the encoder gathers,
+ready made: no reading, no counting, no attention over time, no activity. ``network`` is the encoder from ready-made
+bags and activity features.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from lurm.activity import activity_features
 from lurm.boi import BagOfInterests
 from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.sequences import trailing
-from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder
+from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder, unit_rows
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
 
@@ -42,26 +44,28 @@ def bench(track: Track, scale: str) -> Figures:
     made = write_log(track.folder, size)
     vocabulary = vocabulary_of(made, track.folder)
     base = ingest(made, track.folder, _MEMORY_LIMIT_BYTES)
-    network = random_network(SmenConfig(), size.n_interests)
-    boi = BagOfInterests(vocabulary, network.config.bag)
+    shape = SmenConfig()
+    boi = BagOfInterests(vocabulary, shape.bag)
+    network = random_network(shape, boi.width, base)
     encoder = SmenEncoder(network, boi)
     torch.set_num_threads(track.threads)
-    matrices = [
-        boi.encode(batch, trailing(batch, network.config.scales)) for batch in base.scan(max_users=_USERS_AT_ONCE)
-    ]
+    matrices, features = [], []
+    for batch in base.scan(max_users=_USERS_AT_ONCE):
+        matrices.append(boi.encode(batch, trailing(batch, shape.scales)))
+        features.append(activity_features(batch, base.watermark, network.n_behaviors))
     bags = [Bags.of(matrix) for matrix in matrices]
     with torch.inference_mode():
-        table_ke = network.anchored(network.interests_kd.weight)
+        table_he = network.anchored(network.interests_he.weight)
 
     contenders: dict[str, Callable[[Turn], NDArray[np.float32]]] = {
         "ours": lambda turn: _embedded(base, encoder),
-        "network": lambda turn: torch.cat([_aggregated(network, table_ke, some) for some in bags]).numpy(),
-        "gather_limit": lambda turn: _first_gathered(table_ke, bags),
+        "network": lambda turn: _served(network, table_he, bags, features),
+        "gather_limit": lambda turn: _first_gathered(table_he, bags),
     }
     timings, answers = race(track, len(base), contenders)
-    agree("the gathers", answers["gather_limit"], matrices[0] @ table_ke.numpy())
+    agree("the gathers", answers["gather_limit"], unit_rows(matrices[0]) @ table_he.numpy())
     with torch.no_grad():
-        expected = network(bags[0]).numpy()
+        expected = network.served(network(bags[0]), features[0]).numpy()
     agree("the embeddings", answers["ours"][: len(expected)], expected)
     agree("the embeddings", answers["ours"], answers["network"])
     sizes = {
@@ -74,9 +78,11 @@ def bench(track: Track, scale: str) -> Figures:
     return Figures(sizes, timings, {"vs_gather_limit": timings["gather_limit"].best / timings["ours"].best})
 
 
-def random_network(config: SmenConfig, n_interests: int) -> Smen:
-    """A network whose every weight is drawn at random; the same each time."""
-    network = Smen(config, n_interests).eval()
+def random_network(config: SmenConfig, n_columns: int, base: HistoryBase) -> Smen:
+    """A network whose every weight is drawn at random, the same each time, that knows the activity of some users."""
+    network = Smen(config, n_columns, len(base.behaviors)).eval()
+    some = base.batch(np.arange(min(len(base), _USERS_AT_ONCE)))
+    network.know_activity(activity_features(some, base.watermark, network.n_behaviors), base.watermark)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -84,12 +90,12 @@ def random_network(config: SmenConfig, n_interests: int) -> Smen:
     return network
 
 
-def gathered(table_ke: Tensor, bags: Bags) -> Tensor:
-    """(B·W, E) weighted sums of table rows, one per bag, and nothing else."""
+def gathered(table_he: Tensor, bags: Bags) -> Tensor:
+    """(B·W, M·D) weighted sums of table rows, one per bag, and nothing else."""
     with torch.inference_mode():
         sums: Tensor = F.embedding_bag(
             bags.interests,
-            table_ke,
+            table_he,
             bags.starts,
             mode="sum",
             per_sample_weights=bags.weights,
@@ -116,14 +122,20 @@ def _embedded(base: HistoryBase, encoder: SmenEncoder) -> NDArray[np.float32]:
     return np.concatenate([encoder.embed(batch) for batch in base.scan()])
 
 
-def _first_gathered(table_ke: Tensor, bags: Sequence[Bags]) -> NDArray[np.float32]:
+def _first_gathered(table_he: Tensor, bags: Sequence[Bags]) -> NDArray[np.float32]:
     """Gather all, keep the first: sums of many users are larger than memory."""
-    first = gathered(table_ke, bags[0]).numpy()
+    first = gathered(table_he, bags[0]).numpy()
     for some in bags[1:]:
-        gathered(table_ke, some)
+        gathered(table_he, some)
     return first
 
 
-def _aggregated(network: Smen, table_ke: Tensor, bags: Bags) -> Tensor:
+def _served(
+    network: Smen, table_he: Tensor, bags: Sequence[Bags], features: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
     with torch.inference_mode():
-        return network.aggregate(table_ke, bags.interests, bags)
+        rows = [
+            network.served(network.aggregate(table_he, some.interests, some), features_ba)
+            for some, features_ba in zip(bags, features, strict=True)
+        ]
+        return torch.cat(rows).numpy()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import draft
 from lurm.errors import LurmError
-from lurm.interests import Clustering, InterestVocabulary, VocabularyConfig, cluster, write_vocabulary
+from lurm.interests import Clustering, InterestVocabulary, Rarity, VocabularyConfig, cluster, write_vocabulary
 from lurm.meanings import Meaning
 from training.bench.race import Figures, Track, Turn, race
 
@@ -157,6 +157,7 @@ def _overlapping(centres: Vectors, n: int, rng: np.random.Generator) -> Vectors:
 def _vocabulary(track: Track, clustering: Clustering) -> InterestVocabulary:
     """The clusters, published, as whoever assigns new items has them."""
     k = len(clustering.centroids_kd)
+    even, meanings = np.ones(k, np.float32), [Meaning("", (), (), 0)] * k
     with draft(track.folder / "interests", kind="interests", key="bench", config={}) as work:
-        write_vocabulary(work.path, clustering, np.ones(k, np.float32), [Meaning("", (), (), 0)] * k)
+        write_vocabulary(work.path, clustering, clustering.labels_n, Rarity(even, even), meanings)
     return InterestVocabulary.open(track.folder / "interests", verify=False)

@@ -18,7 +18,7 @@ from lurm.artifacts import draft
 from lurm.events import EventLog, EventsConfig, Quarantine
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder
-from lurm.interests import Clustering, InterestVocabulary, write_vocabulary
+from lurm.interests import Clustering, InterestVocabulary, Rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Silent
 
@@ -121,9 +121,10 @@ def ingest(made: MadeLog, folder: Path, memory_limit_bytes: int) -> HistoryBase:
 
 
 def vocabulary_of(made: MadeLog, folder: Path) -> InterestVocabulary:
-    """A published vocabulary that holds the log's own interests; their centroids mean nothing."""
+    """A published vocabulary that holds the log's own interests, and no finer grains; centroids mean nothing."""
     k = made.size.n_interests
+    even = np.ones(k, np.float32)
     clustering = Clustering(np.ones((k, 1), np.float32), made.interest_n, 1.0)
     with draft(folder / "interests", kind="interests", key="bench", config={}) as work:
-        write_vocabulary(work.path, clustering, np.ones(k, np.float32), [Meaning("", (), (), 0)] * k)
+        write_vocabulary(work.path, clustering, made.interest_n, Rarity(even, even), [Meaning("", (), (), 0)] * k)
     return InterestVocabulary.open(folder / "interests", verify=False)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lurm.boi import BagOfInterests
@@ -50,12 +51,12 @@ def bench(track: Track, scale: str) -> Figures:
     recorder = record(shape, boi, base, config)
 
     def ours(turn: Turn) -> Weights:
-        network = _Remembering(shape, size.n_interests)
+        network = _Remembering(shape, boi.width, len(base.behaviors))
         Trainer(network, boi, base, config, turn.room / "checkpoint", _FromFirstPass(turn)).fit()
         return network.trained
 
     def bare_loop(turn: Turn) -> Weights:
-        network = Smen(shape, size.n_interests)
+        network = Smen(shape, boi.width, len(base.behaviors))
         network.load_state_dict(recorder.started)
         turn.begin()
         return step_through(network, recorder, recorder.rates, config)
@@ -81,8 +82,8 @@ class _Remembering(Smen):
         trained: weights at the end of the last pass.
     """
 
-    def __init__(self, config: SmenConfig, n_interests: int) -> None:
-        super().__init__(config, n_interests)
+    def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int) -> None:
+        super().__init__(config, n_columns, n_behaviors)
         self.trained: Weights = {}
         self.eval()
 
@@ -103,8 +104,8 @@ class Recorder(_Remembering):
         sampled: the interests whose use of the anchors every step balanced.
     """
 
-    def __init__(self, config: SmenConfig, n_interests: int) -> None:
-        super().__init__(config, n_interests)
+    def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int) -> None:
+        super().__init__(config, n_columns, n_behaviors)
         self.started: Weights = {}
         self.rates: list[float] = []
         self.sampled: list[Tensor] = []
@@ -130,7 +131,7 @@ class Recorder(_Remembering):
 
 def record(shape: SmenConfig, boi: BagOfInterests, base: HistoryBase, config: TrainConfig) -> Recorder:
     """What a training does, step by step."""
-    recorder = Recorder(shape, len(boi.vocabulary))
+    recorder = Recorder(shape, boi.width, len(base.behaviors))
 
     def remember(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         if isinstance(optimizer, torch.optim.SparseAdam):
@@ -146,7 +147,7 @@ def record(shape: SmenConfig, boi: BagOfInterests, base: HistoryBase, config: Tr
 
 def step_through(network: Smen, recorder: Recorder, rates: Sequence[float], config: TrainConfig) -> Weights:
     """The weights after one step per batch, and nothing done besides."""
-    table = network.interests_kd.weight
+    table = network.interests_he.weight
     dense = [parameter for parameter in network.parameters() if parameter is not table]
     optimizers: tuple[torch.optim.Optimizer, ...] = (torch.optim.SparseAdam([table]), torch.optim.Adam(dense))
     for (one, two), sampled, rate in zip(recorder.batches, recorder.sampled, rates, strict=True):
@@ -155,7 +156,8 @@ def step_through(network: Smen, recorder: Recorder, rates: Sequence[float], conf
             optimizer.zero_grad(set_to_none=True)
         usage = network.routing(table.detach()[sampled]).mean(0)
         imbalance = (usage * (usage * len(usage)).clamp_min(1e-12).log()).sum()
-        loss = contrastive_loss(network(one), network(two), config.temperature) + config.usage_weight * imbalance
+        ones_be, twos_be = (F.normalize(network(view), dim=-1, eps=1e-6) for view in (one, two))
+        loss = contrastive_loss(ones_be, twos_be, config.temperature) + config.usage_weight * imbalance
         loss.backward()  # type: ignore[no-untyped-call]
         for optimizer in optimizers:
             optimizer.step()

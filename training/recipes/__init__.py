@@ -8,7 +8,8 @@ to ``lurm.dataset``; the tables here are the model's:
     [interests]              VocabularyConfig
     [encoder]                SmenConfig; [[encoder.scales]] and [encoder.bag]
     [training]               TrainConfig
-    [[evaluate.tasks]]       ProfileTask
+    [evaluate]               EvaluateConfig; [[evaluate.tasks]] TaskConfig
+    [gate]                   GateConfig
 """
 
 from __future__ import annotations
@@ -16,45 +17,146 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from lurm.bounds import SEED, check
+from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, SEED, Bound, check
 from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
 from lurm.smen import SmenConfig
 from training.loop import TrainConfig
 
+# kind of task -> what it takes besides its name
+_ENTRIES = {
+    "profile": ("column", "positive", "at_least", "null"),
+    "preference": ("category", "interest"),
+    "activity": (),
+    "value": ("at_least",),
+}
+
 
 @dataclass(frozen=True, slots=True)
-class ProfileTask:
-    """A yes-or-no, or one-of-many, question about users that the embeddings never saw.
+class TaskConfig:
+    """A question about users that the embeddings never saw.
+
+    A profile question is about an attribute of the users table: yes or no, or one of many. The other kinds are about
+    what users do in the window after a moment, judged by embeddings of what was known before it.
 
     Attributes:
         name: what the table calls it.
+        kind: "profile"; "preference": acts in a category or an interest; "activity": acts at all; "value": the sum of
+            the values of those who act.
         column: of the users table.
         positive: values that count as yes; empty with no ``at_least``: every value is a class (macro one-vs-rest).
-        at_least: for numbers: yes from here on.
+        at_least: for numbers and for "value": yes from here on; "value" without it: above the median.
+        category: of the items table, or one of its words: "Thriller" is in "Action Thriller".
+        interest: words, for the interest whose description holds most of them.
         null: a label that must stay at chance.
     """
 
     name: str
-    column: str
+    kind: Literal["profile", "preference", "activity", "value"] = "profile"
+    column: str | None = None
     positive: tuple[str, ...] = ()
     at_least: float | None = None
+    category: str | None = None
+    interest: str | None = None
     null: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in _ENTRIES:
+            raise UsageError(f"task {self.name!r} is of kind {self.kind!r}, expected {', '.join(_ENTRIES)}")
+        given = [f.name for f in fields(self) if f.name not in {"name", "kind"} and getattr(self, f.name) != f.default]
+        takes = _ENTRIES[self.kind]
+        if surplus := [entry for entry in given if entry not in takes]:
+            told = f"takes {', '.join(takes)}" if takes else "takes no further entry"
+            raise UsageError(f"task {self.name!r} has {', '.join(surplus)}, but a task of kind {self.kind} {told}")
+        if self.kind == "profile" and not self.column:
+            raise UsageError(f"task {self.name!r} is of kind profile, which needs column, one of the users table")
+        if self.kind == "preference" and bool(self.category) == bool(self.interest):
+            raise UsageError(f"task {self.name!r} is of kind preference, which needs either category or interest")
+        if self.positive and self.at_least is not None:
+            raise UsageError(f"task {self.name!r} has both positive and at_least; either says what counts as yes")
+        check(self, at_least=Bound(least=-1e300, most=1e300))
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateConfig:
-    """What ``lurm evaluate`` asks."""
+    """What ``lurm evaluate`` asks, and of how many.
 
-    tasks: tuple[ProfileTask, ...] = ()
+    Attributes:
+        tasks: the questions; of a kind that none is declared of, some are found in the log and the users table.
+        horizon_days: length of the window that preference, activity and value are asked about; None: about a tenth of
+            the log.
+        cut_at: where that window starts; without zone: UTC. None: it ends with the log.
+        max_users: judged at most, a uniform sample.
+        preferences: how many categories, or interests, are found where no preference is declared.
+        seeds: how often users are split into folds anew.
+        folds: of each split.
+    """
+
+    tasks: tuple[TaskConfig, ...] = ()
+    horizon_days: float | None = None
+    cut_at: datetime | None = None
+    max_users: int = 20_000
+    preferences: int = 5
+    seeds: int = 1
+    folds: int = 5
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            horizon_days=Bound(above=0, most=36_525),
+            max_users=Bound(least=100),
+            preferences=AT_LEAST_ZERO,
+            seeds=AT_LEAST_ONE,
+            folds=Bound(least=2, most=20),
+        )
+        names = [task.name for task in self.tasks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"two tasks are called {twice!r}; give each a name of its own")
+
+
+@dataclass(frozen=True, slots=True)
+class GateConfig:
+    """What a release must hold to be published; None: not asked. The defaults catch nothing but disasters.
+
+    Attributes:
+        min_effective_rank_share: effective rank of the vectors, as a share of their width.
+        max_near_duplicates: share of users whose vector is all but another's.
+        max_hubness: skewness of how often a user is among the neighbors of others.
+        min_anchor_usage: share of the least used anchor.
+        max_popularity_leakage: R² of a user's activity, read from the vector.
+        min_stability: median cosine of a user's vector with the one of a week before.
+        min_neighbor_overlap: share of neighbors kept since the release before.
+    """
+
+    min_effective_rank_share: float | None = 0.02
+    max_near_duplicates: float | None = 0.5
+    max_hubness: float | None = None
+    min_anchor_usage: float | None = 0.01
+    max_popularity_leakage: float | None = None
+    min_stability: float | None = None
+    min_neighbor_overlap: float | None = None
+
+    def __post_init__(self) -> None:
+        share = Bound(least=0, most=1)
+        check(
+            self,
+            min_effective_rank_share=share,
+            max_near_duplicates=share,
+            max_hubness=AT_LEAST_ZERO,
+            min_anchor_usage=share,
+            max_popularity_leakage=share,
+            min_stability=Bound(least=-1, most=1),
+            min_neighbor_overlap=share,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +169,7 @@ class Recipe:
     encoder: SmenConfig = field(default_factory=SmenConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
         check(self, seed=SEED)
