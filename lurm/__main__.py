@@ -223,7 +223,7 @@ def export(
 
 @releases.callback()
 def _releases() -> None:
-    """List, activate, roll back and verify releases.
+    """List, activate, roll back, verify and gate releases.
 
     \b
     Examples:
