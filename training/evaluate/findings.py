@@ -141,12 +141,18 @@ class Findings:
         return table
 
     def to_markdown(self) -> str:
-        """The main table as people read it in a README."""
-        heads = [f"{task.name} (null, .5)" if task.null else task.name for task in self.tasks]
-        lines = [f"| AUC | {' | '.join(heads)} | mean |", "| --- |" + " ---: |" * (len(heads) + 1)]
+        """What people read in a README: attributes one by one, then means, also with few labels and of what is next."""
+        profiles = [task for task in self.tasks if task.kind == "profile"]
+        n_next = sum(task.kind != "profile" and not task.null for task in self.tasks)
+        heads = [f"{task.name} (null, .5)" if task.null else task.name for task in profiles]
+        heads += ["mean", "mean, 200 labels", f"what comes next, mean of {n_next}"]
+        lines = [f"| AUC | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
         for row in self.rows:
-            cells = [_cell(task.scores.get(row)) for task in self.tasks]
-            lines.append(f"| {row} | {' | '.join(cells)} | {_number(self.mean(row))} |")
+            cells = [_cell(task.scores.get(row)) for task in profiles]
+            few = [t.few_labels[row]["200"].auc for t in profiles if not t.null and "200" in t.few_labels.get(row, {})]
+            means = [self.mean(row, "profile"), float(np.mean(few)) if few else math.nan]
+            means.append(self.mean(row, "preference", "activity", "value"))
+            lines.append(f"| {row} | {' | '.join([*cells, *map(_number, means)])} |")
         return "\n".join(lines)
 
 
