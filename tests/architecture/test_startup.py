@@ -9,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "faiss", "polars", "pyarrow", "numpy", "scipy", "pydantic_settings", "fastapi", "redis", "sklearn", "matplotlib", "jinja2"}
+HEAVY = {
+    "torch",
+    "faiss",
+    "polars",
+    "pyarrow",
+    "numpy",
+    "scipy",
+    "pydantic_settings",
+    "fastapi",
+    "redis",
+    "sklearn",
+    "matplotlib",
+    "jinja2",
+}
 
 LOADED = "\nimport json, sys\nprint(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
 

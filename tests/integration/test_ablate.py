@@ -52,8 +52,10 @@ def test_a_recipe_that_forgets_what_users_like_loses(small: Built, tmp_path: Pat
     tables = {**dataset.extra, **FAST}
     n_items_seen = int((small.release().history.item_counts() > 0).sum())
     default = next(v for v in variants(tables, n_items_seen) if v.axis == "interests" and v.is_default)
-    forgetful = Variant("interests", "2", {**tables, "interests": {"n_interests": 2}}, is_default=False)
-    impossible = Variant("anchors", "5", {**tables, "encoder": {"dim": 32, "n_anchors": 5}}, is_default=False)
+    forgetful = Variant(
+        "interests", "2", {**tables, "interests": {"n_interests": 2, "own_grain": 10**6}}, is_default=False
+    )
+    impossible = Variant("anchors", "33", {**tables, "encoder": {"dim": 32, "n_anchors": 33}}, is_default=False)
     built: list[str] = []
 
     def judge(variant: Variant) -> Findings:
@@ -72,7 +74,7 @@ def test_a_recipe_that_forgets_what_users_like_loses(small: Built, tmp_path: Pat
         )
 
     found = run()
-    two, base, five = found.rows
+    two, base, many = found.rows
     assert built == [default.name, "2"]
     assert found.default.space_id == small.release().space_id
     assert (two.n_interests, base.n_interests) == (2, found.default.n_interests)
@@ -80,8 +82,8 @@ def test_a_recipe_that_forgets_what_users_like_loses(small: Built, tmp_path: Pat
     assert two.scores["gender"].auc < base.scores["gender"].auc - 0.05
     assert two.versus["gender"].p < 0.05
     assert (two.won, two.lost) == (0, 1)
-    assert five.failed is not None
-    assert "multiple of n_anchors" in five.failed
+    assert many.failed is not None
+    assert "every anchor needs at least one dimension" in many.failed
 
     assert run() == found
     assert built == [default.name, "2"]

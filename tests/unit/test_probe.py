@@ -14,6 +14,7 @@ from scipy.stats import t as student
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from lurm.errors import DataError
 from training.evaluate.findings import Score, Versus
@@ -132,16 +133,25 @@ def test_the_seed_of_a_network_decides(rng: np.random.Generator) -> None:
     assert one != small_network(x, y, splits, seed=2)
 
 
-class Held(tuple[Split, ...]):
+class Watched(tuple[Split, ...]):
+    """Splits that call when they are asked."""
+
+    asked: Callable[[], object]
+
+    def __iter__(self) -> Iterator[Split]:
+        self.asked()
+        return super().__iter__()
+
+
+class Held(Watched):
     """Splits that wait to be asked until they are let go."""
 
     def __init__(self, _: tuple[Split, ...]) -> None:
         self.reached, self.free = Event(), Event()
 
-    def __iter__(self) -> Iterator[Split]:
+    def asked(self) -> None:
         self.reached.set()
         assert self.free.wait(60)
-        return super().__iter__()
 
 
 def test_probes_at_the_same_time_do_not_warn_and_leave_the_filters_as_they_were(rng: np.random.Generator) -> None:
@@ -151,18 +161,36 @@ def test_probes_at_the_same_time_do_not_warn_and_leave_the_filters_as_they_were(
     first, second = Held(splits), Held(splits)
     before = list(warnings.filters)
     with ThreadPoolExecutor(2) as pool:
-        one = pool.submit(logistic, x, y, first)
-        assert first.reached.wait(60)
-        other = pool.submit(logistic, x, y, second)
-        assert second.reached.wait(60)
-        first.free.set()
-        answers = one.result(60)
-        warnings.warn("the second still runs", ConvergenceWarning, stacklevel=1)  # an error, were it heard
-        second.free.set()
+        try:
+            one = pool.submit(logistic, x, y, first)
+            assert first.reached.wait(60)
+            other = pool.submit(logistic, x, y, second)
+            assert second.reached.wait(60)
+            first.free.set()
+            answers = one.result(60)
+            warnings.warn("the second still runs", ConvergenceWarning, stacklevel=1)  # an error, were it heard
+        finally:
+            first.free.set()
+            second.free.set()
         assert other.result(60) == answers == logistic(x, y, splits)
     assert list(warnings.filters) == before
     with pytest.raises(ConvergenceWarning):
         warnings.warn("none runs", ConvergenceWarning, stacklevel=1)
+
+
+@pytest.mark.parametrize("probe", [logistic, network])
+def test_a_probe_takes_one_thread_whatever_blas_was_given(probe: Probe, rng: np.random.Generator) -> None:
+    def blas() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    x, y = rng.standard_normal((60, 2)), np.arange(60) % 2
+    seen: list[set[int]] = []
+    watched = Watched(splits_of(y, seeds=[0])[:1])
+    watched.asked = lambda: seen.append(blas())
+    with threadpool_limits(limits=2, user_api="blas"):
+        probe(x, y, watched)
+        assert blas() == {2}
+    assert seen[0] == {1}
 
 
 def test_a_probe_of_nothing_says_the_larger_class() -> None:
@@ -333,4 +361,4 @@ def test_the_interval_shrinks_with_the_users(rng: np.random.Generator) -> None:
         y = (x[:, 0] + 2 * rng.standard_normal(n) > 0).astype(np.int64)
         return score_of(logistic(x, y, splits_of(y, seeds=[1])), n_train_share=0.8).interval
 
-    assert interval(4000) < interval(150)
+    assert interval(3000) < interval(150)

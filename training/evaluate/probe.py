@@ -2,7 +2,7 @@
 
 Two probes, a logistic regression and a small network, answer the same question on the same splits; whatever they
 choose (regularisation, when to stop) they choose inside the training part of a split. They may run in several
-threads at once. BLAS is left as it is: whoever starts those threads limits it, which only one thread can do.
+threads at once; who starts those limits BLAS to one thread first, since only one of them could.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import RepeatedStratifiedKFold, StratifiedKFold
 from sklearn.neural_network import MLPClassifier
+from threadpoolctl import threadpool_limits
 
 from lurm.errors import DataError
 from training.evaluate.findings import Score, Versus
@@ -298,7 +299,7 @@ def _answers(
     answer: Callable[[Split, int], NDArray[np.float64]], y: NDArray[np.int64], splits: Sequence[Split]
 ) -> Answers:
     """What ``answer`` scores, (users, C) for the test part of each split, judged."""
-    with _UNWARNED:
+    with _UNWARNED, threadpool_limits(limits=1, user_api="blas"):
         scores = [answer(split, number) for number, split in enumerate(splits)]
     judged = [(y[split.test], scores_uc) for split, scores_uc in zip(splits, scores, strict=True)]
     return Answers(
