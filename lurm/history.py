@@ -114,6 +114,11 @@ class HistoryBatch:
         return np.repeat(np.arange(len(self)), self.n_events)
 
     @property
+    def place_of_event(self) -> NDArray[np.int64]:
+        """(E,) how many events of the same user come before each."""
+        return np.arange(len(self.timestamps)) - np.repeat(self.offsets[:-1], self.n_events)
+
+    @property
     def last_at(self) -> NDArray[np.int64]:
         """(B,) timestamp of each user's last event; 0 for an empty history."""
         if not len(self.timestamps):

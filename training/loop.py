@@ -255,8 +255,7 @@ class Trainer:
     def _views(self, batch: HistoryBatch, rng: np.random.Generator) -> tuple[HistoryBatch, HistoryBatch]:
         """Two views of each user: two thinnings, or the past and the later part of the life."""
         user = batch.user_of_event
-        place = np.arange(len(user)) - np.repeat(batch.offsets[:-1], batch.n_events)
-        past = place < np.maximum(np.round(rng.uniform(0.3, 0.7, len(batch)) * batch.n_events), 1)[user]
+        past = batch.place_of_event < np.maximum(np.round(rng.uniform(0.3, 0.7, len(batch)) * batch.n_events), 1)[user]
         keep = rng.uniform(*self._config.keep, (2, len(batch)))
         thinned = rng.random((2, len(user))) < keep[:, user]
         split = (rng.random(len(batch)) < self._config.later_share)[user]

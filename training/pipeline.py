@@ -56,7 +56,7 @@ from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
 from training.loop import Trainer
 from training.recipes import Recipe
-from training.subject import Subject
+from training.subject import Subject, catalog_of, texts_of
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {"history": 1, "items": 1, "interests": 2, "encoder": 3, "embeddings": 1, "index": 1}
@@ -223,11 +223,11 @@ class _Build:
         )
 
     def _items(self, work: Draft, history: HistoryBase) -> None:
-        table = self._catalog(history)
+        table = catalog_of(history, self._items_table)
         if "vector" in table.columns:
             vectors = given_items(*_given(table))
         else:
-            vectors = learn_items(history, _texts(table), self._recipe.item_embeddings, self._reporter)
+            vectors = learn_items(history, texts_of(table), self._recipe.item_embeddings, self._reporter)
         write_items(work.path, vectors, history.item_counts())
         work.metrics.update(n_items=len(vectors), dim=vectors.shape[1], given="vector" in table.columns)
 
@@ -239,7 +239,7 @@ class _Build:
         with self._reporter.task("cluster items", len(items.vectors_nd), "items") as task:
             clustering = cluster(items.vectors_nd, k, config)
             task.advance(len(items.vectors_nd), f"{k:,} interests, mean cosine {clustering.objective:.3f}")
-        table = self._catalog(history)
+        table = catalog_of(history, self._items_table)
         categories = _column(table, "category")
         meanings = name_interests(
             clustering.labels_n, k, items.counts_n, table["item_id"].to_list(), _column(table, "title"), categories
@@ -309,12 +309,6 @@ class _Build:
             )
         return diagnostics
 
-    def _catalog(self, history: HistoryBase) -> pl.DataFrame:
-        """The items table in catalog order; null where an item is not in it."""
-        ids = pl.DataFrame({"item_id": history.items.ids.to_pylist()}, schema={"item_id": pl.String})
-        table = self._items_table
-        return ids if table is None else ids.join(table, on="item_id", how="left", maintain_order="left")
-
     @functools.cached_property
     def _items_table(self) -> pl.DataFrame | None:
         """Read when the first stage needs it, and once."""
@@ -383,15 +377,6 @@ def _given(table: pl.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.bool_]]
     vectors = np.zeros((len(table), int(widths[0])), np.float32)
     vectors[known] = table["vector"].drop_nulls().explode().to_numpy().reshape(-1, int(widths[0]))
     return vectors, known
-
-
-def _texts(table: pl.DataFrame) -> list[str]:
-    """One string per item: its title, category and every other text column."""
-    columns = [name for name, dtype in table.schema.items() if dtype == pl.String and name != "item_id"]
-    if not columns:
-        return [""] * len(table)
-    joined = pl.concat_str([pl.col(name).fill_null("") for name in columns], separator=" ")
-    return table.select(joined.str.strip_chars()).to_series().to_list()
 
 
 def _column(table: pl.DataFrame, name: str) -> list[str | None]:

@@ -36,6 +36,20 @@ class Subject:
     @classmethod
     def of(cls, release: Release, items: pl.DataFrame | None) -> Subject:
         """A published release, and the dataset's items table if it has one."""
-        ids = pl.DataFrame({"item_id": release.history.items.ids.to_pylist()}, schema={"item_id": pl.String})
-        catalog = ids if items is None else ids.join(items, on="item_id", how="left", maintain_order="left")
+        catalog = catalog_of(release.history, items)
         return cls(release.history, release.vocabulary, release.encoder, release.embeddings.vectors_ue, catalog)
+
+
+def catalog_of(history: HistoryBase, items: pl.DataFrame | None) -> pl.DataFrame:
+    """The items table in catalog order, N rows; null where an item is not in it; None: nothing but item_id."""
+    ids = pl.DataFrame({"item_id": history.items.ids.to_pylist()}, schema={"item_id": pl.String})
+    return ids if items is None else ids.join(items, on="item_id", how="left", maintain_order="left")
+
+
+def texts_of(catalog: pl.DataFrame) -> list[str]:
+    """One string per item: its title, category and every other text column; "" where there is none."""
+    columns = [name for name, dtype in catalog.schema.items() if dtype == pl.String and name != "item_id"]
+    if not columns:
+        return [""] * len(catalog)
+    joined = pl.concat_str([pl.col(name).fill_null("") for name in columns], separator=" ")
+    return catalog.select(joined.str.strip_chars()).to_series().to_list()

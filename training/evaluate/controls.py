@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import polars as pl
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ from lurm.progress import Reporter, Task
 from lurm.sequences import life
 from lurm.spectrum import truncated_svd
 from training.evaluate.probe import Features, scaled_as_a_whole
-from training.subject import Subject
+from training.subject import Subject, texts_of
 
 _MOST_TO_FIT = 50_000  # users
 _RECENT_DAYS = (365, 90, 28, 7, 1)
@@ -84,8 +83,7 @@ class Controls:
 
     def embedding(self) -> dict[str, Row]:
         """Nothing but the row that is judged."""
-        vectors_ue = self._subject.vectors_ue[: self._n_users].astype(np.float64)
-        return {f"lurm, {self._dim}": Row("The embedding that is judged.", scaled_as_a_whole(vectors_ue))}
+        return self._judged(self._subject.vectors_ue[: self._n_users])
 
     def whole(self) -> dict[str, Row]:
         """All rows by name, the embedding first, of users whose whole histories are known."""
@@ -101,7 +99,7 @@ class Controls:
             scaled_as_a_whole(_Autoencoder(pca, fitted_uk, self._seed, self._reporter).squeeze(known.bags_uk)),
         )
         config = ItemConfig(dim=dim, seed=self._seed)
-        items_ne = learn_items(history, _texts(self._subject.catalog), config, self._reporter)
+        items_ne = learn_items(history, texts_of(self._subject.catalog), config, self._reporter)
         rows[f"mean of item embeddings, {dim}"] = Row(
             "Mean over a user's events of vectors of their items, learned from company and text.",
             scaled_as_a_whole(normalize(known.items_un @ items_ne.astype(np.float64))),
@@ -127,13 +125,14 @@ class Controls:
         vectors = [self._subject.encoder.embed(batch) for batch in self._batches(n_events)]
         return self._told(self._read(n_events), np.concatenate(vectors))
 
+    def _judged(self, vectors_ue: NDArray[np.floating]) -> dict[str, Row]:
+        scaled_ue = scaled_as_a_whole(vectors_ue.astype(np.float64))
+        return {f"lurm, {self._dim}": Row("The embedding that is judged.", scaled_ue)}
+
     def _told(self, known: _Known, vectors_ue: NDArray[np.floating]) -> dict[str, Row]:
         """The rows that need no more than projections fitted beforehand."""
         tf_idf, components_ne = self._item_components
-        return {
-            f"lurm, {self._dim}": Row(
-                "The embedding that is judged.", scaled_as_a_whole(vectors_ue.astype(np.float64))
-            ),
+        return self._judged(vectors_ue) | {
             "raw bag of interests": Row(
                 "Every interest by itself, weighed by log count and rarity, nothing compressed.", known.bags_uk
             ),
@@ -171,7 +170,7 @@ class Controls:
         for batch in history.scan():
             if len(batch) > left:
                 batch = history.batch(np.arange(self._n_users - left, self._n_users))
-            yield batch if n_events is None else batch.keep(_place(batch) < n_events)
+            yield batch if n_events is None else batch.keep(batch.place_of_event < n_events)
             left -= len(batch)
             if not left:
                 return
@@ -215,11 +214,6 @@ class _Known:
         return np.column_stack([self.rhythm_uf, n_items, shares])
 
 
-def _place(batch: HistoryBatch) -> NDArray[np.int64]:
-    """(E,) how many events of the same user come before each."""
-    return np.arange(len(batch.timestamps)) - np.repeat(batch.offsets[:-1], batch.n_events)
-
-
 def _counts(batch: HistoryBatch, rows: NDArray[np.integer], width: int) -> sp.csr_matrix:
     """(B, width) CSR: events of each user by item or behavior, -1 left out."""
     known = rows >= 0
@@ -241,7 +235,7 @@ def _rhythm(batch: HistoryBatch, now: int) -> NDArray[np.float64]:
 
     age_days = (now - batch.timestamps) / DAY_MS
     day = batch.timestamps // DAY_MS
-    n_days = total((np.diff(day, prepend=0) != 0) | (_place(batch) == 0))
+    n_days = total((np.diff(day, prepend=0) != 0) | (batch.place_of_event == 0))
     values = batch.values.astype(np.float64)
     mean_value = total(values) / n_events
     deviation = np.sqrt(total((values - mean_value[user]) ** 2) / n_events)
@@ -288,14 +282,6 @@ def _principal(bags_uk: sp.csr_matrix, dim: int, seed: int) -> PCA:
         return PCA(min(dim, n_users, n_interests), svd_solver="covariance_eigh").fit(bags_uk)
     n_components = min(dim, n_users - 1, n_interests - 1)
     return PCA(n_components, svd_solver="arpack", tol=1e-4, random_state=seed).fit(bags_uk)
-
-
-def _texts(catalog: pl.DataFrame) -> list[str]:
-    """One string per item: all its text, "" where there is none."""
-    columns = [name for name, dtype in catalog.schema.items() if dtype == pl.String and name != "item_id"]
-    if not columns:
-        return [""] * len(catalog)
-    return catalog.select(pl.concat_str(columns, separator=" ", ignore_nulls=True)).to_series().to_list()
 
 
 def _by_column(x: NDArray[np.float64]) -> NDArray[np.float64]:
