@@ -22,6 +22,7 @@ from lurm.arrays import map_array
 from lurm.artifacts import (
     Artifact,
     digest_of,
+    discard,
     draft,
     link_or_copy,
     open_artifact,
@@ -203,6 +204,20 @@ def rollback(root: Path) -> str:
         raise ArtifactMissing(f"no earlier release is recorded in {root}; `lurm release list` shows what there is")
     activate(root, before)
     return before
+
+
+def withdraw(root: Path, release_id: str) -> None:
+    """Remove a release; if it was active, none is. Hold ``exclusive``, and let nobody serve it.
+
+    Raises:
+        ArtifactMissing: there is no such release.
+    """
+    folder = _folder(root, release_id)
+    if not folder.is_dir():
+        raise ArtifactMissing(f"there is no release {release_id!r} in {root} to withdraw")
+    if current(root) == release_id:
+        (root / "current").unlink()
+    discard(folder)
 
 
 def published_before(root: Path, release_id: str) -> str | None:

@@ -13,6 +13,7 @@ from lurm.console import ArtifactsDir, AsJson, emit
 
 if TYPE_CHECKING:
     from lurm.dataset import Dataset
+    from lurm.release import Release
     from training.recipes import Recipe
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
@@ -166,7 +167,7 @@ def evaluate(
     from lurm import settings
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
-    from lurm.release import Release, published_before
+    from lurm.release import Release
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
@@ -191,8 +192,7 @@ def evaluate(
             table = judge.ablation(opened, axis or [], folder / "ablation")
             emit(table.to_json(), as_json=as_json, text=table.to_markdown() if markdown else table.to_text())
             return
-        earlier = None if quick else published_before(config.artifacts_dir, opened.release_id)
-        before = Release.open(config.artifacts_dir, earlier) if earlier else None
+        before = None if quick else _published_before(opened, config.artifacts_dir)
         findings = judge.judge(opened, QUICK if quick else Extent(), before)
     if not quick:
         page = report or folder / f"{opened.release_id}.html"
@@ -226,7 +226,7 @@ def gate(
 
     from lurm import settings
     from lurm.progress import TerminalReporter
-    from lurm.release import Release, published_before
+    from lurm.release import Release
     from training import recipes
     from training.diagnostics import examine
     from training.diagnostics.gate import requirements
@@ -235,8 +235,7 @@ def gate(
     config = settings.load({"artifacts_dir": artifacts_dir})
     limits = recipes.Recipe.of({"gate": recipes.read(recipe).get("gate", {})} if recipe else {}).gate
     opened = Release.open(config.artifacts_dir, release_id)
-    earlier = published_before(config.artifacts_dir, opened.release_id)
-    before = Release.open(config.artifacts_dir, earlier) if earlier else None
+    before = _published_before(opened, config.artifacts_dir)
     with threadpool_limits(limits=config.threads):
         diagnostics = examine(Subject.of(opened, None), before=before, seed=0, reporter=TerminalReporter())
     asked = requirements(diagnostics, limits)
@@ -313,6 +312,14 @@ def bench(
             TerminalReporter().say(f"  kept as {path}")
     result = documents if name == "all" else documents[0]
     emit(result, as_json=as_json, text=benchmarks.table_of(documents))
+
+
+def _published_before(release: Release, root: Path) -> Release | None:
+    """The release published last before this one; drift is measured against it."""
+    from lurm.release import Release, published_before
+
+    earlier = published_before(root, release.release_id)
+    return Release.open(root, earlier) if earlier else None
 
 
 def _opened(path: Path, recipe: str | None, **overrides: Any) -> tuple[Dataset, Recipe]:

@@ -22,7 +22,7 @@ from lurm.events import Event
 from lurm.export import export
 from lurm.history import HistoryBatch
 from lurm.progress import Silent
-from lurm.release import Release, activate, current, list_releases, rollback, verify
+from lurm.release import Release, activate, current, list_releases, rollback, verify, withdraw
 from tests.integration.conftest import Built, build
 
 STAGES = ["history", "items", "interests", "encoder", "embeddings", "index"]
@@ -295,6 +295,21 @@ def test_a_damaged_release_is_published_again(small: Built, tmp_path: Path) -> N
     again = build(small.dataset, root)
     assert again.release_id != small.built.release_id
     assert verify(root) == again.release_id
+
+
+def test_a_withdrawn_release_is_gone_and_the_next_build_publishes_its_stages_again(
+    small: Built, tmp_path: Path
+) -> None:
+    root = shutil.copytree(small.root, tmp_path / "artifacts")
+    withdraw(root, small.built.release_id)
+    assert (current(root), list_releases(root)) == (None, [])
+    with pytest.raises(ArtifactMissing, match="to withdraw"):
+        withdraw(root, small.built.release_id)
+    again = build(small.dataset, root)
+    assert again.skipped == STAGES
+    assert current(root) == again.release_id
+    activate(root, again.release_id)
+    verify(root)
 
 
 def test_what_is_none_of_ours_is_left_alone(small: Built, tmp_path: Path) -> None:

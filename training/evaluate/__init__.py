@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -25,16 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import lurm
-from lurm.artifacts import digest_of, discard
+from lurm.artifacts import digest_of
 from lurm.bounds import SEED
 from lurm.dataset import Dataset
 from lurm.errors import UsageError
 from lurm.progress import Reporter
-from lurm.release import Release
+from lurm.release import Release, withdraw
 from lurm.settings import one_thread_per_child
 from lurm.smen import REVISION
 from training import pipeline
-from training.diagnostics import Diagnostics, examine
+from training.diagnostics import examine
 from training.evaluate.ablate import Ablation, Variant, ablate, chosen, variants
 from training.evaluate.controls import Controls, Row
 from training.evaluate.findings import Findings, Score, TaskFindings
@@ -153,6 +154,9 @@ class Judge:
                 table = _Table(one, questions, extent, self._recipe, self._seed, self._threads, self._reporter)
                 rows |= {name: row.about for name, row in table.rows.items()}
                 tasks += table.tasks()
+        diagnostics = {}
+        if extent.diagnostics:
+            diagnostics = examine(subject, before=before, seed=self._seed, reporter=self._reporter).to_json()
         return Findings(
             dataset=self._dataset.name,
             release_id=release.release_id,
@@ -167,7 +171,7 @@ class Judge:
             window=facts,
             rows=rows,
             tasks=tuple(tasks),
-            diagnostics=self._examined(subject, before).to_json() if extent.diagnostics else {},
+            diagnostics=diagnostics,
             left_out=left_out,
         )
 
@@ -188,18 +192,8 @@ class Judge:
         def found(variant: Variant) -> Findings:
             recipe = replace(Recipe.of(variant.tables), gate=_OPEN)
             built = self._built(self._dataset, root, recipe)
-            judge = Judge(
-                self._dataset,
-                recipe,
-                self._folder,
-                seed=self._seed,
-                threads=self._threads,
-                memory_limit_bytes=self._memory_limit_bytes,
-                reporter=self._reporter,
-                clock=self._clock,
-            )
-            findings = judge.judge(built, PLAIN if variant.is_default else QUICK)
-            discard(built.path)
+            findings = self._of(recipe).judge(built, PLAIN if variant.is_default else QUICK)
+            withdraw(root, built.release_id)
             return findings
 
         return ablate(
@@ -210,6 +204,12 @@ class Judge:
             fingerprint=digest_of([self._dataset.fingerprint, self._seed, lurm.__version__, REVISION]),
             n_train_share=1 - 1 / self._recipe.evaluate.folds,
         )
+
+    def _of(self, recipe: Recipe) -> Judge:
+        """The same judge of another recipe; the tables are not read again."""
+        judge = copy(self)
+        judge._recipe = recipe
+        return judge
 
     def _past(self, window: Window) -> Release:
         """The release that would have been built just before the window, of what was known then."""
@@ -227,9 +227,6 @@ class Judge:
             reporter=self._reporter,
         )
         return Release.open(root, built.release_id, verify=False)
-
-    def _examined(self, subject: Subject, before: Release | None) -> Diagnostics:
-        return examine(subject, before=before, seed=self._seed, reporter=self._reporter)
 
 
 class _Table:
