@@ -432,26 +432,28 @@ def _directions(
         by_stretch_hk = by_stretch_hk * np.sqrt(s)
     by_stretch_hk /= np.maximum(np.linalg.norm(by_stretch_hk, axis=1, keepdims=True), 1e-12)
     views, places = [], []
-    for view_hk in (by_life_hk, _principal(lives_uh, by_stretch_hk)):
+    by_stretch_hk = _turned(by_stretch_hk, _places(lives_uh, by_stretch_hk), k)
+    for view_hk in (by_life_hk, by_stretch_hk):
         weighed_hk = view_hk * _agreement(one_uh @ view_hk, two_uh @ view_hk)
-        place_uk = lives_uh @ weighed_hk
-        place_uk -= place_uk.mean(0)
+        place_uk = _places(lives_uh, weighed_hk)
         length = max(float(np.linalg.norm(place_uk)), 1e-12)
         views.append(weighed_hk / length)
         places.append(place_uk / length)
-    both_hk, place_uk = np.concatenate(views, axis=1), np.concatenate(places, axis=1)
-    _, rotation = np.linalg.eigh(place_uk.T @ place_uk)
-    directions: NDArray[np.float64] = both_hk @ rotation[:, ::-1][:, : min(k, both_hk.shape[1])]
-    return directions
+    return _turned(np.concatenate(views, axis=1), np.concatenate(places, axis=1), k)
 
 
-def _principal(bags_uh: sp.csr_matrix, w_hk: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(H, k) w turned so that the users' places along its columns are uncorrelated."""
-    place_uk = bags_uh @ w_hk
-    place_uk -= place_uk.mean(0)
+def _turned(w_hk: NDArray[np.float64], place_uk: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """(H, k) w turned so that the users' places along its columns are uncorrelated, and differ most along the first."""
     _, rotation = np.linalg.eigh(place_uk.T @ place_uk)
-    turned: NDArray[np.float64] = w_hk @ rotation[:, ::-1]
+    turned: NDArray[np.float64] = w_hk @ rotation[:, ::-1][:, :k]
     return turned
+
+
+def _places(bags_uh: sp.csr_matrix, w_hk: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(U, k) where the users are along the columns of w, centred."""
+    place_uk: NDArray[np.float64] = bags_uh @ w_hk
+    place_uk -= place_uk.mean(0)
+    return place_uk
 
 
 def _agreement(one_ue: NDArray[np.float64], two_ue: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,43 @@
+import pytest
+
+from lurm.activity import activity_width
+from lurm.boi import BagConfig
+from lurm.errors import UsageError
+from lurm.sequences import Scale
+from lurm.smen import SmenConfig
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dim": 9, "n_anchors": 9}, "dim is 9 and n_anchors 9"),
+        ({"dim": 0}, "dim is 0 and n_anchors 4"),
+        ({"n_anchors": 0}, "dim is 256 and n_anchors 0"),
+        ({"dim": -8}, "dim is -8"),
+        ({"scales": ()}, "at least one scale"),
+        ({"anchor_temperature": 0.0}, "anchor_temperature is 0.0, expected more than 0"),
+        ({"activity_share": 1.0}, "activity_share is 1.0, expected at least 0 and less than 1"),
+        ({"activity_share": -0.1}, "activity_share is -0.1"),
+    ],
+)
+def test_shapes_that_cannot_be_are_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SmenConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dim", "n_anchors", "width", "activity"),
+    [(64, 4, 14, 8), (66, 4, 14, 10), (32, 4, 7, 4), (8, 2, 3, 2), (7, 7, 1, 0), (1, 1, 1, 0)],
+)
+def test_anchors_and_activity_share_the_dimensions(dim: int, n_anchors: int, width: int, activity: int) -> None:
+    config = SmenConfig(dim=dim, n_anchors=n_anchors)
+    assert (config.width, config.activity_dim) == (width, activity)
+    huge = SmenConfig(dim=64 * dim * n_anchors, n_anchors=n_anchors)
+    assert huge.n_anchors * huge.width + huge.activity_dim == huge.dim
+    assert huge.activity_dim < activity_width(1) + n_anchors, "a wide vector is for interests"
+
+
+def test_a_configuration_survives_its_manifest() -> None:
+    bag = BagConfig(grains=False, weighting="binary")
+    config = SmenConfig(dim=12, n_anchors=3, scales=(Scale("life"), Scale("week", 7.0, 8)), activity_share=0.2, bag=bag)
+    assert SmenConfig.from_json(config.to_json()) == config
