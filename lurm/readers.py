@@ -306,6 +306,8 @@ def _parquet(file: Path, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
             arrays = {name: batch.column(batch.schema.names.index(name)) for name in present}
             yield Chunk(np.arange(start, start + len(batch)), arrays, [])
             start += len(batch)
+        if start != source.metadata.num_rows:  # page checksums do not cover the pages' headers
+            raise pa.ArrowInvalid(f"it holds {start} rows, and its footer promises {source.metadata.num_rows}")
 
 
 def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool) -> Iterator[Chunk]:
