@@ -13,6 +13,7 @@ from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
 MOST_BEHAVIORS = 8
+MOST_SPREADS = 4.0  # from the mean, of a standardised feature
 _RECENT_DAYS = (365, 90, 28, 7, 1)
 _HOURS = 4  # of one part of the day
 _MONDAY = 3  # epoch day 0 was a Thursday
@@ -81,6 +82,20 @@ def activity_features(batch: HistoryBatch, as_of: int, n_behaviors: int) -> NDAr
 def activity_width(n_behaviors: int) -> int:
     """A, the number of activity features for a log of so many behaviors."""
     return 8 + len(_RECENT_DAYS) + 7 + 24 // _HOURS + 4 + min(n_behaviors, MOST_BEHAVIORS)
+
+
+def spread_of(features_ba: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(A,) mean of each feature, and (A,) what to multiply it by for unit variance; 0 where it does not vary."""
+    mean_a, spread_a = features_ba.mean(0, np.float64), features_ba.std(0, np.float64)
+    return mean_a, np.where(spread_a > 1e-6, 1 / np.maximum(spread_a, 1e-6), 0)
+
+
+def standardised(
+    features_ba: NDArray[np.float32], mean_a: NDArray[np.floating], scale_a: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """(B, A) features of unit variance, at most four spreads from the mean."""
+    standard: NDArray[np.float64] = np.clip((features_ba - mean_a) * scale_a, -MOST_SPREADS, MOST_SPREADS)
+    return standard
 
 
 def _spread(mean: NDArray[np.float64], mean_square: NDArray[np.float64]) -> NDArray[np.float64]:

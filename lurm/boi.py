@@ -127,6 +127,15 @@ class BagOfInterests:
         return weights
 
 
+def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
+    """The bags at unit length, row by row; empty ones stay empty."""
+    weights = bags.data.astype(np.float64)  # whose squares are not lost, however small
+    row = np.repeat(np.arange(bags.shape[0]), np.diff(bags.indptr))
+    squares = np.bincount(row, weights=weights**2, minlength=bags.shape[0])  # each row's in its own order
+    unit = (weights / np.sqrt(squares)[row]).astype(np.float32)
+    return sp.csr_matrix((unit, bags.indices, bags.indptr), shape=bags.shape)
+
+
 @dataclass(frozen=True, slots=True)
 class InterestShare:
     """What one interest is to one user.

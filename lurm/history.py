@@ -157,7 +157,7 @@ class HistoryBase:
         items: the catalog, item ids by row: every item of the log or of the items table, in id order.
         behaviors: behavior names by row, in name order.
         locations: location names by row, in name order.
-        watermark: largest timestamp, epoch ms.
+        first_at, watermark: smallest and largest timestamp, epoch ms.
         drops_duplicates: whether repeats of an event were dropped.
         itemless_behaviors: behaviors whose events may name no item; such events of other behaviors were set aside.
     """
@@ -174,6 +174,7 @@ class HistoryBase:
         n_events = {len(column) for column in self._columns.values()} | {int(self._offsets[-1])}
         if len(self._offsets) != len(self.users) + 1 or len(n_events) != 1:
             raise ArtifactCorrupt(f"{folder}: the columns of the history base do not fit together; rebuild it")
+        self.first_at = int(artifact.manifest.metrics["first_at"])
         self.watermark = int(artifact.manifest.metrics["watermark"])
         self.drops_duplicates = bool(artifact.manifest.metrics["drops_duplicates"])
         self.itemless_behaviors = frozenset(artifact.manifest.metrics["itemless_behaviors"])
@@ -194,6 +195,11 @@ class HistoryBase:
     def n_events(self) -> int:
         """Events of all users together."""
         return int(self._offsets[-1])
+
+    @property
+    def span_ms(self) -> int:
+        """From the first event to the last."""
+        return self.watermark - self.first_at
 
     def item_counts(self, *, max_events: int = 4_000_000) -> NDArray[np.int64]:
         """(N,) events per catalog row, counted so many events at a time."""

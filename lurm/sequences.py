@@ -15,6 +15,8 @@ from lurm.bounds import AT_LEAST_ONE, Bound
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
+_WINDOW_DAYS = (0.25, 1.0, 7.0, 28.0, 91.0, 364.0)
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -30,6 +32,18 @@ class Scale:
     def __post_init__(self) -> None:
         Bound(least=1 / 24, most=36_525).check(f"scale {self.name!r}: days", self.days)
         AT_LEAST_ONE.check(f"scale {self.name!r}: n_windows", self.n_windows)
+
+
+def scales_for(span_ms: int) -> tuple[Scale, ...]:
+    """The whole life, and the recent past as a log of such a span shows it: a longer and a shorter window, repeated.
+
+    Of 6 hours, 1, 7, 28, 91 and 364 days the longer one is the longest that fits four times, the shorter one the next:
+    a quarter and a month for a year of events, a day and 6 hours for a fortnight.
+    """
+    fit = [days for days in _WINDOW_DAYS if 4 * days * DAY_MS <= span_ms]
+    longer = (Scale(f"{fit[-1]:g} days", fit[-1], 4),) if fit else ()
+    shorter = (Scale(f"{fit[-2]:g} days", fit[-2], 6),) if len(fit) > 1 else ()
+    return (Scale("life"), *longer, *shorter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ interest by its own slice W^m of the embedding. Beside what a user is interested
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from lurm.activity import activity_features, activity_width
+from lurm.activity import MOST_SPREADS, activity_features, activity_width, spread_of
 from lurm.artifacts import Artifact, open_artifact
-from lurm.boi import BagConfig, BagOfInterests
+from lurm.boi import BagConfig, BagOfInterests, unit_rows
 from lurm.bounds import POSITIVE, Bound, check
 from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
-from lurm.sequences import Scale, trailing
-from lurm.spectrum import truncated_svd
+from lurm.sequences import Scale, scales_for, trailing
+from lurm.spectrum import directions, places, principal
 
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
@@ -47,10 +47,9 @@ SHAPE = "smen.json"
 REVISION = 2
 _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
-_MOST_SPREADS = 4.0  # from the mean, of an activity feature
+_RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
+_ROUTING_ROUNDS = 20
 _NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
-
-DEFAULT_SCALES = (Scale("life"), Scale("quarter", 90.0, 4), Scale("month", 28.0, 6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,8 @@ class SmenConfig:
         dim: E, width of the served vector; an eighth of it, at most 16, and what the anchors cannot share evenly,
             tells activity.
         n_anchors: M.
-        scales: windows to look at; the last anchor (of four and more; an eighth of many) starts from all but the first,
-            the others from the first.
+        scales: windows to look at; none: by rule, from the length of the log (``for_log``). The last anchor (of four
+            and more; an eighth of many) starts from all but the first, the others from the first.
         anchor_temperature: tau_a; small sends an interest to one anchor, large to all of them.
         activity_share: of the served vector's squared length, before it is made unit.
         bag: what is counted, and how counts become weights.
@@ -70,7 +69,7 @@ class SmenConfig:
 
     dim: int = 256
     n_anchors: int = 4
-    scales: tuple[Scale, ...] = DEFAULT_SCALES
+    scales: tuple[Scale, ...] = ()
     anchor_temperature: float = 1.0
     activity_share: float = 0.1
     bag: BagConfig = field(default_factory=BagConfig)
@@ -81,8 +80,6 @@ class SmenConfig:
                 f"dim is {self.dim} and n_anchors {self.n_anchors}; every anchor needs at least one dimension, "
                 "beside the eighth that tells activity"
             )
-        if not self.scales:
-            raise UsageError("scales is empty, expected at least one scale; leave it out to have the default ones")
         check(self, anchor_temperature=POSITIVE, activity_share=Bound(least=0, below=1))
 
     @property
@@ -94,6 +91,10 @@ class SmenConfig:
     def activity_dim(self) -> int:
         """X, dimensions that tell activity."""
         return self.dim - self.n_anchors * self.width
+
+    def for_log(self, span_ms: int) -> SmenConfig:
+        """The same shape with its scales settled for a log of such a span."""
+        return self if self.scales else replace(self, scales=scales_for(span_ms))
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> SmenConfig:
@@ -134,7 +135,7 @@ class Smen(nn.Module):
     """The network.
 
     Args:
-        config: its shape.
+        config: its shape, scales settled.
         n_columns: of the bags, H: interests or grains.
         n_behaviors: of the log.
     """
@@ -146,6 +147,8 @@ class Smen(nn.Module):
     activity_ax: Tensor
 
     def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int) -> None:
+        if not config.scales:
+            raise ValueError("the scales are not settled; give some, or ask for_log")
         super().__init__()
         self.config, self.n_behaviors = config, n_behaviors
         m, d, n_scales = config.n_anchors, config.width, len(config.scales)
@@ -169,12 +172,10 @@ class Smen(nn.Module):
         halves: tuple[sp.csr_matrix, sp.csr_matrix],
         seed: int,
     ) -> None:
-        """Initialise from users' weighed bags: W from singular vectors, anchors from clusters of W.
+        """Initialise from users' weighed bags: W from the directions in which users differ, anchors from clusters of W.
 
-        Two views of the interests are laid together: the singular vectors of lives, and those of stretches of lives
-        at unit length for every interest, so that rare ones count. A direction weighs as much as the users' places
-        along it agree between two halves of their events; what does not agree is chance. Anchors that start from the
-        recent scales take the first directions, the others share all.
+        Anchors that start from the recent scales take the first directions (see ``lurm.spectrum``), the others share
+        all. What the anchors see, ``anchored``, and not W itself, is what was found.
 
         Args:
             bags_uh: (U, H) CSR of whole lives; a sample of users is enough.
@@ -185,11 +186,16 @@ class Smen(nn.Module):
         config = self.config
         m, d = config.n_anchors, config.width
         recent = self._recent_anchors()
-        w_he = _directions(bags_uh, stretches_sh, halves, (m - recent) * d, seed)
+        bags_uh, stretches_sh = unit_rows(bags_uh), unit_rows(stretches_sh)
+        halves = (unit_rows(halves[0]), unit_rows(halves[1]))
+        w_he = directions(bags_uh, stretches_sh, halves, m * d, seed)[:, : (m - recent) * d]
         w_hmd = np.zeros((len(w_he), m, d), np.float32)
         for at in range(w_he.shape[1]):
             w_hmd[:, at % (m - recent), at // (m - recent)] = w_he[:, at]
-        w_hmd[:, m - recent :, : min(d, w_he.shape[1])] = w_he[:, None, :d]
+        if recent:
+            spread_e = places(bags_uh, w_he).var(0)
+            share = _RECENT_SHARE * spread_e.sum() / max(float(spread_e[:d].sum()) * recent, 1e-12)
+            w_hmd[:, m - recent :, : min(d, w_he.shape[1])] = w_he[:, None, :d] * np.sqrt(share)
         w = w_hmd.reshape(len(w_he), m * d)
         w *= np.sqrt(len(w) / max(float((w**2).sum()), 1e-12))  # unit rows on average
         rng = np.random.default_rng(seed)
@@ -198,8 +204,12 @@ class Smen(nn.Module):
         anchors = cluster(unit, min(m, len(unit)), VocabularyConfig(seed=seed)).centroids_kd
         spare = rng.standard_normal((m - len(anchors), m * d)).astype(np.float32)
         with torch.no_grad():
-            self.interests_he.weight.copy_(torch.from_numpy(w))
             self.anchors_me.copy_(torch.from_numpy(np.concatenate([anchors, spare])))
+            wanted_hmd = torch.from_numpy(w).view(-1, m, d)
+            self.interests_he.weight.copy_(wanted_hmd.flatten(1))
+            for _ in range(_ROUTING_ROUNDS):
+                routing_hm = self.routing(self.interests_he.weight)
+                self.interests_he.weight.copy_((wanted_hmd / (m * routing_hm[:, :, None])).flatten(1))
         self._start_gates()
 
     def start_anywhere(self, seed: int) -> None:
@@ -217,31 +227,35 @@ class Smen(nn.Module):
     def _start_gates(self) -> None:
         n_scales, old = len(self.config.scales), self.config.n_anchors - self._recent_anchors()
         with torch.no_grad():
-            self.gate_sm[:, :old] = 0.2 / max(n_scales - 1, 1)
             self.gate_sm[0, :old] = 1.0
-            self.gate_sm[:, old:] = 0.5 / max(n_scales - 1, 1)
-            self.gate_sm[0, old:] = 0.0
+            self.gate_sm[1:, old:] = 1 / max(n_scales - 1, 1)
+            age_w = torch.cat([torch.arange(scale.n_windows) for scale in self.config.scales])
+            self.position_wm.copy_(-age_w[:, None].expand_as(self.position_wm))
 
-    def know_activity(self, features_ba: NDArray[np.float32], known_until: int) -> None:
+    def know_activity(
+        self, features_ba: NDArray[np.float32], known_until: int, ahead_ay: NDArray[np.float64] | None = None
+    ) -> None:
         """Take the mean, the spread and the principal directions of users' activity from a sample.
 
         Args:
             features_ba: (B, A) as ``activity_features`` gives them.
             known_until: epoch ms, the end of the log: recency is measured from here unless told otherwise.
+            ahead_ay: (A, Y) weights of standardised features that foretell Y facts; a quarter of the dimensions then
+                tells these, and they weigh as much as the other three.
         """
-        mean_a, spread_a = features_ba.mean(0, np.float64), features_ba.std(0, np.float64)
-        scale_a = np.where(spread_a > 1e-6, 1 / np.maximum(spread_a, 1e-6), 0)
+        mean_a, scale_a = spread_of(features_ba)
         with torch.no_grad():
             self.known_until.fill_(known_until)
             self.activity_mean_a.copy_(torch.from_numpy(mean_a))
             self.activity_scale_a.copy_(torch.from_numpy(scale_a))
         standard = self._standard(torch.from_numpy(features_ba)).numpy().astype(np.float64)
-        _, directions = np.linalg.eigh(standard.T @ standard)
-        directions = directions[:, ::-1][:, : self.config.activity_dim]
-        directions *= np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-        length = np.sqrt(max(float(((standard @ directions) ** 2).sum(1).mean()), 1e-12))
+        n_ahead = 0 if ahead_ay is None else self.config.activity_dim // 4
+        parts = [principal(standard, np.eye(standard.shape[1]), self.config.activity_dim - n_ahead)]
+        if ahead_ay is not None and n_ahead:
+            told = np.maximum((standard @ ahead_ay).std(0), 1e-6)
+            parts.append(principal(standard, ahead_ay / told, n_ahead))
         with torch.no_grad():
-            self.activity_ax[:, : directions.shape[1]] = torch.from_numpy(directions / length)
+            self.activity_ax.copy_(torch.from_numpy(np.concatenate(parts, axis=1) / np.sqrt(len(parts))))
 
     def routing(self, w_he: Tensor) -> Tensor:
         """(H', M) P_hm: how each interest's mass is split over the anchors; rows sum to 1."""
@@ -309,7 +323,7 @@ class Smen(nn.Module):
 
     def _standard(self, features_ba: Tensor) -> Tensor:
         standard: Tensor = (features_ba - self.activity_mean_a) * self.activity_scale_a
-        return standard.clamp(-_MOST_SPREADS, _MOST_SPREADS)
+        return standard.clamp(-MOST_SPREADS, MOST_SPREADS)
 
     def _over_time(self, v_bwmd: Tensor, empty_bw: Tensor, s: int, window: slice) -> Tensor:
         """(B, M, D) attention over the windows of one scale; empty windows weigh nothing."""
@@ -404,64 +418,6 @@ class SmenEncoder:
         total_km = np.zeros((len(vocabulary), shares.shape[1]))
         np.add.at(total_km, interest, shares)
         return (total_km / np.bincount(interest, minlength=len(vocabulary))[:, None]).astype(np.float32)
-
-
-def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
-    """The bags at unit length, row by row; empty ones stay empty."""
-    weights = bags.data.astype(np.float64)  # whose squares are not lost, however small
-    row = np.repeat(np.arange(bags.shape[0]), np.diff(bags.indptr))
-    squares = np.bincount(row, weights=weights**2, minlength=bags.shape[0])  # each row's in its own order
-    unit = (weights / np.sqrt(squares)[row]).astype(np.float32)
-    return sp.csr_matrix((unit, bags.indices, bags.indptr), shape=bags.shape)
-
-
-def _directions(
-    bags_uh: sp.csr_matrix,
-    stretches_sh: sp.csr_matrix,
-    halves: tuple[sp.csr_matrix, sp.csr_matrix],
-    k: int,
-    seed: int,
-) -> NDArray[np.float64]:
-    """(H, k') what ``Smen.start_from`` starts W from, the directions in which users differ most first; k' <= k."""
-    lives_uh, one_uh, two_uh = (unit_rows(bags) for bags in (bags_uh, *halves))
-    _, s, by_life_hk = truncated_svd(lives_uh, k, seed)
-    if stretches_sh.shape[0] == bags_uh.shape[0]:  # nobody lives longer than a stretch
-        by_stretch_hk = by_life_hk * np.sqrt(s)
-    else:
-        _, s, by_stretch_hk = truncated_svd(unit_rows(stretches_sh), k, seed)
-        by_stretch_hk = by_stretch_hk * np.sqrt(s)
-    by_stretch_hk /= np.maximum(np.linalg.norm(by_stretch_hk, axis=1, keepdims=True), 1e-12)
-    views, places = [], []
-    by_stretch_hk = _turned(by_stretch_hk, _places(lives_uh, by_stretch_hk), k)
-    for view_hk in (by_life_hk, by_stretch_hk):
-        weighed_hk = view_hk * _agreement(one_uh @ view_hk, two_uh @ view_hk)
-        place_uk = _places(lives_uh, weighed_hk)
-        length = max(float(np.linalg.norm(place_uk)), 1e-12)
-        views.append(weighed_hk / length)
-        places.append(place_uk / length)
-    return _turned(np.concatenate(views, axis=1), np.concatenate(places, axis=1), k)
-
-
-def _turned(w_hk: NDArray[np.float64], place_uk: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """(H, k) w turned so that the users' places along its columns are uncorrelated, and differ most along the first."""
-    _, rotation = np.linalg.eigh(place_uk.T @ place_uk)
-    turned: NDArray[np.float64] = w_hk @ rotation[:, ::-1][:, :k]
-    return turned
-
-
-def _places(bags_uh: sp.csr_matrix, w_hk: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(U, k) where the users are along the columns of w, centred."""
-    place_uk: NDArray[np.float64] = bags_uh @ w_hk
-    place_uk -= place_uk.mean(0)
-    return place_uk
-
-
-def _agreement(one_ue: NDArray[np.float64], two_ue: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(E,) correlation between two measurements of each column, at least a hundredth; 1 where nothing varies."""
-    one, two = one_ue - one_ue.mean(0), two_ue - two_ue.mean(0)
-    lengths = np.linalg.norm(one, axis=0) * np.linalg.norm(two, axis=0)
-    agreement: NDArray[np.float64] = np.where(lengths > 1e-12, (one * two).sum(0) / np.maximum(lengths, 1e-12), 1)
-    return np.maximum(agreement, 0.01)
 
 
 def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None:

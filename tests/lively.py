@@ -14,6 +14,7 @@ from lurm.events import Event
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter, Silent
+from lurm.sequences import Scale
 from lurm.smen import (
     Smen,
     SmenConfig,
@@ -21,7 +22,8 @@ from lurm.smen import (
 from tests.worlds import clean_batch, grouped_events, ingest, vocabulary_of
 from training.loop import TrainConfig, Trainer
 
-CONFIG = SmenConfig(dim=16, n_anchors=4)
+SCALES = (Scale("life"), Scale("quarter", 90.0, 4), Scale("month", 28.0, 6))
+CONFIG = SmenConfig(dim=16, n_anchors=4, scales=SCALES)
 World = tuple[HistoryBase, InterestVocabulary, NDArray[np.int64]]
 
 

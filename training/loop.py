@@ -32,6 +32,7 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
+from training.foresight import foresight
 
 _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
@@ -57,6 +58,8 @@ class TrainConfig:
         holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
             than eight, all users train, and the same ones measure.
         patience: stop after so many epochs without a better held-out loss.
+        blend: how far the weights that are kept go from the start to what training made of them; 1: all the way,
+            which is where a random start always goes.
         start: "spectrum", from singular vectors of the bags, or "random", which costs quality (see LOG.md).
         head: put the loss behind a projection head that is thrown away afterwards; costs quality as well.
         seed: of everything random.
@@ -75,6 +78,7 @@ class TrainConfig:
     holdout: float = 0.05
     holdout_users: int = 2048
     patience: int = 3
+    blend: float = 0.5
     start: Literal["spectrum", "random"] = "spectrum"
     head: bool = False
     seed: int = 0
@@ -85,6 +89,7 @@ class TrainConfig:
         check(self, epochs=AT_LEAST_ONE, event_budget=AT_LEAST_ONE, user_budget=AT_LEAST_ONE, patience=AT_LEAST_ONE)
         check(self, batch_users=Bound(least=2), learning_rate=POSITIVE, temperature=POSITIVE, seed=SEED)
         check(self, warmup=Bound(least=0, below=1), later_share=Bound(least=0, most=1), usage_weight=AT_LEAST_ZERO)
+        check(self, blend=Bound(above=0, most=1))
         check(self, holdout=Bound(least=0, below=0.5), holdout_users=AT_LEAST_ZERO)
 
     def epochs_for(self, n_events: int, n_users: int) -> int:
@@ -179,8 +184,17 @@ class Trainer:
             network.start_from(whole, stretches, (halves[0], halves[1]), self._config.seed)
         else:
             network.start_anywhere(self._config.seed)
-        network.know_activity(np.concatenate(features), self._history.watermark)
+        network.know_activity(np.concatenate(features), self._history.watermark, self._foresight(rows))
         self._measure()
+
+    def _foresight(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+        history = self._history
+        return foresight(
+            (history.batch(some) for some in _chunks(rows, 2048)),
+            first_at=history.first_at,
+            watermark=history.watermark,
+            n_behaviors=self._network.n_behaviors,
+        )
 
     def _measure(self, *, centre: bool = True) -> None:
         """Centre the network's output on a sample of users, and tell its usual length."""
@@ -193,7 +207,10 @@ class Trainer:
             network.length.copy_(interests_be.square().sum(1).mean().sqrt().clamp_min(1e-4))
 
     def fit(self) -> Outcome:
-        """Train until the passes are done or the held-out loss stops falling; the best weights remain.
+        """Train until the passes are done or the held-out loss stops falling, and keep weights on the way to the best.
+
+        Paper: robust fine-tuning (Wortsman et al. 2022): halfway between a good start and what training made of it
+        lies what is good on both. The contrastive loss alone would give up what it does not ask for.
 
         Called again, or by another process, it goes on from the checkpoint; after the last pass it only loads it.
 
@@ -203,12 +220,12 @@ class Trainer:
         """
         if len(self._train_rows) < 2:
             raise UsageError(f"the log has {len(self._history)} users; contrastive learning needs at least 2")
-        epoch, held_out, best = self._resume()
+        epoch, held_out, begun, best = self._resume()
         if not held_out:
             self.start()
             held_out = [self._held_out_loss()]
-            best = _copy(self._network)
-            self._save(0, held_out, best)
+            begun = best = _copy(self._network)
+            self._save(0, held_out, begun, best)
         patience = self._config.patience
         while epoch < self._epochs and epoch - int(np.argmin(held_out)) < patience:
             self._pass(epoch)
@@ -216,9 +233,10 @@ class Trainer:
             held_out.append(self._held_out_loss())
             if held_out[-1] == min(held_out):
                 best = _copy(self._network)
-            self._save(epoch, held_out, best)
-        self._network.load_state_dict(best)
-        self._measure(centre=False)
+            self._save(epoch, held_out, begun, best)
+        share = self._config.blend if self._config.start == "spectrum" else 1.0
+        self._network.load_state_dict(_between(begun, best, share))
+        self._measure()
         return Outcome(epoch, held_out, int(np.argmin(held_out)), self._held_out_recall(), self._in_sample)
 
     def remove_checkpoint(self) -> None:
@@ -312,10 +330,11 @@ class Trainer:
         one, two = self._held_out_views(lambda batch: F.normalize(self._interests(batch), dim=-1, eps=1e-6))
         return float(((one @ two.T).argmax(1) == torch.arange(len(one))).float().mean())
 
-    def _resume(self) -> tuple[int, list[float], Mapping[str, Tensor]]:
+    def _resume(self) -> tuple[int, list[float], Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Passes done, held-out losses, and the weights at the start and at best; nothing without a checkpoint."""
         folder = self._checkpoint
         if folder is None or not (folder / "done.json").is_file():
-            return 0, [], {}
+            return 0, [], {}, {}
         try:
             done = orjson.loads((folder / "done.json").read_bytes())
             file = folder / f"pass-{done['epoch']}.safetensors"
@@ -324,22 +343,23 @@ class Trainer:
             intact = False
         if not intact:
             self._reporter.say("  the checkpoint is damaged; training starts anew")
-            return 0, [], {}
+            return 0, [], {}, {}
         saved = load_file(file)
         self._network.load_state_dict(_under(saved, "network."))
         self._head.load_state_dict(_under(saved, "head."))
         for i, optimizer in enumerate(self._optimizers):
             _load_optimizer(optimizer, _under(saved, f"optimizer{i}."))
         self._reporter.say(f"  resuming after pass {done['epoch']}")
-        return int(done["epoch"]), list(done["held_out"]), _under(saved, "best.")
+        return int(done["epoch"]), list(done["held_out"]), _under(saved, "begun."), _under(saved, "best.")
 
-    def _save(self, epoch: int, held_out: list[float], best: Mapping[str, Tensor]) -> None:
+    def _save(self, epoch: int, held_out: list[float], begun: Mapping[str, Tensor], best: Mapping[str, Tensor]) -> None:
         folder = self._checkpoint
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
         tensors |= {f"head.{name}": tensor for name, tensor in self._head.state_dict().items()}
+        tensors |= {f"begun.{name}": tensor for name, tensor in begun.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
         for i, optimizer in enumerate(self._optimizers):
             tensors |= {f"optimizer{i}.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
@@ -382,6 +402,14 @@ def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
 
 def _copy(network: Smen) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def _between(begun: Mapping[str, Tensor], best: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights on the line from one to the other, so far along it."""
+    return {
+        name: torch.lerp(begun[name], tensor, share) if tensor.is_floating_point() else tensor
+        for name, tensor in best.items()
+    }
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

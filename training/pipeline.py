@@ -51,7 +51,7 @@ from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.meanings import name_interests
 from lurm.progress import Reporter
 from lurm.release import Embeddings, Release, current, publish, referenced
-from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
+from lurm.smen import REVISION, Smen, SmenConfig, SmenEncoder, write_encoder
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
 from training.loop import Trainer
@@ -59,7 +59,7 @@ from training.recipes import Recipe
 from training.subject import Subject, catalog_of, texts_of
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
-_VERSIONS = {"history": 1, "items": 1, "interests": 2, "encoder": 3, "embeddings": 1, "index": 1}
+_VERSIONS = {"history": 1, "items": 1, "interests": 2, "encoder": 4, "embeddings": 1, "index": 1}
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
@@ -138,16 +138,16 @@ class _Build:
         interests = {**asdict(recipe.interests), **table}
         self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
         vocabulary = InterestVocabulary(self._done["interests"])
+        shape = recipe.encoder.for_log(history.span_ms)
         encoder_config = {
             "model": SmenEncoder.kind,
             "revision": REVISION,
-            "network": recipe.encoder.to_json(),
+            "network": shape.to_json(),
             "training": asdict(recipe.training),
             "behaviors": history.behaviors.ids.to_pylist(),
         }
-        self._stage(
-            "encoder", encoder_config, ("history", "interests"), lambda work: self._encoder(work, history, vocabulary)
-        )
+        parents = ("history", "interests")
+        self._stage("encoder", encoder_config, parents, lambda work: self._encoder(work, history, vocabulary, shape))
         self._forget_checkpoints()
         encoder = SmenEncoder.of(self._done["encoder"], vocabulary)
         self._stage(
@@ -249,12 +249,12 @@ class _Build:
         write_vocabulary(work.path, clustering, grain_n, rare, meanings)
         work.metrics.update(quality(clustering, items.counts_n, categories), n_grains=len(rare.idf_g))
 
-    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary, shape: SmenConfig) -> None:
         recipe = self._recipe
         checkpoint = self._stages / f".{work.path.name.split('.')[1]}.checkpoint"
         self._forget_checkpoints(but=checkpoint)
-        boi = BagOfInterests(vocabulary, recipe.encoder.bag, tuple(history.behaviors.ids.to_pylist()))
-        network = Smen(recipe.encoder, boi.width, len(history.behaviors))
+        boi = BagOfInterests(vocabulary, shape.bag, tuple(history.behaviors.ids.to_pylist()))
+        network = Smen(shape, boi.width, len(history.behaviors))
         # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
         with threadpool_limits(limits=1, user_api="openmp"):
             outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()

@@ -50,8 +50,9 @@ def test_a_recipe_that_forgets_what_users_like_loses(small: Built, tmp_path: Pat
     assert users is not None
     women = {row["user_id"]: row["gender"] == "woman" for row in users.iter_rows(named=True)}
     tables = {**dataset.extra, **FAST}
-    n_items_seen = int((small.release().history.item_counts() > 0).sum())
-    default = next(v for v in variants(tables, n_items_seen) if v.axis == "interests" and v.is_default)
+    history = small.release().history
+    every = variants(tables, int((history.item_counts() > 0).sum()), history.span_ms)
+    default = next(v for v in every if v.axis == "interests" and v.is_default)
     forgetful = Variant(
         "interests", "2", {**tables, "interests": {"n_interests": 2, "own_grain": 10**6}}, is_default=False
     )

@@ -16,12 +16,14 @@ from rich.console import Console
 from lurm.artifacts import exclusive
 from lurm.errors import ArtifactError, DataError, SettingsError, UsageError
 from lurm.progress import Silent
+from tests.worlds import DAY_MS
 from training.evaluate.ablate import CONTROL, Ablation, Row, Variant, ablate, chosen, variants
 from training.evaluate.findings import Findings, Kind, Score, TaskFindings, Versus
 from training.evaluate.probe import Answers, versus
 from training.recipes import Recipe
 
 N_ITEMS = 3200
+SPAN_MS = 2000 * DAY_MS
 SHARE = 0.8
 
 ENTRIES = {
@@ -31,6 +33,7 @@ ENTRIES = {
     "scales": {"encoder.scales"},
     "history": {"encoder.scales"},
     "views": {"training.later_share"},
+    "blend": {"training.blend"},
     "start": {"training.start"},
     "loss": {"training.head"},
     "bag": {"encoder.bag.weighting", "encoder.bag.idf"},
@@ -73,7 +76,7 @@ def tables(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def every(tables: dict[str, Any]) -> list[Variant]:
-    return variants(tables, N_ITEMS)
+    return variants(tables, N_ITEMS, SPAN_MS)
 
 
 @pytest.mark.parametrize("axis", ENTRIES)
@@ -99,13 +102,14 @@ def test_the_axes_are_all_there(every: list[Variant]) -> None:
 
 
 def test_the_default_has_a_name_of_its_own_where_it_is_one_of_the_values() -> None:
-    names = {v.axis: v.name for v in variants({}, N_ITEMS) if v.is_default}
+    names = {v.axis: v.name for v in variants({}, N_ITEMS, SPAN_MS) if v.is_default}
     assert names == {
         "anchors": "4",
         "interests": "N/3 by rule = 1,066",
         "width": "256",
-        "scales": "life + quarter + month",
+        "scales": "by rule = life + 364 days + 91 days",
         "history": "the recipe's scales",
+        "blend": "50%",
         "views": "past and later, 30 %",
         "start": "spectrum",
         "loss": "on the served vector",
@@ -113,14 +117,14 @@ def test_the_default_has_a_name_of_its_own_where_it_is_one_of_the_values() -> No
         "grains": "items of 20 events by themselves",
         "activity": "10%",
     }
-    own = {v.axis: v.name for v in variants(RECIPES["its own"], N_ITEMS) if v.is_default}
+    own = {v.axis: v.name for v in variants(RECIPES["its own"], N_ITEMS, SPAN_MS) if v.is_default}
     assert own["width"] == own["anchors"] == own["scales"] == own["interests"] == "as in the recipe"
     assert own["bag"] == "count"
 
 
 @pytest.mark.parametrize("n_items", [0, 1, 15, 16, 100, 3200, 2_000_000])
 def test_interests_are_parts_of_the_catalog_that_any_catalog_allows(n_items: int) -> None:
-    found = chosen(variants({}, n_items), ["interests"])
+    found = chosen(variants({}, n_items, SPAN_MS), ["interests"])
     assert [v.is_default for v in found].count(True) == 1
     sizes = [recipe_of(v).interests.n_interests for v in found if not v.is_default]
     assert all(1 <= size <= max(n_items, 1) for size in sizes)
@@ -129,7 +133,7 @@ def test_interests_are_parts_of_the_catalog_that_any_catalog_allows(n_items: int
 
 
 def test_axes_are_chosen_by_name_and_a_wrong_one_is_told() -> None:
-    every = variants({}, N_ITEMS)
+    every = variants({}, N_ITEMS, SPAN_MS)
     assert chosen(every, []) == every
     some = chosen(every, ["width", "anchors"])
     assert [v for v in every if v.axis in {"anchors", "width"}] == some
@@ -141,7 +145,7 @@ def test_axes_are_chosen_by_name_and_a_wrong_one_is_told() -> None:
 
 def test_a_recipe_that_is_none_is_an_error() -> None:
     with pytest.raises(SettingsError, match="every anchor needs at least one dimension"):
-        variants({"encoder": {"dim": 3}}, N_ITEMS)
+        variants({"encoder": {"dim": 3}}, N_ITEMS, SPAN_MS)
 
 
 # Judging.
@@ -202,7 +206,7 @@ class Planted:
         return findings(*tasks)
 
 
-ANCHORS = chosen(variants({}, N_ITEMS), ["anchors"])
+ANCHORS = chosen(variants({}, N_ITEMS, SPAN_MS), ["anchors"])
 
 
 def table(judge: Planted, folder: Path, fingerprint: str = "log", asked: list[Variant] = ANCHORS) -> Ablation:
@@ -273,14 +277,14 @@ def test_another_question_of_the_same_name_is_not_compared(tmp_path: Path) -> No
 
 
 def test_each_recipe_is_judged_once_whatever_axes_it_stands_on(tmp_path: Path) -> None:
-    asked = chosen(variants({}, N_ITEMS), ["anchors", "scales", "history"])
+    asked = chosen(variants({}, N_ITEMS, SPAN_MS), ["anchors", "scales", "history"])
     judge = Planted()
     rows = table(judge, tmp_path, asked=asked).by_axis()
     distinct = {repr(recipe_of(variant)) for variant in asked}
     assert len(judge.judged) == len(distinct) < len(asked)
     assert {axis: [row.name for row in found if row.is_default] for axis, found in rows.items() if axis != CONTROL} == {
         "anchors": ["4"],
-        "scales": ["life + quarter + month"],
+        "scales": ["by rule = life + 364 days + 91 days"],
         "history": ["the recipe's scales"],
     }
 
@@ -292,7 +296,7 @@ def test_a_second_run_judges_nothing_and_finds_the_same(tmp_path: Path) -> None:
     assert judge.judged == []
     assert second.rows == first.rows
     assert second.to_markdown() == first.to_markdown()
-    spelled_out = chosen(variants({"encoder": {"dim": 256}, "seed": 0}, N_ITEMS), ["anchors"])
+    spelled_out = chosen(variants({"encoder": {"dim": 256}, "seed": 0}, N_ITEMS, SPAN_MS), ["anchors"])
     table(judge, tmp_path, asked=spelled_out)
     assert judge.judged == []
 
@@ -302,7 +306,7 @@ def test_another_recipe_or_log_is_judged_anew(tmp_path: Path, tables: dict[str, 
     judge = Planted()
     table(judge, tmp_path)
     table(judge, tmp_path, fingerprint="another log")
-    table(judge, tmp_path, asked=chosen(variants(tables, N_ITEMS), ["anchors"]))
+    table(judge, tmp_path, asked=chosen(variants(tables, N_ITEMS, SPAN_MS), ["anchors"]))
     assert sorted(judge.judged) == sorted(["1", "2", "4", "8"] * 3)
 
 
@@ -372,7 +376,7 @@ def test_what_fails_is_told_tried_again_and_stops_nothing_else(tmp_path: Path) -
 
 
 def test_a_recipe_that_cannot_be_is_told_and_never_judged(tmp_path: Path) -> None:
-    asked = chosen(variants({"encoder": {"dim": 6}}, N_ITEMS), ["anchors"])
+    asked = chosen(variants({"encoder": {"dim": 6}}, N_ITEMS, SPAN_MS), ["anchors"])
     judge = Planted()
     rows = table(judge, tmp_path, asked=asked).by_axis()["anchors"]
     assert rows[3].failed is not None

@@ -330,7 +330,7 @@ def test_the_gather_is_a_weighted_sum_of_rows(rng: np.random.Generator) -> None:
 
 
 def test_the_network_of_the_benchmark_serves_activity_too(log: made.MadeLog, base: HistoryBase, tmp_path: Path) -> None:
-    shape = SmenConfig(dim=16)
+    shape = SmenConfig(dim=16).for_log(base.span_ms)
     boi_ = BagOfInterests(made.vocabulary_of(log, tmp_path), shape.bag)
     network = embed.random_network(shape, boi_.width, base)
     batch = base.batch(np.arange(50))
@@ -358,7 +358,7 @@ def test_weights_that_differ_are_told() -> None:
 def test_the_bare_loop_takes_the_steps_of_the_trainer_and_notices_other_ones(tmp_path: Path) -> None:
     log = made.write_log(tmp_path, replace(SIZE, acts=False))
     base = made.ingest(log, tmp_path, 2**28)
-    shape, config = SmenConfig(dim=16), TrainConfig(epochs=2, batch_users=32)
+    shape, config = SmenConfig(dim=16).for_log(base.span_ms), TrainConfig(epochs=2, batch_users=32)
     boi_ = BagOfInterests(made.vocabulary_of(log, tmp_path), shape.bag)
     recorder = train.record(shape, boi_, base, config)
     assert len(recorder.batches) == len(recorder.rates) == 2 * 4

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from lurm.activity import activity_features, activity_width
 from lurm.artifacts import draft
-from lurm.boi import BagConfig, BagOfInterests
+from lurm.boi import BagConfig, BagOfInterests, unit_rows
 from lurm.encoder import open_encoder
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
@@ -25,10 +25,9 @@ from lurm.smen import (
     Smen,
     SmenConfig,
     SmenEncoder,
-    unit_rows,
     write_encoder,
 )
-from tests.lively import CONFIG, World, everyone, lively_events, lively_world, randomised, trainer
+from tests.lively import CONFIG, SCALES, World, everyone, lively_events, lively_world, randomised, trainer
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest, vocabulary_of
 
 
@@ -96,8 +95,8 @@ def test_a_vector_is_of_unit_length_and_depends_on_its_history_alone(
 @pytest.mark.parametrize(
     "shape",
     [
-        SmenConfig(),
-        SmenConfig(dim=7, n_anchors=7),
+        SmenConfig(scales=SCALES),
+        SmenConfig(dim=7, n_anchors=7, scales=SCALES),
         SmenConfig(dim=50, n_anchors=3, scales=(Scale("week", 7.0, 5), Scale("life"))),
         SmenConfig(dim=9, n_anchors=1, scales=(Scale("life"),), activity_share=0.9),
     ],
@@ -255,6 +254,25 @@ def test_activity_is_told_along_its_principal_directions(rng: np.random.Generato
     usual[:, 9] += [1e20, 2e20]
     assert np.array_equal(*told(usual)), "an outlier is four spreads away, not more"
     assert np.abs(told(usual)).max() > 1e-3
+
+
+def test_a_quarter_of_the_activity_tells_what_comes_next_and_weighs_as_much_as_the_rest(
+    rng: np.random.Generator,
+) -> None:
+    network = Smen(SmenConfig(dim=128, n_anchors=4, scales=SCALES), 5, 1)
+    x = network.config.activity_dim
+    features = rng.standard_normal((500, activity_width(1))).astype(np.float32)
+    ahead = np.zeros((activity_width(1), 3))
+    ahead[[4, 7, 2], [0, 1, 2]] = [3.0, -1.0, 0.01]  # what is foretold, on scales of its own
+    network.know_activity(features, 17, ahead)
+    told = torch.from_numpy(features - features.mean(0)) / torch.from_numpy(features.std(0)) @ network.activity_ax
+    usual, following = told[:, : x - x // 4], told[:, x - x // 4 :]
+    assert usual.square().sum(1).mean() == pytest.approx(0.5, rel=0.02)
+    assert following.square().sum(1).mean() == pytest.approx(0.5, rel=0.02)
+    named = network.activity_ax[:, x - x // 4 :].abs().sum(1)
+    assert set(torch.nonzero(named).flatten().tolist()) == {2, 4, 7}
+    assert named[[2, 4, 7]].max() < 2 * named[[2, 4, 7]].min(), "every fact at the same spread"
+    assert torch.equal(following[:, 3:], torch.zeros(500, x // 4 - 3)), "there is no fourth fact"
 
 
 @pytest.mark.parametrize(

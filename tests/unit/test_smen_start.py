@@ -4,16 +4,15 @@ import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 
+from lurm.boi import unit_rows
 from lurm.sequences import Scale, trailing
 from lurm.smen import (
     Bags,
     Smen,
     SmenConfig,
-    _agreement,
-    _directions,
-    unit_rows,
 )
-from tests.lively import CONFIG, World, everyone, lively_world, trainer
+from lurm.spectrum import agreement, directions
+from tests.lively import CONFIG, SCALES, World, everyone, lively_world, trainer
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +28,7 @@ def test_directions_agree_where_they_are_stable_and_not_where_they_are_noise(rng
     one[:, 2], two[:, 2] = 7.0, 7.0
     one[:, 3] += 5.0  # far from the origin, which is not agreement
     two[:, 3] += 5.0
-    found = _agreement(one, two)
+    found = agreement(one, two)
     assert found[0] == pytest.approx(np.corrcoef(one[:, 0], two[:, 0])[0, 1], abs=1e-9)
     assert found[0] > 0.95
     assert found[1] == 0.01
@@ -49,6 +48,11 @@ def sampled_bags(rng: np.random.Generator, n_users: int = 400, h: int = 30) -> S
     return lives, sp.vstack([ones, twos], format="csr"), (ones, twos)
 
 
+def at_unit_length(sample: Sample) -> Sample:
+    lives, stretches, (ones, twos) = sample
+    return unit_rows(lives), unit_rows(stretches), (unit_rows(ones), unit_rows(twos))
+
+
 def test_a_start_looks_where_users_differ_and_keep_differing(rng: np.random.Generator) -> None:
     n_users, columns = 600, np.arange(12)
     taste, rare = rng.choice([-1, 1], (2, n_users))
@@ -65,7 +69,8 @@ def test_a_start_looks_where_users_differ_and_keep_differing(rng: np.random.Gene
     lives, ones, twos = (sp.csr_matrix(part) for part in (one + two, one, two))
     place = unit_rows(lives) @ np.stack(axes, axis=1)
     assert np.std(place[:, 2]) > np.std(place[:, 1]), "whims move users more than a stable taste does"
-    found = _directions(lives, sp.vstack([ones, twos], format="csr"), (ones, twos), 5, seed=0)
+    sample = at_unit_length((lives, sp.vstack([ones, twos], format="csr"), (ones, twos)))
+    found = directions(*sample, 5, seed=0)
     assert found.shape == (12, 5)
     along = np.linalg.norm(np.stack(axes) @ found, axis=1)
     assert along[:2].min() > 5 * along[2] > 0
@@ -79,10 +84,10 @@ def test_a_start_looks_where_users_differ_and_keep_differing(rng: np.random.Gene
 
 
 def test_lives_of_one_stretch_need_no_stretches(rng: np.random.Generator) -> None:
-    lives, stretches, halves = sampled_bags(rng)
-    same = _directions(lives, lives, halves, 9, seed=0)
-    assert not np.allclose(np.abs(same), np.abs(_directions(lives, stretches, halves, 9, seed=0)), rtol=0.1)
-    assert np.array_equal(same, _directions(lives, lives, halves, 9, seed=0))
+    lives, stretches, halves = at_unit_length(sampled_bags(rng))
+    same = directions(lives, lives, halves, 9, seed=0)
+    assert not np.allclose(np.abs(same), np.abs(directions(lives, stretches, halves, 9, seed=0)), rtol=0.1)
+    assert np.array_equal(same, directions(lives, lives, halves, 9, seed=0))
 
 
 def started(shape: SmenConfig, sample: Sample) -> Smen:
@@ -90,25 +95,32 @@ def started(shape: SmenConfig, sample: Sample) -> Smen:
     network.start_from(*sample, seed=0)
     for name, tensor in network.state_dict().items():
         assert torch.isfinite(tensor).all(), name
-    assert float(network.interests_he.weight.detach().square().sum(1).mean()) == pytest.approx(1, rel=1e-4)
+    assert float(anchored(network).square().sum(1).mean()) == pytest.approx(1, rel=1e-3)
     return network
+
+
+def anchored(network: Smen) -> torch.Tensor:
+    """(H, M·D) interests as the anchors see them."""
+    with torch.inference_mode():
+        return network.anchored(network.interests_he.weight)
 
 
 def dealt(directions: NDArray[np.float64], old: int, recent: int, width: int) -> NDArray[np.float64]:
     """(H, M, D) directions in the order they come, one to each old anchor in turn; the first to the recent ones."""
     h, k = directions.shape
-    hands = [directions[:, m:k:old] for m in range(old)] + [directions[:, :width]] * recent
+    k = min(k, old * width)
+    hands = [directions[:, m:k:old] for m in range(old)] + [directions[:, : min(width, k)]] * recent
     return np.stack([np.hstack([hand, np.zeros((h, width - hand.shape[1]))]) for hand in hands], axis=1)
 
 
 @pytest.mark.parametrize(
     "shape",
     [
-        SmenConfig(dim=14, n_anchors=1),
-        SmenConfig(dim=18, n_anchors=4),
+        SmenConfig(dim=14, n_anchors=1, scales=SCALES),
+        SmenConfig(dim=18, n_anchors=4, scales=SCALES),
         SmenConfig(dim=18, n_anchors=4, scales=(Scale("life"),)),
-        SmenConfig(dim=40, n_anchors=8),
-        SmenConfig(dim=256, n_anchors=4),
+        SmenConfig(dim=40, n_anchors=8, scales=SCALES),
+        SmenConfig(dim=256, n_anchors=4, scales=SCALES),
     ],
     ids=["one anchor", "four", "no recent scale", "eight", "more room than directions"],
 )
@@ -123,23 +135,32 @@ def test_every_direction_is_dealt_to_one_anchor_and_the_first_to_the_recent_ones
     assert (recent > 0) == (shape.n_anchors >= 4 and len(shape.scales) > 1)
     assert (gates[0, :old] == 1).all(), "the recent ones are the last"
     assert (gates[1:, old:] > gates[1:, :1]).all()
-    directions = _directions(*sample, old * shape.width, 0)
-    expected = dealt(directions, old, recent, shape.width).reshape(30, -1)
-    w = network.interests_he.weight.detach().numpy()
-    assert w == pytest.approx(expected * np.sqrt(30 / (expected**2).sum()), abs=1e-5)
+    assert torch.equal(network.position_wm.argmax(0), torch.zeros(shape.n_anchors, dtype=torch.int64))
+    found = directions(*at_unit_length(sample), shape.n_anchors * shape.width, 0)
+    wanted = dealt(found, old, recent, shape.width)
+    seen = anchored(network).numpy().reshape(wanted.shape)
+    scale = np.linalg.norm(seen[:, 0]) / np.linalg.norm(wanted[:, 0])
+    assert seen[:, :old] == pytest.approx(wanted[:, :old] * scale, abs=2e-3)
+    for at in range(old, shape.n_anchors):
+        shrunk = np.linalg.norm(seen[:, at]) / np.linalg.norm(wanted[:, at])
+        assert seen[:, at] == pytest.approx(wanted[:, at] * shrunk, abs=2e-3)
+    lives = unit_rows(sample[0])
+    spread = [(lives @ seen[:, at]).var(0).sum() for at in range(shape.n_anchors)]
+    if recent:
+        assert sum(spread[old:]) == pytest.approx(0.2 * sum(spread[:old]), rel=1e-2)
 
 
 def test_anchors_start_amid_their_interests(rng: np.random.Generator) -> None:
-    network = started(SmenConfig(dim=18, n_anchors=4), sampled_bags(rng))
+    network = started(SmenConfig(dim=18, n_anchors=4, scales=SCALES), sampled_bags(rng))
     anchors = network.anchors_me.detach().numpy()
     assert np.linalg.norm(anchors, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
-    nearest = (network.interests_he.weight.detach().numpy() @ anchors.T).argmax(1)
+    nearest = (anchored(network).numpy() @ anchors.T).argmax(1)
     assert set(nearest.tolist()) == {0, 1, 2, 3}, "each is the middle of some interests"
 
 
 @pytest.mark.parametrize("h", [1, 2, 5])
 def test_fewer_interests_than_dimensions_still_start(rng: np.random.Generator, h: int) -> None:
-    network = started(SmenConfig(), sampled_bags(rng, n_users=9, h=h))
+    network = started(SmenConfig(scales=SCALES), sampled_bags(rng, n_users=9, h=h))
     assert len(network.interests_he.weight) == h
 
 

@@ -36,6 +36,23 @@ def test_training_lowers_the_held_out_loss_and_keeps_the_best(world: World, conf
     assert set(network.state_dict()) == set(Smen(CONFIG, boi.width, 2).state_dict()), "a head is thrown away"
 
 
+def test_the_weights_kept_lie_between_the_start_and_the_best(world: World) -> None:
+    def kept(**config: object) -> dict[str, torch.Tensor]:
+        fit, network, _ = trainer(world, epochs=4, **config)
+        fit.fit()
+        return {name: network.state_dict()[name] for name in ("interests_he.weight", "anchors_me", "gate_sm")}
+
+    fit, network, _ = trainer(world)
+    fit.start()
+    best, quarter = kept(blend=1.0), kept(blend=0.25)
+    for name, tensor in best.items():
+        begun = network.state_dict()[name]
+        assert not torch.equal(begun, tensor), name
+        assert torch.allclose(quarter[name], begun + (tensor - begun) / 4, atol=1e-6), name
+    anywhere = {"start": "random", "blend": 0.25}
+    assert torch.equal(kept(**anywhere)["anchors_me"], kept(start="random", blend=1.0)["anchors_me"])
+
+
 def test_what_is_thrown_away_is_what_a_head_changes(world: World) -> None:
     (bare, one, _), (headed, two, _) = trainer(world, epochs=1), trainer(world, epochs=1, head=True)
     for fit in (bare, headed):
@@ -243,6 +260,7 @@ def test_views_are_nonempty_subsets(world: World) -> None:
         ({"holdout": 0.5}, "holdout is 0.5, expected at least 0 and less than 0.5"),
         ({"holdout_users": -1}, "holdout_users is -1"),
         ({"patience": 0}, "patience is 0"),
+        ({"blend": 0.0}, "blend is 0.0, expected more than 0 and at most 1"),
         ({"seed": -1}, "seed is -1, expected at least 0 and at most 2147483646"),
     ],
 )

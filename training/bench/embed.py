@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.activity import activity_features
-from lurm.boi import BagOfInterests
+from lurm.boi import BagOfInterests, unit_rows
 from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.sequences import trailing
-from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder, unit_rows
+from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
 
@@ -44,7 +44,7 @@ def bench(track: Track, scale: str) -> Figures:
     made = write_log(track.folder, size)
     vocabulary = vocabulary_of(made, track.folder)
     base = ingest(made, track.folder, _MEMORY_LIMIT_BYTES)
-    shape = SmenConfig()
+    shape = SmenConfig().for_log(base.span_ms)
     boi = BagOfInterests(vocabulary, shape.bag)
     network = random_network(shape, boi.width, base)
     encoder = SmenEncoder(network, boi)

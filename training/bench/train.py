@@ -45,7 +45,7 @@ def bench(track: Track, scale: str) -> Figures:
     made = write_log(track.folder, size)
     vocabulary = vocabulary_of(made, track.folder)
     base = ingest(made, track.folder, _MEMORY_LIMIT_BYTES)
-    shape = SmenConfig()
+    shape = SmenConfig().for_log(base.span_ms)
     boi = BagOfInterests(vocabulary, shape.bag)
     torch.set_num_threads(track.threads)
     recorder = record(shape, boi, base, config)

@@ -198,7 +198,7 @@ class Judge:
 
         return ablate(
             found,
-            chosen(variants(self._dataset.extra, n_items), axes),
+            chosen(variants(self._dataset.extra, n_items, release.history.span_ms), axes),
             self._reporter,
             folder=folder / "found",
             fingerprint=digest_of([self._dataset.fingerprint, self._seed, lurm.__version__, REVISION]),

@@ -24,6 +24,7 @@ from lurm.artifacts import digest_of, exclusive, remove_drafts, write_durably
 from lurm.errors import LurmError, SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.progress import Reporter
+from lurm.sequences import scales_for
 from training.evaluate.findings import Findings, Kind, Score, TaskFindings, Versus
 from training.evaluate.probe import Answers, versus
 from training.recipes import Recipe
@@ -57,12 +58,13 @@ class Variant:
     is_default: bool
 
 
-def variants(tables: Mapping[str, Any], n_items_seen: int) -> list[Variant]:
+def variants(tables: Mapping[str, Any], n_items_seen: int, span_ms: int) -> list[Variant]:
     """Every axis with its values, the default once on each.
 
     Args:
         tables: the default recipe.
         n_items_seen: items that occur in the log; sizes of the interest vocabulary are fractions of it.
+        span_ms: of the log; what its recent past is follows from it.
 
     Returns:
         axis after axis. A value may be impossible beside the other entries of the recipe; judging it tells why.
@@ -71,9 +73,8 @@ def variants(tables: Mapping[str, Any], n_items_seen: int) -> list[Variant]:
         SettingsError: the default recipe is not one.
     """
     base = Recipe.of(tables)
-    return [
-        variant for axis, changes in _axes(n_items_seen).items() for variant in _on_axis(axis, changes, tables, base)
-    ]
+    axes = _axes(n_items_seen, span_ms)
+    return [variant for axis, changes in axes.items() for variant in _on_axis(axis, changes, tables, base)]
 
 
 def chosen(variants: Sequence[Variant], axes: Sequence[str]) -> list[Variant]:
@@ -256,11 +257,9 @@ def ablate(
     return Ablation(default, tuple(rows))
 
 
-def _axes(n_items_seen: int) -> dict[str, dict[str, dict[str, Any]]]:
+def _axes(n_items_seen: int, span_ms: int) -> dict[str, dict[str, dict[str, Any]]]:
     """Axis -> name of a value -> the entries that it changes."""
-    life = {"name": "life"}
-    quarter = {"name": "quarter", "days": 90.0, "n_windows": 4}
-    month = {"name": "month", "days": 28.0, "n_windows": 6}
+    life, *recent = map(asdict, scales_for(span_ms))
     by_rule = VocabularyConfig().size_for(n_items_seen)
 
     def part(of: int) -> dict[str, dict[str, Any]]:
@@ -284,10 +283,9 @@ def _axes(n_items_seen: int) -> dict[str, dict[str, dict[str, Any]]]:
         "width": {str(dim): {"encoder": {"dim": dim}} for dim in (32, 64, 128, 256, 512)},
         "scales": {
             "life": scales(life),
-            "quarter": scales(quarter),
-            "month": scales(month),
-            "life + quarter": scales(life, quarter),
-            "life + quarter + month": scales(life, quarter, month),
+            **{scale["name"]: scales(scale) for scale in recent},
+            **{f"life + {scale['name']}": scales(life, scale) for scale in recent[:1]},
+            f"by rule = {' + '.join(scale['name'] for scale in (life, *recent))}": scales(),
         },
         "history": {"90 days": last(90.0), "365 days": last(365.0), "life": scales(life), "the recipe's scales": {}},
         "views": {
@@ -295,6 +293,7 @@ def _axes(n_items_seen: int) -> dict[str, dict[str, dict[str, Any]]]:
             "past and later, 30 %": {"training": {"later_share": 0.3}},
             "past and later": {"training": {"later_share": 1.0}},
         },
+        "blend": {f"{share:.0%}": {"training": {"blend": share}} for share in (0.25, 0.5, 1.0)},
         "start": {start: {"training": {"start": start}} for start in ("spectrum", "random")},
         "loss": {
             "on the served vector": {"training": {"head": False}},

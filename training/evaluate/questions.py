@@ -117,7 +117,7 @@ def window_of(history: HistoryBase, config: EvaluateConfig) -> Window | None:
     Raises:
         UsageError: the window told leaves no event before it, or reaches beyond the last one.
     """
-    first, last = int(history.artifact.manifest.metrics["first_at"]), history.watermark
+    first, last = history.first_at, history.watermark
     start, end = first, last + 1
     horizon = _tenth(end - start)
     if horizon:
