@@ -1,7 +1,7 @@
 """The front door: ``lurm`` and its housekeeping commands.
 
 Training and service register theirs as entry points of the group ``lurm.commands``; they are composed here
-and meet nowhere else. Exit codes: 0 ok, 1 failed, 2 usage or settings, 3 data, 4 artifact, 130 Ctrl-C.
+and meet nowhere else. Exit codes: 0 ok, 1 failed, 2 usage or settings, 3 data, 4 artifact, 130 Ctrl-C, 143 SIGTERM.
 """
 
 # Imports of the library stand inside the commands, here and in the registered modules, and nowhere else:
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -25,6 +26,7 @@ from lurm.console import ArtifactsDir, AsJson, emit
 from lurm.errors import LurmError
 
 INTERRUPTED = 130
+TERMINATED = 143
 
 # What the operating system may refuse at any moment of any command, and what to do about it.
 _REFUSALS = {
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
     as_json = "--json" in words
+    if arguments is None:
+        signal.signal(signal.SIGTERM, _stop)  # so that what is open is closed, as after Ctrl-C
     try:
         _composed()(words, prog_name="lurm")
     except LurmError as error:
@@ -60,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         _fail("OSError", f"{error}; {_REFUSALS[error.errno]}", LurmError.exit_code, as_json=as_json)
     except SystemExit as ending:
-        if ending.code == INTERRUPTED:
+        if ending.code in (INTERRUPTED, TERMINATED):
             typer.echo("lurm: stopped; run it again to resume", err=True)
         raise
     raise SystemExit(0)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise SystemExit(TERMINATED)
 
 
 def _fail(kind: str, message: str, exit_code: int, *, as_json: bool) -> NoReturn:

@@ -30,7 +30,7 @@ DataPath = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of training to the front door."""
-    for command in (simulate, build, evaluate, demo, bench):
+    for command in (simulate, build, evaluate, quality, demo, bench):
         app.command(rich_help_panel="Releases")(command)
     for group in app.registered_groups:
         if group.name == "release" and group.typer_instance:
@@ -200,6 +200,43 @@ def evaluate(
         write_report(findings, page)
         reporter.say(f"report: {page}")
     emit(findings.to_json(), as_json=as_json, text=findings.to_markdown() if markdown else findings.to_text())
+
+
+def quality(
+    folder: Annotated[Path, typer.Argument(help="Folder of datasets, each a folder.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("QUALITY.md"),
+    builds: Annotated[Path, typer.Option(help="Where builds are kept.")] = Path(".quality"),
+    seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Build and judge every dataset that a shipped recipe is for, and write QUALITY.md.
+
+    A stopped run goes on from its builds.
+
+    \b
+    Example:
+      lurm quality data/
+    """
+    from threadpoolctl import threadpool_limits
+
+    from lurm import settings
+    from lurm.artifacts import write_durably
+    from lurm.progress import TerminalReporter
+    from training import quality as qualities
+
+    config = settings.load()
+    with threadpool_limits(limits=config.threads):
+        datasets = qualities.judged(
+            folder,
+            builds,
+            seed=seed,
+            threads=config.threads,
+            memory_limit_bytes=config.memory_limit_bytes,
+            reporter=TerminalReporter(),
+        )
+    write_durably(out, qualities.page(datasets, f"lurm quality <datasets> --seed {seed}").encode())
+    told = {one.findings.dataset: one.findings.to_json() for one in datasets}
+    emit(told, as_json=as_json, text=qualities.summary(datasets))
 
 
 def gate(

@@ -21,6 +21,7 @@ from training.evaluate import PLAIN, QUICK, Extent, Judge
 from training.evaluate.controls import Controls
 from training.evaluate.questions import Window, window_of
 from training.evaluate.report import write_report
+from training.quality import judged, page
 from training.recipes import Recipe
 from training.subject import Subject
 
@@ -112,3 +113,25 @@ def features_before(dataset: Path, window: Window, folder: Path) -> dict[str, np
     rows = Controls(subject, n_users=500, seed=0, reporter=Silent()).whole()
     dense = (row.features if isinstance(row.features, np.ndarray) else row.features.toarray() for row in rows.values())
     return dict(zip(rows, dense, strict=True))
+
+
+def test_the_quality_of_every_dataset_is_one_page(small: Built, tmp_path: Path) -> None:
+    data = shutil.copytree(small.dataset, tmp_path / "data" / "amazon_electronics")
+    own = data / "dataset.toml"
+    own.write_text(own.read_text() + "\n[training]\nepochs = 1\n[encoder]\ndim = 32\n")
+    shutil.copytree(small.dataset, tmp_path / "data" / "of no recipe")
+    (found,) = judged(
+        tmp_path / "data",
+        tmp_path / "builds",
+        seed=0,
+        threads=2,
+        memory_limit_bytes=2**30,
+        reporter=Silent(),
+        extent=replace(PLAIN, few_labels=True),
+    )
+    assert (found.findings.dim, found.narrow.dim) == (32, 64)
+    assert set(found.narrow.rows) == {"lurm, 64"}
+    asked = [(t.name, t.n_users) for t in found.findings.tasks]
+    assert asked == [(t.name, t.n_users) for t in found.narrow.tasks], "the same questions at either width"
+    told = page([found], "lurm quality data")
+    assert all(f"| {row} |" in told for row in found.findings.rows)

@@ -1,7 +1,11 @@
 """The commands as a person runs them: results on stdout, progress on stderr, exit codes, nothing half-done."""
 
+import contextlib
 import json
 import os
+import select
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +72,44 @@ def test_a_build_tells_people_on_stderr_and_programs_on_stdout(small: Built) -> 
     told = json.loads(ran.stdout)
     assert told["metrics"]["n_users"] == len(small.release().history)
     assert "sort by user and time" in ran.stderr
+
+
+def children_of(pid: int) -> dict[int, int]:
+    """Process -> a descriptor that can be read once it has ended, of all that descend from a process."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+            parents[int(fields["Pid"])] = int(fields["PPid"])
+    found, new = set(), {pid}
+    while new:
+        found |= new
+        new = {child for child, parent in parents.items() if parent in new} - found
+    return {child: os.pidfd_open(child) for child in found - {pid}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
+def test_an_evaluation_that_is_terminated_leaves_no_process_behind(small: Built, tmp_path: Path) -> None:
+    root = shutil.copytree(small.root, tmp_path / "artifacts")
+    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "2"}
+    command = [sys.executable, "-m", "lurm", "evaluate", str(small.dataset), "--json"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as ran:
+        assert ran.stderr is not None
+        told = []
+        for line in ran.stderr:
+            told.append(line)
+            if "probe: " in line:
+                break
+        children = children_of(ran.pid)
+        assert len(children) >= 2, "probes run in processes of their own: " + "".join(told[-5:])
+        ran.send_signal(signal.SIGTERM)
+        rest = ran.stderr.read()
+        assert ran.wait(60) == 143
+        assert "stopped; run it again to resume" in rest
+        assert "Traceback" not in rest
+        for ended in children.values():
+            assert select.select([ended], [], [], 60)[0], "a process goes on"
+            os.close(ended)
 
 
 def test_the_demo_shows_a_person_and_recovers_the_planted_truth(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +174,17 @@ class Judge:
             diagnostics=diagnostics,
             left_out=left_out,
         )
+
+    def built(self, root: Path) -> Release:
+        """A release of the dataset by the recipe as it stands, whatever its gate; made anew only where that is due."""
+        return self._built(self._dataset, root, replace(self._recipe, gate=_OPEN))
+
+    def at_width(self, dim: int, root: Path) -> Findings:
+        """What the logistic probe reads from an embedding of another width, built below ``root``."""
+        recipe = replace(self._recipe, encoder=replace(self._recipe.encoder, dim=dim))
+        judge = self._of(recipe)
+        judge._folder = root / "past"
+        return judge.judge(judge.built(root), QUICK)
 
     def ablation(self, release: Release, axes: Sequence[str], folder: Path) -> Ablation:
         """What becomes of a release's quality when its recipe is changed, one entry at a time.
@@ -334,6 +345,8 @@ def _all_done(work: Sequence[Callable[[], Answers]], processes: int) -> Iterator
             yield from (future.result() for future in [pool.submit(one) for one in work])
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():  # in the middle of a probe they would notice late
+                child.terminate()
             raise
 
 

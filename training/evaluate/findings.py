@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +122,12 @@ class Findings:
         asked = [t for t in self.tasks if not t.null and (not kinds or t.kind in kinds) and row in t.scores]
         return float(np.mean([t.scores[row].auc for t in asked])) if asked else math.nan
 
+    def mean_of_few(self, row: str, n_labels: int) -> float:
+        """Mean AUC of a row over attributes that are not null, read with so many labels; NaN without one."""
+        of_row = (task.few_labels.get(row, {}) for task in self.tasks if task.kind == "profile" and not task.null)
+        few = [scores[str(n_labels)].auc for scores in of_row if str(n_labels) in scores]
+        return float(np.mean(few)) if few else math.nan
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         means = {row: {"all": self.mean(row), "profile": self.mean(row, "profile")} for row in self.rows}
@@ -141,19 +147,34 @@ class Findings:
         return table
 
     def to_markdown(self) -> str:
-        """What people read in a README: attributes one by one, then means, also with few labels and of what is next."""
+        """Two tables for people: attributes, also with few labels; and what comes next. One where only one is asked."""
         profiles = [task for task in self.tasks if task.kind == "profile"]
-        n_next = sum(task.kind != "profile" and not task.null for task in self.tasks)
-        heads = [f"{task.name} (null, .5)" if task.null else task.name for task in profiles]
-        heads += ["mean", "mean, 200 labels", f"what comes next, mean of {n_next}"]
-        lines = [f"| AUC | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
+        following = [task for task in self.tasks if task.kind != "profile"]
+        tables = []
+        if profiles:
+            tables.append(
+                self._table("attributes", profiles, {"mean": self._mean_profile, "mean, 200 labels": self._mean_of_200})
+            )
+        if following:
+            tables.append(self._table("what comes next", following, {"mean": self._mean_following}))
+        return "\n\n".join(tables)
+
+    def _table(self, title: str, tasks: Sequence[TaskFindings], means: Mapping[str, Callable[[str], float]]) -> str:
+        heads = [f"{task.name} (null, .5)" if task.null else task.name for task in tasks] + list(means)
+        lines = [f"| {title}, AUC | {' | '.join(heads)} |", "| --- |" + " ---: |" * len(heads)]
         for row in self.rows:
-            cells = [_cell(task.scores.get(row)) for task in profiles]
-            few = [t.few_labels[row]["200"].auc for t in profiles if not t.null and "200" in t.few_labels.get(row, {})]
-            means = [self.mean(row, "profile"), float(np.mean(few)) if few else math.nan]
-            means.append(self.mean(row, "preference", "activity", "value"))
-            lines.append(f"| {row} | {' | '.join([*cells, *map(_number, means)])} |")
+            cells = [_cell(task.scores.get(row)) for task in tasks] + [_number(mean(row)) for mean in means.values()]
+            lines.append(f"| {row} | {' | '.join(cells)} |")
         return "\n".join(lines)
+
+    def _mean_profile(self, row: str) -> float:
+        return self.mean(row, "profile")
+
+    def _mean_of_200(self, row: str) -> float:
+        return self.mean_of_few(row, 200)
+
+    def _mean_following(self, row: str) -> float:
+        return self.mean(row, "preference", "activity", "value")
 
 
 def _cell(score: Score | None) -> str:

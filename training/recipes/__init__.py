@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -196,24 +197,29 @@ class Recipe:
         return recipe
 
 
+def shipped() -> tuple[str, ...]:
+    """The names of the recipes that come with lurm, in order."""
+    return tuple(sorted(_files()))
+
+
+def _files() -> dict[str, Traversable]:
+    """Name -> file of each shipped recipe."""
+    return {Path(file.name).stem: file for file in resources.files(__name__).iterdir() if file.name.endswith(".toml")}
+
+
 def read(name_or_path: str) -> dict[str, Any]:
     """The tables of a recipe that ships with lurm, by name, or of a TOML file.
 
     Raises:
         SettingsError: no such recipe, with the names there are; or not TOML.
     """
-    shipped = {
-        Path(file.name).stem: file for file in resources.files(__name__).iterdir() if file.name.endswith(".toml")
-    }
-    path = Path(name_or_path)
-    if name_or_path in shipped:
-        text = shipped[name_or_path].read_text()
+    path, files = Path(name_or_path), _files()
+    if name_or_path in files:
+        text = files[name_or_path].read_text()
     elif path.is_file():
         text = path.read_text()
     else:
-        raise SettingsError(
-            f"there is no recipe {name_or_path!r}: give a TOML file or one of {', '.join(sorted(shipped))}"
-        )
+        raise SettingsError(f"there is no recipe {name_or_path!r}: give a TOML file or one of {', '.join(shipped())}")
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

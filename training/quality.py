@@ -1,0 +1,139 @@
+"""The quality of lurm on every dataset that a shipped recipe is for: builds and judgements, laid out as one page.
+
+What README says of quality comes from here, and from nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lurm.dataset import Dataset
+from lurm.errors import DataError
+from lurm.progress import Reporter
+from training import recipes
+from training.evaluate import Extent, Judge
+from training.evaluate.findings import Findings, Kind
+from training.recipes import Recipe
+
+NARROW = 64
+_WINDOW: tuple[Kind, ...] = ("preference", "activity", "value")
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What was found on one dataset.
+
+    Attributes:
+        findings: of the recipe as it stands, beside all controls.
+        narrow: of an embedding of ``NARROW`` dimensions.
+    """
+
+    findings: Findings
+    narrow: Findings
+
+
+def judged(
+    folder: Path,
+    root: Path,
+    *,
+    seed: int,
+    threads: int,
+    memory_limit_bytes: int,
+    reporter: Reporter,
+    extent: Extent = Extent(),
+) -> list[Judged]:
+    """Build and judge the datasets of a folder that have a shipped recipe of their name, in the order of names.
+
+    Args:
+        folder: holds datasets, a folder each.
+        root: keeps builds, so that a stopped run goes on from them.
+        seed, threads, memory_limit_bytes, reporter: as for ``Judge``.
+        extent: how much is measured of the recipes as they stand.
+
+    Raises:
+        DataError: there is no such dataset.
+    """
+    names = [name for name in recipes.shipped() if (folder / name).is_dir()]
+    if not names:
+        raise DataError(
+            f"{folder} holds no dataset of a shipped recipe; expected a folder {', '.join(recipes.shipped())}"
+        )
+    found = []
+    for name in names:
+        reporter.say(f"quality: {name}")
+        dataset = Dataset.open(folder / name, recipe=recipes.read(name))
+        judge = Judge(
+            dataset,
+            Recipe.of(dataset.extra),
+            root / name / "past",
+            seed=seed,
+            threads=threads,
+            memory_limit_bytes=memory_limit_bytes,
+            reporter=reporter,
+        )
+        found.append(
+            Judged(judge.judge(judge.built(root / name), extent), judge.at_width(NARROW, root / name / "narrow"))
+        )
+    return found
+
+
+def page(datasets: Sequence[Judged], command: str) -> str:
+    """The findings as Markdown: one line per dataset, then every dataset with every task.
+
+    Args:
+        datasets: at least one.
+        command: that made them, for whoever wants to make them again.
+    """
+    parts = [
+        "# Quality",
+        f"Made by `{command}`; nothing here is written by hand. AUC of a logistic probe on frozen vectors, ± half of "
+        "its 95 % interval; five stratified folds, the same for every row of a dataset. What comes next is asked of a "
+        "release built of nothing but the log before. How each row is made, small networks, cold users, paired tests "
+        "and diagnostics are on the HTML page that `lurm evaluate` writes.",
+        summary(datasets),
+    ]
+    for one in datasets:
+        findings = one.findings
+        parts.append(
+            f"## {findings.dataset}\n\n{findings.n_events:,} events of {findings.n_users:,} users, "
+            f"{findings.n_interests:,} interests; {findings.seconds:,.0f} s."
+        )
+        parts.append(findings.to_markdown())
+        parts += [f"Left out: {task} ({why})." for task, why in findings.left_out.items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(datasets: Sequence[Judged]) -> str:
+    """One line of Markdown per dataset: means over its attributes, and over what comes next."""
+    heads = [
+        "mean AUC",
+        "attributes: lurm, 256",
+        f"lurm, {NARROW}",
+        "raw bag",
+        "SVD, 256",
+        "200 labels: lurm",
+        "raw bag",
+        "next: lurm, 256",
+        "best other of 256",
+        "activity counts",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
+    for one in datasets:
+        found, narrow = one.findings, one.narrow
+        raw, svd = "raw bag of interests", f"SVD of items, {found.dim}"
+        others = [row for row in found.rows if row.endswith(f", {found.dim}") and row != found.embedding]
+        cells = [
+            found.mean(found.embedding, "profile"),
+            narrow.mean(narrow.embedding, "profile"),
+            *(found.mean(row, "profile") for row in (raw, svd)),
+            *(found.mean_of_few(row, 200) for row in (found.embedding, raw)),
+            found.mean(found.embedding, *_WINDOW),
+            max((found.mean(row, *_WINDOW) for row in others), default=math.nan),
+            found.mean("activity counts", *_WINDOW),
+        ]
+        told = ("" if math.isnan(cell) else f"{cell:.3f}" for cell in cells)
+        lines.append(f"| {found.dataset} | {' | '.join(told)} |")
+    return "\n".join(lines)
