@@ -37,7 +37,7 @@ from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
 from lurm.sequences import Scale, scales_for, trailing
-from lurm.spectrum import directions, places, principal
+from lurm.spectrum import directions, flattened, places, principal
 
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
@@ -49,6 +49,7 @@ _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
 _ROUTING_ROUNDS = 20
+_LEAST_USED = 1 / 8  # of the directions, as many as the users' places must take up at the start
 _NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
 
@@ -174,8 +175,8 @@ class Smen(nn.Module):
     ) -> None:
         """Initialise from users' weighed bags: W from the directions in which users differ, anchors from clusters of W.
 
-        Anchors that start from the recent scales take the first directions (see ``lurm.spectrum``), the others share
-        all. What the anchors see, ``anchored``, and not W itself, is what was found.
+        Directions are flattened where a few of them would dominate. Anchors that start from the recent scales take the
+        first ones, the others share all. What the anchors see, ``anchored``, and not W itself, is what was found.
 
         Args:
             bags_uh: (U, H) CSR of whole lives; a sample of users is enough.
@@ -189,6 +190,7 @@ class Smen(nn.Module):
         bags_uh, stretches_sh = unit_rows(bags_uh), unit_rows(stretches_sh)
         halves = (unit_rows(halves[0]), unit_rows(halves[1]))
         w_he = directions(bags_uh, stretches_sh, halves, m * d, seed)[:, : (m - recent) * d]
+        w_he = flattened(w_he, places(bags_uh, w_he), least=w_he.shape[1] * _LEAST_USED)
         w_hmd = np.zeros((len(w_he), m, d), np.float32)
         for at in range(w_he.shape[1]):
             w_hmd[:, at % (m - recent), at // (m - recent)] = w_he[:, at]

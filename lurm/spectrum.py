@@ -10,6 +10,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
+_LEAST_SHARE = 1e-9  # of the widest direction's variance; less is rounding
+
 
 def truncated_svd(
     matrix: sp.csr_matrix, k: int, seed: int
@@ -75,6 +77,38 @@ def directions(
         views.append(weighed_hk / length)
         where.append(place_uk / length)
     return _turned(np.concatenate(views, axis=1), np.concatenate(where, axis=1), k)
+
+
+def flattened(w_hk: NDArray[np.float64], place_uk: NDArray[np.float64], *, least: float) -> NDArray[np.float64]:
+    """(H, k) w whose columns are evened out, by one power of the spread along them, as little as needed.
+
+    Where users differ along a few directions and hardly along the others, a vector of unit length tells little else,
+    and simple models hear it least. How many directions are in use is the participation ratio of the variances along
+    them, (sum v)² / sum v².
+
+    Args:
+        w_hk: uncorrelated directions.
+        place_uk: (U, k) where the users are along them, centred.
+        least: directions in use at least, fewer than there are with any spread.
+    """
+    variance_k = place_uk.var(0)
+    share_k = variance_k / max(float(variance_k.max(initial=0)), 1e-300)
+    told = share_k > _LEAST_SHARE
+    if not told.any():
+        return w_hk
+
+    def in_use(power: float) -> float:
+        left = share_k[told] ** (1 - power)
+        return float(left.sum() ** 2 / (left**2).sum())
+
+    low, high = 0.0, 1.0
+    if in_use(low) >= least:
+        return w_hk
+    while high - low > 1e-6:
+        middle = (low + high) / 2
+        low, high = (low, middle) if in_use(middle) >= least else (middle, high)
+    even: NDArray[np.float64] = w_hk * np.where(told, share_k, 1) ** (-high / 2)
+    return even
 
 
 def places(bags_uh: sp.csr_matrix, w_hk: NDArray[np.float64]) -> NDArray[np.float64]:

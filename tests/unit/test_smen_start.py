@@ -11,7 +11,7 @@ from lurm.smen import (
     Smen,
     SmenConfig,
 )
-from lurm.spectrum import agreement, directions
+from lurm.spectrum import agreement, directions, flattened, places
 from tests.lively import CONFIG, SCALES, World, everyone, lively_world, trainer
 
 
@@ -74,10 +74,10 @@ def test_a_start_looks_where_users_differ_and_keep_differing(rng: np.random.Gene
     assert found.shape == (12, 5)
     along = np.linalg.norm(np.stack(axes) @ found, axis=1)
     assert along[:2].min() > 5 * along[2] > 0
-    places = unit_rows(lives) @ found
+    along_found = unit_rows(lives) @ found
     for at, sign in enumerate((taste, rare)):
-        assert abs(np.corrcoef(places[:, at], sign)[0, 1]) > 0.95
-    centred = places - places.mean(0)
+        assert abs(np.corrcoef(along_found[:, at], sign)[0, 1]) > 0.95
+    centred = along_found - along_found.mean(0)
     gram = centred.T @ centred
     assert gram == pytest.approx(np.diag(np.diag(gram)), abs=1e-6 * gram[0, 0])
     assert (np.diff(np.diag(gram)) <= 1e-9).all(), "those that set users apart most come first"
@@ -137,6 +137,8 @@ def test_every_direction_is_dealt_to_one_anchor_and_the_first_to_the_recent_ones
     assert (gates[1:, old:] > gates[1:, :1]).all()
     assert torch.equal(network.position_wm.argmax(0), torch.zeros(shape.n_anchors, dtype=torch.int64))
     found = directions(*at_unit_length(sample), shape.n_anchors * shape.width, 0)
+    found = found[:, : old * shape.width]
+    found = flattened(found, places(unit_rows(sample[0]), found), least=found.shape[1] / 8)
     wanted = dealt(found, old, recent, shape.width)
     seen = anchored(network).numpy().reshape(wanted.shape)
     scale = np.linalg.norm(seen[:, 0]) / np.linalg.norm(wanted[:, 0])
@@ -192,3 +194,34 @@ def test_a_random_start_is_another_one_and_the_same_for_its_seed(world: World) -
     assert torch.equal(one.gate_sm, spectrum.gate_sm)
     for buffer in ("activity_mean_a", "activity_scale_a", "activity_ax", "known_until"):
         assert torch.equal(one.state_dict()[buffer], spectrum.state_dict()[buffer]), "activity is known either way"
+
+
+def in_use(place: NDArray[np.float64]) -> float:
+    variance = place.var(0)
+    return float(variance.sum() ** 2 / (variance**2).sum())
+
+
+@pytest.mark.parametrize("steepness", [0.0, 0.05, 0.3, 1.0])
+def test_a_spectrum_is_evened_out_as_far_as_needed_and_no_further(rng: np.random.Generator, steepness: float) -> None:
+    n_users, k = 500, 40
+    scores, _ = np.linalg.qr(rng.standard_normal((n_users, k)))
+    scores -= scores.mean(0)
+    w = rng.standard_normal((9, k))
+    place = scores * np.exp(-steepness * np.arange(k))
+    even = flattened(w, place, least=10)
+    factor = even / w
+    assert factor == pytest.approx(np.repeat(factor[:1], 9, 0)), "a direction stays what it is"
+    before, after = in_use(place), in_use(place * factor[0])
+    if before >= 10:
+        assert np.array_equal(even, w)
+    else:
+        assert after == pytest.approx(10, rel=1e-3)
+        assert (np.diff((place * factor[0]).var(0)) < 0).all(), "what told users apart most still does"
+
+
+def test_directions_without_any_spread_are_not_blown_up(rng: np.random.Generator) -> None:
+    place = np.zeros((50, 6))
+    place[:, :2] = rng.standard_normal((50, 2)) * [1, 0.001]
+    even = flattened(np.ones((3, 6)), place, least=5)
+    assert np.isfinite(even).all()
+    assert np.array_equal(flattened(np.ones((3, 6)), np.zeros((50, 6)), least=2), np.ones((3, 6)))

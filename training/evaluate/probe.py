@@ -33,7 +33,7 @@ from training.evaluate.findings import Score, Versus
 
 Features: TypeAlias = NDArray[np.float64] | sp.csr_matrix
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _INNER_FOLDS = 3
 _INNER_REPEATS = 2
 _USERS_OF_INNER_CHECKS = 3000
@@ -122,7 +122,7 @@ def scaled_as_a_whole(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def logistic(x: Features, y: NDArray[np.int64], splits: Sequence[Split]) -> Answers:
     """Answers of a logistic regression, multinomial over several classes, its strength chosen by AUC.
 
-    Many labels: the strengths are compared on one inner split of the training part. Few: on up to six, averaged.
+    The strengths are compared on inner folds of the training part, three with many labels and up to six with few.
 
     Args:
         x: (U, …) features; dense ones scaled as a whole, sparse ones with unit rows.
@@ -222,9 +222,9 @@ def _by_turns(y: NDArray[np.int64], users: NDArray[np.int64], rng: np.random.Gen
 
 
 def _inner_splits(y: NDArray[np.int64], train: NDArray[np.int64]) -> Iterator[Split]:
-    """Stratified splits of a training part, for choices: the fewer its users, the more splits, 1 to 6."""
+    """Stratified splits of a training part, for choices: the fewer its users, the more splits, 3 to 6."""
     folds = min(_INNER_FOLDS, int(np.unique(y[train], return_counts=True)[1].min()))
-    n_checks = max(1, _USERS_OF_INNER_CHECKS // len(train))
+    n_checks = max(_INNER_FOLDS, _USERS_OF_INNER_CHECKS // len(train))
     inner = RepeatedStratifiedKFold(n_splits=folds, n_repeats=_INNER_REPEATS, random_state=0)
     for fit, check in itertools.islice(inner.split(train, y[train]), n_checks):
         yield Split(train[fit], train[check])
