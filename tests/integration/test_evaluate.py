@@ -36,7 +36,8 @@ def judge_of(dataset: Path, folder: Path, **tables: object) -> Judge:
 
 def test_a_release_is_judged_beside_its_controls(small: Built, tmp_path: Path) -> None:
     extent = replace(Extent(), small_network=False)
-    findings = judge_of(small.dataset, tmp_path / "past").judge(small.release(), extent, small.release())
+    few = {"preferences": 1, "folds": 3, "tasks": Dataset.open(small.dataset).extra["evaluate"]["tasks"][:2]}
+    findings = judge_of(small.dataset, tmp_path / "past", evaluate=few).judge(small.release(), extent, small.release())
     ours = findings.embedding
     kinds = {task.kind for task in findings.tasks}
     assert kinds == {"profile", "activity", "value", "preference"}
@@ -118,7 +119,8 @@ def features_before(dataset: Path, window: Window, folder: Path) -> dict[str, np
 def test_the_quality_of_every_dataset_is_one_page(small: Built, tmp_path: Path) -> None:
     data = shutil.copytree(small.dataset, tmp_path / "data" / "amazon_electronics")
     own = data / "dataset.toml"
-    own.write_text(own.read_text() + "\n[training]\nepochs = 1\n[encoder]\ndim = 32\n")
+    quick = "[training]\nepochs = 1\n[encoder]\ndim = 32\n[evaluate]\npreferences = 1\nfolds = 2\nmax_users = 200\n"
+    own.write_text(own.read_text() + quick)
     shutil.copytree(small.dataset, tmp_path / "data" / "of no recipe")
     (found,) = judged(
         tmp_path / "data",
