@@ -6,6 +6,7 @@ The map of the house, from the ground up. Each module may import only what stand
     errors        what can go wrong, as one tree
     settings      every LURM_* variable; the only reader of the environment
     bounds        what configuration values may be
+    compiled      loops as machine code
     progress      how a long job says how far it is
     artifacts     immutable folders with a manifest: draft, publish, verify, open
     arrays        plain arrays on disk: append, map

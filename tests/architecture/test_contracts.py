@@ -54,6 +54,7 @@ def copy(repository: Path, tmp_path: Path) -> Path:
         ("service/attic.py", "import redis.asyncio", "redis: only"),
         ("training/attic.py", "import faiss", "faiss: only"),
         ("lurm/boi.py", "from torch import nn", "torch: only"),
+        ("lurm/boi.py", "import numba", "numba: only"),
         ("training/attic.py", "import starlette.responses", "HTTP: only"),
         ("service/attic.py", "import sklearn.decomposition", "scikit-learn: only"),
     ],

@@ -16,6 +16,7 @@ HEAVY = {
     "pyarrow",
     "numpy",
     "scipy",
+    "numba",
     "pydantic_settings",
     "fastapi",
     "redis",

@@ -1,0 +1,23 @@
+"""Loops compiled to machine code on first use; they hold no interpreter lock, so threads share the cores.
+
+What is compiled is kept beside the source or, where that cannot be written, in the user's cache; where neither can, it
+is compiled in every process. A compiled function may call others of its own file alone: what is kept is checked against
+that file and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import numba
+
+Loop = TypeVar("Loop", bound=Callable[..., object])
+
+
+def compiled(loop: Loop) -> Loop:
+    """The same function as machine code; it checks no bounds, and its callers have to."""
+    try:
+        return cast(Loop, numba.njit(nogil=True, cache=True, error_model="numpy")(loop))
+    except RuntimeError:  # nowhere to keep it
+        return cast(Loop, numba.njit(nogil=True, error_model="numpy")(loop))
