@@ -25,6 +25,7 @@ The map of the house, from the ground up. Each module may import only what stand
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
+    inference     its vectors without gradients, compiled
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     encoder       the one protocol serving knows
     index         nearest users

@@ -41,6 +41,7 @@ from lurm.artifacts import (
 )
 from lurm.boi import BagOfInterests
 from lurm.dataset import Dataset
+from lurm.encoder import embed_all
 from lurm.errors import ArtifactError, DataError, GateClosed
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
@@ -109,15 +110,21 @@ def build(
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, reporter).run()
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter).run()
 
 
 class _Build:
     def __init__(
-        self, dataset: Dataset, root: Path, recipe: Recipe, memory_limit_bytes: int, reporter: Reporter
+        self,
+        dataset: Dataset,
+        root: Path,
+        recipe: Recipe,
+        memory_limit_bytes: int,
+        threads: int,
+        reporter: Reporter,
     ) -> None:
         self._dataset, self._root, self._recipe = dataset, root, recipe
-        self._memory_limit_bytes, self._reporter = memory_limit_bytes, reporter
+        self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
         self._done: dict[str, Artifact] = {}
         self._skipped: list[str] = []
@@ -277,8 +284,8 @@ class _Build:
             ArrayWriter(work.path / "n_events.npy", np.dtype("<i8")) as n_events,
             self._reporter.task("embed", len(history), "users") as task,
         ):
-            for batch in history.scan():
-                vectors.append(encoder.embed(batch))
+            for batch, vectors_be in embed_all(encoder, history, self._threads):
+                vectors.append(vectors_be)
                 as_of.append(batch.last_at)
                 n_events.append(batch.n_events)
                 task.advance(len(batch))
