@@ -30,6 +30,7 @@ from lurm.columns import Unit, as_numbers, as_text, as_timestamps, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
+from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
 REQUIRED = ("user_id", "item_id", "timestamp")
@@ -357,7 +358,12 @@ class EventLog:
                 "value": as_numbers(cells["value"], source["value"]).fill_null(1.0).cast(pl.Float32),
                 "row": chunk.rows,
             }
-        ).with_columns(pl.when(pl.col(text).str.strip_chars() != "").then(pl.col(text)) for text in _TEXTS)
+        )
+        default = self.config.default_behavior
+        odd = [text for text in _TEXTS if may_be_blank_or_longer(frame[text], MAX_ID_BYTES)]
+        if not odd and self._is_plain(frame):
+            return frame.with_columns(pl.col("behavior").fill_null(default))
+        frame = frame.with_columns(pl.when(pl.col(text).str.strip_chars() != "").then(pl.col(text)) for text in odd)
         faults = frame.select(
             pl.col("user_id").is_null().alias(Reason.NO_USER),
             pl.any_horizontal(pl.col(_TEXTS).str.len_bytes() > MAX_ID_BYTES).alias(Reason.LONG_ID),
@@ -373,8 +379,16 @@ class EventLog:
             if len(bad):
                 quarantine.reject(name, chunk.rows[bad], Reason(reason), chunk.as_json(bad))
                 good[bad] = False
-        frame = frame.with_columns(pl.col("behavior").fill_null(self.config.default_behavior))
+        frame = frame.with_columns(pl.col("behavior").fill_null(default))
         return frame if good.all() else frame.filter(good)
+
+    def _is_plain(self, frame: pl.DataFrame) -> bool:
+        """Whether every row is good but for its texts; cheap to say, and most often true."""
+        stamps = frame["timestamp"]
+        if frame["user_id"].null_count() or stamps.null_count() or not frame["value"].is_finite().all():
+            return False
+        first, last = int(str(stamps.min())), int(str(stamps.max()))
+        return self.bounds[0] <= first and last <= self.bounds[1] and (self.until is None or last < self.until)
 
 
 def columns_of(

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import lurm
+from lurm.ahead import ahead
 from lurm.arrays import ArrayWriter
 from lurm.artifacts import (
     Artifact,
@@ -215,9 +216,11 @@ class _Build:
                 quarantine=quarantine,
                 max_bad_share=log.config.max_bad_share,
                 duplicates=log.config.duplicates,
+                event_ids=bool(log.columns.event_id),
+                threads=self._threads,
             )
             with self._reporter.task("read events", log.n_rows, "rows") as task:
-                for batch in log.batches(quarantine):
+                for batch in ahead(log.batches(quarantine)):
                     builder.add(batch)
                     task.advance(len(batch))
             catalog = [] if self._items_table is None else self._items_table["item_id"].to_list()

@@ -61,7 +61,7 @@ def bench(track: Track, scale: str) -> Figures:
     made = write_log(track.folder, size)
     vocabulary = vocabulary_of(made, track.folder)
     ways: dict[str, Callable[[Turn], Bags]] = {
-        "ours": lambda turn: _bags_of(ingest(made, turn.room, memory_limit_bytes), vocabulary),
+        "ours": lambda turn: _bags_of(ingest(made, turn.room, memory_limit_bytes, track.threads), vocabulary),
         "duckdb": lambda turn: _duckdb(made, turn, track.threads, memory_limit_bytes),
         "polars": lambda turn: _polars(made),
     }
