@@ -20,6 +20,7 @@ The map of the house, from the ground up. Each module may import only what stand
     history       every event of every user, oldest first: the only truth
     spectrum      truncated singular values of a sparse matrix
     meanings      interests in words
+    touches       who touched what and when: three columns, fast
     lives         events as records, grouped into sorted lives
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core
@@ -29,6 +30,7 @@ The map of the house, from the ground up. Each module may import only what stand
     activity      how somebody acts, whatever on
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled
+    tally         bags straight from a log                                    (LURM)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     encoder       the one protocol serving knows
     index         nearest users

@@ -71,7 +71,7 @@ class BagOfInterests:
         self.vocabulary = vocabulary
         self.config = config or BagConfig()
         self.width = vocabulary.n_grains if self.config.grains else len(vocabulary)
-        self._cell_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
+        self.cells_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
         self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
@@ -87,7 +87,7 @@ class BagOfInterests:
         Events with no interest, or of weight 0, are left out. Counts over disjoint sets of events add up to the
         counts of their union.
         """
-        cells, weights = self._cell_of(batch.item_rows), self._weights(batch)
+        cells, weights = self.cells_of(batch.item_rows), self._weights(batch)
         starts, stops = placement.starts_bw.ravel(), placement.stops_bw.ravel()
         indptr = np.zeros(len(starts) + 1, np.int64)
         n_most = int((stops - starts).sum())

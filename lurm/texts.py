@@ -17,6 +17,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from lurm.compiled import compiled
+from lurm.identifiers import MAX_ID_BYTES
+
+SHORT = 12  # bytes of a text that lie in Arrow's view of it
 
 _U64 = np.uint64
 _SECRET = np.frombuffer(
@@ -79,12 +82,23 @@ class Texts:
         return hashes, checks
 
 
-def may_be_blank_or_longer(column: pl.Series, n_bytes: int) -> bool:
+def views_of(column: pl.Series) -> NDArray[np.uint64]:
+    """(n, 2) uint64: each text as Arrow's view of it, without a copy; that of null means nothing.
+
+    Its lowest 32 bits are the text's length. Of up to ``SHORT`` bytes, the other twelve bytes are the text itself; of
+    more, the next four are its beginning.
+    """
+    array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
+    views = np.frombuffer(array.buffers()[1] or b"", np.uint64).reshape(-1, 2)
+    return views[array.offset : array.offset + len(array)]
+
+
+def may_be_blank_or_longer(column: pl.Series, n_bytes: int = MAX_ID_BYTES) -> bool:
     """False if no text of a String column is blank or of more bytes; True if one may be, and has to be looked at."""
     if column.null_count() == len(column):
         return False
-    texts = Texts.of(column)
-    return _is_odd(texts.ends, texts.bytes, np.empty(0, np.bool_) if texts.known is None else texts.known, n_bytes)
+    known = column.is_not_null().to_numpy() if column.null_count() else np.empty(0, np.bool_)
+    return _is_odd(views_of(column), known, n_bytes)
 
 
 class Dictionary:
@@ -129,14 +143,12 @@ class Dictionary:
 
 
 @compiled
-def _is_odd(ends: NDArray[np.int64], content: NDArray[np.uint8], known: NDArray[np.bool_], n_bytes: int) -> bool:
+def _is_odd(views: NDArray[np.uint64], known: NDArray[np.bool_], n_bytes: int) -> bool:
     """Whether a text is empty, too long, or begins with what may be a blank."""
-    for text in range(len(ends) - 1):
-        length = ends[text + 1] - ends[text]
-        if length == 0:
-            if len(known) == 0 or known[text]:
-                return True
-        elif length > n_bytes or content[ends[text]] <= 32 or content[ends[text]] > 126:
+    for text in range(len(views)):
+        length, first = views[text, 0] & _U64(0xFFFFFFFF), (views[text, 0] >> _U64(32)) & _U64(0xFF)
+        is_odd = length == 0 or length > _U64(n_bytes) or first <= _U64(32) or first > _U64(126)
+        if is_odd and (len(known) == 0 or known[text]):
             return True
     return False
 
