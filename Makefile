@@ -9,7 +9,7 @@ JOBS   ?= 2
 SHELL         := /bin/bash
 .SHELLFLAGS   := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint fast bench format clean redis python
+.PHONY: help setup demo test check lint fast bench quality format clean redis python
 
 # One numeric thread per process: tests run in $(JOBS) processes.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/pytest -n $(JOBS)
@@ -53,6 +53,9 @@ fast: setup ## the fast tests
 
 bench: setup ## measure against peers and limits: make bench [NAME=boi] [SCALE=full]
 	$(BIN)/lurm bench $(or $(NAME),all) --scale $(or $(SCALE),small) --keep
+
+quality: setup ## build and judge datasets, and write QUALITY.md: make quality DATA=<folder of datasets>
+	$(BIN)/lurm quality $(or $(DATA),data)
 
 format: setup ## rewrite the code in the house style
 	$(BIN)/ruff check --fix

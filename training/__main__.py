@@ -211,7 +211,7 @@ def quality(
 ) -> None:
     """Build and judge every dataset that a shipped recipe is for, and write QUALITY.md.
 
-    A stopped run goes on from its builds.
+    A stopped run goes on: datasets that were judged are not judged again.
 
     \b
     Example:
@@ -226,7 +226,7 @@ def quality(
 
     config = settings.load()
     with threadpool_limits(limits=config.threads):
-        datasets = qualities.judged(
+        told = qualities.chapters(
             folder,
             builds,
             seed=seed,
@@ -234,9 +234,8 @@ def quality(
             memory_limit_bytes=config.memory_limit_bytes,
             reporter=TerminalReporter(),
         )
-    write_durably(out, qualities.page(datasets, f"lurm quality <datasets> --seed {seed}").encode())
-    told = {one.findings.dataset: one.findings.to_json() for one in datasets}
-    emit(told, as_json=as_json, text=qualities.summary(datasets))
+    write_durably(out, qualities.page(told, f"lurm quality <datasets> --seed {seed}").encode())
+    emit({one.dataset: one.findings for one in told}, as_json=as_json, text=qualities.summary(told))
 
 
 def gate(

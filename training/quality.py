@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import orjson
+
+import lurm
+from lurm.artifacts import digest_of, write_durably
 from lurm.dataset import Dataset
 from lurm.errors import DataError
 from lurm.progress import Reporter
+from lurm.smen import REVISION
 from training import recipes
 from training.evaluate import Extent, Judge
 from training.evaluate.findings import Findings, Kind
@@ -23,19 +29,39 @@ _WINDOW: tuple[Kind, ...] = ("preference", "activity", "value")
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """What was found on one dataset.
+class Chapter:
+    """What the page says of one dataset.
 
     Attributes:
-        findings: of the recipe as it stands, beside all controls.
-        narrow: of an embedding of ``NARROW`` dimensions.
+        dataset: its name.
+        line: of the summary.
+        text: every task, as Markdown.
+        findings: the same as JSON values, of the recipe as it stands.
     """
 
-    findings: Findings
-    narrow: Findings
+    dataset: str
+    line: str
+    text: str
+    findings: dict[str, Any]
+
+    @classmethod
+    def of(cls, findings: Findings, narrow: Findings) -> Chapter:
+        """The chapter of a dataset.
+
+        Args:
+            findings: of the recipe as it stands, beside all controls.
+            narrow: of an embedding of ``NARROW`` dimensions.
+        """
+        parts = [
+            f"## {findings.dataset}\n\n{findings.n_events:,} events of {findings.n_users:,} users, "
+            f"{findings.n_interests:,} interests; {findings.seconds:,.0f} s.",
+            findings.to_markdown(),
+            *(f"Left out: {task} ({why})." for task, why in findings.left_out.items()),
+        ]
+        return cls(findings.dataset, _line(findings, narrow), "\n\n".join(parts), findings.to_json())
 
 
-def judged(
+def chapters(
     folder: Path,
     root: Path,
     *,
@@ -44,12 +70,12 @@ def judged(
     memory_limit_bytes: int,
     reporter: Reporter,
     extent: Extent = Extent(),
-) -> list[Judged]:
+) -> list[Chapter]:
     """Build and judge the datasets of a folder that have a shipped recipe of their name, in the order of names.
 
     Args:
         folder: holds datasets, a folder each.
-        root: keeps builds, so that a stopped run goes on from them.
+        root: keeps builds and chapters, so that a stopped run goes on where it was.
         seed, threads, memory_limit_bytes, reporter: as for ``Judge``.
         extent: how much is measured of the recipes as they stand.
 
@@ -63,28 +89,35 @@ def judged(
         )
     found = []
     for name in names:
-        reporter.say(f"quality: {name}")
         dataset = Dataset.open(folder / name, recipe=recipes.read(name))
+        recipe = Recipe.of(dataset.extra)
+        asked = [lurm.__version__, REVISION, dataset.fingerprint, asdict(recipe), seed, asdict(extent)]
+        kept = root / name / f"chapter-{digest_of(asked)[:16]}.json"
+        if kept.is_file():
+            reporter.say(f"quality: {name}, judged before")
+            found.append(Chapter(**orjson.loads(kept.read_bytes())))
+            continue
+        reporter.say(f"quality: {name}")
         judge = Judge(
             dataset,
-            Recipe.of(dataset.extra),
+            recipe,
             root / name / "past",
             seed=seed,
             threads=threads,
             memory_limit_bytes=memory_limit_bytes,
             reporter=reporter,
         )
-        found.append(
-            Judged(judge.judge(judge.built(root / name), extent), judge.at_width(NARROW, root / name / "narrow"))
-        )
+        findings = judge.judge(judge.built(root / name), extent)
+        found.append(Chapter.of(findings, judge.at_width(NARROW, root / name / "narrow")))
+        write_durably(kept, orjson.dumps(asdict(found[-1]), option=orjson.OPT_SERIALIZE_NUMPY))
     return found
 
 
-def page(datasets: Sequence[Judged], command: str) -> str:
-    """The findings as Markdown: one line per dataset, then every dataset with every task.
+def page(told: Sequence[Chapter], command: str) -> str:
+    """The chapters as Markdown: one line per dataset, then every dataset with every task.
 
     Args:
-        datasets: at least one.
+        told: at least one.
         command: that made them, for whoever wants to make them again.
     """
     parts = [
@@ -93,20 +126,13 @@ def page(datasets: Sequence[Judged], command: str) -> str:
         "its 95 % interval; five stratified folds, the same for every row of a dataset. What comes next is asked of a "
         "release built of nothing but the log before. How each row is made, small networks, cold users, paired tests "
         "and diagnostics are on the HTML page that `lurm evaluate` writes.",
-        summary(datasets),
+        summary(told),
+        *(one.text for one in told),
     ]
-    for one in datasets:
-        findings = one.findings
-        parts.append(
-            f"## {findings.dataset}\n\n{findings.n_events:,} events of {findings.n_users:,} users, "
-            f"{findings.n_interests:,} interests; {findings.seconds:,.0f} s."
-        )
-        parts.append(findings.to_markdown())
-        parts += [f"Left out: {task} ({why})." for task, why in findings.left_out.items()]
     return "\n\n".join(parts) + "\n"
 
 
-def summary(datasets: Sequence[Judged]) -> str:
+def summary(told: Sequence[Chapter]) -> str:
     """One line of Markdown per dataset: means over its attributes, and over what comes next."""
     heads = [
         "mean AUC",
@@ -120,20 +146,22 @@ def summary(datasets: Sequence[Judged]) -> str:
         "best other of 256",
         "activity counts",
     ]
-    lines = [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1)]
-    for one in datasets:
-        found, narrow = one.findings, one.narrow
-        raw, svd = "raw bag of interests", f"SVD of items, {found.dim}"
-        others = [row for row in found.rows if row.endswith(f", {found.dim}") and row != found.embedding]
-        cells = [
-            found.mean(found.embedding, "profile"),
-            narrow.mean(narrow.embedding, "profile"),
-            *(found.mean(row, "profile") for row in (raw, svd)),
-            *(found.mean_of_few(row, 200) for row in (found.embedding, raw)),
-            found.mean(found.embedding, *_WINDOW),
-            max((found.mean(row, *_WINDOW) for row in others), default=math.nan),
-            found.mean("activity counts", *_WINDOW),
-        ]
-        told = ("" if math.isnan(cell) else f"{cell:.3f}" for cell in cells)
-        lines.append(f"| {found.dataset} | {' | '.join(told)} |")
-    return "\n".join(lines)
+    return "\n".join(
+        [f"| {' | '.join(heads)} |", "| --- |" + " ---: |" * (len(heads) - 1), *(one.line for one in told)]
+    )
+
+
+def _line(found: Findings, narrow: Findings) -> str:
+    raw, svd = "raw bag of interests", f"SVD of items, {found.dim}"
+    others = [row for row in found.rows if row.endswith(f", {found.dim}") and row != found.embedding]
+    cells = [
+        found.mean(found.embedding, "profile"),
+        narrow.mean(narrow.embedding, "profile"),
+        *(found.mean(row, "profile") for row in (raw, svd)),
+        *(found.mean_of_few(row, 200) for row in (found.embedding, raw)),
+        found.mean(found.embedding, *_WINDOW),
+        max((found.mean(row, *_WINDOW) for row in others), default=math.nan),
+        found.mean("activity counts", *_WINDOW),
+    ]
+    told = ("" if math.isnan(cell) else f"{cell:.3f}" for cell in cells)
+    return f"| {found.dataset} | {' | '.join(told)} |"

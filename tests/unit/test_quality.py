@@ -9,7 +9,7 @@ from lurm.errors import DataError
 from lurm.progress import Silent
 from tests.unit.test_report import OURS, plausible, score, task
 from training import recipes
-from training.quality import Judged, judged, page, summary
+from training.quality import Chapter, chapters, page, summary
 
 
 def cells(line: str) -> list[str]:
@@ -20,7 +20,7 @@ def test_a_line_of_the_summary_holds_the_means_its_heads_name() -> None:
     found = plausible()
     gender = replace(task("gender", "profile", {OURS: 0.7}, curves=False), scores={"lurm, 64": score(0.71)})
     narrow = replace(found, rows={"lurm, 64": "narrow"}, tasks=(gender,))
-    heads, _, line = summary([Judged(found, narrow)]).splitlines()
+    heads, _, line = summary([Chapter.of(found, narrow)]).splitlines()
     assert len(cells(heads)) == len(cells(line))
     window = ("preference", "activity", "value")
     next_best = max(found.mean(row, *window) for row in found.rows if row.endswith(", 256") and row != OURS)
@@ -42,7 +42,7 @@ def test_a_line_of_the_summary_holds_the_means_its_heads_name() -> None:
 def test_what_was_not_asked_is_left_empty() -> None:
     found = plausible()
     following = replace(found, tasks=tuple(t for t in found.tasks if t.kind != "profile"))
-    *_, line = summary([Judged(following, following)]).splitlines()
+    *_, line = summary([Chapter.of(following, following)]).splitlines()
     assert cells(line)[1:7] == [""] * 6
     assert all(cells(line)[7:])
     assert following.to_markdown().count("what comes next") == 1
@@ -51,7 +51,7 @@ def test_what_was_not_asked_is_left_empty() -> None:
 
 def test_the_page_names_its_command_and_holds_every_task_of_every_dataset() -> None:
     found = replace(plausible(), left_out={"churn": "nobody left"})
-    told = page([Judged(found, found), Judged(replace(found, dataset="ml100k"), found)], "lurm quality data")
+    told = page([Chapter.of(found, found), Chapter.of(replace(found, dataset="ml100k"), found)], "lurm quality data")
     assert "`lurm quality data`" in told
     assert told.count("## blogs\n") == told.count("## ml100k\n") == 1
     for one in found.tasks:
@@ -64,4 +64,4 @@ def test_a_folder_without_datasets_says_what_it_should_hold(tmp_path: Path) -> N
     (tmp_path / "something").mkdir()
     assert set(recipes.shipped()) >= {"blogs", "ml100k"}
     with pytest.raises(DataError, match=r"expected a folder .*blogs"):
-        judged(tmp_path, tmp_path / "builds", seed=0, threads=1, memory_limit_bytes=2**30, reporter=Silent())
+        chapters(tmp_path, tmp_path / "builds", seed=0, threads=1, memory_limit_bytes=2**30, reporter=Silent())
