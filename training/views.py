@@ -1,0 +1,77 @@
+"""Two views of each user, drawn at random, and work that is done ahead of whoever waits for it.
+
+What a view is depends on the histories and the random numbers alone, not on when or in which thread it is drawn.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+
+from lurm.history import HistoryBatch
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+def two_views(
+    batch: HistoryBatch, rng: np.random.Generator, *, keep: tuple[float, float], later_share: float
+) -> tuple[HistoryBatch, HistoryBatch]:
+    """Two thinnings of each user's events, or the past and the later part of the life; never empty where users act.
+
+    Args:
+        batch: B histories.
+        rng: decides everything.
+        keep: least and most of a user's events that a thinning keeps.
+        later_share: share of users whose views are past and later part.
+    """
+    n_users, n_events, begins = len(batch), batch.n_events, batch.offsets[:-1]
+    n_past = np.maximum(np.round(rng.uniform(0.3, 0.7, n_users) * n_events), 1).astype(np.int64)
+    kept_share = rng.uniform(*keep, (2, n_users))
+    draws = rng.random((2, len(batch.timestamps)))
+    split = np.repeat(rng.random(n_users) < later_share, n_events)
+    past = np.arange(len(split)) < np.repeat(begins + n_past, n_events)
+    acts = n_events > 0
+    views = []
+    for part, draw, share in zip((past, ~past), draws, kept_share, strict=True):
+        mask = np.where(split, part, draw < np.repeat(share, n_events))
+        bare = acts.copy()
+        bare[acts] = ~np.logical_or.reduceat(mask, begins[acts]) if len(mask) else False
+        mask[begins[bare] + rng.integers(0, n_events[bare])] = True
+        views.append(batch.keep(mask))
+    return views[0], views[1]
+
+
+@contextmanager
+def ahead(make: Callable[[Given], Made], over: Iterable[Given], depth: int = 2) -> Iterator[Iterator[Made]]:
+    """What ``make`` makes of each of ``over``, in order, made in a thread of its own while the last one is used.
+
+    The thread has ended when the context is left, whether all was taken, something was raised or somebody pressed
+    Ctrl-C; it finishes the one it is at.
+
+    Args:
+        make: runs in the thread, for one after another. What it raises is raised where its result would have come.
+        over: read in the caller's thread, ``depth`` further than what was handed out.
+        depth: most results that are ready or being made.
+    """
+    left = iter(over)
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
+        waiting: deque[Future[Made]] = deque(thread.submit(make, one) for one in islice(left, depth))
+
+        def taken() -> Iterator[Made]:
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(thread.submit(make, one) for one in islice(left, 1))
+                yield made
+
+        try:
+            yield taken()
+        finally:
+            for one in waiting:
+                one.cancel()
