@@ -30,7 +30,8 @@ from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
 from training.checkpoint import Checkpoint, Standing
 from training.foresight import foresight
-from training.views import ahead, two_views
+from training.ranks import ALONE, Ranks
+from training.views import ahead, some_users, two_views
 
 _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
@@ -131,6 +132,7 @@ class Trainer:
         checkpoint: folder to resume from and save to after each pass; None: no checkpoints. It outlives ``fit``; who
             has what was trained safe elsewhere removes it.
         reporter: told about loss and speed.
+        ranks: that train together; all are given the same, and all get the same weights. The leader alone writes.
     """
 
     def __init__(
@@ -141,7 +143,9 @@ class Trainer:
         config: TrainConfig,
         checkpoint: Path | None,
         reporter: Reporter,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._network, self._boi, self._history, self._config = network, boi, history, config
         self._checkpoint, self._reporter = checkpoint, reporter
         n_users = len(history)
@@ -169,6 +173,12 @@ class Trainer:
 
     def start(self) -> None:
         """Initialise the network from a sample of users: bags, activity, and the centre of its output."""
+        if self._ranks.leads:
+            self._begin()
+        self._ranks.follow(self._network.state_dict().values())
+        self._measure()
+
+    def _begin(self) -> None:
         network, rng = self._network, np.random.default_rng([self._config.seed, 10**6 + 1])
         rows = self._train_rows[:_SAMPLE_FOR_START]
         bags: list[list[sp.csr_matrix]] = [[], [], [], []]
@@ -186,7 +196,6 @@ class Trainer:
         else:
             network.start_anywhere(self._config.seed)
         network.know_activity(np.concatenate(features), self._history.watermark, self._foresight(rows))
-        self._measure()
 
     def _foresight(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         history = self._history
@@ -199,10 +208,15 @@ class Trainer:
 
     def _measure(self) -> None:
         """Centre the network's output on a sample of users, and tell its usual length."""
-        network, some = self._network, _chunks(self._train_rows[:8192], 1024)
-        with torch.no_grad(), ahead(lambda rows: self._bags(self._history.batch(rows)), some) as ready:
+        network, ranks, some = self._network, self._ranks, list(_chunks(self._train_rows[:8192], 1024))
+
+        def own_bags(rows: NDArray[np.int64]) -> Bags:
+            return self._bags(self._history.batch(rows[ranks.share(len(rows))]))
+
+        with torch.no_grad(), ahead(own_bags, some) as ready:
             as_it_stands = self._as_it_stands()
-            interests_be = torch.cat([as_it_stands(bags) for bags in ready])
+            parts = [ranks.gathered(as_it_stands(bags), len(rows)) for rows, bags in zip(some, ready, strict=True)]
+            interests_be = torch.cat(parts)
             network.mean_e.add_(interests_be.mean(0))
             interests_be -= interests_be.mean(0)
             network.length.copy_(interests_be.square().sum(1).mean().sqrt().clamp_min(1e-4))
@@ -231,12 +245,12 @@ class Trainer:
         begun: Mapping[str, Tensor]
         best: Mapping[str, Tensor]
         with Checkpoint(self._checkpoint, self._reporter) as checkpoint:
-            kept = checkpoint.load()
+            kept = self._kept(checkpoint)
             if kept is None:
                 self.start()
                 epoch, held_out = 0, [self._held_out_loss()]
                 begun = best = _copy(self._network)
-                checkpoint.keep(self._standing(epoch, held_out, begun, best))
+                self._keep(checkpoint, epoch, held_out, begun, best)
             else:
                 epoch, held_out = kept.epoch, kept.held_out
                 begun, best = self._resume(kept)
@@ -246,14 +260,14 @@ class Trainer:
                 held_out.append(self._held_out_loss())
                 if held_out[-1] == min(held_out):
                     best = _copy(self._network)
-                checkpoint.keep(self._standing(epoch, held_out, begun, best))
+                self._keep(checkpoint, epoch, held_out, begun, best)
         share = self._config.blend if self._config.start == "spectrum" else 1.0
         self._network.load_state_dict(_between(begun, best, share))
         self._measure()
         return Outcome(epoch, held_out, int(np.argmin(held_out)), self._held_out_recall(), self._in_sample)
 
     def _pass(self, epoch: int) -> None:
-        config = self._config
+        config, ranks = self._config, self._ranks
         order = np.random.default_rng([config.seed, epoch]).permutation(self._train_rows)
         batches = [rows for rows in _chunks(order, config.batch_users) if len(rows) > 1]
         total = self._epochs * len(batches)
@@ -267,14 +281,17 @@ class Trainer:
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     optimizer.zero_grad(set_to_none=True)
-                ones_be, twos_be = (self._compared(self._network(view)) for view in (one, two))
+                own = (self._compared(self._network(view)) for view in (one, two))
+                ones_be, twos_be = (ranks.gathered(own_be, len(batches[at])) for own_be in own)
                 loss = contrastive_loss(ones_be, twos_be, config.temperature)
-                imbalance = self._network.imbalance(interests)
+                imbalance = self._network.imbalance(interests) / ranks.n  # the same at every rank, and added up
                 (loss + config.usage_weight * imbalance).backward()  # type: ignore[no-untyped-call]
+                ranks.add_up_gradients([*self._network.parameters(), *self._head.parameters()])
                 for optimizer in self._optimizers:
                     optimizer.step()
                 mean += (self._finite(float(loss.detach()), title) - mean) / (at + 1)
                 task.advance(len(batches[at]), f"loss {mean:.3f}")
+        ranks.follow([*self._network.state_dict().values(), *self._head.state_dict().values()])
         self._network.eval()
 
     def _steps(self, epoch: int, batches: list[NDArray[np.int64]]) -> AbstractContextManager[Iterator[Step]]:
@@ -287,10 +304,10 @@ class Trainer:
         return ahead(prepare, range(len(batches)))
 
     def _two_bags(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Bags, Bags]:
-        """The bags of two views of each of these users."""
-        config = self._config
+        """The bags of two views of each of these users, of this rank's share of them."""
+        config, share = self._config, self._ranks.share(len(rows))
         views = two_views(self._history.batch(rows), rng, keep=config.keep, later_share=config.later_share)
-        one, two = (self._bags(view) for view in views)
+        one, two = (self._bags(some_users(view, share)) for view in views)
         return one, two
 
     def _bags(self, batch: HistoryBatch) -> Bags:
@@ -318,20 +335,39 @@ class Trainer:
 
     def _held_out_views(self) -> tuple[Tensor, Tensor]:
         """(B, M·D) interests of the held-out users from two views of each; the same views every time."""
-        rng, chunks = np.random.default_rng([self._config.seed, 10**6]), _chunks(self._held_rows, 512)
+        rng, chunks = np.random.default_rng([self._config.seed, 10**6]), list(_chunks(self._held_rows, 512))
+        ones, twos = [], []
         with torch.no_grad(), ahead(lambda rows: self._two_bags(rows, rng), chunks) as ready:
             as_it_stands = self._as_it_stands()
-            pairs = [(as_it_stands(one), as_it_stands(two)) for one, two in ready]
-        return torch.cat([one for one, _ in pairs]), torch.cat([two for _, two in pairs])
+            for rows, (one, two) in zip(chunks, ready, strict=True):
+                ones.append(self._ranks.gathered(as_it_stands(one), len(rows)))
+                twos.append(self._ranks.gathered(as_it_stands(two), len(rows)))
+        return torch.cat(ones), torch.cat(twos)
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         ones_be, twos_be = (self._compared(interests_be) for interests_be in self._held_out_views())
-        return self._finite(float(contrastive_loss(ones_be, twos_be, self._config.temperature)), "held-out users")
+        loss = contrastive_loss(ones_be, twos_be, self._config.temperature)
+        return self._finite(self._ranks.agreed(float(loss)), "held-out users")
 
     def _held_out_recall(self) -> float:
         ones_be, twos_be = (F.normalize(interests_be, dim=-1, eps=1e-6) for interests_be in self._held_out_views())
         return float(((ones_be @ twos_be.T).argmax(1) == torch.arange(len(ones_be))).float().mean())
+
+    def _kept(self, checkpoint: Checkpoint) -> Standing | None:
+        """The standing to go on from.
+
+        Raises:
+            LurmError: the ranks do not find the same one.
+        """
+        kept = checkpoint.load()
+        epoch = -1 if kept is None else kept.epoch
+        if epoch != (leaders := int(self._ranks.agreed(epoch))):
+            raise LurmError(
+                f"rank {self._ranks.rank} finds a checkpoint after pass {epoch}, the leader one after pass {leaders} "
+                "(-1: none); all ranks need one artifacts folder"
+            )
+        return kept
 
     def _resume(self, standing: Standing) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Take up what was kept; gives the weights at the start and at best."""
@@ -342,14 +378,21 @@ class Trainer:
         self._reporter.say(f"  resuming after pass {standing.epoch}")
         return _under(standing.tensors, "begun."), _under(standing.tensors, "best.")
 
-    def _standing(
-        self, epoch: int, held_out: list[float], begun: Mapping[str, Tensor], best: Mapping[str, Tensor]
-    ) -> Standing:
+    def _keep(
+        self,
+        checkpoint: Checkpoint,
+        epoch: int,
+        held_out: list[float],
+        begun: Mapping[str, Tensor],
+        best: Mapping[str, Tensor],
+    ) -> None:
+        if not self._ranks.leads:
+            return
         parts: dict[str, Mapping[str, Tensor]] = {"begun": begun, "best": best}
         parts |= {"network": self._network.state_dict(), "head": self._head.state_dict()}
         parts |= {f"optimizer{i}": _optimizer_tensors(optimizer) for i, optimizer in enumerate(self._optimizers)}
         tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        return Standing(epoch, held_out, tensors)
+        checkpoint.keep(Standing(epoch, held_out, tensors))
 
 
 def contrastive_loss(one_be: Tensor, two_be: Tensor, temperature: float) -> Tensor:
