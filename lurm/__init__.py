@@ -6,11 +6,13 @@ The map of the house, from the ground up. Each module may import only what stand
     errors        what can go wrong, as one tree
     settings      every LURM_* variable; the only reader of the environment
     bounds        what configuration values may be
+    ahead         what comes next, made in a thread
     compiled      loops as machine code
     progress      how a long job says how far it is
     artifacts     immutable folders with a manifest: draft, publish, verify, open
     arrays        plain arrays on disk: append, map
     identifiers   string id <-> row, memory-mapped
+    texts         columns of texts as hashes and codes
     columns       cells of any type -> text, numbers, epoch milliseconds
     readers       Parquet, CSV and JSONL files as chunks of columns
     events        event logs of any shape -> clean batches, bad rows set aside
@@ -18,6 +20,8 @@ The map of the house, from the ground up. Each module may import only what stand
     history       every event of every user, oldest first: the only truth
     spectrum      truncated singular values of a sparse matrix
     meanings      interests in words
+    touches       who touched what and when: three columns, fast
+    lives         events as records, grouped into sorted lives
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core
     sequences     histories -> windows
@@ -25,6 +29,8 @@ The map of the house, from the ground up. Each module may import only what stand
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
+    inference     its vectors without gradients, compiled
+    tally         bags straight from a log                                    (LURM)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     encoder       the one protocol serving knows
     index         nearest users

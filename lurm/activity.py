@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.compiled import compiled
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
@@ -32,50 +33,19 @@ def activity_features(batch: HistoryBatch, as_of: int, n_behaviors: int) -> NDAr
         as_of: epoch ms, from where recency is measured.
         n_behaviors: of the log; at most eight are looked at.
     """
-    n_users = len(batch)
-    user = batch.user_of_event
-    n_events = batch.n_events
-    some = np.maximum(n_events, 1)
-
-    def total(which: NDArray[np.bool_] | slice, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        of = None if weights is None else weights[which]
-        return np.bincount(user[which], weights=of, minlength=n_users).astype(np.float64)
-
-    age = np.maximum(as_of - batch.timestamps, 0)
-    columns = [np.log1p(n_events), *(np.log1p(total(age < days * DAY_MS)) for days in _RECENT_DAYS)]
-    first = batch.timestamps[np.minimum(batch.offsets[:-1], max(len(user) - 1, 0))] if len(user) else batch.last_at
-    columns += [np.log1p(np.maximum(as_of - at, 0) / DAY_MS) for at in (batch.last_at, first)]
-
-    day = batch.timestamps // DAY_MS
-    starts = np.ones(len(day), np.bool_)
-    starts[1:] = (day[1:] != day[:-1]) | (user[1:] != user[:-1])
-    n_days = total(starts)
-    active_day, its_user = day[starts], user[starts]
-    again = its_user[1:] == its_user[:-1]
-    log_gap, of_gap = np.log(np.diff(active_day)[again]), its_user[1:][again]
-    n_gaps = np.maximum(np.bincount(of_gap, minlength=n_users), 1)
-    mean_gap = np.bincount(of_gap, weights=log_gap, minlength=n_users) / n_gaps
-    mean_square = np.bincount(of_gap, weights=log_gap**2, minlength=n_users) / n_gaps
-    columns += [np.log1p(n_days), np.log(some / np.maximum(n_days, 1)), mean_gap, _spread(mean_gap, mean_square)]
-
-    order = np.lexsort((batch.item_rows, user))
-    item, of_item = batch.item_rows[order], user[order]
-    distinct = np.ones(len(item), np.bool_)
-    distinct[1:] = (item[1:] != item[:-1]) | (of_item[1:] != of_item[:-1])
-    n_items = np.bincount(of_item[distinct & (item >= 0)], minlength=n_users)
-    columns.append(np.log1p(n_items) - np.log1p(n_events))
-
-    columns += [total((day + _MONDAY) % 7 == weekday) / some for weekday in range(7)]
-    part = batch.timestamps % DAY_MS // (_HOURS * 3_600_000)
-    columns += [total(part == which) / some for which in range(24 // _HOURS)]
-
-    value = batch.values.astype(np.float64)
-    mean = total(slice(None), value) / some
-    columns += [mean, np.sign(mean) * np.log1p(np.abs(mean)), np.log1p(total(slice(None), np.abs(value)))]
-    columns.append(_spread(mean, total(slice(None), value**2) / some))
-    columns += [total(batch.behavior_rows == row) / some for row in range(min(n_behaviors, MOST_BEHAVIORS))]
-    features_ba = np.stack(columns, axis=1).astype(np.float32)
-    features_ba[n_events == 0] = 0
+    features_ba = np.zeros((len(batch), activity_width(n_behaviors)), np.float32)
+    last_seen_n = np.full(int(batch.item_rows.max(initial=-1)) + 1, -1, np.int64)
+    _describe(
+        batch.offsets,
+        batch.timestamps,
+        batch.item_rows,
+        batch.behavior_rows,
+        batch.values,
+        as_of,
+        min(n_behaviors, MOST_BEHAVIORS),
+        last_seen_n,
+        features_ba,
+    )
     return features_ba
 
 
@@ -98,6 +68,89 @@ def standardised(
     return standard
 
 
-def _spread(mean: NDArray[np.float64], mean_square: NDArray[np.float64]) -> NDArray[np.float64]:
-    spread: NDArray[np.float64] = np.sqrt(np.maximum(mean_square - mean**2, 0))
-    return spread
+@compiled
+def _describe(
+    offsets: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
+    item_rows: NDArray[np.int32],
+    behavior_rows: NDArray[np.int16],
+    values: NDArray[np.float32],
+    as_of: int,
+    n_behaviors: int,
+    last_seen_n: NDArray[np.int64],
+    features_ba: NDArray[np.float32],
+) -> None:
+    """Fill in the features of each user who has events.
+
+    Args:
+        last_seen_n: one per item, all negative: the last user who was seen with it.
+    """
+    recent = np.zeros(len(_RECENT_DAYS), np.int64)
+    weekdays, parts = np.zeros(7, np.int64), np.zeros(24 // _HOURS, np.int64)
+    behaviors = np.zeros(MOST_BEHAVIORS, np.int64)
+    for user in range(len(offsets) - 1):
+        first, end = offsets[user], offsets[user + 1]
+        if first == end:
+            continue
+        recent[:], weekdays[:], parts[:], behaviors[:] = 0, 0, 0, 0
+        n_items = n_days = n_gaps = 0
+        gaps = squared_gaps = total = absolute = squares = 0.0
+        before = 0
+        for event in range(first, end):
+            at = timestamps[event]
+            for nth in range(len(_RECENT_DAYS)):
+                recent[nth] += as_of - at < _RECENT_DAYS[nth] * DAY_MS
+            day = at // DAY_MS
+            weekdays[(day + _MONDAY) % 7] += 1
+            parts[(at - day * DAY_MS) // (_HOURS * 3_600_000)] += 1
+            if event == first:
+                n_days = 1
+            elif day != before:
+                n_days += 1
+                n_gaps += 1
+                gap = np.log(np.float64(day - before))
+                gaps += gap
+                squared_gaps += gap * gap
+            before = day
+            item = item_rows[event]
+            if item >= 0 and last_seen_n[item] != user:
+                last_seen_n[item] = user
+                n_items += 1
+            value = np.float64(values[event])
+            total += value
+            absolute += abs(value)
+            squares += value * value
+            if 0 <= behavior_rows[event] < n_behaviors:
+                behaviors[behavior_rows[event]] += 1
+        n = np.float64(end - first)
+        of_user = features_ba[user]
+        of_user[0] = np.log1p(n)
+        column = 1
+        for nth in range(len(_RECENT_DAYS)):
+            of_user[column] = np.log1p(np.float64(recent[nth]))
+            column += 1
+        for at in (timestamps[end - 1], timestamps[first]):
+            of_user[column] = np.log1p(max(as_of - at, 0) / DAY_MS)
+            column += 1
+        mean_gap = gaps / max(n_gaps, 1)
+        of_user[column] = np.log1p(np.float64(n_days))
+        of_user[column + 1] = np.log(n / n_days)
+        of_user[column + 2] = mean_gap
+        of_user[column + 3] = np.sqrt(max(squared_gaps / max(n_gaps, 1) - mean_gap * mean_gap, 0.0))
+        of_user[column + 4] = np.log1p(np.float64(n_items)) - np.log1p(n)
+        column += 5
+        for weekday in range(7):
+            of_user[column] = weekdays[weekday] / n
+            column += 1
+        for part in range(24 // _HOURS):
+            of_user[column] = parts[part] / n
+            column += 1
+        mean = total / n
+        of_user[column] = mean
+        of_user[column + 1] = np.sign(mean) * np.log1p(abs(mean))
+        of_user[column + 2] = np.log1p(absolute)
+        of_user[column + 3] = np.sqrt(max(squares / n - mean * mean, 0.0))
+        column += 4
+        for behavior in range(n_behaviors):
+            of_user[column] = behaviors[behavior] / n
+            column += 1

@@ -14,11 +14,15 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, check
+from lurm.compiled import compiled
 from lurm.errors import UsageError
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Placement, Scale, life, trailing
+
+_FEW = 32  # cells that are sorted where they lie
+_LOG1P = np.log1p(np.arange(1024, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +71,7 @@ class BagOfInterests:
         self.vocabulary = vocabulary
         self.config = config or BagConfig()
         self.width = vocabulary.n_grains if self.config.grains else len(vocabulary)
-        self._cell_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
+        self.cells_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
         self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
@@ -83,26 +87,19 @@ class BagOfInterests:
         Events with no interest, or of weight 0, are left out. Counts over disjoint sets of events add up to the
         counts of their union.
         """
-        n_bags = len(batch) * placement.n_windows
-        cell = self._cell_of(batch.item_rows[placement.events])
-        known = cell >= 0
-        keys = placement.rows[known] * self.width + cell[known]
-        weights = self._weights(batch, placement.events[known])
-        if weights is None:
-            distinct, counts = np.unique(keys, return_counts=True)
-        else:
-            distinct, inverse = np.unique(keys, return_inverse=True)
-            counts = np.bincount(inverse, weights=weights, minlength=len(distinct)).astype(np.float32)
-            distinct, counts = distinct[counts > 0], counts[counts > 0]
-        indptr = np.searchsorted(distinct, np.arange(n_bags + 1) * self.width)
-        indices = (distinct % self.width).astype(np.int32)
-        return sp.csr_matrix((counts.astype(np.float32), indices, indptr), shape=(n_bags, self.width))
+        cells, weights = self.cells_of(batch.item_rows), self._weights(batch)
+        starts, stops = placement.starts_bw.ravel(), placement.stops_bw.ravel()
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        n_most = int((stops - starts).sum())
+        indices, counts = np.empty(n_most, np.int32), np.empty(n_most, np.float32)
+        nnz = _tally(starts, stops, cells, weights, np.zeros(self.width), indptr, indices, counts)
+        return sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(len(starts), self.width))
 
     def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         """g of raw counts, element by element: same shape, same sparsity."""
         n = counts.data
         if self.config.weighting == "log":
-            weighed = np.log1p(n)
+            weighed = _log1p(n, _LOG1P)
         elif self.config.weighting == "binary":
             weighed = (n > 0).astype(np.float32)
         else:
@@ -115,25 +112,97 @@ class BagOfInterests:
         """(B·W, width) float32 CSR: the bags of a batch."""
         return self.weigh(self.count(batch, placement))
 
-    def _weights(self, batch: HistoryBatch, events: NDArray[np.int64]) -> NDArray[np.float64] | None:
-        """(P,) weight of each placed event; None when all are 1."""
-        weights = None
+    def _weights(self, batch: HistoryBatch) -> NDArray[np.float64]:
+        """(E,) weight of each event; none at all when all are 1."""
+        weights = np.empty(0)
         if self._weight_of_behavior is not None:
-            weights = self._weight_of_behavior[batch.behavior_rows[events]]
+            weights = self._weight_of_behavior[batch.behavior_rows]
         if self.config.half_life_days is not None:
-            age = (np.repeat(batch.last_at, batch.n_events) - batch.timestamps)[events]
+            age = np.repeat(batch.last_at, batch.n_events) - batch.timestamps
             decay = np.exp2(-age / (self.config.half_life_days * DAY_MS))
-            weights = decay if weights is None else weights * decay
+            weights = weights * decay if len(weights) else decay
         return weights
 
 
 def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
     """The bags at unit length, row by row; empty ones stay empty."""
-    weights = bags.data.astype(np.float64)  # whose squares are not lost, however small
-    row = np.repeat(np.arange(bags.shape[0]), np.diff(bags.indptr))
-    squares = np.bincount(row, weights=weights**2, minlength=bags.shape[0])  # each row's in its own order
-    unit = (weights / np.sqrt(squares)[row]).astype(np.float32)
+    unit = np.empty(bags.nnz, np.float32)
+    _unit(bags.indptr, bags.data, unit)
     return sp.csr_matrix((unit, bags.indices, bags.indptr), shape=bags.shape)
+
+
+@compiled
+def _tally(
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    cells: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    sums: NDArray[np.float64],
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    counts: NDArray[np.float32],
+) -> int:
+    """Sum the weights of each window's events by cell, in the order of events; the number of cells written.
+
+    Args:
+        starts, stops: (W,) the windows.
+        cells: (E,) cell of each event; negative: of none.
+        weights: (E,), or empty: all 1.
+        sums: one per cell, all 0, and 0 again afterwards.
+        indptr, indices, counts: what is filled in, as a CSR matrix.
+    """
+    nnz = 0
+    for window in range(len(starts)):
+        begin = nnz
+        for event in range(starts[window], stops[window]):
+            cell, weight = cells[event], 1.0 if len(weights) == 0 else weights[event]
+            if cell < 0 or weight <= 0.0:
+                continue
+            if sums[cell] == 0.0:
+                indices[nnz] = cell
+                nnz += 1
+            sums[cell] += weight
+        if nnz - begin > _FEW:
+            indices[begin:nnz].sort()
+        else:
+            for last in range(begin + 1, nnz):
+                cell, at = indices[last], last
+                while at > begin and indices[at - 1] > cell:
+                    indices[at] = indices[at - 1]
+                    at -= 1
+                indices[at] = cell
+        kept = begin
+        for at in range(begin, nnz):
+            cell = indices[at]
+            count = np.float32(sums[cell])
+            sums[cell] = 0.0
+            if count > 0:
+                indices[kept], counts[kept] = cell, count
+                kept += 1
+        nnz = kept
+        indptr[window + 1] = nnz
+    return nnz
+
+
+@compiled
+def _log1p(counts: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
+    """log(1 + n), looked up for the small whole numbers that most counts are."""
+    logs = np.empty_like(counts)
+    for at in range(len(counts)):
+        whole = int(min(counts[at], np.float32(len(known) - 1)))
+        logs[at] = known[whole] if counts[at] == whole else np.log1p(counts[at])
+    return logs
+
+
+@compiled
+def _unit(indptr: NDArray[np.int32], weights: NDArray[np.float32], unit: NDArray[np.float32]) -> None:
+    for row in range(len(indptr) - 1):
+        squares = 0.0
+        for at in range(indptr[row], indptr[row + 1]):
+            squares += np.float64(weights[at]) * np.float64(weights[at])  # not lost, however small
+        length = np.sqrt(squares)
+        for at in range(indptr[row], indptr[row + 1]):
+            unit[at] = weights[at] / length
 
 
 @dataclass(frozen=True, slots=True)

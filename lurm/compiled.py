@@ -8,6 +8,7 @@ that file and no other.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar, cast
 
 import numba
@@ -17,7 +18,19 @@ Loop = TypeVar("Loop", bound=Callable[..., object])
 
 def compiled(loop: Loop) -> Loop:
     """The same function as machine code; it checks no bounds, and its callers have to."""
+    return _compile(loop, reorders=False)
+
+
+def compiled_sums(loop: Loop) -> Loop:
+    """As ``compiled``, and its sums are added up several numbers at once: faster, and the same in every call."""
+    return _compile(loop, reorders=True)
+
+
+def _compile(loop: Loop, *, reorders: bool) -> Loop:
+    kept = partial(numba.njit, nogil=True, error_model="numpy")
+    if reorders:
+        kept = partial(kept, fastmath={"reassoc", "contract", "nsz"})
     try:
-        return cast(Loop, numba.njit(nogil=True, cache=True, error_model="numpy")(loop))
+        return cast(Loop, kept(loop, cache=True))
     except RuntimeError:  # nowhere to keep it
-        return cast(Loop, numba.njit(nogil=True, error_model="numpy")(loop))
+        return cast(Loop, kept(loop))

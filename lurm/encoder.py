@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -10,9 +13,11 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import read_manifest
 from lurm.errors import ArtifactError
-from lurm.history import HistoryBatch
+from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.smen import SmenEncoder
+
+_EVENTS_AT_ONCE = 2**18
 
 
 class UserEncoder(Protocol):
@@ -36,6 +41,27 @@ class UserEncoder(Protocol):
         timestamp. A history without a single known item gets the vector of an unknown user (still unit length).
         """
         ...
+
+
+def embed_all(
+    encoder: UserEncoder, history: HistoryBase, threads: int
+) -> Iterator[tuple[HistoryBatch, NDArray[np.float32]]]:
+    """The histories of all users in row order, batch after batch, each with its (B, E) embeddings.
+
+    Args:
+        encoder: called from several threads.
+        history: read as it is needed, a few batches ahead.
+        threads: at least 1; the embeddings do not depend on how many.
+    """
+    with ThreadPoolExecutor(threads, "embed") as pool:
+        under_way: deque[tuple[HistoryBatch, Future[NDArray[np.float32]]]] = deque()
+        for batch in history.scan(max_events=_EVENTS_AT_ONCE):
+            under_way.append((batch, pool.submit(encoder.embed, batch)))
+            if len(under_way) > threads:
+                first, vectors = under_way.popleft()
+                yield first, vectors.result()
+        for batch, vectors in under_way:
+            yield batch, vectors.result()
 
 
 def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> UserEncoder:

@@ -30,6 +30,7 @@ from lurm.columns import Unit, as_numbers, as_text, as_timestamps, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
+from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
 REQUIRED = ("user_id", "item_id", "timestamp")
@@ -316,12 +317,15 @@ class EventLog:
             return self.n_rows
         return estimated_rows(self.files, [_format(file, self.config) for file in self.files])
 
-    def batches(self, quarantine: Quarantine, *, rows: int = 500_000) -> Iterator[pl.DataFrame]:
+    def batches(
+        self, quarantine: Quarantine, *, rows: int = 500_000, only: int | None = None
+    ) -> Iterator[pl.DataFrame]:
         """The clean rows, in the order of files and rows; may be iterated again from the start.
 
         Args:
             quarantine: receives the others.
             rows: of one batch at most.
+            only: the place in ``files`` of the one that is read; None: all are.
 
         Yields:
             user_id String, item_id String (may be null), behavior String, timestamp Int64 (epoch ms UTC), value
@@ -332,15 +336,16 @@ class EventLog:
             DataError: a file is truncated or corrupt, or a column is of a type that cannot hold its meaning.
         """
         sources = list(dict.fromkeys(source for source in self.columns.model_dump().values() if source))
-        for at, (file, name) in enumerate(zip(self.files, self.names, strict=True)):
+        for at in range(len(self.files)) if only is None else (only,):
+            file, name = self.files[at], self.names[at]
             for chunk in read(file, _format(file, self.config), sources, rows=rows):
                 numbers = np.array([row for row, _ in chunk.malformed], np.int64)
                 quarantine.reject(name, numbers, Reason.MALFORMED, [text for _, text in chunk.malformed])
-                batch = self._clean(chunk, name, quarantine)
+                batch = self.clean(chunk, name, quarantine)
                 if len(batch):
                     yield batch.with_columns(file=pl.lit(at, pl.Int32)).select(_BATCH)
 
-    def _clean(self, chunk: Chunk, name: str, quarantine: Quarantine) -> pl.DataFrame:
+    def clean(self, chunk: Chunk, name: str, quarantine: Quarantine) -> pl.DataFrame:
         """The good rows of a chunk; the bad ones are rejected, each for the first reason that applies.
 
         What was not yet written at ``until`` is neither, even where it is impossible.
@@ -357,7 +362,12 @@ class EventLog:
                 "value": as_numbers(cells["value"], source["value"]).fill_null(1.0).cast(pl.Float32),
                 "row": chunk.rows,
             }
-        ).with_columns(pl.when(pl.col(text).str.strip_chars() != "").then(pl.col(text)) for text in _TEXTS)
+        )
+        default = self.config.default_behavior
+        odd = [text for text in _TEXTS if may_be_blank_or_longer(frame[text])]
+        if not odd and self._is_plain(frame):
+            return frame.with_columns(pl.col("behavior").fill_null(default))
+        frame = frame.with_columns(pl.when(pl.col(text).str.strip_chars() != "").then(pl.col(text)) for text in odd)
         faults = frame.select(
             pl.col("user_id").is_null().alias(Reason.NO_USER),
             pl.any_horizontal(pl.col(_TEXTS).str.len_bytes() > MAX_ID_BYTES).alias(Reason.LONG_ID),
@@ -373,8 +383,16 @@ class EventLog:
             if len(bad):
                 quarantine.reject(name, chunk.rows[bad], Reason(reason), chunk.as_json(bad))
                 good[bad] = False
-        frame = frame.with_columns(pl.col("behavior").fill_null(self.config.default_behavior))
+        frame = frame.with_columns(pl.col("behavior").fill_null(default))
         return frame if good.all() else frame.filter(good)
+
+    def _is_plain(self, frame: pl.DataFrame) -> bool:
+        """Whether every row is good but for its texts; cheap to say, and most often true."""
+        stamps = frame["timestamp"]
+        if frame["user_id"].null_count() or stamps.null_count() or not frame["value"].is_finite().all():
+            return False
+        first, last = int(str(stamps.min())), int(str(stamps.max()))
+        return self.bounds[0] <= first and last <= self.bounds[1] and (self.until is None or last < self.until)
 
 
 def columns_of(

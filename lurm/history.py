@@ -133,6 +133,13 @@ class HistoryBatch:
         columns = (getattr(self, name)[mask] for name in COLUMNS)
         return HistoryBatch(self.user_ids, kept[self.offsets], *columns)
 
+    def part(self, start: int, stop: int) -> HistoryBatch:
+        """Users start <= b < stop, nothing copied."""
+        stop = min(stop, len(self))
+        first, end = int(self.offsets[start]), int(self.offsets[stop])
+        columns = (getattr(self, name)[first:end] for name in COLUMNS)
+        return HistoryBatch(self.user_ids[start:stop], self.offsets[start : stop + 1] - first, *columns)
+
     def stretches(self, most: int) -> HistoryBatch:
         """Every life cut into stretches of at most so many events, each as if it were a user's whole history."""
         n_stretches = -(-self.n_events // most)

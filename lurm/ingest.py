@@ -1,16 +1,18 @@
 """Builds the history base out of core: clean event batches in any order, one user-sorted artifact out.
 
-Two passes. The first scatters rows by the leading bits of the user's hash into partitions on disk, while the
-catalog grows. The second sorts one partition at a time, drops repeats, and appends it to the columns; since
-users are ordered by that same hash, the partitions are already in order and nothing is merged. A partition
-too large to sort at once is read in several goes, split by further bits.
+Two passes. The first scatters rows, as records of fixed size, by the leading bits of the user's hash into partitions on
+disk, while the catalog grows; which id a hash stands for lies beside them. The second groups a partition by user, sorts
+each life, drops repeats, and appends it to the columns; since users are ordered by that same hash, the partitions are
+already in order and nothing is merged. A partition too large to sort at once is read in several goes, split by further
+bits. Threads sort partitions of their own, and share nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +27,13 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
 from lurm.events import DAY_MS, Quarantine
 from lurm.history import COLUMNS, shortage
-from lurm.identifiers import Identifiers, hash_ids
+from lurm.identifiers import Identifiers
+from lurm.lives import Lives, Recode, records_of, settle
 from lurm.progress import Reporter
+from lurm.texts import Dictionary, Texts
 
 MAX_BEHAVIORS = 2**15 - 1
-_BYTES_PER_ROW = 480  # measured peak of sorting one row of a partition, ids included
+_BYTES_PER_ROW = 250  # measured peak of sorting one row of a partition, ids included
 _MAX_PARTITIONS = 512  # one open file each
 
 # what is known of users before all are, on disk: ids one after another, where each ends, and their hashes
@@ -38,7 +42,7 @@ _USERS: dict[str, np.dtype[Any]] = {
     "id_ends": np.dtype("<i8"),
     "hashes": np.dtype("<u8"),
 }
-_ORDER = ["timestamp", "item", "behavior", "value", "location"]
+_SHARE_OF_SEEN = 8  # of the memory limit, for the users whose ids were written already
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +94,8 @@ class HistoryBuilder:
         max_bad_share: above this share of bad rows ``write`` refuses; repeats do not count.
         duplicates: "drop", "keep", or "auto": keep when every timestamp is a whole day, since a repeat cannot
             be told from a second act there, else drop.
+        event_ids: whether any row may have one; without them less is written.
+        threads: that sort; what they make does not depend on how many they are.
     """
 
     def __init__(
@@ -102,8 +108,10 @@ class HistoryBuilder:
         quarantine: Quarantine,
         max_bad_share: float = 0.01,
         duplicates: str = "auto",
+        event_ids: bool = True,
+        threads: int = 1,
     ) -> None:
-        rows_at_once = max(memory_limit_bytes // 2 // _BYTES_PER_ROW, 1)
+        rows_at_once = max(memory_limit_bytes // 2 // _BYTES_PER_ROW // threads, 1)
         bits = min(max(int(np.ceil(np.log2(max(n_rows / rows_at_once, 1)))), 0), int(np.log2(_MAX_PARTITIONS)))
         self._spill = spill
         self._partitions = _Partitions(spill, bits, rows_at_once)
@@ -111,7 +119,9 @@ class HistoryBuilder:
         self._quarantine = quarantine
         self._max_bad_share = max_bad_share
         self._duplicates = duplicates
-        self._items, self._behaviors, self._locations = _Codes(), _Codes(), _Codes()
+        self._event_ids, self._threads = event_ids, threads
+        self._users = Dictionary(memory_limit_bytes // _SHARE_OF_SEEN)
+        self._items, self._behaviors, self._locations = _Names(), _Names(), _Names()
         self._rows_by_behavior = np.zeros(0, np.int64)
         self._itemless_by_behavior = np.zeros(0, np.int64)
         self._n_rows = 0
@@ -138,22 +148,20 @@ class HistoryBuilder:
         self._itemless_by_behavior = _grown(self._itemless_by_behavior, n) + itemless
         self._n_rows += len(batch)
         self._whole_days &= bool((batch["timestamp"] % DAY_MS == 0).all())
-        self._partitions.write(
-            pl.DataFrame(
-                {
-                    "user": _hashes_of(batch["user_id"]),
-                    "user_id": batch["user_id"],
-                    "timestamp": batch["timestamp"],
-                    "item": item,
-                    "behavior": behavior.astype(np.int16),
-                    "value": batch["value"],
-                    "location": self._locations.encode(batch["location"]),
-                    "event": _hashes_of(batch["event_id"]),
-                    "file": batch["file"],
-                    "row": batch["row"],
-                }
-            )
+        hashes, checks = Texts.of(batch["user_id"]).hashes()
+        _, new = self._users.encode(hashes, checks)
+        records, n_rows = records_of(
+            batch,
+            hashes=hashes,
+            checks=checks,
+            item=item,
+            behavior=behavior,
+            location=self._locations.encode(batch["location"]),
+            event=Texts.of(batch["event_id"]).hashes()[0] if self._event_ids else None,
+            bits=self._partitions.bits,
         )
+        users = {"hash": hashes[new], "check": checks[new].astype(np.uint16), "id": batch["user_id"].gather(new)}
+        self._partitions.write(records, n_rows, pl.DataFrame(users))
 
     def write(self, folder: Path, catalog: Iterable[str], reporter: Reporter) -> IngestSummary:
         """Sort the partitions into the columns of a history base.
@@ -174,32 +182,19 @@ class HistoryBuilder:
         item_row, items = self._items.sorted_with(catalog)
         behavior_row, behaviors = self._behaviors.sorted_with(())
         location_row, locations = self._locations.sorted_with(())
-        recode: dict[str, NDArray[Any]] = {
-            "item": item_row,
-            "behavior": behavior_row.astype(np.int16),
-            "location": location_row,
-        }
+        recode = Recode(item_row, behavior_row.astype(np.int16), location_row, itemless)
 
         n_duplicates = 0
         with (
             _Columns(folder, self._spill) as columns,
             reporter.task("sort by user and time", self._n_rows, "rows") as task,
         ):
-            for part in self._partitions.read():
-                n_read = len(part)
-                missing = (part["item"] < 0) & pl.Series(~itemless[part["behavior"].to_numpy()])
-                self._set_aside(part.filter(missing), "item_id null or empty")
-                part = part.filter(~missing)
-                part = _sorted(
-                    part.with_columns(pl.Series(name, _recoded(part[name], rows)) for name, rows in recode.items())
-                )
-                if drop:
-                    repeat = _repeats(part)
-                    self._set_aside(part.filter(repeat), "duplicate")
-                    n_duplicates += int(repeat.sum())
-                    part = part.filter(~repeat)
-                columns.append(part)
-                task.advance(n_read)
+            for lives in self._settled(recode, drop):
+                self._set_aside(lives.missing, "item_id null or empty")
+                self._set_aside(lives.repeats, "duplicate")
+                n_duplicates += len(lives.repeats)
+                columns.append(lives)
+                task.advance(lives.n_rows)
         if n_bad > self._max_bad_share * n_seen:
             raise DataError(
                 f"{n_bad} of {n_seen} rows are bad ({n_bad / n_seen:.2%}), more than {self._max_bad_share:.2%}: "
@@ -226,96 +221,118 @@ class HistoryBuilder:
             itemless_behaviors=[name for name, code in self._behaviors.items() if itemless[code]],
         )
 
+    def _settled(self, recode: Recode, drop: bool) -> Iterator[Lives]:
+        """All lives in user order, some partitions under way at once."""
+        with ThreadPoolExecutor(self._threads, "sort") as pool:
+            under_way: deque[Future[Lives]] = deque()
+            for records, users in self._partitions.read():
+                under_way.append(pool.submit(settle, records, users, recode, drop=drop))
+                if len(under_way) == self._threads:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+
     def _set_aside(self, rows: pl.DataFrame, reason: str) -> None:
         for (file,), group in rows.group_by("file", maintain_order=True):
             details = group.select(pl.struct("user_id", "timestamp", "value").struct.json_encode()).to_series()
             self._quarantine.reject(self._files[int(str(file))], group["row"].to_numpy(), reason, details.to_list())
 
 
-class _Codes:
-    """A dictionary that grows: distinct strings -> 0, 1, 2 … in order of arrival."""
+class _Names:
+    """A dictionary that grows: distinct names -> 0, 1, 2 … in order of arrival."""
 
     def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
+        self._codes = Dictionary()
+        self._names: list[str] = []
 
     def __len__(self) -> int:
-        return len(self._codes)
+        return len(self._names)
 
     def items(self) -> Iterable[tuple[str, int]]:
         """Names and codes."""
-        return self._codes.items()
+        return ((name, code) for code, name in enumerate(self._names))
 
     def encode(self, names: pl.Series) -> NDArray[np.int32]:
         """The code of every name, new names added; -1 for null."""
-        distinct = names.unique().drop_nulls()
-        codes = self._codes
-        values = [codes.setdefault(name, len(codes)) for name in distinct.to_list()]
-        if not values:
+        if names.null_count() == len(names):
             return np.full(len(names), -1, np.int32)
-        mapped = names.replace_strict(distinct, pl.Series(values, dtype=pl.Int32), default=-1, return_dtype=pl.Int32)
-        return mapped.fill_null(-1).to_numpy()
+        texts = Texts.of(names)
+        codes, new = self._codes.encode(*texts.hashes(), texts.known)
+        self._names += names.gather(new).to_list()
+        return codes
 
     def sorted_with(self, more: Iterable[str]) -> tuple[NDArray[np.int32], list[str]]:
         """The final row of each code, and all names (with ``more``) in the order of rows."""
-        names = sorted(self._codes.keys() | set(more))
+        names = sorted(set(self._names).union(more))
         row_of = {name: row for row, name in enumerate(names)}
-        return np.fromiter((row_of[name] for name in self._codes), np.int32, len(self._codes)), names
+        return np.fromiter((row_of[name] for name in self._names), np.int32, len(self._names)), names
 
 
 class _Partitions:
-    """Rows on disk, scattered by the leading bits of the user's hash; read back some number at once."""
+    """Records on disk, scattered by the leading bits of the user's hash; read back some number at once."""
 
     def __init__(self, folder: Path, bits: int, rows_at_once: int) -> None:
         self._folder, self._bits, self._rows_at_once = folder, bits, rows_at_once
-        self._n_rows: Counter[int] = Counter()
-        self._writers: dict[int, pa.ipc.RecordBatchFileWriter] = {}
+        self._n_rows = np.zeros(2**bits, np.int64)
         self._open = contextlib.ExitStack()
+        self._records = [self._open.enter_context(self._path(part, "rows").open("wb")) for part in range(2**bits)]
+        self._users: dict[int, pa.ipc.RecordBatchFileWriter] = {}
+        self._width = 0
 
-    def write(self, rows: pl.DataFrame) -> None:
-        if not self._bits:
-            self._append(0, rows)
-            return
-        for (part,), group in rows.group_by((pl.col("user") // 2 ** (64 - self._bits)).cast(pl.Int32)):
-            self._append(int(str(part)), group)
+    @property
+    def bits(self) -> int:
+        """How many leading bits of the hash name the partition."""
+        return self._bits
 
-    def _append(self, part: int, rows: pl.DataFrame) -> None:
-        table = rows.to_arrow(compat_level=pl.CompatLevel.oldest())
-        if part not in self._writers:
-            sink = self._open.enter_context(pa.OSFile(str(self._path(part)), "wb"))
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            writer = pa.ipc.new_file(sink, table.schema, options=options)
-            self._writers[part] = self._open.enter_context(writer)
-        self._writers[part].write_table(table)
-        self._n_rows[part] += len(rows)
+    def write(self, records: NDArray[np.uint64], n_rows: NDArray[np.int64], users: pl.DataFrame) -> None:
+        """Add records scattered by partition, how many of each, and hash, check and id of users not met before."""
+        start = 0
+        for part in np.flatnonzero(n_rows).tolist():
+            stop = start + int(n_rows[part])
+            self._records[part].write(records[start:stop].data)
+            start = stop
+        self._n_rows += n_rows
+        self._width = records.shape[1]
+        part_of_user = (users["hash"].to_numpy() >> np.uint64(64 - self._bits)) if self._bits else 0
+        for (part,), some in users.with_columns(part=part_of_user).group_by("part"):
+            self._append(int(str(part)), some.drop("part"))
+
+    def _append(self, part: int, users: pl.DataFrame) -> None:
+        table = users.to_arrow(compat_level=pl.CompatLevel.oldest())
+        if part not in self._users:
+            sink = self._open.enter_context(pa.OSFile(str(self._path(part, "users")), "wb"))
+            self._users[part] = self._open.enter_context(pa.ipc.new_file(sink, table.schema))
+        self._users[part].write_table(table)
 
     def close(self) -> None:
         self._open.close()
 
-    def read(self) -> Iterator[pl.DataFrame]:
-        """All rows in user order, whole users at a time; a partition is removed from disk once read."""
-        for part, n_rows in sorted(self._n_rows.items()):
-            bits = int(np.ceil(np.log2(max(n_rows / self._rows_at_once, 1))))
+    def read(self) -> Iterator[tuple[NDArray[np.uint64], pl.DataFrame]]:
+        """All records in user order, whole users at a time, and who they are; what was read is removed from disk."""
+        for part in np.flatnonzero(self._n_rows).tolist():
+            bits = int(np.ceil(np.log2(max(self._n_rows[part] / self._rows_at_once, 1))))
             for prefix in range(part << bits, (part + 1) << bits):
-                with pa.OSFile(str(self._path(part)), "rb") as source:
-                    rows = pl.from_arrow(_rows_of(pa.ipc.open_file(source), prefix, self._bits + bits if bits else 0))
-                assert isinstance(rows, pl.DataFrame)
-                yield rows
-            self._path(part).unlink()
+                yield self._read(part, prefix, self._bits + bits if bits else 0)
+            for kind in ("rows", "users"):
+                self._path(part, kind).unlink()
 
-    def _path(self, part: int) -> Path:
-        return self._folder / f"part-{part:05d}.arrow"
+    def _read(self, part: int, prefix: int, bits: int) -> tuple[NDArray[np.uint64], pl.DataFrame]:
+        """A partition, or of it what starts with these bits."""
+        shape = (int(self._n_rows[part]), self._width)
+        with pa.OSFile(str(self._path(part, "users")), "rb") as source:
+            users = pl.from_arrow(pa.ipc.open_file(source).read_all())
+        assert isinstance(users, pl.DataFrame)
+        if not bits:
+            return np.fromfile(self._path(part, "rows"), np.uint64).reshape(shape), users
+        mapped: NDArray[np.uint64] = np.memmap(self._path(part, "rows"), np.uint64, "r", shape=shape)
+        some = [
+            block[block[:, 0] >> np.uint64(64 - bits) == prefix]
+            for block in np.array_split(mapped, -(-len(mapped) // self._rows_at_once))
+        ]
+        return np.concatenate(some), users.filter(users["hash"].to_numpy() >> np.uint64(64 - bits) == prefix)
 
-
-def _rows_of(partition: pa.ipc.RecordBatchFileReader, prefix: int, bits: int) -> pa.Table:
-    """The rows of a partition whose users' hashes start with these bits; all for no bits."""
-    if not bits:
-        return partition.read_all()
-    batches = []
-    for at in range(partition.num_record_batches):
-        batch = partition.get_batch(at)
-        hashes = batch.column("user").to_numpy()
-        batches.append(batch.filter(pa.array(hashes >> np.uint64(64 - bits) == prefix)))
-    return pa.Table.from_batches(batches)
+    def _path(self, part: int, kind: str) -> Path:
+        return self._folder / f"{kind}-{part:05d}"
 
 
 class _Columns:
@@ -341,28 +358,23 @@ class _Columns:
     def __enter__(self) -> _Columns:
         return self
 
-    def append(self, part: pl.DataFrame) -> None:
-        """Add the sorted, deduplicated rows of one partition."""
-        if not len(part):
+    def append(self, lives: Lives) -> None:
+        """Add the lives of the next users."""
+        if not len(lives.timestamps):
             return
-        for column, name in zip(self._columns.values(), _ORDER, strict=True):
-            column.append(part[name].to_numpy())
-        starts = part.select((pl.col("user_id") != pl.col("user_id").shift()).fill_null(True).arg_true()).to_series()
-        first = part[starts]
-        ends = np.cumsum(first["user_id"].str.len_bytes().to_numpy(), dtype=np.int64)
-        self._users["id_bytes"].append(np.frombuffer("".join(first["user_id"].to_list()).encode(), np.uint8))
-        self._users["id_ends"].append(self._n_id_bytes + ends)
-        self._users["hashes"].append(first["user"].to_numpy())
-        self._offsets.append(self.n_events + np.append(starts.to_numpy()[1:], len(part)))
-        self._n_id_bytes += int(ends[-1])
-        self.n_events += len(part)
-        self.n_item_events += int((part["item"] >= 0).sum())
-        self.n_users += len(first)
-        times = part["timestamp"].to_numpy()
-        self.first_at, self.last_at = (
-            min(self.first_at, int(times.min())),
-            max(self.last_at, int(times.max())),
-        )
+        for name, column in self._columns.items():
+            column.append(getattr(lives, name))
+        ids = Texts.of(lives.user_ids)
+        self._users["id_bytes"].append(ids.bytes[ids.ends[0] : ids.ends[-1]])
+        self._users["id_ends"].append(self._n_id_bytes + ids.ends[1:] - ids.ends[0])
+        self._users["hashes"].append(lives.hashes)
+        self._offsets.append(self.n_events + np.cumsum(lives.n_events_u))
+        self._n_id_bytes += int(ids.ends[-1] - ids.ends[0])
+        self.n_events += len(lives.timestamps)
+        self.n_item_events += int((lives.item_rows >= 0).sum())
+        self.n_users += len(lives.hashes)
+        self.first_at = min(self.first_at, int(lives.timestamps.min()))
+        self.last_at = max(self.last_at, int(lives.timestamps.max()))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -377,42 +389,8 @@ class _Columns:
         Identifiers(ids, users["hashes"]).save(self._folder, "users")
 
 
-def _hashes_of(ids: pl.Series) -> pl.Series:
-    """The 64-bit hash of every id; 0 for null."""
-    distinct = ids.unique().drop_nulls()
-    if not len(distinct):
-        return pl.Series(np.zeros(len(ids), np.uint64))
-    hashes = pl.Series(hash_ids(distinct.to_list()))
-    return ids.replace_strict(distinct, hashes, default=0, return_dtype=pl.UInt64).fill_null(0)
-
-
 def _grown(counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     return np.pad(counts, (0, n - len(counts)))
-
-
-def _recoded(codes: pl.Series, rows: NDArray[Any]) -> NDArray[Any]:
-    """Codes to rows; -1 stays -1."""
-    with_none: NDArray[Any] = np.append(rows, np.array(-1, rows.dtype))
-    recoded: NDArray[Any] = with_none[codes.to_numpy()]
-    return recoded
-
-
-def _sorted(part: pl.DataFrame) -> pl.DataFrame:
-    """Canonical order. Ids join the key only if two users of the partition share a 64-bit hash."""
-    collide = part["user"].n_unique() != part["user_id"].n_unique()
-    users = ["user", "user_id"] if collide else ["user"]
-    return part.sort([*users, *_ORDER, "event", "file", "row"])
-
-
-def _repeats(part: pl.DataFrame) -> pl.Series:
-    """Which rows repeat an earlier one of their user: same event id, or without ids the same in everything."""
-    columns = ["user_id", *_ORDER]
-    equal = pl.all_horizontal(pl.col(c) == pl.col(c).shift() for c in columns).fill_null(False)
-    bare = pl.col("event") == 0
-    same_event = pl.struct("user_id", "event").is_first_distinct().not_()
-    has_events = bool((part["event"] != 0).any())
-    rule = pl.when(bare).then(equal & bare.shift().fill_null(False)).otherwise(same_event) if has_events else equal
-    return part.select(rule).to_series()
 
 
 def _told(quarantine: Quarantine) -> str:

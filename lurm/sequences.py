@@ -1,7 +1,7 @@
-"""Histories as windows of time: which event belongs to which bag.
+"""Histories as windows of time: which events belong to which bag.
 
-A placement says, for some of a batch's events, the row of the bag they fall into. Windows may overlap (a day is
-in its month and in the whole life), so an event can be placed several times.
+A user's events are in order of time, so a window is a run of them. Windows may overlap (a day is in its month and in
+the whole life).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ONE, Bound
+from lurm.compiled import compiled
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
@@ -48,17 +49,19 @@ def scales_for(span_ms: int) -> tuple[Scale, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """P placements of events in bags; B users × W windows bags in all.
+    """B users × W windows, each a run of one user's events; windows may overlap, leave events out, or be empty.
 
     Attributes:
-        events: (P,) int64, position of the event in the batch.
-        rows: (P,) int64, row of the bag: user · W + window.
-        n_windows: W.
+        starts_bw, stops_bw: (B, W) int64; the window holds events start <= e < stop of the batch.
     """
 
-    events: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    n_windows: int
+    starts_bw: NDArray[np.int64]
+    stops_bw: NDArray[np.int64]
+
+    @property
+    def n_windows(self) -> int:
+        """W."""
+        return int(self.starts_bw.shape[1])
 
 
 def trailing(batch: HistoryBatch, scales: tuple[Scale, ...]) -> Placement:
@@ -67,21 +70,12 @@ def trailing(batch: HistoryBatch, scales: tuple[Scale, ...]) -> Placement:
     Anchored at the user's own last event, not at today: the placement is a function of the history alone, so a
     user who does nothing keeps their vector.
     """
-    user = batch.user_of_event
-    age = np.repeat(batch.last_at, batch.n_events) - batch.timestamps
-    n_windows = sum(scale.n_windows for scale in scales)
-    events, rows, first = [], [], 0
-    for scale in scales:
-        if scale.days is None:
-            at, window = np.arange(len(age)), np.zeros(len(age), np.int64)
-        else:
-            window = age // int(scale.days * DAY_MS)
-            at = np.flatnonzero(window < scale.n_windows)
-            window = window[at]
-        events.append(at)
-        rows.append(user[at] * n_windows + first + window)
-        first += scale.n_windows
-    return Placement(np.concatenate(events), np.concatenate(rows), n_windows)
+    lengths = np.array([0 if scale.days is None else int(scale.days * DAY_MS) for scale in scales])
+    n_windows = np.array([scale.n_windows for scale in scales])
+    starts_bw = np.empty((len(batch), int(n_windows.sum())), np.int64)
+    stops_bw = np.empty_like(starts_bw)
+    _look_back(batch.offsets, batch.timestamps, lengths, n_windows, starts_bw, stops_bw)
+    return Placement(starts_bw, stops_bw)
 
 
 def between(batch: HistoryBatch, edges: NDArray[np.int64]) -> Placement:
@@ -91,12 +85,51 @@ def between(batch: HistoryBatch, edges: NDArray[np.int64]) -> Placement:
         batch: B histories.
         edges: (W+1,) int64 ascending; events outside are in no bag.
     """
-    n_windows = len(edges) - 1
-    window = np.searchsorted(edges, batch.timestamps, side="right") - 1
-    at = np.flatnonzero((window >= 0) & (window < n_windows))
-    return Placement(at, batch.user_of_event[at] * n_windows + window[at], n_windows)
+    at_bw = np.empty((len(batch), len(edges)), np.int64)
+    _cut(batch.offsets, batch.timestamps, np.asarray(edges, np.int64), at_bw)
+    return Placement(at_bw[:, :-1], at_bw[:, 1:])
 
 
 def life(batch: HistoryBatch) -> Placement:
     """One window per user: everything."""
-    return Placement(np.arange(len(batch.timestamps)), batch.user_of_event, 1)
+    return Placement(batch.offsets[:-1, None], batch.offsets[1:, None])
+
+
+@compiled
+def _look_back(
+    offsets: NDArray[np.int64],
+    timestamps: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    n_windows: NDArray[np.int64],
+    starts_bw: NDArray[np.int64],
+    stops_bw: NDArray[np.int64],
+) -> None:
+    """Fill in the windows of each scale; of length 0: the whole life."""
+    for user in range(len(offsets) - 1):
+        first, end = offsets[user], offsets[user + 1]
+        window = 0
+        for scale in range(len(lengths)):
+            at = end
+            for nth in range(n_windows[scale]):
+                stops_bw[user, window] = at
+                if lengths[scale] == 0:
+                    at = first if nth == 0 else at
+                else:
+                    oldest = (nth + 1) * lengths[scale]
+                    while at > first and timestamps[end - 1] - timestamps[at - 1] < oldest:
+                        at -= 1
+                starts_bw[user, window] = at
+                window += 1
+
+
+@compiled
+def _cut(
+    offsets: NDArray[np.int64], timestamps: NDArray[np.int64], edges: NDArray[np.int64], at_bw: NDArray[np.int64]
+) -> None:
+    """Fill in each user's first event at or after each edge."""
+    for user in range(len(offsets) - 1):
+        at = offsets[user]
+        for edge in range(len(edges)):
+            while at < offsets[user + 1] and timestamps[at] < edges[edge]:
+                at += 1
+            at_bw[user, edge] = at

@@ -35,6 +35,7 @@ from lurm.boi import BagConfig, BagOfInterests, unit_rows
 from lurm.bounds import POSITIVE, Bound, check
 from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
+from lurm.inference import NO_LENGTH, InferenceWeights, served
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
 from lurm.sequences import Scale, scales_for, trailing
 from lurm.spectrum import directions, flattened, places, principal
@@ -44,13 +45,12 @@ WEIGHTS = "smen.safetensors"
 SHAPE = "smen.json"
 # Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
 # of another revision is refused instead of being served beside vectors it does not agree with.
-REVISION = 2
+REVISION = 3
 _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
 _ROUTING_ROUNDS = 20
 _LEAST_USED = 1 / 8  # of the directions, as many as the users' places must take up at the start
-_NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,8 +322,27 @@ class Smen(nn.Module):
             activity_bx += feature_b[:, None] * direction_x  # in this order for every user: no matrix product
         share = self.config.activity_share
         both = torch.cat([interests_be / self.length * (1 - share) ** 0.5, activity_bx * share**0.5], dim=1)
-        aimless = both.square().sum(1) < _NO_LENGTH**2
+        aimless = both.square().sum(1) < NO_LENGTH**2
         return F.normalize(torch.where(aimless[:, None], torch.ones_like(both), both), dim=-1, eps=1e-6)
+
+    def inference_weights(self) -> InferenceWeights:
+        """What ``inference`` needs to say what this network says; later training does not change it."""
+        config = self.config
+        with torch.no_grad():
+            return InferenceWeights(
+                table_he=self.anchored(self.interests_he.weight).numpy(),
+                n_windows_s=np.array([scale.n_windows for scale in config.scales]),
+                query_smd=self.query_smd.detach().numpy().copy(),
+                position_wm=self.position_wm.detach().numpy().copy(),
+                gate_sm=self.gate_sm.detach().numpy().copy(),
+                mean_e=self.mean_e.detach().numpy().copy(),
+                activity_mean_a=self.activity_mean_a.detach().numpy().copy(),
+                activity_scale_a=self.activity_scale_a.detach().numpy().copy(),
+                activity_ax=self.activity_ax.detach().numpy().copy(),
+                interest_share=(1 - config.activity_share) ** 0.5 / float(self.length),
+                activity_share=config.activity_share**0.5,
+                most_spreads=MOST_SPREADS,
+            )
 
     def _standard(self, features_ba: Tensor) -> Tensor:
         standard: Tensor = (features_ba - self.activity_mean_a) * self.activity_scale_a
@@ -352,8 +371,7 @@ class SmenEncoder:
         self.network = network.eval()
         self.dim = network.config.dim
         self._boi = boi
-        with torch.inference_mode():
-            self._table_he = network.anchored(network.interests_he.weight)
+        self._weights = network.inference_weights()
 
     @classmethod
     def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> SmenEncoder:
@@ -393,17 +411,13 @@ class SmenEncoder:
     def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
         network = self.network
-        bags = self._boi.encode(batch, trailing(batch, network.config.scales))
         moment = int(network.known_until) if as_of is None else as_of
-        features_ba = activity_features(batch, moment, network.n_behaviors)
-        n_windows = len(network.position_wm)
         rows = []
-        with torch.inference_mode():
-            for start in range(0, len(batch), _USERS_AT_ONCE):
-                stop = min(start + _USERS_AT_ONCE, len(batch))
-                some = Bags.of(bags[start * n_windows : stop * n_windows])
-                interests_be = network.aggregate(self._table_he, some.interests, some)
-                rows.append(network.served(interests_be, features_ba[start:stop]).numpy())
+        for start in range(0, len(batch), _USERS_AT_ONCE):
+            some = batch.part(start, start + _USERS_AT_ONCE)
+            bags = unit_rows(self._boi.encode(some, trailing(some, network.config.scales)))
+            features_ba = activity_features(some, moment, network.n_behaviors)
+            rows.append(served(self._weights, bags.indptr, bags.indices, bags.data, features_ba))
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
 
     def anchor_usage(self) -> list[float]:

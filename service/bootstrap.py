@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache
+from lurm.history import HistoryBatch
 from lurm.release import Release
 from lurm.settings import Settings
 from service.embedder import Embedder
@@ -64,6 +65,7 @@ async def open_serving(settings: Settings, release: Release, telemetry: Telemetr
         batch_wait_s=settings.batch_wait_ms / 1000,
         queue_users=settings.queue_users,
     )
+    release.encoder.embed(HistoryBatch.of([release.history.inline("", [])]))
     # What is loaded by now stays; looking through it for garbage again would stop the event loop for 100s of ms.
     gc.collect()
     gc.freeze()

@@ -7,8 +7,8 @@ checkpoint takes exactly the steps an uninterrupted one takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.activity import activity_features
+from lurm.ahead import ahead
 from lurm.boi import BagOfInterests
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.errors import LurmError, UsageError
@@ -31,7 +32,7 @@ from lurm.smen import Bags, Smen
 from training.checkpoint import Checkpoint, Standing
 from training.foresight import foresight
 from training.ranks import ALONE, Ranks
-from training.views import ahead, some_users, two_views
+from training.views import some_users, two_views
 
 _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
@@ -213,7 +214,7 @@ class Trainer:
         def own_bags(rows: NDArray[np.int64]) -> Bags:
             return self._bags(self._history.batch(rows[ranks.share(len(rows))]))
 
-        with torch.no_grad(), ahead(own_bags, some) as ready:
+        with torch.no_grad(), closing(ahead(map(own_bags, some))) as ready:
             as_it_stands = self._as_it_stands()
             parts = [ranks.gathered(as_it_stands(bags), len(rows)) for rows, bags in zip(some, ready, strict=True)]
             interests_be = torch.cat(parts)
@@ -273,7 +274,7 @@ class Trainer:
         total = self._epochs * len(batches)
         title = f"train {epoch + 1}/{self._epochs}"
         self._network.train()
-        with self._reporter.task(title, len(order), "users") as task, self._steps(epoch, batches) as steps:
+        with self._reporter.task(title, len(order), "users") as task, closing(self._steps(epoch, batches)) as steps:
             mean = 0.0
             for at, (one, two, interests) in enumerate(steps):
                 rate = config.learning_rate * _schedule((epoch * len(batches) + at) / total, config.warmup)
@@ -294,14 +295,14 @@ class Trainer:
         ranks.follow([*self._network.state_dict().values(), *self._head.state_dict().values()])
         self._network.eval()
 
-    def _steps(self, epoch: int, batches: list[NDArray[np.int64]]) -> AbstractContextManager[Iterator[Step]]:
+    def _steps(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[Step, None, None]:
         """The steps of a pass, each made ready while the one before is taken."""
 
         def prepare(at: int) -> Step:
             rng = np.random.default_rng([self._config.seed, epoch, at])
             return *self._two_bags(np.sort(batches[at]), rng), self._some_interests(rng)
 
-        return ahead(prepare, range(len(batches)))
+        return ahead(map(prepare, range(len(batches))))
 
     def _two_bags(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Bags, Bags]:
         """The bags of two views of each of these users, of this rank's share of them."""
@@ -337,7 +338,7 @@ class Trainer:
         """(B, M·D) interests of the held-out users from two views of each; the same views every time."""
         rng, chunks = np.random.default_rng([self._config.seed, 10**6]), list(_chunks(self._held_rows, 512))
         ones, twos = [], []
-        with torch.no_grad(), ahead(lambda rows: self._two_bags(rows, rng), chunks) as ready:
+        with torch.no_grad(), closing(ahead(self._two_bags(rows, rng) for rows in chunks)) as ready:
             as_it_stands = self._as_it_stands()
             for rows, (one, two) in zip(chunks, ready, strict=True):
                 ones.append(self._ranks.gathered(as_it_stands(one), len(rows)))

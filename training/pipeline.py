@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 import lurm
+from lurm.ahead import ahead
 from lurm.arrays import ArrayWriter
 from lurm.artifacts import (
     Artifact,
@@ -42,6 +43,7 @@ from lurm.artifacts import (
 )
 from lurm.boi import BagOfInterests
 from lurm.dataset import Dataset
+from lurm.encoder import embed_all
 from lurm.errors import ArtifactError, DataError, GateClosed
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
@@ -113,7 +115,7 @@ def build(
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, reporter, ranks).run()
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks).run()
 
 
 def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
@@ -166,12 +168,13 @@ class _Build:
         root: Path,
         recipe: Recipe,
         memory_limit_bytes: int,
+        threads: int,
         reporter: Reporter,
         ranks: Ranks,
     ) -> None:
         self._ranks = ranks
         self._dataset, self._root, self._recipe = dataset, root, recipe
-        self._memory_limit_bytes, self._reporter = memory_limit_bytes, reporter
+        self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
         self._done: dict[str, Artifact] = {}
         self._skipped: list[str] = []
@@ -264,9 +267,11 @@ class _Build:
                 quarantine=quarantine,
                 max_bad_share=log.config.max_bad_share,
                 duplicates=log.config.duplicates,
+                event_ids=bool(log.columns.event_id),
+                threads=self._threads,
             )
             with self._reporter.task("read events", log.n_rows, "rows") as task:
-                for batch in log.batches(quarantine):
+                for batch in ahead(log.batches(quarantine)):
                     builder.add(batch)
                     task.advance(len(batch))
             catalog = [] if self._items_table is None else self._items_table["item_id"].to_list()
@@ -330,8 +335,8 @@ class _Build:
             ArrayWriter(work.path / "n_events.npy", np.dtype("<i8")) as n_events,
             self._reporter.task("embed", len(history), "users") as task,
         ):
-            for batch in history.scan():
-                vectors.append(encoder.embed(batch))
+            for batch, vectors_be in embed_all(encoder, history, self._threads):
+                vectors.append(vectors_be)
                 as_of.append(batch.last_at)
                 n_events.append(batch.n_events)
                 task.advance(len(batch))

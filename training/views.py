@@ -1,23 +1,13 @@
-"""Two views of each user, drawn at random, and work that is done ahead of whoever waits for it.
+"""Two views of each user, drawn at random.
 
 What a view is depends on the histories and the random numbers alone, not on when or in which thread it is drawn.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from itertools import islice
-from typing import TypeVar
-
 import numpy as np
 
 from lurm.history import COLUMNS, HistoryBatch
-
-Given = TypeVar("Given")
-Made = TypeVar("Made")
 
 
 def two_views(
@@ -59,32 +49,3 @@ def some_users(batch: HistoryBatch, rows: slice) -> HistoryBatch:
     offsets = batch.offsets[rows.start : rows.stop + 1] - first
     columns = (getattr(batch, name)[first:last] for name in COLUMNS)
     return HistoryBatch(batch.user_ids[rows], offsets, *columns)
-
-
-@contextmanager
-def ahead(make: Callable[[Given], Made], over: Iterable[Given], depth: int = 2) -> Iterator[Iterator[Made]]:
-    """What ``make`` makes of each of ``over``, in order, made in a thread of its own while the last one is used.
-
-    The thread has ended when the context is left, whether all was taken, something was raised or somebody pressed
-    Ctrl-C; it finishes the one it is at.
-
-    Args:
-        make: runs in the thread, for one after another. What it raises is raised where its result would have come.
-        over: read in the caller's thread, ``depth`` further than what was handed out.
-        depth: most results that are ready or being made.
-    """
-    left = iter(over)
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as thread:
-        waiting: deque[Future[Made]] = deque(thread.submit(make, one) for one in islice(left, depth))
-
-        def taken() -> Iterator[Made]:
-            while waiting:
-                made = waiting.popleft().result()
-                waiting.extend(thread.submit(make, one) for one in islice(left, 1))
-                yield made
-
-        try:
-            yield taken()
-        finally:
-            for one in waiting:
-                one.cancel()

@@ -3,6 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lurm.boi import BagConfig, BagOfInterests, interest_profile
 from lurm.errors import UsageError
@@ -105,6 +107,51 @@ def test_a_window_of_weightless_events_is_empty(tmp_path: Path) -> None:
     batch = everyone(base)
     bags = boi.encode(batch, trailing(batch, (Scale("week", 7, 2),)))
     assert np.diff(bags.indptr).tolist() == [0, 1], "SMEN takes a window for empty by its number of entries"
+
+
+def random_lives(rng: np.random.Generator, n_users: int) -> HistoryBatch:
+    """Some without events, some with hundreds; items -1 to 47, behaviors -1 to 1, many timestamps equal."""
+    lengths = rng.choice([0, 1, 3, 300], n_users)
+    offsets = np.append(0, np.cumsum(lengths))
+    user = np.repeat(np.arange(n_users), lengths)
+    times = T + rng.integers(0, 40, len(user)) * DAY_MS // 2
+    times = times[np.lexsort((times, user))]
+    item, behavior = rng.integers(-1, 48, len(user)), rng.integers(-1, 2, len(user))
+    ones, ids = np.ones(len(user), np.float32), [str(n) for n in range(n_users)]
+    return HistoryBatch(
+        ids, offsets, times, item.astype(np.int32), behavior.astype(np.int16), ones, np.zeros(len(user), np.int32)
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_any_windows_of_any_lives_hold_what_one_would_count_by_hand(world: World, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    batch, vocabulary = random_lives(rng, 6), world[1]
+    config = BagConfig(grains=False, half_life_days=5, behavior_weights={"a": 0.0, "b": 2.5})
+    boi = BagOfInterests(vocabulary, config, ("a", "b"))
+    days, n = float(rng.choice([0.5, 1, 3, 7])), int(rng.integers(1, 6))
+    edges = T + np.sort(rng.integers(0, 21 * DAY_MS, 5))
+    for placement, low, high in (
+        (life(batch), [-np.inf], [np.inf]),
+        (trailing(batch, (Scale("x", days, n),)), None, None),
+        (between(batch, edges), edges[:-1], edges[1:]),
+    ):
+        found = boi.count(batch, placement).toarray().reshape(len(batch), placement.n_windows, -1)
+        expected = np.zeros_like(found)
+        for event, owner in enumerate(batch.user_of_event):
+            at = batch.timestamps[event]
+            interest = vocabulary.interest_of(batch.item_rows[event : event + 1])[0]
+            age = batch.last_at[owner] - at
+            weight = [0.0, 2.5, 1.0][batch.behavior_rows[event]] * 2.0 ** (-age / (5 * DAY_MS))
+            for window in range(placement.n_windows):
+                if low is None:
+                    inside = window * days * DAY_MS <= age < (window + 1) * days * DAY_MS
+                else:
+                    inside = low[window] <= at < high[window]
+                if interest >= 0 and inside:
+                    expected[owner, window, interest] += weight
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_idf_makes_the_rare_interest_weigh_more(tmp_path: Path) -> None:

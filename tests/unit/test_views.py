@@ -1,9 +1,6 @@
-"""Views are parts of histories, and work done ahead is the work that was asked for."""
+"""Views are parts of histories."""
 
 from __future__ import annotations
-
-import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ import pytest
 from lurm.events import Event
 from lurm.history import HistoryBatch
 from tests.lively import World, lively_world
-from training.views import ahead, two_views
+from training.views import some_users, two_views
 
 
 @pytest.fixture(scope="module")
@@ -57,61 +54,10 @@ def test_a_view_is_a_thinning_or_a_half_of_the_life(world: World) -> None:
     assert not np.array_equal(one.timestamps, two.timestamps)
 
 
-def names() -> set[str]:
-    return {thread.name for thread in threading.enumerate()}
-
-
-def test_what_is_made_ahead_comes_in_order_and_in_another_thread() -> None:
-    made_in: set[int] = set()
-
-    def make(number: int) -> int:
-        made_in.add(threading.get_ident())
-        return number * number
-
-    with ahead(make, range(50)) as squares:
-        assert list(squares) == [number * number for number in range(50)]
-    assert len(made_in) == 1
-    assert threading.get_ident() not in made_in
-    assert not any(name.startswith("ahead") for name in names())
-    with ahead(make, []) as squares:
-        assert list(squares) == []
-
-
-def test_it_works_while_the_last_one_is_used_and_never_further_ahead_than_told() -> None:
-    begun = [threading.Event() for _ in range(6)]
-    read: list[int] = []
-
-    def numbers() -> Iterator[int]:
-        for number in range(6):
-            read.append(number)
-            yield number
-
-    with ahead(lambda number: begun[number].set(), numbers(), depth=2) as made:
-        for number in range(4):
-            next(made)
-            assert begun[number + 1].wait(60), "the next one is made while this one is used"
-            assert read == list(range(number + 3))
-        assert not begun[5].is_set(), "nobody asked that far"
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_comes_out_in_its_place_and_leaves_no_thread(error: type[BaseException]) -> None:
-    def make(number: int) -> int:
-        if number == 2:
-            raise error("the third")
-        return number
-
-    seen: list[int] = []
-    with pytest.raises(error, match="the third"), ahead(make, range(9)) as made:
-        seen.extend(made)
-    assert seen == [0, 1]
-    assert not any(name.startswith("ahead") for name in names())
-
-
-def test_who_leaves_early_leaves_no_thread() -> None:
-    made: list[int] = []
-    with pytest.raises(ZeroDivisionError), ahead(made.append, range(1000)) as ready:
-        next(ready)
-        raise ZeroDivisionError
-    assert len(made) <= 3
-    assert not any(name.startswith("ahead") for name in names())
+def test_some_users_of_a_batch_are_those_users(world: World) -> None:
+    batch = world[0].batch(np.arange(20))
+    for rows in (slice(0, 20), slice(3, 9), slice(19, 20), slice(5, 5)):
+        some = some_users(batch, rows)
+        assert list(some.user_ids) == list(batch.user_ids[rows])
+        assert [moments(some, user) for user in range(len(some))] == [moments(batch, user) for user in range(20)[rows]]
+        assert np.array_equal(some.item_rows, batch.item_rows[batch.offsets[rows.start] : batch.offsets[rows.stop]])

@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.activity import activity_features
 from lurm.boi import BagOfInterests, unit_rows
+from lurm.encoder import embed_all
 from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.sequences import trailing
@@ -58,7 +59,7 @@ def bench(track: Track, scale: str) -> Figures:
         table_he = network.anchored(network.interests_he.weight)
 
     contenders: dict[str, Callable[[Turn], NDArray[np.float32]]] = {
-        "ours": lambda turn: _embedded(base, encoder),
+        "ours": lambda turn: _embedded(base, encoder, track.threads),
         "network": lambda turn: _served(network, table_he, bags, features),
         "gather_limit": lambda turn: _first_gathered(table_he, bags),
     }
@@ -118,8 +119,8 @@ def agree(what: str, ours: NDArray[np.float32], expected: NDArray[np.float32]) -
         )
 
 
-def _embedded(base: HistoryBase, encoder: SmenEncoder) -> NDArray[np.float32]:
-    return np.concatenate([encoder.embed(batch) for batch in base.scan()])
+def _embedded(base: HistoryBase, encoder: SmenEncoder, threads: int) -> NDArray[np.float32]:
+    return np.concatenate([vectors_be for _, vectors_be in embed_all(encoder, base, threads)])
 
 
 def _first_gathered(table_he: Tensor, bags: Sequence[Bags]) -> NDArray[np.float32]:

@@ -39,7 +39,7 @@ def bench(track: Track, scale: str) -> Figures:
     made = write_log(track.folder, size)
 
     def ours(turn: Turn) -> Path:
-        return ingest(made, turn.room, memory_limit_bytes).artifact.path
+        return ingest(made, turn.room, memory_limit_bytes, track.threads).artifact.path
 
     def duckdb_sort(turn: Turn) -> Path:
         return sort_with_duckdb(made, turn.room, track.threads, memory_limit_bytes)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lurm.ahead import ahead
 from lurm.artifacts import draft
 from lurm.events import EventLog, EventsConfig, Quarantine
 from lurm.history import HistoryBase
@@ -98,7 +99,7 @@ def write_log(folder: Path, size: LogSize, seed: int = 0) -> MadeLog:
     return made
 
 
-def ingest(made: MadeLog, folder: Path, memory_limit_bytes: int) -> HistoryBase:
+def ingest(made: MadeLog, folder: Path, memory_limit_bytes: int, threads: int = 1) -> HistoryBase:
     """The published history base of a log, made as a build makes it, repeats kept."""
     log = EventLog.open(made.events, EventsConfig())
     spill = folder / "spill"
@@ -111,8 +112,10 @@ def ingest(made: MadeLog, folder: Path, memory_limit_bytes: int) -> HistoryBase:
             files=log.names,
             quarantine=quarantine,
             duplicates="keep",
+            event_ids=bool(log.columns.event_id),
+            threads=threads,
         )
-        for batch in log.batches(quarantine):
+        for batch in ahead(log.batches(quarantine)):
             builder.add(batch)
         with draft(folder / "history", kind="history", key="bench", config={}) as work:
             summary = builder.write(work.path, made.item_ids, Silent())

@@ -1,0 +1,388 @@
+"""Bags straight from a log: events in, CSR out, in one pass and without a join.
+
+Users and items are looked up by the text itself. A key of 128 bits holds all of a text of up to twelve bytes, as Arrow
+lays it out, so that nothing is hashed or compared byte by byte; of a longer one it holds both hashes (see ``texts``).
+Every event becomes one number, user · window · cell, scattered by user; then the events of some users at a time are
+counted in the processor's caches. What does not fit the memory limit is counted in several passes over the log, each
+for some of the users.
+
+Paper: LURM, Bag-of-Interests.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from lurm.ahead import ahead
+from lurm.boi import BagOfInterests
+from lurm.compiled import compiled
+from lurm.errors import UsageError
+from lurm.events import EventLog, Quarantine
+from lurm.texts import SHORT, Texts, views_of
+from lurm.touches import touches
+
+_U64 = np.uint64
+_LONG = _U64(15)  # in place of the length of a text of more than twelve bytes
+_MOST = 2**28 - 2  # numbers that fit beside a length
+_USERS_OF_PART = 1024
+_EVENTS_AT_ONCE = 2**18  # counted at once; what is made of them stays in the caches
+_BYTES_PER_EVENT = 24
+_ROOM = 2**16  # users for whom there is room before they are met
+_AHEAD = 256  # events whose places in the tables are asked for at once, so that waiting for memory overlaps
+
+
+@dataclass(frozen=True, slots=True)
+class CountedBags:
+    """Bags of U users × W windows.
+
+    Attributes:
+        user_ids: (U,) String, in the order of their first events in the log.
+        counts_uk: (U·W, K) float32 CSR of event counts, columns ascending.
+    """
+
+    user_ids: pl.Series
+    counts_uk: sp.csr_matrix
+
+
+def count_log(
+    log: EventLog,
+    items: pl.Series,
+    boi: BagOfInterests,
+    edges: NDArray[np.int64],
+    *,
+    quarantine: Quarantine,
+    memory_limit_bytes: int,
+    threads: int,
+) -> Iterator[CountedBags]:
+    """The bags of all users of a log, some users after others; repeats count, and so does no weight.
+
+    Args:
+        log: events in any order; read once, or as often as the memory limit asks for.
+        items: (N,) String, ids of the catalog by row; others are in no bag.
+        boi: what is counted: its interests or grains. Its weighting is not looked at.
+        edges: (W+1,) int64 ascending epoch ms: window w is [edges[w], edges[w+1]); other events are in no bag.
+        quarantine: receives bad rows.
+        memory_limit_bytes: of events under way.
+        threads: that count.
+
+    Raises:
+        UsageError: there are more users or items than can be told apart (2^28), or W · K is 2^35 and more.
+        DataError: the log cannot be read.
+    """
+    n_windows, n_cells = len(edges) - 1, boi.width
+    cell_bits = int(max(n_cells - 1, 1)).bit_length()
+    if len(items) > _MOST or n_windows << cell_bits >= 2**35:
+        raise UsageError(f"{len(items):,} items, {n_windows:,} windows of {n_cells:,} cells: too many to count at once")
+    cells = _Table()
+    cells.put(_keys_of(items), boi.cells_of(np.arange(len(items), dtype=np.int32)) + 1)
+    n_passes = max(-(-log.estimated_rows * _BYTES_PER_EVENT // memory_limit_bytes), 1)
+    for nth in range(n_passes):
+        bad = quarantine if nth == 0 else Quarantine(None)
+        counting = _Pass(cells.words, edges, cell_bits, n_passes, nth)
+        for batch in ahead(touches(log, bad)):
+            counting.add(batch)
+        yield from counting.counted(n_cells, threads)
+
+
+class _Pass:
+    """One pass over the log."""
+
+    def __init__(
+        self, cells: NDArray[np.uint64], edges: NDArray[np.int64], cell_bits: int, n_passes: int, nth: int
+    ) -> None:
+        self._cells, self._edges, self._cell_bits = cells, np.asarray(edges, np.int64), cell_bits
+        self._n_passes, self._nth = n_passes, nth
+        self._users = _Table()
+        self._ids: list[pl.Series] = []
+        self._scattered: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+
+    def add(self, batch: pl.DataFrame) -> None:
+        """Number the events of a batch, and scatter them."""
+        users, items, moments = _keys_of(batch["user_id"]), _keys_of(batch["item_id"]), batch["timestamp"].to_numpy()
+        events, parts = np.empty(len(users), np.uint64), np.empty(len(users), np.int32)
+        n_events = 0
+        for start in range(0, len(users), _ROOM):
+            some = slice(start, start + _ROOM)
+            self._users.make_room(_ROOM)
+            places = np.empty(_ROOM + 1, np.int64)
+            n_some, n_new = _number(
+                users[some],
+                items[some],
+                moments[some],
+                self._users.words,
+                self._users.n,
+                self._cells,
+                self._edges,
+                self._cell_bits,
+                self._n_passes,
+                self._nth,
+                events[n_events:],
+                parts[n_events:],
+                places,
+            )
+            n_events += n_some
+            self._users.n += n_new
+            self._ids.append(batch["user_id"].gather(start + places[:n_new]))
+            if self._users.n + _ROOM > _MOST:
+                raise UsageError(f"the log has {_MOST:,} users or more; lower the memory limit, and they are counted")
+        ends, scattered = np.zeros(-(-self._users.n // _USERS_OF_PART) + 1, np.int64), np.empty(n_events, np.uint64)
+        _scatter(events[:n_events], parts, ends, scattered)
+        self._scattered.append((scattered, ends))
+
+    def counted(self, n_cells: int, threads: int) -> Iterator[CountedBags]:
+        """The bags of the users met in this pass."""
+        ids = pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)
+        n_parts = -(-len(ids) // _USERS_OF_PART)
+        n_events = np.zeros(n_parts, np.int64)
+        for _, ends in self._scattered:
+            n_events[: len(ends) - 1] += np.diff(ends)
+        blocks = _blocks(n_events)
+
+        def count(first: int, stop: int) -> CountedBags:
+            some = [
+                scattered[ends[min(first, len(ends) - 1)] : ends[min(stop, len(ends) - 1)]]
+                for scattered, ends in self._scattered
+            ]
+            events = np.concatenate(some)
+            users = slice(first * _USERS_OF_PART, min(stop * _USERS_OF_PART, len(ids)))
+            n_windows = len(self._edges) - 1
+            n_bags = (users.stop - users.start) * n_windows
+            indptr = np.zeros(n_bags + 1, np.int64)
+            indices, counts = np.empty(len(events), np.int32), np.empty(len(events), np.float32)
+            nnz = _count(events, users.start * n_windows, self._cell_bits, indptr, indices, counts)
+            matrix = sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(n_bags, n_cells))
+            return CountedBags(ids[users], matrix)
+
+        yield from _in_order(count, blocks, threads)
+
+
+def _blocks(n_events: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Runs of parts with about so many events that they are counted at once."""
+    total = np.cumsum(n_events)
+    blocks, first = [], 0
+    while first < len(total):
+        before = total[first - 1] if first else 0
+        stop = max(int(np.searchsorted(total, before + _EVENTS_AT_ONCE, side="right")), first + 1)
+        blocks.append((first, stop))
+        first = stop
+    return blocks
+
+
+def _in_order(
+    count: Callable[[int, int], CountedBags], blocks: list[tuple[int, int]], threads: int
+) -> Iterator[CountedBags]:
+    with ThreadPoolExecutor(threads, "count") as pool:
+        under_way: deque[Future[CountedBags]] = deque()
+        for block in blocks:
+            under_way.append(pool.submit(count, *block))
+            if len(under_way) > threads:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def _keys_of(column: pl.Series) -> NDArray[np.uint64]:
+    """(n, 2) uint64 keys of a String column; null is as the empty text. Nothing is copied where all are short."""
+    if column.null_count():
+        column = column.fill_null("")
+    views = views_of(column)
+    if not _any_longer(views):
+        return views
+    longer = np.flatnonzero((views[:, 0] & _U64(0xFFFFFFFF)) > SHORT)
+    hashes, checks = Texts.of(column).hashes()
+    keys: NDArray[np.uint64] = views.copy()
+    keys[longer, 0] = (checks[longer].astype(np.uint64) << _U64(32)) | _LONG
+    keys[longer, 1] = hashes[longer]
+    return keys
+
+
+class _Table:
+    """Keys, and beside each a number from 1 to 2^28 - 1, in one array; half of it is free."""
+
+    def __init__(self) -> None:
+        self.words = np.zeros((2**16, 2), np.uint64)
+        self.n = 0
+
+    def make_room(self, n: int) -> None:
+        size = len(self.words)
+        while size < 2 * (self.n + n):
+            size *= 2
+        if size > len(self.words):
+            old, self.words = self.words, np.zeros((size, 2), np.uint64)
+            _move(old, self.words)
+
+    def put(self, keys: NDArray[np.uint64], numbers: NDArray[np.int32]) -> None:
+        self.make_room(len(keys))
+        self.n += _put(keys, numbers, self.words)
+
+
+@compiled
+def _any_longer(views: NDArray[np.uint64]) -> bool:
+    longest = _U64(0)
+    for text in range(len(views)):
+        longest = max(longest, views[text, 0] & _U64(0xFFFFFFFF))
+    return bool(longest > _U64(SHORT))
+
+
+@compiled
+def _slot(key: np.uint64, more: np.uint64, mask: np.uint64) -> np.uint64:
+    mixed = (key * _U64(0x9E3779B97F4A7C15)) ^ more
+    mixed = (mixed ^ (mixed >> _U64(32))) * _U64(0xD6E8FEB86659FD93)
+    return (mixed ^ (mixed >> _U64(32))) & mask
+
+
+@compiled
+def _find(key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint64:
+    """The slot of a key, or the free one where it belongs."""
+    return _find_from(_slot(key, more, _U64(len(words) - 1)), key, more, words)
+
+
+@compiled
+def _find_from(slot: np.uint64, key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint64:
+    """The same, from the first slot to look into. A word's number lies between the length and the text."""
+    mask, number = _U64(len(words) - 1), _U64(0xFFFFFFF0)
+    while words[slot, 0] & number and ((words[slot, 0] ^ key) & ~number or words[slot, 1] != more):
+        slot = (slot + _U64(1)) & mask
+    return slot
+
+
+@compiled
+def _move(old: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
+    number = _U64(0xFFFFFFF0)
+    for at in range(len(old)):
+        if old[at, 0] & number:
+            slot = _find(old[at, 0] & ~number, old[at, 1], words)
+            words[slot, 0], words[slot, 1] = old[at, 0], old[at, 1]
+
+
+@compiled
+def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np.uint64]) -> int:
+    n_new = 0
+    for at in range(len(keys)):
+        slot = _find(keys[at, 0], keys[at, 1], words)
+        if not words[slot, 0] & _U64(0xFFFFFFF0) and numbers[at] > 0:
+            words[slot, 0] = keys[at, 0] | (_U64(numbers[at]) << _U64(4))
+            words[slot, 1] = keys[at, 1]
+            n_new += 1
+    return n_new
+
+
+@compiled
+def _number(
+    users: NDArray[np.uint64],
+    items: NDArray[np.uint64],
+    timestamps: NDArray[np.int64],
+    user_words: NDArray[np.uint64],
+    n_users: int,
+    cell_words: NDArray[np.uint64],
+    edges: NDArray[np.int64],
+    cell_bits: int,
+    n_passes: int,
+    nth: int,
+    events: NDArray[np.uint64],
+    parts: NDArray[np.int32],
+    places: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Every event that is in a bag as one number; how many they are, and how many users are new, and where."""
+    number, n_windows = _U64(0xFFFFFFF0), len(edges) - 1
+    n_events = n_new = window = 0
+    user_mask, cell_mask = _U64(len(user_words) - 1), _U64(len(cell_words) - 1)
+    user_slots, cell_slots = np.empty(_AHEAD, np.uint64), np.empty(_AHEAD, np.uint64)
+    for begin in range(0, len(users), _AHEAD):
+        end = min(begin + _AHEAD, len(users))
+        met = _U64(0)
+        for at in range(begin, end):  # asks memory for all of them before it needs the first
+            user_slots[at - begin] = _slot(users[at, 0], users[at, 1], user_mask)
+            cell_slots[at - begin] = _slot(items[at, 0], items[at, 1], cell_mask)
+            met |= user_words[user_slots[at - begin], 1] | cell_words[cell_slots[at - begin], 1]
+        places[n_new] = met
+        for at in range(begin, end):
+            key, more = users[at, 0], users[at, 1]
+            if n_passes > 1 and _slot(more, key, _U64(0xFFFFFFFF)) % _U64(n_passes) != _U64(nth):
+                continue
+            slot = _find_from(user_slots[at - begin], key, more, user_words)
+            if not user_words[slot, 0] & number:
+                places[n_new] = at
+                n_new += 1
+                user_words[slot, 0], user_words[slot, 1] = key | (_U64(n_users + n_new) << _U64(4)), more
+            user = (user_words[slot, 0] & number) >> _U64(4)
+            slot = _find_from(cell_slots[at - begin], items[at, 0], items[at, 1], cell_words)
+            cell = (cell_words[slot, 0] & number) >> _U64(4)
+            moment = timestamps[at]
+            if cell == 0 or moment < edges[0] or moment >= edges[n_windows]:
+                continue
+            if moment < edges[window] or moment >= edges[window + 1]:
+                window = int(np.searchsorted(edges, moment, side="right")) - 1
+            bag = (user - _U64(1)) * _U64(n_windows) + _U64(window)
+            events[n_events] = (bag << _U64(cell_bits)) | (cell - _U64(1))
+            parts[n_events] = np.int32((user - _U64(1)) // _U64(_USERS_OF_PART))
+            n_events += 1
+    return n_events, n_new
+
+
+@compiled
+def _scatter(
+    events: NDArray[np.uint64], parts: NDArray[np.int32], ends: NDArray[np.int64], scattered: NDArray[np.uint64]
+) -> None:
+    """Lay events together by part, and fill in where each part ends."""
+    for at in range(len(events)):
+        ends[parts[at] + 1] += 1
+    for part in range(len(ends) - 1):
+        ends[part + 1] += ends[part]
+    free = ends.copy()
+    for at in range(len(events)):
+        to = free[parts[at]]
+        free[parts[at]] = to + 1
+        scattered[to] = events[at]
+
+
+@compiled
+def _count(
+    events: NDArray[np.uint64],
+    first_bag: int,
+    cell_bits: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[np.int32],
+    counts: NDArray[np.float32],
+) -> int:
+    """Count events by bag and cell, as CSR; the number of cells written."""
+    n_bags, cell_mask = len(indptr) - 1, _U64((1 << cell_bits) - 1)
+    starts = np.zeros(n_bags + 2, np.int64)
+    for at in range(len(events)):
+        starts[np.int64(events[at] >> _U64(cell_bits)) - first_bag + 2] += 1
+    for bag in range(n_bags):
+        starts[bag + 2] += starts[bag + 1]
+    cells = np.empty(len(events), np.int32)
+    for at in range(len(events)):
+        of_bag = np.int64(events[at] >> _U64(cell_bits)) - first_bag + 1
+        cells[starts[of_bag]] = np.int32(events[at] & cell_mask)
+        starts[of_bag] += 1
+    nnz = 0
+    for bag in range(n_bags):
+        first, end = int(starts[bag]), int(starts[bag + 1])
+        if end - first > 32:
+            cells[first:end].sort()
+        else:
+            for last in range(first + 1, end):
+                cell, at = cells[last], last
+                while at > first and cells[at - 1] > cell:
+                    cells[at] = cells[at - 1]
+                    at -= 1
+                cells[at] = cell
+        begin = nnz
+        for at in range(first, end):
+            if nnz > begin and indices[nnz - 1] == cells[at]:
+                counts[nnz - 1] += 1
+            else:
+                indices[nnz], counts[nnz] = cells[at], 1
+                nnz += 1
+        indptr[bag + 1] = nnz
+    return nnz

@@ -1,0 +1,175 @@
+"""Bags straight from a log are the bags of the history that the log makes."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lurm.boi import BagConfig, BagOfInterests
+from lurm.errors import DataError, UsageError
+from lurm.events import EventColumns, EventLog, EventsConfig, Quarantine
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.sequences import between
+from lurm.tally import count_log
+from tests.worlds import DAY_MS, ingest, vocabulary_of
+
+T = 1_600_000_000_000
+EDGES = T + np.array([0, 1, 5, 6, 30]) * DAY_MS
+
+
+def rows(seed: int, n: int = 6_000) -> pl.DataFrame:
+    """Ids of 1 to 40 bytes, some users of one event and one of a thousand, items unknown or null, times outside."""
+    rng = np.random.default_rng(seed)
+    users = [f"u{number}" * (1 + number % 9) for number in range(400)]
+    items = [None, "stranger", *(f"i{number:03d}" + "x" * (number % 20) for number in range(50))]
+    user = np.where(rng.random(n) < 0.2, 7, (400 * rng.random(n) ** 2).astype(int))
+    return pl.DataFrame(
+        {
+            "user_id": [users[at] for at in user],
+            "item_id": [items[at] for at in rng.integers(0, len(items), n)],
+            "timestamp": (T + rng.integers(-3, 33, n) * DAY_MS + rng.integers(0, DAY_MS, n)).astype("datetime64[ms]"),
+        }
+    )
+
+
+def written(frame: pl.DataFrame, folder: Path, form: str) -> EventLog:
+    folder.mkdir()
+    half = len(frame) // 2
+    for name, part in (("a", frame[:half]), ("b", frame[half:])):
+        if form == "csv":
+            part.write_csv(folder / f"{name}.csv")
+        elif form == "integers":
+            part.with_columns(pl.col("timestamp").dt.epoch("s")).write_parquet(folder / f"{name}.parquet")
+        else:
+            unit = pl.col("timestamp").dt.cast_time_unit("us" if form == "us" else "ms")
+            part.with_columns(unit).write_parquet(folder / f"{name}.parquet", row_group_size=700)
+    return EventLog.open(folder, EventsConfig(columns=EventColumns(item_id="item_id")))
+
+
+def world(tmp_path: Path, log: EventLog) -> tuple[HistoryBase, InterestVocabulary]:
+    with Quarantine(None) as quarantine:
+        one_file = pl.lit(0, pl.Int32).alias("file")
+        batches = [
+            batch.with_columns(one_file, pl.col("item_id").fill_null("stranger")) for batch in log.batches(quarantine)
+        ]
+    base, _ = ingest(tmp_path / "base", batches, duplicates="keep", max_bad_share=1.0)
+    labels = np.arange(len(base.items), dtype=np.int32) % 7
+    return base, vocabulary_of(tmp_path / "vocabulary", base, labels, 7)
+
+
+def known(base: HistoryBase) -> pl.Series:
+    """The catalog, but for one item, which nobody knows."""
+    return pl.Series(base.items.ids.to_pylist()).replace("stranger", "another")
+
+
+@pytest.mark.parametrize("form", ["ms", "us", "integers", "csv"])
+@pytest.mark.parametrize("memory_limit_bytes", [2**30, 2**15])
+def test_they_are_the_bags_of_the_history(tmp_path: Path, form: str, memory_limit_bytes: int) -> None:
+    frame = rows(0)
+    log = written(frame, tmp_path / "log", form)
+    base, vocabulary = world(tmp_path, log)
+    boi = BagOfInterests(vocabulary, BagConfig(grains=False))
+    with Quarantine(None) as quarantine:
+        found = list(
+            count_log(
+                log,
+                known(base),
+                boi,
+                EDGES,
+                quarantine=quarantine,
+                memory_limit_bytes=memory_limit_bytes,
+                threads=2,
+            )
+        )
+    ids = [user for bags in found for user in bags.user_ids]
+    assert sorted(ids) == sorted(frame["user_id"].unique().to_list())
+    if memory_limit_bytes == 2**30:
+        assert ids == frame["user_id"].unique(maintain_order=True).to_list(), "in the order of first events"
+    stranger = base.items.row("stranger")
+    batch = base.batch(base.users.rows(ids).astype(np.int64))
+    batch = batch.keep(batch.item_rows != stranger)
+    expected = boi.count(batch, between(batch, EDGES))
+    counts = np.vstack([bags.counts_uk.toarray() for bags in found])
+    assert np.array_equal(counts, expected.toarray())
+    assert counts.sum() > 1000
+    for bags in found:
+        bags.counts_uk.check_format()
+        assert bags.counts_uk.has_sorted_indices
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(tmp_path: Path, threads: int) -> None:
+    log = written(rows(1), tmp_path / "log", "ms")
+    base, vocabulary = world(tmp_path, log)
+    boi = BagOfInterests(vocabulary)
+
+    def counted(threads: int) -> list[bytes]:
+        with Quarantine(None) as bad:
+            bags = count_log(log, known(base), boi, EDGES, quarantine=bad, memory_limit_bytes=2**30, threads=threads)
+            return [part.tobytes() for one in bags for part in (one.counts_uk.indices, one.counts_uk.data)]
+
+    assert counted(threads) == counted(2) != []
+
+
+def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
+    frame = rows(2, 900)
+    bad = pl.DataFrame(
+        {
+            "user_id": ["", None, "  ", "x" * 600, "fine"],
+            "item_id": ["i001x"] * 5,
+            "timestamp": [T, T, T, T, 3 * T],
+        }
+    ).with_columns(pl.col("timestamp").cast(pl.Datetime("ms")))
+    log = written(pl.concat([frame, bad]), tmp_path / "log", "ms")
+    base, vocabulary = world(tmp_path, log)
+    boi = BagOfInterests(vocabulary)
+    with Quarantine(tmp_path / "bad.parquet") as quarantine:
+        some = list(count_log(log, known(base), boi, EDGES, quarantine=quarantine, memory_limit_bytes=2**30, threads=1))
+    assert quarantine.counts == {
+        "user_id null or empty": 3,
+        "id over 512 bytes": 1,
+        "timestamp impossible": 1,
+    }
+    assert pl.read_parquet(tmp_path / "bad.parquet")["row"].sort().to_list() == [448, 449, 450, 451, 452]
+    assert "fine" not in pl.concat([bags.user_ids for bags in some]).to_list()
+
+
+def test_a_damaged_file_is_told(tmp_path: Path) -> None:
+    log = written(rows(3), tmp_path / "log", "ms")
+    base, vocabulary = world(tmp_path, log)
+    file = tmp_path / "log" / "b.parquet"
+    content = bytearray(file.read_bytes())
+    content[200:1200] = bytes(1000)
+    file.write_bytes(bytes(content))
+    with Quarantine(None) as bad, pytest.raises(DataError, match=r"b\.parquet"):
+        list(
+            count_log(
+                log,
+                known(base),
+                BagOfInterests(vocabulary),
+                EDGES,
+                quarantine=bad,
+                memory_limit_bytes=2**30,
+                threads=1,
+            )
+        )
+
+
+def test_more_than_can_be_told_apart_is_refused(tmp_path: Path) -> None:
+    log = written(rows(4, 500), tmp_path / "log", "ms")
+    base, vocabulary = world(tmp_path, log)
+    edges = np.broadcast_to(np.int64(0), 2**33 + 2)
+    with Quarantine(None) as bad, pytest.raises(UsageError, match="too many to count at once"):
+        list(
+            count_log(
+                log,
+                known(base),
+                BagOfInterests(vocabulary),
+                edges,
+                quarantine=bad,
+                memory_limit_bytes=2**30,
+                threads=1,
+            )
+        )

@@ -1,0 +1,120 @@
+"""Texts as hashes and codes, and what is made ahead."""
+
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lurm.ahead import ahead
+from lurm.texts import Dictionary, Texts, may_be_blank_or_longer
+
+
+def of(texts: list[str | None]) -> Texts:
+    return Texts.of(pl.Series(texts, dtype=pl.String))
+
+
+def test_hashes_are_the_published_xxh3_whatever_the_length() -> None:
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(32, 1000, n))) for n in range(300)] + ["a" * n for n in range(600)]
+    expected = [xxhash.xxh3_64_intdigest(text.encode()) for text in texts]
+    hashes, checks = of(texts).hashes()
+    assert hashes.tolist() == expected
+    assert len(set(checks.tolist())) > 0.99 * len(set(texts)), "the second hash tells texts apart too"
+    assert of(texts[100:200]).hashes()[1].tolist() == checks[100:200].tolist()
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.none() | st.text(max_size=40), max_size=50), cut=st.integers(0, 50))
+def test_codes_are_given_in_order_of_arrival(texts: list[str | None], cut: int) -> None:
+    dictionary, known = Dictionary(), {}
+    for part in (texts[:cut], texts[cut:]):
+        some = of(part)
+        codes, new = dictionary.encode(*some.hashes(), some.known)
+        arrived = []
+        for at, text in enumerate(part):
+            if text is not None and text not in known:
+                known[text] = len(known)
+                arrived.append(at)
+        assert new.tolist() == arrived
+        assert codes.tolist() == [-1 if text is None else known[text] for text in part]
+    assert len(dictionary) == len(known)
+
+
+def test_a_slice_of_a_column_is_hashed_as_if_it_stood_alone() -> None:
+    column = pl.Series([f"user-{n}" if n % 3 else None for n in range(1000)])
+    whole, part = Texts.of(column).hashes(), Texts.of(column.slice(500, 99)).hashes()
+    for one, other in zip(whole, part, strict=True):
+        assert one[500:599].tolist() == other.tolist()
+
+
+def test_a_dictionary_grows_and_one_with_a_limit_forgets() -> None:
+    texts = of([f"id-{n}" for n in range(200_000)])
+    hashes, checks = texts.hashes()
+    whole = Dictionary()
+    assert whole.encode(hashes, checks)[0].tolist() == list(range(200_000))
+    assert not len(whole.encode(hashes, checks)[1])
+    limited = Dictionary(limit_bytes=2**20)
+    _, new = limited.encode(hashes, checks)
+    assert new.tolist() == list(range(200_000)), "nothing is taken for known that was not met"
+    again = len(limited.encode(hashes, checks)[1])
+    assert 0 < again <= 200_000
+    assert limited._keys.nbytes <= 2**20
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["a", "ab c", None], False),
+        ([None, None], False),
+        (["a", ""], True),
+        (["a", " "], True),
+        (["a", "\t"], True),
+        (["a", "\u00a0"], True),
+        (["a", "x" * 11], True),
+        ([], False),
+    ],
+)
+def test_what_may_be_blank_or_too_long_is_noticed(texts: list[str | None], expected: bool) -> None:
+    assert may_be_blank_or_longer(pl.Series(texts, dtype=pl.String), 10) is expected
+
+
+def test_what_comes_next_is_made_in_another_thread_and_in_order() -> None:
+    makers = []
+
+    def numbers() -> object:
+        for number in range(20):
+            makers.append(threading.current_thread())
+            yield number
+
+    assert list(ahead(numbers())) == list(range(20))
+    assert set(makers).isdisjoint({threading.current_thread()})
+
+
+def test_an_error_on_the_way_comes_out_after_what_was_made_before_it() -> None:
+    def broken() -> object:
+        yield 1
+        raise ValueError("torn")
+
+    items = ahead(broken())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="torn"):
+        next(items)
+
+
+def test_whoever_stops_asking_leaves_no_thread_behind() -> None:
+    made = []
+
+    def endless() -> object:
+        while True:
+            made.append(1)
+            yield 1
+
+    items = ahead(endless(), depth=3)
+    next(items)
+    items.close()
+    assert len(made) <= 5
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
