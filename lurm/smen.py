@@ -282,8 +282,10 @@ class Smen(nn.Module):
 
     def forward(self, bags: Bags) -> Tensor:
         """(B, M·D) interests of the users, centred. For training: only the columns in the batch are touched."""
-        used, place = torch.unique(bags.interests, return_inverse=True)
-        return self.aggregate(self.anchored(self.interests_he(used)), place, bags)
+        is_used = torch.zeros(len(self.interests_he.weight), dtype=torch.bool)
+        is_used[bags.interests] = True
+        place = is_used.cumsum(0)[bags.interests] - 1  # of each column among those used; no sort, as unique would
+        return self.aggregate(self.anchored(self.interests_he(is_used.nonzero()[:, 0])), place, bags)
 
     def aggregate(self, table_he: Tensor, place: Tensor, bags: Bags) -> Tensor:
         """(B, M·D) interests of the users, centred, from the anchored table's rows at ``place``.

@@ -21,6 +21,7 @@ from lurm.smen import (
 )
 from tests.worlds import clean_batch, grouped_events, ingest, vocabulary_of
 from training.loop import TrainConfig, Trainer
+from training.ranks import ALONE, Ranks
 
 SCALES = (Scale("life"), Scale("quarter", 90.0, 4), Scale("month", 28.0, 6))
 CONFIG = SmenConfig(dim=16, n_anchors=4, scales=SCALES)
@@ -59,13 +60,14 @@ def trainer(
     checkpoint: Path | None = None,
     reporter: Reporter | None = None,
     shape: SmenConfig = CONFIG,
+    ranks: Ranks = ALONE,
     **config: object,
 ) -> tuple[Trainer, Smen, BagOfInterests]:
     base, vocabulary, _ = world
     boi = BagOfInterests(vocabulary, shape.bag, tuple(base.behaviors.ids.to_pylist()))
     network = Smen(shape, boi.width, len(base.behaviors))
     training = TrainConfig(**{"epochs": 3, "batch_users": 32, "holdout": 0.2, **config})  # type: ignore[arg-type]
-    return Trainer(network, boi, base, training, checkpoint, reporter or Silent()), network, boi
+    return Trainer(network, boi, base, training, checkpoint, reporter or Silent(), ranks), network, boi
 
 
 def everyone(base: HistoryBase) -> HistoryBatch:

@@ -89,30 +89,37 @@ def build(
     and users.*; or a TOML file that names them. `lurm validate PATH` tells beforehand what lurm makes of it.
 
     Stages whose input has not changed are skipped; a build that was stopped goes on where it stopped. Nothing
-    serves the new release before it is whole.
+    serves the new release before it is whole. Started by torchrun, several processes train the encoder together, and
+    get what one process would.
 
     \b
     Examples:
       lurm build data/shop
       lurm build data/shop --n-interests 2000 --memory-limit 4G
+      torchrun --nproc-per-node 4 -m lurm build data/shop
     """
     from dataclasses import asdict
 
     from lurm import settings
     from lurm.progress import TerminalReporter
-    from training import pipeline
+    from training import pipeline, ranks
 
     overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
     config = settings.load(overrides)
     dataset, chosen = _opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim)
-    built = pipeline.build(
-        dataset,
-        config.artifacts_dir,
-        recipe=chosen,
-        memory_limit_bytes=config.memory_limit_bytes,
-        threads=config.threads,
-        reporter=TerminalReporter(),
-    )
+    with ranks.joined() as together:
+        if not together.leads:
+            pipeline.assist(config.artifacts_dir, recipe=chosen, threads=config.threads, ranks=together)
+            return
+        built = pipeline.build(
+            dataset,
+            config.artifacts_dir,
+            recipe=chosen,
+            memory_limit_bytes=config.memory_limit_bytes,
+            threads=config.threads,
+            reporter=TerminalReporter(),
+            ranks=together,
+        )
     facts = built.metrics
     peak = built.peak_memory_bytes / 2**30
     lines = [

@@ -7,24 +7,21 @@ checkpoint takes exactly the steps an uninterrupted one takes.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.activity import activity_features
-from lurm.artifacts import digest_of_file, write_durably
+from lurm.ahead import ahead
 from lurm.boi import BagOfInterests
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.errors import LurmError, UsageError
@@ -32,13 +29,19 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
+from training.checkpoint import Checkpoint, Standing
 from training.foresight import foresight
+from training.ranks import ALONE, Ranks
+from training.views import some_users, two_views
 
 _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
 _STRETCH = 256  # events that are company to each other when W starts
 _SAMPLE_FOR_BALANCE = 4_096  # interests that tell, at one step, how equally the anchors are used
 _LEAST_HELD_OUT = 8  # users; fewer measure nothing
+
+Step = tuple[Bags, Bags, Tensor]
+"""The bags of two views of each user of a batch, and the interests whose use of the anchors is balanced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +130,10 @@ class Trainer:
         boi: histories -> bags.
         history: the users.
         config: see ``TrainConfig``.
-        checkpoint: folder to resume from and save to after each pass; None: no checkpoints. It outlives ``fit``,
-            until ``remove_checkpoint``.
+        checkpoint: folder to resume from and save to after each pass; None: no checkpoints. It outlives ``fit``; who
+            has what was trained safe elsewhere removes it.
         reporter: told about loss and speed.
+        ranks: that train together; all are given the same, and all get the same weights. The leader alone writes.
     """
 
     def __init__(
@@ -140,7 +144,9 @@ class Trainer:
         config: TrainConfig,
         checkpoint: Path | None,
         reporter: Reporter,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self._ranks = ranks
         self._network, self._boi, self._history, self._config = network, boi, history, config
         self._checkpoint, self._reporter = checkpoint, reporter
         n_users = len(history)
@@ -168,6 +174,12 @@ class Trainer:
 
     def start(self) -> None:
         """Initialise the network from a sample of users: bags, activity, and the centre of its output."""
+        if self._ranks.leads:
+            self._begin()
+        self._ranks.follow(self._network.state_dict().values())
+        self._measure()
+
+    def _begin(self) -> None:
         network, rng = self._network, np.random.default_rng([self._config.seed, 10**6 + 1])
         rows = self._train_rows[:_SAMPLE_FOR_START]
         bags: list[list[sp.csr_matrix]] = [[], [], [], []]
@@ -185,7 +197,6 @@ class Trainer:
         else:
             network.start_anywhere(self._config.seed)
         network.know_activity(np.concatenate(features), self._history.watermark, self._foresight(rows))
-        self._measure()
 
     def _foresight(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         history = self._history
@@ -196,15 +207,26 @@ class Trainer:
             n_behaviors=self._network.n_behaviors,
         )
 
-    def _measure(self, *, centre: bool = True) -> None:
+    def _measure(self) -> None:
         """Centre the network's output on a sample of users, and tell its usual length."""
-        network, rows = self._network, self._train_rows[:8192]
-        with torch.no_grad():
-            interests_be = torch.cat([self._interests(self._history.batch(some)) for some in _chunks(rows, 1024)])
-            if centre:
-                network.mean_e.add_(interests_be.mean(0))
-                interests_be -= interests_be.mean(0)
+        network, ranks, some = self._network, self._ranks, list(_chunks(self._train_rows[:8192], 1024))
+
+        def own_bags(rows: NDArray[np.int64]) -> Bags:
+            return self._bags(self._history.batch(rows[ranks.share(len(rows))]))
+
+        with torch.no_grad(), closing(ahead(map(own_bags, some))) as ready:
+            as_it_stands = self._as_it_stands()
+            parts = [ranks.gathered(as_it_stands(bags), len(rows)) for rows, bags in zip(some, ready, strict=True)]
+            interests_be = torch.cat(parts)
+            network.mean_e.add_(interests_be.mean(0))
+            interests_be -= interests_be.mean(0)
             network.length.copy_(interests_be.square().sum(1).mean().sqrt().clamp_min(1e-4))
+
+    def _as_it_stands(self) -> Callable[[Bags], Tensor]:
+        """The network as a function of bags, its table anchored once for all of them; until the next step."""
+        network = self._network
+        table_he = network.anchored(network.interests_he.weight)
+        return lambda bags: network.aggregate(table_he, bags.interests, bags)
 
     def fit(self) -> Outcome:
         """Train until the passes are done or the held-out loss stops falling, and keep weights on the way to the best.
@@ -217,85 +239,84 @@ class Trainer:
         Raises:
             UsageError: there are fewer than two users to learn from.
             LurmError: the training has diverged.
+            OSError: a checkpoint could not be written.
         """
         if len(self._train_rows) < 2:
             raise UsageError(f"the log has {len(self._history)} users; contrastive learning needs at least 2")
-        epoch, held_out, begun, best = self._resume()
-        if not held_out:
-            self.start()
-            held_out = [self._held_out_loss()]
-            begun = best = _copy(self._network)
-            self._save(0, held_out, begun, best)
-        patience = self._config.patience
-        while epoch < self._epochs and epoch - int(np.argmin(held_out)) < patience:
-            self._pass(epoch)
-            epoch += 1
-            held_out.append(self._held_out_loss())
-            if held_out[-1] == min(held_out):
-                best = _copy(self._network)
-            self._save(epoch, held_out, begun, best)
+        begun: Mapping[str, Tensor]
+        best: Mapping[str, Tensor]
+        with Checkpoint(self._checkpoint, self._reporter) as checkpoint:
+            kept = self._kept(checkpoint)
+            if kept is None:
+                self.start()
+                epoch, held_out = 0, [self._held_out_loss()]
+                begun = best = _copy(self._network)
+                self._keep(checkpoint, epoch, held_out, begun, best)
+            else:
+                epoch, held_out = kept.epoch, kept.held_out
+                begun, best = self._resume(kept)
+            while epoch < self._epochs and epoch - int(np.argmin(held_out)) < self._config.patience:
+                self._pass(epoch)
+                epoch += 1
+                held_out.append(self._held_out_loss())
+                if held_out[-1] == min(held_out):
+                    best = _copy(self._network)
+                self._keep(checkpoint, epoch, held_out, begun, best)
         share = self._config.blend if self._config.start == "spectrum" else 1.0
         self._network.load_state_dict(_between(begun, best, share))
         self._measure()
         return Outcome(epoch, held_out, int(np.argmin(held_out)), self._held_out_recall(), self._in_sample)
 
-    def remove_checkpoint(self) -> None:
-        """Remove the checkpoint: what was trained is safe elsewhere."""
-        if self._checkpoint is not None:
-            shutil.rmtree(self._checkpoint, ignore_errors=True)
-
     def _pass(self, epoch: int) -> None:
-        config = self._config
+        config, ranks = self._config, self._ranks
         order = np.random.default_rng([config.seed, epoch]).permutation(self._train_rows)
         batches = [rows for rows in _chunks(order, config.batch_users) if len(rows) > 1]
         total = self._epochs * len(batches)
         title = f"train {epoch + 1}/{self._epochs}"
         self._network.train()
-        with self._reporter.task(title, len(order), "users") as task:
+        with self._reporter.task(title, len(order), "users") as task, closing(self._steps(epoch, batches)) as steps:
             mean = 0.0
-            for at, rows in enumerate(batches):
+            for at, (one, two, interests) in enumerate(steps):
                 rate = config.learning_rate * _schedule((epoch * len(batches) + at) / total, config.warmup)
                 for optimizer in self._optimizers:
                     for group in optimizer.param_groups:
                         group["lr"] = rate
                     optimizer.zero_grad(set_to_none=True)
-                rng = np.random.default_rng([config.seed, epoch, at])
-                one, two = self._views(self._history.batch(np.sort(rows)), rng)
-                loss = contrastive_loss(self._embed(one), self._embed(two), config.temperature)
-                imbalance = self._network.imbalance(self._some_interests(rng))
+                own = (self._compared(self._network(view)) for view in (one, two))
+                ones_be, twos_be = (ranks.gathered(own_be, len(batches[at])) for own_be in own)
+                loss = contrastive_loss(ones_be, twos_be, config.temperature)
+                imbalance = self._network.imbalance(interests) / ranks.n  # the same at every rank, and added up
                 (loss + config.usage_weight * imbalance).backward()  # type: ignore[no-untyped-call]
+                ranks.add_up_gradients([*self._network.parameters(), *self._head.parameters()])
                 for optimizer in self._optimizers:
                     optimizer.step()
                 mean += (self._finite(float(loss.detach()), title) - mean) / (at + 1)
-                task.advance(len(rows), f"loss {mean:.3f}")
+                task.advance(len(batches[at]), f"loss {mean:.3f}")
+        ranks.follow([*self._network.state_dict().values(), *self._head.state_dict().values()])
         self._network.eval()
 
-    def _views(self, batch: HistoryBatch, rng: np.random.Generator) -> tuple[HistoryBatch, HistoryBatch]:
-        """Two views of each user: two thinnings, or the past and the later part of the life."""
-        user = batch.user_of_event
-        past = batch.place_of_event < np.maximum(np.round(rng.uniform(0.3, 0.7, len(batch)) * batch.n_events), 1)[user]
-        keep = rng.uniform(*self._config.keep, (2, len(batch)))
-        thinned = rng.random((2, len(user))) < keep[:, user]
-        split = (rng.random(len(batch)) < self._config.later_share)[user]
-        masks = np.where(split, np.stack([past, ~past]), thinned)
-        views = []
-        for mask in masks:
-            kept = np.add.reduceat(np.append(mask, False), np.minimum(batch.offsets[:-1], len(mask)))
-            bare = (kept == 0) | (batch.n_events == 0)
-            lone = np.zeros(len(mask), np.bool_)
-            has = bare & (batch.n_events > 0)
-            lone[batch.offsets[:-1][has] + rng.integers(0, batch.n_events[has])] = True
-            views.append(batch.keep(mask | lone))
-        return views[0], views[1]
+    def _steps(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[Step, None, None]:
+        """The steps of a pass, each made ready while the one before is taken."""
 
-    def _interests(self, batch: HistoryBatch) -> Tensor:
-        bags = self._boi.encode(batch, trailing(batch, self._network.config.scales))
-        interests: Tensor = self._network(Bags.of(bags))
-        return interests
+        def prepare(at: int) -> Step:
+            rng = np.random.default_rng([self._config.seed, epoch, at])
+            return *self._two_bags(np.sort(batches[at]), rng), self._some_interests(rng)
 
-    def _embed(self, batch: HistoryBatch) -> Tensor:
+        return ahead(map(prepare, range(len(batches))))
+
+    def _two_bags(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Bags, Bags]:
+        """The bags of two views of each of these users, of this rank's share of them."""
+        config, share = self._config, self._ranks.share(len(rows))
+        views = two_views(self._history.batch(rows), rng, keep=config.keep, later_share=config.later_share)
+        one, two = (self._bags(some_users(view, share)) for view in views)
+        return one, two
+
+    def _bags(self, batch: HistoryBatch) -> Bags:
+        return Bags.of(self._boi.encode(batch, trailing(batch, self._network.config.scales)))
+
+    def _compared(self, interests_be: Tensor) -> Tensor:
         """(B, M·D) unit rows that the loss compares. Activity is not among them: thinned views would differ in it."""
-        return F.normalize(self._head(self._interests(batch)), dim=-1, eps=1e-6)
+        return F.normalize(self._head(interests_be), dim=-1, eps=1e-6)
 
     def _some_interests(self, rng: np.random.Generator) -> Tensor:
         """All interests, or a uniform sample where they are many."""
@@ -313,65 +334,66 @@ class Trainer:
             )
         return loss
 
-    def _held_out_views(self, embed: Callable[[HistoryBatch], Tensor]) -> tuple[Tensor, Tensor]:
-        rng = np.random.default_rng([self._config.seed, 10**6])
-        with torch.no_grad():
-            pairs = [
-                tuple(embed(view) for view in self._views(self._history.batch(rows), rng))
-                for rows in _chunks(self._held_rows, 512)
-            ]
-        return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
+    def _held_out_views(self) -> tuple[Tensor, Tensor]:
+        """(B, M·D) interests of the held-out users from two views of each; the same views every time."""
+        rng, chunks = np.random.default_rng([self._config.seed, 10**6]), list(_chunks(self._held_rows, 512))
+        ones, twos = [], []
+        with torch.no_grad(), closing(ahead(self._two_bags(rows, rng) for rows in chunks)) as ready:
+            as_it_stands = self._as_it_stands()
+            for rows, (one, two) in zip(chunks, ready, strict=True):
+                ones.append(self._ranks.gathered(as_it_stands(one), len(rows)))
+                twos.append(self._ranks.gathered(as_it_stands(two), len(rows)))
+        return torch.cat(ones), torch.cat(twos)
 
+    @torch.no_grad()
     def _held_out_loss(self) -> float:
-        one, two = self._held_out_views(self._embed)
-        return self._finite(float(contrastive_loss(one, two, self._config.temperature)), "held-out users")
+        ones_be, twos_be = (self._compared(interests_be) for interests_be in self._held_out_views())
+        loss = contrastive_loss(ones_be, twos_be, self._config.temperature)
+        return self._finite(self._ranks.agreed(float(loss)), "held-out users")
 
     def _held_out_recall(self) -> float:
-        one, two = self._held_out_views(lambda batch: F.normalize(self._interests(batch), dim=-1, eps=1e-6))
-        return float(((one @ two.T).argmax(1) == torch.arange(len(one))).float().mean())
+        ones_be, twos_be = (F.normalize(interests_be, dim=-1, eps=1e-6) for interests_be in self._held_out_views())
+        return float(((ones_be @ twos_be.T).argmax(1) == torch.arange(len(ones_be))).float().mean())
 
-    def _resume(self) -> tuple[int, list[float], Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """Passes done, held-out losses, and the weights at the start and at best; nothing without a checkpoint."""
-        folder = self._checkpoint
-        if folder is None or not (folder / "done.json").is_file():
-            return 0, [], {}, {}
-        try:
-            done = orjson.loads((folder / "done.json").read_bytes())
-            file = folder / f"pass-{done['epoch']}.safetensors"
-            intact = done["sha256"] == digest_of_file(file)
-        except (OSError, ValueError, TypeError, KeyError):
-            intact = False
-        if not intact:
-            self._reporter.say("  the checkpoint is damaged; training starts anew")
-            return 0, [], {}, {}
-        saved = load_file(file)
-        self._network.load_state_dict(_under(saved, "network."))
-        self._head.load_state_dict(_under(saved, "head."))
+    def _kept(self, checkpoint: Checkpoint) -> Standing | None:
+        """The standing to go on from.
+
+        Raises:
+            LurmError: the ranks do not find the same one.
+        """
+        kept = checkpoint.load()
+        epoch = -1 if kept is None else kept.epoch
+        if epoch != (leaders := int(self._ranks.agreed(epoch))):
+            raise LurmError(
+                f"rank {self._ranks.rank} finds a checkpoint after pass {epoch}, the leader one after pass {leaders} "
+                "(-1: none); all ranks need one artifacts folder"
+            )
+        return kept
+
+    def _resume(self, standing: Standing) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Take up what was kept; gives the weights at the start and at best."""
+        self._network.load_state_dict(_under(standing.tensors, "network."))
+        self._head.load_state_dict(_under(standing.tensors, "head."))
         for i, optimizer in enumerate(self._optimizers):
-            _load_optimizer(optimizer, _under(saved, f"optimizer{i}."))
-        self._reporter.say(f"  resuming after pass {done['epoch']}")
-        return int(done["epoch"]), list(done["held_out"]), _under(saved, "begun."), _under(saved, "best.")
+            _load_optimizer(optimizer, _under(standing.tensors, f"optimizer{i}."))
+        self._reporter.say(f"  resuming after pass {standing.epoch}")
+        return _under(standing.tensors, "begun."), _under(standing.tensors, "best.")
 
-    def _save(self, epoch: int, held_out: list[float], begun: Mapping[str, Tensor], best: Mapping[str, Tensor]) -> None:
-        folder = self._checkpoint
-        if folder is None:
+    def _keep(
+        self,
+        checkpoint: Checkpoint,
+        epoch: int,
+        held_out: list[float],
+        begun: Mapping[str, Tensor],
+        best: Mapping[str, Tensor],
+    ) -> None:
+        if not self._ranks.leads:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {f"network.{name}": tensor for name, tensor in self._network.state_dict().items()}
-        tensors |= {f"head.{name}": tensor for name, tensor in self._head.state_dict().items()}
-        tensors |= {f"begun.{name}": tensor for name, tensor in begun.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in best.items()}
-        for i, optimizer in enumerate(self._optimizers):
-            tensors |= {f"optimizer{i}.{name}": tensor for name, tensor in _optimizer_tensors(optimizer).items()}
-        file = folder / f"pass-{epoch}.safetensors"
-        save_file({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, file)
-        with file.open("rb") as written:
-            os.fsync(written.fileno())  # before done.json names it, so that a power cut leaves one or the other
-        done = {"epoch": epoch, "held_out": held_out, "sha256": digest_of_file(file)}
-        write_durably(folder / "done.json", orjson.dumps(done))
-        for old in folder.glob("pass-*.safetensors"):
-            if old != file:
-                old.unlink()
+        parts: dict[str, Mapping[str, Tensor]] = {"begun": begun, "best": best}
+        parts |= {"network": self._network.state_dict(), "head": self._head.state_dict()}
+        parts |= {f"optimizer{i}": _optimizer_tensors(optimizer) for i, optimizer in enumerate(self._optimizers)}
+        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+        checkpoint.keep(Standing(epoch, held_out, tensors))
 
 
 def contrastive_loss(one_be: Tensor, two_be: Tensor, temperature: float) -> Tensor:

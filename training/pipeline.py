@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
@@ -51,12 +52,13 @@ from lurm.ingest import HistoryBuilder, check_usable
 from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity, write_vocabulary
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.meanings import name_interests
-from lurm.progress import Reporter
+from lurm.progress import Reporter, Silent
 from lurm.release import Embeddings, Release, current, publish, referenced
-from lurm.smen import REVISION, Smen, SmenConfig, SmenEncoder, write_encoder
+from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
-from training.loop import Trainer
+from training.loop import Outcome, Trainer
+from training.ranks import ALONE, Ranks
 from training.recipes import Recipe
 from training.subject import Subject, catalog_of, texts_of
 
@@ -94,6 +96,7 @@ def build(
     memory_limit_bytes: int,
     threads: int,
     reporter: Reporter,
+    ranks: Ranks = ALONE,
 ) -> Built:
     """Build a release of a dataset and activate it.
 
@@ -104,6 +107,7 @@ def build(
         memory_limit_bytes: what a stage may hold before it spills.
         threads: of numeric code.
         reporter: told what is going on.
+        ranks: that train the encoder together; this one leads, the others ``assist``.
 
     Raises:
         DataError: the log cannot be used, or has too many bad rows; nothing is published.
@@ -111,7 +115,50 @@ def build(
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter).run()
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks).run()
+
+
+def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
+    """Train the encoder along with a build that another rank leads, and write nothing.
+
+    Waits for the leader to come to it, and comes back at once where the encoder is there already.
+
+    Args:
+        root: the artifacts folder of the leader.
+        recipe: the leader's.
+        threads: of numeric code.
+        ranks: that train together.
+
+    Raises:
+        ArtifactError: the stages of the leader cannot be read here.
+        LurmError: the leader has ended, or the training has diverged.
+    """
+    if not (told := ranks.told()):
+        return
+    stages = root / "stages"
+    history_name, interests_name, checkpoint_name = orjson.loads(told)
+    history = HistoryBase.open(stages / history_name, verify=False)
+    vocabulary = InterestVocabulary.open(stages / interests_name, verify=False)
+    with threadpool_limits(limits=threads):
+        _train(history, vocabulary, recipe, stages / checkpoint_name, Silent(), ranks)
+
+
+def _train(
+    history: HistoryBase,
+    vocabulary: InterestVocabulary,
+    recipe: Recipe,
+    checkpoint: Path,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> tuple[Smen, BagOfInterests, Outcome]:
+    """A trained network, the bags it reads, and how the training went; the same at every rank."""
+    shape = recipe.encoder.for_log(history.span_ms)
+    boi = BagOfInterests(vocabulary, shape.bag, tuple(history.behaviors.ids.to_pylist()))
+    network = Smen(shape, boi.width, len(history.behaviors))
+    # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
+    with threadpool_limits(limits=1, user_api="openmp"):
+        outcome = Trainer(network, boi, history, recipe.training, checkpoint, reporter, ranks).fit()
+    return network, boi, outcome
 
 
 class _Build:
@@ -123,7 +170,9 @@ class _Build:
         memory_limit_bytes: int,
         threads: int,
         reporter: Reporter,
+        ranks: Ranks,
     ) -> None:
+        self._ranks = ranks
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
@@ -155,7 +204,9 @@ class _Build:
             "behaviors": history.behaviors.ids.to_pylist(),
         }
         parents = ("history", "interests")
-        self._stage("encoder", encoder_config, parents, lambda work: self._encoder(work, history, vocabulary, shape))
+        self._stage("encoder", encoder_config, parents, lambda work: self._encoder(work, history, vocabulary))
+        if "encoder" in self._skipped:
+            self._ranks.told()  # nothing to do
         self._forget_checkpoints()
         encoder = SmenEncoder.of(self._done["encoder"], vocabulary)
         self._stage(
@@ -259,15 +310,12 @@ class _Build:
         write_vocabulary(work.path, clustering, grain_n, rare, meanings)
         work.metrics.update(quality(clustering, items.counts_n, categories), n_grains=len(rare.idf_g))
 
-    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary, shape: SmenConfig) -> None:
-        recipe = self._recipe
+    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
         checkpoint = self._stages / f".{work.path.name.split('.')[1]}.checkpoint"
         self._forget_checkpoints(but=checkpoint)
-        boi = BagOfInterests(vocabulary, shape.bag, tuple(history.behaviors.ids.to_pylist()))
-        network = Smen(shape, boi.width, len(history.behaviors))
-        # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
-        with threadpool_limits(limits=1, user_api="openmp"):
-            outcome = Trainer(network, boi, history, recipe.training, checkpoint, self._reporter).fit()
+        names = [self._done["history"].path.name, self._done["interests"].path.name, checkpoint.name]
+        self._ranks.told(orjson.dumps(names))
+        network, boi, outcome = _train(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
         write_encoder(work.path, network, history.behaviors.ids.to_pylist())
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)

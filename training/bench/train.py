@@ -1,7 +1,8 @@
 """train: passes of the trainer, from the first step to the weights that are kept.
 
 The limit is a bare loop over the very batches the trainer made, ready as tensors, with its learning rates: forward,
-loss, backward, step. It reads no history, draws no views, counts no bags, measures nothing, saves nothing.
+loss, backward, step. It reads no history, draws no views, counts no bags, measures nothing, saves nothing. Both compute
+with one thread, as a build does; the trainer makes batches ready in another.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -26,7 +28,7 @@ from training.loop import TrainConfig, Trainer, contrastive_loss
 
 _SIZES = {
     "tiny": (LogSize(4_000, 200, 200, 20), TrainConfig(epochs=1, batch_users=32)),
-    "small": (LogSize(300_000, 3_000, 5_000, 1_000), TrainConfig(epochs=1)),
+    "small": (LogSize(300_000, 3_000, 5_000, 1_000), TrainConfig(epochs=4)),
     "full": (LogSize(30_000_000, 300_000, 500_000, 100_000), TrainConfig(epochs=1)),
 }
 _MEMORY_LIMIT_BYTES = 2**32
@@ -47,8 +49,8 @@ def bench(track: Track, scale: str) -> Figures:
     base = ingest(made, track.folder, _MEMORY_LIMIT_BYTES)
     shape = SmenConfig().for_log(base.span_ms)
     boi = BagOfInterests(vocabulary, shape.bag)
-    torch.set_num_threads(track.threads)
-    recorder = record(shape, boi, base, config)
+    with threadpool_limits(limits=1, user_api="openmp"):
+        recorder = record(shape, boi, base, config)
 
     def ours(turn: Turn) -> Weights:
         network = _Remembering(shape, boi.width, len(base.behaviors))
@@ -62,7 +64,8 @@ def bench(track: Track, scale: str) -> Figures:
         return step_through(network, recorder, recorder.rates, config)
 
     n_users = sum(len(one.starts) - 1 for one, _ in recorder.batches) // len(recorder.position_wm)
-    timings, answers = race(track, n_users, {"ours": ours, "bare_loop": bare_loop})
+    with threadpool_limits(limits=1, user_api="openmp"):
+        timings, answers = race(track, n_users, {"ours": ours, "bare_loop": bare_loop})
     agree(answers["ours"], answers["bare_loop"])
     sizes = {
         "n_users": n_users,

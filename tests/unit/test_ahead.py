@@ -1,0 +1,72 @@
+"""Work done ahead is the work that was asked for, and leaves nothing running."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from lurm.ahead import ahead
+
+
+def names() -> set[str]:
+    return {thread.name for thread in threading.enumerate()}
+
+
+def test_what_is_made_ahead_comes_in_order_and_in_another_thread() -> None:
+    made_in: set[int] = set()
+
+    def make(number: int) -> int:
+        made_in.add(threading.get_ident())
+        return number * number
+
+    with closing(ahead(map(make, range(50)))) as squares:
+        assert list(squares) == [number * number for number in range(50)]
+    assert len(made_in) == 1
+    assert threading.get_ident() not in made_in
+    assert not any(name.startswith("ahead") for name in names())
+    with closing(ahead(map(make, []))) as squares:
+        assert list(squares) == []
+
+
+def test_it_works_while_the_last_one_is_used_and_never_further_ahead_than_told() -> None:
+    begun = [threading.Event() for _ in range(6)]
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(6):
+            read.append(number)
+            yield number
+
+    with closing(ahead((begun[number].set() for number in numbers()), depth=2)) as made:
+        for number in range(4):
+            next(made)
+            assert begun[number + 1].wait(60), "the next one is made while this one is used"
+            assert read == list(range(len(read)))
+            assert len(read) <= number + 3
+        assert not begun[5].is_set(), "nobody asked that far"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_comes_out_in_its_place_and_leaves_no_thread(error: type[BaseException]) -> None:
+    def make(number: int) -> int:
+        if number == 2:
+            raise error("the third")
+        return number
+
+    seen: list[int] = []
+    with pytest.raises(error, match="the third"), closing(ahead(map(make, range(9)))) as made:
+        seen.extend(made)
+    assert seen == [0, 1]
+    assert not any(name.startswith("ahead") for name in names())
+
+
+def test_who_leaves_early_leaves_no_thread() -> None:
+    made: list[int] = []
+    with pytest.raises(ZeroDivisionError), closing(ahead(map(made.append, range(1000)))) as ready:
+        next(ready)
+        raise ZeroDivisionError
+    assert len(made) <= 3
+    assert not any(name.startswith("ahead") for name in names())
