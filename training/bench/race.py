@@ -38,13 +38,13 @@ class Turn:
     def begin(self) -> None:
         """What came before was preparation: the clock starts here."""
         _forget_peak()
-        self._resident = _resident("VmRSS")
+        self._resident = resident_bytes("VmRSS")
         self._started = self._clock()
 
     def end(self) -> tuple[float, int | None, int | None]:
         """Seconds, largest resident bytes of the process, and by how much that was more than at the start."""
         seconds = self._clock() - self._started
-        peak = _resident("VmHWM")
+        peak = resident_bytes("VmHWM")
         return seconds, peak, None if peak is None or self._resident is None else max(peak - self._resident, 0)
 
 
@@ -174,7 +174,8 @@ def _forget_peak() -> None:
         _CLEAR.write_text("5")
 
 
-def _resident(field: str) -> int | None:
+def resident_bytes(field: str) -> int | None:
+    """A field of /proc/self/status in bytes: VmRSS, VmHWM, RssAnon; None where there is none."""
     if not _STATUS.exists():
         return None
     lines = _STATUS.read_text().splitlines()
