@@ -83,7 +83,14 @@ def build(
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the embedding; default 256.", min=1)] = None,
     artifacts_dir: ArtifactsDir = None,
-    memory_limit: Annotated[str | None, typer.Option(help="Such as 4G; instead of LURM_MEMORY_LIMIT_BYTES.")] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="What a stage may hold before it spills, such as 4G; default: LURM_MEMORY_LIMIT_BYTES, or 60 % of the "
+            "memory of this machine or its container.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a release of an event log, and activate it.

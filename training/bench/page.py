@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
+from lurm.progress import in_bytes
 
 PLOT = "ratios.svg"
 WANTED: Mapping[str, Mapping[str, float]] = {
@@ -51,7 +52,7 @@ class Kept:
     def machine(self) -> str:
         """In a few words."""
         about = self.document["machine"]
-        return f"{about['cpu']}, {about['cores']} cores, {_bytes(about['memory_bytes'])}"
+        return f"{about['cpu']}, {about['cores']} cores, {in_bytes(about['memory_bytes'])}"
 
 
 def write_page(page: Path, results: Path) -> None:
@@ -127,7 +128,8 @@ def _verdict(one: Kept, ratio: str, value: float) -> Sequence[str]:
 
 def _took(contender: str, timing: Mapping[str, Any]) -> Sequence[str]:
     seconds = (f"{timing['seconds'][which]:.3g}" for which in ("min", "median", "max"))
-    memory = (_bytes(timing[which]) for which in ("peak_resident_bytes", "grown_bytes"))
+    held = (timing[which] for which in ("peak_resident_bytes", "grown_bytes"))
+    memory = ("" if n_bytes is None else in_bytes(n_bytes) for n_bytes in held)
     return contender, *seconds, f"{timing['rows_per_s']:,.0f}", *memory
 
 
@@ -143,7 +145,7 @@ def _to_a_billion(one: Kept) -> list[str]:
     per_user = figures[f"embeddings_bytes_{times}x"] / n_users
     events = n_events / n_users * _USERS
     rows: list[Sequence[str]] = [
-        (what, f"{each:,.1f} per {unit}", _bytes(total))
+        (what, f"{each:,.1f} per {unit}", in_bytes(total))
         for what, each, unit, total in (
             ("history base", per_event, "event", per_event * events),
             ("embeddings", per_user, "user", per_user * _USERS),
@@ -156,7 +158,7 @@ def _to_a_billion(one: Kept) -> list[str]:
         "",
         f"From the {one.scale} run of `scale` ({one.day}): {n_events:,} events of {n_users:,} users in "
         f"{seconds['ingest']:.3g} s of ingest and {seconds['embed']:.3g} s of embedding, with at most "
-        f"{_bytes(max(timing['grown_bytes'] or 0 for timing in stages.values()))} of memory of the process's own, on "
+        f"{in_bytes(max(timing['grown_bytes'] or 0 for timing in stages.values()))} of memory of the process's own, on "
         f"{one.machine}.",
         "",
         f"Assumed: {n_events / n_users:,.0f} events a user, as in the run; time grows linearly (see `time_vs_linear`); "
@@ -197,12 +199,3 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _bytes(n_bytes: float | None) -> str:
-    if n_bytes is None:
-        return ""
-    for scale, unit in ((1e15, "PB"), (1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if n_bytes >= scale:
-            return f"{n_bytes / scale:.3g} {unit}"
-    return f"{n_bytes / 1e3:.3g} kB"

@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lurm.progress import Reporter
+from lurm.progress import Reporter, resident_bytes
 
 Answer = TypeVar("Answer")
 
 _LIBRARIES = ("lurm", "numpy", "scipy", "polars", "pyarrow", "torch", "faiss-cpu", "duckdb")
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 class Turn:
@@ -172,14 +172,6 @@ def _forget_peak() -> None:
     """Let VmHWM start again from what is resident now (Linux; elsewhere nothing)."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")
-
-
-def resident_bytes(field: str) -> int | None:
-    """A field of /proc/self/status in bytes: VmRSS, VmHWM, RssAnon; None where there is none."""
-    if not _STATUS.exists():
-        return None
-    lines = _STATUS.read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _cpu() -> str:

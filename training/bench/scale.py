@@ -23,10 +23,11 @@ from threadpoolctl import threadpool_limits
 from lurm.arrays import ArrayWriter
 from lurm.boi import BagOfInterests
 from lurm.encoder import embed_all
+from lurm.progress import resident_bytes
 from lurm.smen import SmenConfig, SmenEncoder
 from training.bench.embed import random_network
 from training.bench.made import LogSize, MadeLog, ingest, vocabulary_of, write_log
-from training.bench.race import Figures, Timing, Track, resident_bytes
+from training.bench.race import Figures, Timing, Track
 
 TIMES = (1, 3, 10)
 STAGES = ("ingest", "embed")
