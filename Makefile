@@ -51,7 +51,7 @@ lint: setup ## style, format, types and import contracts
 fast: setup ## the fast tests
 	$(PYTEST) -m "not slow"
 
-bench: setup ## measure against peers and limits: make bench [NAME=boi] [SCALE=full]
+bench: setup ## measure against peers and limits, write BENCHMARKS.md: make bench [NAME=boi] [SCALE=full]
 	$(BIN)/lurm bench $(or $(NAME),all) --scale $(or $(SCALE),small) --keep
 
 quality: setup ## build and judge datasets, and write QUALITY.md: make quality DATA=<folder of datasets>

@@ -1,17 +1,23 @@
-"""How a long job says how far it is: a bar on a terminal, plain lines elsewhere, silence in a library.
+"""How a long job says how far it is, and how much memory the process has: a bar on a terminal, plain lines elsewhere.
 
-Everything goes to stderr; stdout is for results.
+A library is silent. Everything goes to stderr; stdout is for results.
 """
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_STATUS = Path("/proc/self/status")
+_LOOK_EVERY_S = 0.5
 
 
 class Task(Protocol):
@@ -47,12 +53,13 @@ class Silent:
 
 
 class TerminalReporter:
-    """Bars with rate and time left when stderr is a terminal, one plain line every few seconds otherwise.
+    """Bars with rate, time left and memory when stderr is a terminal, one plain line every few seconds otherwise.
 
     Args:
         console: where to write; default stderr.
         interval_s: seconds between plain lines of one task.
         clock: monotonic seconds.
+        memory: bytes of this process.
     """
 
     def __init__(
@@ -61,7 +68,9 @@ class TerminalReporter:
         *,
         interval_s: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
+        memory: Callable[[], int] | None = None,
     ) -> None:
+        self._memory = memory or resident_now
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._interval_s = interval_s
         self._clock = clock
@@ -82,10 +91,12 @@ class TerminalReporter:
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
+                TextColumn("{task.fields[memory]}", markup=False),
                 TextColumn("{task.fields[note]}", markup=False),
             )
             with Progress(*columns, console=self._console, transient=True) as bar:
-                task: _Bar | _Lines = _Bar(bar, bar.add_task(f"  {title}", total=total, rate="", note=""), unit)
+                id_ = bar.add_task(f"  {title}", total=total, rate="", memory="", note="")
+                task: _Bar | _Lines = _Bar(self, bar, id_, unit)
                 yield task
         else:
             task = _Lines(self, title, total, unit, started)
@@ -93,12 +104,13 @@ class TerminalReporter:
         took_s = self._clock() - started
         rate = f", {_short(task.done / took_s)} {unit}/s" if took_s > 0.05 and task.done else ""
         note = f", {task.note}" if task.note else ""
-        self.say(f"  {title}: {_short(task.done)} {unit} in {took_s:.1f} s{rate}{note}")
+        self.say(f"  {title}: {_short(task.done)} {unit} in {took_s:.1f} s{rate}, {in_bytes(self._memory())}{note}")
 
 
 class _Bar:
-    def __init__(self, bar: Progress, id_: TaskID, unit: str) -> None:
-        self._bar, self._id, self._unit = bar, id_, unit
+    def __init__(self, reporter: TerminalReporter, bar: Progress, id_: TaskID, unit: str) -> None:
+        self._reporter, self._bar, self._id, self._unit = reporter, bar, id_, unit
+        self._look_at = float("-inf")
         self.done, self.note = 0, ""
 
     def advance(self, n: int, note: str = "") -> None:
@@ -107,6 +119,10 @@ class _Bar:
         speed = self._bar.tasks[self._bar.task_ids.index(self._id)].speed
         rate = f"{_short(speed)} {self._unit}/s" if speed else ""
         self._bar.update(self._id, advance=n, rate=rate, note=self.note)
+        now = self._reporter._clock()
+        if now >= self._look_at:
+            self._look_at = now + _LOOK_EVERY_S
+            self._bar.update(self._id, memory=in_bytes(self._reporter._memory()))
 
 
 class _Lines:
@@ -126,7 +142,31 @@ class _Lines:
         left = f", {max(self._total - self.done, 0) / rate:.0f} s left" if self._total and rate else ""
         of = f" of {_short(self._total)}" if self._total else ""
         note = f", {self.note}" if self.note else ""
-        self._reporter.say(f"  {self._title}: {_short(self.done)}{of} {self._unit}, {_short(rate)}/s{left}{note}")
+        speed = f"{_short(rate)}/s{left}, {in_bytes(self._reporter._memory())}"
+        self._reporter.say(f"  {self._title}: {_short(self.done)}{of} {self._unit}, {speed}{note}")
+
+
+def resident_now() -> int:
+    """Bytes of memory this process has now; the most it has had where the system tells no more."""
+    now = resident_bytes("VmRSS")
+    if now is None:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return now
+
+
+def resident_bytes(field: str) -> int | None:
+    """A field of /proc/self/status (VmRSS now, VmHWM at most, RssAnon without files) in bytes; None without it."""
+    if not _STATUS.exists():
+        return None
+    lines = _STATUS.read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+
+
+def in_bytes(n_bytes: float) -> str:
+    """A number of bytes as a person says it, in three digits: 950 B, 12.3 kB, 1.2 GB."""
+    said = _short(n_bytes)
+    return f"{said[:-1]} {said[-1]}B" if said[-1].isalpha() else f"{said} B"
 
 
 def _short(number: float) -> str:

@@ -28,6 +28,9 @@ DataPath = Annotated[
 ]
 
 
+_RESULTS, _PAGE = Path("tests/benchmarks/results"), Path("BENCHMARKS.md")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of training to the front door."""
     for command in (simulate, build, evaluate, quality, demo, bench):
@@ -80,7 +83,14 @@ def build(
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the embedding; default 256.", min=1)] = None,
     artifacts_dir: ArtifactsDir = None,
-    memory_limit: Annotated[str | None, typer.Option(help="Such as 4G; instead of LURM_MEMORY_LIMIT_BYTES.")] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="What a stage may hold before it spills, such as 4G; default: LURM_MEMORY_LIMIT_BYTES, or 60 % of the "
+            "memory of this machine or its container.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a release of an event log, and activate it.
@@ -324,18 +334,22 @@ def demo(
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help="history, boi, interests, embed, train, or all.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="history, boi, interests, embed, train, scale, all; or page.", show_default=False)
+    ],
     scale: Annotated[
         str, typer.Option(help="small: half a minute each; full: hours; tiny: whether all of it works.")
     ] = "small",
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the results under tests/benchmarks/results.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the results under tests/benchmarks/results, and write BENCHMARKS.md.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure lurm beside its peers and its limits, in the same run, on the same rows.
 
     Every ratio is lurm's speed over the other's, from the fastest of three turns: larger is better. All contenders
     have as many threads as polars (POLARS_MAX_THREADS), and their answers are compared first: a fast wrong answer
-    is an error.
+    is an error. `page` measures nothing: it writes BENCHMARKS.md from what was kept.
 
     \b
     Examples:
@@ -347,14 +361,20 @@ def bench(
     from lurm.progress import TerminalReporter
     from training import bench as benchmarks
 
-    documents = []
-    for one in benchmarks.names_of(name):
-        documents.append(benchmarks.run(one, scale, reporter=TerminalReporter()))
+    reporter, documents = TerminalReporter(), []
+    for one in benchmarks.names_of(name) if name != "page" else ():
+        documents.append(benchmarks.run(one, scale, reporter=reporter))
         if keep:
-            path = benchmarks.keep(documents[-1], Path("tests/benchmarks/results"), datetime.now(UTC).date())
-            TerminalReporter().say(f"  kept as {path}")
-    result = documents if name == "all" else documents[0]
-    emit(result, as_json=as_json, text=benchmarks.table_of(documents))
+            path = benchmarks.keep(documents[-1], _RESULTS, datetime.now(UTC).date())
+            reporter.say(f"  kept as {path}")
+    if keep or name == "page":
+        from training.bench.page import write_page
+
+        write_page(_PAGE, _RESULTS)
+        reporter.say(f"  written: {_PAGE}")
+    if name != "page":
+        result = documents if name == "all" else documents[0]
+        emit(result, as_json=as_json, text=benchmarks.table_of(documents))
 
 
 def _published_before(release: Release, root: Path) -> Release | None:

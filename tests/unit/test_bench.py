@@ -30,6 +30,7 @@ from lurm.smen import Bags as Tensors
 from lurm.smen import Smen, SmenConfig, SmenEncoder
 from training import bench
 from training.bench import boi, embed, history, interests, made, train
+from training.bench import scale as growth
 from training.bench.race import Timing, Track, Turn, race
 from training.loop import TrainConfig
 
@@ -39,6 +40,7 @@ RATIOS = {
     "interests": {"vs_flat_lloyd", "objective_vs_flat", "assign_vs_flat", "assign_agreement"},
     "embed": {"vs_gather_limit"},
     "train": {"vs_bare_loop"},
+    "scale": {"time_vs_linear", "memory_vs_flat"},
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
 
@@ -77,7 +79,8 @@ def test_a_benchmark_tells_where_it_ran_what_it_took_and_its_ratios(name: str) -
     assert about["versions"]["duckdb"] == pytest.importorskip("duckdb").__version__
     assert document["figures"]["scale"] == "tiny"
     timings = {key: value for key, value in document["figures"].items() if isinstance(value, dict)}
-    assert {"ours"} < set(timings)
+    stages = {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES}
+    assert (set(timings) == stages) if name == "scale" else ({"ours"} < set(timings))
     for timing in timings.values():
         assert set(timing) == {"seconds", "rows_per_s", "peak_resident_bytes", "grown_bytes"}
         assert 0 < timing["seconds"]["min"] <= timing["seconds"]["median"] <= timing["seconds"]["max"]
@@ -88,7 +91,7 @@ def test_names_are_one_or_all_and_others_are_refused() -> None:
     assert bench.names_of("boi") == ("boi",)
     assert set(bench.names_of("all")) == set(bench.BENCHMARKS) == set(RATIOS)
     with pytest.raises(
-        UsageError, match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, and all"
+        UsageError, match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, and all"
     ):
         bench.names_of("bio")
     with pytest.raises(UsageError, match="scale is 'huge', expected one of tiny, small, full"):
@@ -110,8 +113,9 @@ def test_the_command_prints_one_document_and_keeps_it(
     assert code == 0
     document = json.loads(out)
     assert document["name"] == "history"
-    (kept,) = (tmp_path / "tests/benchmarks/results").iterdir()
-    assert kept.name.startswith("history-")
+    (kept,) = (tmp_path / "tests/benchmarks/results").glob("*.json")
+    assert kept.name.startswith("history-tiny-")
+    assert "| history | tiny | `vs_duckdb_sort` |" in (tmp_path / "BENCHMARKS.md").read_text()
     assert json.loads(kept.read_text()) == document
 
 
@@ -126,9 +130,10 @@ def test_an_unknown_benchmark_is_a_usage_error(capsys: pytest.CaptureFixture[str
 
 
 def test_kept_results_are_named_by_benchmark_machine_and_day(tmp_path: Path) -> None:
-    document = {"name": "boi", "machine": {"cpu": "AMD EPYC(tm) 7B13, 64-Core "}, "figures": {}, "ratios": {}}
+    machine = {"cpu": "AMD EPYC(tm) 7B13, 64-Core "}
+    document = {"name": "boi", "machine": machine, "figures": {"scale": "small"}, "ratios": {}}
     path = bench.keep(document, tmp_path / "results", date(2026, 3, 1))
-    assert path.name == "boi-amd-epyc-tm-7b13-64-core-2026-03-01.json"
+    assert path.name == "boi-small-amd-epyc-tm-7b13-64-core-2026-03-01.json"
     assert json.loads(path.read_text()) == document
 
 
@@ -210,6 +215,32 @@ def test_memory_is_that_of_the_turn(tmp_path: Path) -> None:
 
 def test_a_system_that_does_not_tell_memory_gives_none() -> None:
     assert Timing([1.0], 1).to_json()["peak_resident_bytes"] is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells resident memory")
+def test_a_watched_stage_tells_what_it_held_at_most_and_not_what_is_mapped(tmp_path: Path) -> None:
+    n_bytes = 128 * 2**20
+    np.save(tmp_path / "mapped.npy", np.zeros(n_bytes, np.int8), allow_pickle=False)
+    stages: dict[str, growth.Stage] = {}
+    with growth.watched(stages, "nothing"):
+        pass
+    with growth.watched(stages, "maps"):
+        mapped = np.load(tmp_path / "mapped.npy", mmap_mode="r", allow_pickle=False)
+        assert int(mapped.sum()) == 0
+        stages_before = len(stages)
+    with growth.watched(stages, "holds"):
+        held = np.ones(n_bytes // 8)
+        assert held.sum() == n_bytes // 8
+        for _ in range(20):
+            held.sort()
+    assert stages_before == 1
+    del mapped
+    nothing, maps, holds = (stages[name].own_bytes for name in ("nothing", "maps", "holds"))
+    assert nothing is not None
+    assert maps is not None
+    assert holds is not None
+    assert maps - nothing < n_bytes / 2
+    assert holds - nothing > 0.9 * n_bytes
 
 
 # The logs

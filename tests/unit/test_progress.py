@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from lurm.progress import Silent, TerminalReporter, _short
+from lurm.progress import Silent, TerminalReporter, _short, in_bytes, resident_now
 
 
 class Clock:
@@ -25,7 +25,7 @@ class Clock:
 def reporter(clock: Clock, *, terminal: bool, interval_s: float = 5.0) -> tuple[TerminalReporter, io.StringIO]:
     written = io.StringIO()
     console = Console(file=written, force_terminal=terminal, width=120, highlight=False, soft_wrap=True)
-    return TerminalReporter(console, interval_s=interval_s, clock=clock), written
+    return TerminalReporter(console, interval_s=interval_s, clock=clock, memory=lambda: 1_204_000_000), written
 
 
 def test_away_from_a_terminal_one_line_an_interval_and_one_at_the_end() -> None:
@@ -36,9 +36,9 @@ def test_away_from_a_terminal_one_line_an_interval_and_one_at_the_end() -> None:
             clock.now_s += 2
             task.advance(500, "file 1")
     assert written.getvalue().splitlines() == [
-        "  reading: 1.5k of 4k rows, 250/s, 10 s left, file 1",
-        "  reading: 3k of 4k rows, 250/s, 4 s left, file 1",
-        "  reading: 4k rows in 16.0 s, 250 rows/s, file 1",
+        "  reading: 1.5k of 4k rows, 250/s, 10 s left, 1.2 GB, file 1",
+        "  reading: 3k of 4k rows, 250/s, 4 s left, 1.2 GB, file 1",
+        "  reading: 4k rows in 16.0 s, 250 rows/s, 1.2 GB, file 1",
     ]
 
 
@@ -59,7 +59,7 @@ def test_an_unknown_total_and_a_clock_that_stands_still_are_no_trouble() -> None
     first, last = written.getvalue().splitlines()
     assert " of " not in first
     assert "left" not in first
-    assert last == "  reading: 1 rows in 0.0 s"
+    assert last == "  reading: 1 rows in 0.0 s, 1.2 GB"
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -80,7 +80,8 @@ def test_on_a_terminal_the_bar_goes_and_its_last_line_stays() -> None:
     with report.task("reading", 10, "rows") as task:
         task.advance(10)
         clock.now_s += 2
-    assert written.getvalue().rstrip().endswith("reading: 10 rows in 2.0 s, 5 rows/s")
+    assert written.getvalue().rstrip().endswith("reading: 10 rows in 2.0 s, 5 rows/s, 1.2 GB")
+    assert written.getvalue().count("1.2 GB") > 1, "the bar says it too"
     assert "━" in written.getvalue()
 
 
@@ -134,3 +135,18 @@ def test_a_short_count_is_short_and_right(number: float) -> None:
 )
 def test_a_count_reads_as_a_person_says_it(number: float, said: str) -> None:
     assert _short(number) == said
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "said"), [(0, "0 B"), (950, "950 B"), (12_345, "12.3 kB"), (1.2e9, "1.2 GB"), (999.7e6, "1 GB")]
+)
+def test_bytes_read_as_a_person_says_them(n_bytes: float, said: str) -> None:
+    assert in_bytes(n_bytes) == said
+
+
+def test_memory_is_that_of_this_process() -> None:
+    before = resident_now()
+    held = bytearray(b"x") * 2**27
+    grown = resident_now() - before
+    assert 2**27 * 0.9 < grown < 2**27 * 1.5
+    assert len(held) == 2**27

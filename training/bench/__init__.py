@@ -3,7 +3,8 @@
     race         contenders take turns; seconds, rows per second, memory; what machine it was
     made         the logs they run on
     duck         DuckDB, the peer that speaks SQL
-    history boi interests embed train      one benchmark each
+    history boi interests embed train scale      one benchmark each
+    page         BENCHMARKS.md, from the results that were kept
 
 A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm. Every benchmark
 compares the answers before it says a number; a fast wrong answer is an error.
@@ -27,6 +28,7 @@ from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import Reporter
 from training.bench import boi, embed, history, interests, train
+from training.bench import scale as growth
 from training.bench.race import Figures, Track, machine
 
 __all__ = ["BENCHMARKS", "SCALES", "keep", "names_of", "run", "table_of"]
@@ -37,6 +39,7 @@ BENCHMARKS: Mapping[str, Callable[[Track, str], Figures]] = {
     "interests": interests.bench,
     "embed": embed.bench,
     "train": train.bench,
+    "scale": growth.bench,
 }
 SCALES = ("tiny", "small", "full")
 
@@ -86,10 +89,10 @@ def run(name: str, scale: str, *, rounds: int = 3, reporter: Reporter) -> dict[s
 
 
 def keep(document: Mapping[str, Any], folder: Path, today: date) -> Path:
-    """The file ``<name>-<cpu>-<date>.json`` of a document, written to ``folder`` in the place of an older one."""
+    """The file ``<name>-<scale>-<cpu>-<date>.json`` of a document, in ``folder``, in the place of an older one."""
     cpu = re.sub(r"[^a-z0-9]+", "-", str(document["machine"]["cpu"]).lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{document['name']}-{cpu}-{today.isoformat()}.json"
+    path = folder / f"{document['name']}-{document['figures']['scale']}-{cpu}-{today.isoformat()}.json"
     write_durably(path, orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     return path
 

@@ -14,12 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lurm.progress import Reporter
+from lurm.progress import Reporter, resident_bytes
 
 Answer = TypeVar("Answer")
 
 _LIBRARIES = ("lurm", "numpy", "scipy", "polars", "pyarrow", "torch", "faiss-cpu", "duckdb")
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 class Turn:
@@ -38,13 +38,13 @@ class Turn:
     def begin(self) -> None:
         """What came before was preparation: the clock starts here."""
         _forget_peak()
-        self._resident = _resident("VmRSS")
+        self._resident = resident_bytes("VmRSS")
         self._started = self._clock()
 
     def end(self) -> tuple[float, int | None, int | None]:
         """Seconds, largest resident bytes of the process, and by how much that was more than at the start."""
         seconds = self._clock() - self._started
-        peak = _resident("VmHWM")
+        peak = resident_bytes("VmHWM")
         return seconds, peak, None if peak is None or self._resident is None else max(peak - self._resident, 0)
 
 
@@ -172,13 +172,6 @@ def _forget_peak() -> None:
     """Let VmHWM start again from what is resident now (Linux; elsewhere nothing)."""
     if _CLEAR.exists():
         _CLEAR.write_text("5")
-
-
-def _resident(field: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    lines = _STATUS.read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def _cpu() -> str:
