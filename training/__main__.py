@@ -340,6 +340,7 @@ def bench(
     scale: Annotated[
         str, typer.Option(help="small: half a minute each; full: hours; tiny: whether all of it works.")
     ] = "small",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the results under tests/benchmarks/results, and write BENCHMARKS.md.")
     ] = False,
@@ -347,14 +348,14 @@ def bench(
 ) -> None:
     """Measure lurm beside its peers and its limits, in the same run, on the same rows.
 
-    Every ratio is lurm's speed over the other's, from the fastest of three turns: larger is better. All contenders
+    Every ratio is lurm's speed over the other's, from the fastest turn of each: larger is better. All contenders
     have as many threads as polars (POLARS_MAX_THREADS), and their answers are compared first: a fast wrong answer
     is an error. `page` measures nothing: it writes BENCHMARKS.md from what was kept.
 
     \b
     Examples:
       lurm bench boi
-      lurm bench all --scale full --keep --json > figures.json
+      lurm bench all --scale full --rounds 1 --keep --json > figures.json
     """
     from datetime import UTC, datetime
 
@@ -363,7 +364,7 @@ def bench(
 
     reporter, documents = TerminalReporter(), []
     for one in benchmarks.names_of(name) if name != "page" else ():
-        documents.append(benchmarks.run(one, scale, reporter=reporter))
+        documents.append(benchmarks.run(one, scale, rounds=rounds, reporter=reporter))
         if keep:
             path = benchmarks.keep(documents[-1], _RESULTS, datetime.now(UTC).date())
             reporter.say(f"  kept as {path}")
