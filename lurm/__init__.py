@@ -26,6 +26,8 @@ The map of the house, from the ground up. Each module may import only what stand
     ingest        clean batches -> the history base, out of core
     sequences     histories -> windows
     items         item embeddings, from co-occurrence and text
+    cells         the nearest of many centroids, without looking at most of them
+    clustering    spherical k-means, up to millions of vectors
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)

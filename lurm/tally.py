@@ -208,7 +208,7 @@ class _Table:
     """Keys, and beside each a number from 1 to 2^28 - 1, in one array; half of it is free."""
 
     def __init__(self) -> None:
-        self.words = np.zeros((2**16, 2), np.uint64)
+        self.words = _free(2**16)
         self.n = 0
 
     def make_room(self, n: int) -> None:
@@ -216,12 +216,19 @@ class _Table:
         while size < 2 * (self.n + n):
             size *= 2
         if size > len(self.words):
-            old, self.words = self.words, np.zeros((size, 2), np.uint64)
+            old, self.words = self.words, _free(size)
             _move(old, self.words)
 
     def put(self, keys: NDArray[np.uint64], numbers: NDArray[np.int32]) -> None:
         self.make_room(len(keys))
         self.n += _put(keys, numbers, self.words)
+
+
+def _free(size: int) -> NDArray[np.uint64]:
+    """A table without keys, on huge pages where the system has them: numpy asks for these, but not for zeros."""
+    words = np.empty((size, 2), np.uint64)
+    words.fill(0)
+    return words
 
 
 @compiled

@@ -12,10 +12,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lurm.artifacts import draft
+from lurm.clustering import Clustering
 from lurm.events import Event, Quarantine
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder, IngestSummary
-from lurm.interests import Clustering, InterestVocabulary, VocabularyConfig, grains, rarity, write_vocabulary
+from lurm.interests import InterestVocabulary, VocabularyConfig, grains, rarity, write_vocabulary
 from lurm.meanings import name_interests
 from lurm.progress import Silent
 

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -5,9 +6,20 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
+from lurm.artifacts import draft
+from lurm.clustering import Clustering
 from lurm.errors import UsageError
-from lurm.interests import Clustering, VocabularyConfig, cluster, grains, quality, rarity
-from lurm.meanings import name_interests
+from lurm.interests import (
+    InterestVocabulary,
+    Rarity,
+    VocabularyConfig,
+    cluster,
+    grains,
+    quality,
+    rarity,
+    write_vocabulary,
+)
+from lurm.meanings import Meaning, name_interests
 from tests.worlds import clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
 
 
@@ -28,7 +40,7 @@ def test_planted_clusters_are_found() -> None:
     assert adjusted_rand_score(truth, found.labels_n) > 0.99
 
 
-def test_two_levels_find_planted_clusters_too() -> None:
+def test_many_planted_clusters_are_found_too() -> None:
     vectors, truth = blobs(4500, 5, dim=32, spread=0.15)
     found = cluster(vectors, 4500, VocabularyConfig(n_iterations=8))
     assert adjusted_rand_score(truth, found.labels_n) > 0.9
@@ -113,6 +125,25 @@ def test_assign_finds_the_interest_of_new_items(tmp_path: Path) -> None:
     labels = np.arange(len(base.items), dtype=np.int32) % 4
     vocabulary = vocabulary_of(tmp_path / "v", base, labels, 4)
     assert vocabulary.assign(np.eye(4, dtype=np.float32)[[2, 0, 3]]).tolist() == [2, 0, 3]
+
+
+@pytest.mark.parametrize("k", [40, 4400])
+def test_where_an_item_goes_depends_neither_on_the_others_nor_on_who_asks_first(tmp_path: Path, k: int) -> None:
+    base, _ = ingest(tmp_path / "base", [clean_batch(grouped_events(n_users=5)[0])])
+    labels = np.arange(len(base.items), dtype=np.int32) % 4
+    centroids, _ = blobs(k, 1)
+    even = Rarity(np.ones(k, np.float32), np.ones(k, np.float32))
+    with draft(tmp_path / "v", kind="interests", key="v", config={}) as work:
+        meanings = [Meaning("", (), (), 0)] * k
+        write_vocabulary(work.path, Clustering(centroids, labels, 1.0), labels, even, meanings)
+    vocabulary = InterestVocabulary.open(tmp_path / "v")
+    items, _ = blobs(k, 1, spread=0.3)
+    with ThreadPoolExecutor(4) as pool:
+        singly = list(pool.map(vocabulary.assign, (items[row : row + 1] for row in range(200))))
+    together = vocabulary.assign(items)
+    assert np.concatenate(singly).tolist() == together[:200].tolist()
+    assert (together == np.arange(k)).mean() > 0.99
+    assert np.array_equal(InterestVocabulary.open(tmp_path / "v").assign(3 * items), together)
 
 
 def clustering_of(labels: NDArray[np.int32], k: int) -> Clustering:

@@ -8,8 +8,9 @@ from torch.nn.functional import normalize
 
 from lurm.artifacts import draft
 from lurm.boi import BagOfInterests
+from lurm.clustering import Clustering
 from lurm.errors import LurmError, UsageError
-from lurm.interests import Clustering, InterestVocabulary, rarity, write_vocabulary
+from lurm.interests import InterestVocabulary, rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Silent
 from lurm.smen import (

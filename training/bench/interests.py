@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.artifacts import draft
+from lurm.clustering import Clustering
 from lurm.errors import LurmError
-from lurm.interests import Clustering, InterestVocabulary, Rarity, VocabularyConfig, cluster, write_vocabulary
+from lurm.interests import InterestVocabulary, Rarity, VocabularyConfig, cluster, write_vocabulary
 from lurm.meanings import Meaning
 from training.bench.race import Figures, Track, Turn, race
 

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from lurm.ahead import ahead
 from lurm.artifacts import draft
+from lurm.clustering import Clustering
 from lurm.events import EventLog, EventsConfig, Quarantine
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder
-from lurm.interests import Clustering, InterestVocabulary, Rarity, write_vocabulary
+from lurm.interests import InterestVocabulary, Rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Silent
 
