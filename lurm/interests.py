@@ -21,6 +21,7 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.bounds import AT_LEAST_ONE, SEED, Bound, check
 from lurm.cells import Cells
 from lurm.clustering import Clustering, kmeans, n_threads
+from lurm.compiled import compiled
 from lurm.errors import ArtifactCorrupt
 from lurm.history import HistoryBase
 from lurm.meanings import Meaning
@@ -191,11 +192,8 @@ def rarity(history: HistoryBase, labels_n: NDArray[np.int32], grain_n: NDArray[n
     n_grains = max(k, int(grain_n.max(initial=-1)) + 1)
     users_k, users_g = np.zeros(k, np.int64), np.zeros(n_grains, np.int64)
     for batch in history.scan():
-        known = batch.item_rows >= 0
-        user, item = batch.user_of_event[known], batch.item_rows[known]
         for users, cell_n in ((users_k, labels_n), (users_g, grain_n)):
-            pairs = np.unique(user * len(users) + cell_n[item])
-            users += np.bincount(pairs % len(users), minlength=len(users))
+            _count_users(batch.offsets, batch.item_rows, cell_n, np.full(len(users), -1, np.int64), users)
     idf_k, idf_g = (np.log((1 + len(history)) / (1 + users)) + 1 for users in (users_k, users_g))
     return Rarity(idf_k.astype(np.float32), idf_g.astype(np.float32))
 
@@ -260,3 +258,22 @@ def quality(clustering: Clustering, counts_n: NDArray[np.int64], categories: lis
             np.maximum.at(best, pairs // (category.max() + 1), n)
             report["category_purity"] = float(best.sum() / len(named))
     return report
+
+
+@compiled
+def _count_users(
+    offsets: NDArray[np.int64],
+    item_rows: NDArray[np.int32],
+    cell_n: NDArray[np.int32],
+    last_user: NDArray[np.int64],
+    users: NDArray[np.int64],
+) -> None:
+    """Count each user once in every cell they have an event in; ``last_user`` is negative for each cell."""
+    for user in range(len(offsets) - 1):
+        for event in range(offsets[user], offsets[user + 1]):
+            if item_rows[event] < 0:
+                continue
+            cell = cell_n[item_rows[event]]
+            if last_user[cell] != user:
+                last_user[cell] = user
+                users[cell] += 1
