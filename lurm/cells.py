@@ -25,11 +25,11 @@ _EXACT_UP_TO = 4096
 _LANES = 16
 _BLOCK = 2048  # vectors searched together by one thread
 _COLUMNS = 256  # of a cell where every cell is looked into
-_TILE_CENTRES, _TILE_VECTORS = 64, 64
+_TILE = 64  # rows of either side of a product, at most
 _TILE_PRODUCTS = 2**19  # of numbers; BLAS begins to share larger products among threads of its own
 _LEAST_IN_CELL = 24
 _CENTRE_ROUNDS = 2
-_WIDEST, _TOP_SHARE = 64, 0.1  # sampled centroids and the share of their nearest cells that r is measured on
+_SAMPLED, _TOP_SHARE = 64, 0.1  # sampled centroids and the share of their nearest cells that r is measured on
 _STAGES = np.array([0.8, 1.0], np.float32)
 """Likely cells first: what they give rules out the unlikely ones."""
 
@@ -86,7 +86,7 @@ class Cells:
         """The nearest centroid of each vector, and its cosine.
 
         Args:
-            vectors_nd: (N, D) of any length but NaN; cosines are those of unit vectors.
+            vectors_nd: (N, D) of any length; cosines are those of unit vectors, and 0 for one that is not finite.
             start_n: a centroid that each vector already knows, kept unless a better one is found.
             start_cosines_n: the cosines to those.
             other_than_n: a centroid that each vector must not find, -1 for none.
@@ -102,7 +102,9 @@ class Cells:
             n_here = here.stop - first
             vectors = np.zeros((n_here + -n_here % _LANES, vectors_nd.shape[1]), np.float32)
             vectors[:n_here] = vectors_nd[here]
-            vectors /= np.maximum(np.sqrt(np.einsum("nd,nd->n", vectors, vectors)), 1e-30)[:, None]
+            lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+            vectors[~np.isfinite(lengths)] = 0
+            vectors /= np.where(np.isfinite(lengths), np.maximum(lengths, 1e-30), 1)[:, None]
             _search(
                 vectors,
                 n_here,
@@ -160,10 +162,10 @@ def _exactly_nearest(rows: NDArray[np.float32], centres: NDArray[np.float32], n_
     nearest = np.zeros(len(rows), np.int32)
 
     def block(first: int) -> None:
-        here = slice(first, first + _TILE_VECTORS)
+        here = slice(first, first + _TILE)
         _nearest_centre(rows[here], centres, nearest[here])
 
-    over_blocks(block, range(0, len(rows), _TILE_VECTORS), n_threads)
+    over_blocks(block, range(0, len(rows), _TILE), n_threads)
     return nearest
 
 
@@ -171,7 +173,7 @@ def _residual_spread(
     rows: NDArray[np.float32], centres: NDArray[np.float32], cell_k: NDArray[np.int64], cos_k: NDArray[np.float32]
 ) -> float:
     """The standard deviation of r about zero, between some centroids and those of the cells near them."""
-    some = np.random.default_rng(1).choice(len(rows), _WIDEST, replace=False)
+    some = np.random.default_rng(1).choice(len(rows), _SAMPLED, replace=False)
     a_sc = np.einsum("sd,cd->sc", rows[some], centres)
     n_near = int(np.ceil(_TOP_SHARE * len(centres)))
     near_sc = a_sc >= np.partition(a_sc, len(centres) - n_near, axis=1)[:, -n_near, None]
@@ -206,6 +208,12 @@ def _panels(
 
 
 @compiled_products
+def _rows_of_tile(width: int, dim: int) -> int:
+    """How many rows of D are multiplied with `width` columns at once."""
+    return max(min(_TILE, _TILE_PRODUCTS // (width * dim)) // _LANES, 1) * _LANES
+
+
+@compiled_products
 def _keep_better(
     cosines: NDArray[np.float32], centre: np.int32, best: NDArray[np.float32], nearest: NDArray[np.int32]
 ) -> None:
@@ -220,10 +228,11 @@ def _keep_better(
 def _nearest_centre(rows: NDArray[np.float32], centres: NDArray[np.float32], nearest: NDArray[np.int32]) -> None:
     """The nearest centre of each row; of equals the first."""
     n = len(rows)
-    out = np.empty(_TILE_CENTRES * n, np.float32)
+    step = _rows_of_tile(n, rows.shape[1])
+    out = np.empty(step * n, np.float32)
     best = np.full(n, np.float32(-9))
-    for first in range(0, len(centres), _TILE_CENTRES):
-        tile = centres[first : first + _TILE_CENTRES]
+    for first in range(0, len(centres), step):
+        tile = centres[first : first + step]
         cosines = out[: len(tile) * n].reshape((len(tile), n))
         np.dot(tile, rows.T, cosines)
         for r in range(len(tile)):
@@ -292,11 +301,12 @@ def _search(
     padded, dim = vectors.shape
     n_cells = len(along)
     coarse = np.empty((len(centres), padded), np.float32)
-    tile_out = np.empty(_TILE_CENTRES * _TILE_VECTORS, np.float32)
-    for j in range(0, padded, _TILE_VECTORS):
-        some = vectors[j : j + _TILE_VECTORS]
-        for c in range(0, len(centres), _TILE_CENTRES):
-            tile = centres[c : c + _TILE_CENTRES]
+    step = _rows_of_tile(_TILE, dim)
+    tile_out = np.empty(step * _TILE, np.float32)
+    for j in range(0, padded, _TILE):
+        some = vectors[j : j + _TILE]
+        for c in range(0, len(centres), step):
+            tile = centres[c : c + step]
             products = tile_out[: len(tile) * len(some)].reshape((len(tile), len(some)))
             np.dot(tile, some.T, products)
             for r in range(len(tile)):
@@ -304,7 +314,7 @@ def _search(
     widest = 0
     for c in range(n_cells):
         widest = max(widest, start[c + 1] - start[c])
-    n_rows = max(min(_TILE_VECTORS, _TILE_PRODUCTS // (widest * dim)) // _LANES, 1) * _LANES
+    n_rows = _rows_of_tile(widest, dim)
     rows = np.empty((n_rows, dim), np.float32)
     out = np.empty(n_rows * widest, np.float32)
     listed = np.empty(n + 1, np.int64)

@@ -86,9 +86,9 @@ def test_a_centroid_can_be_told_to_find_another(rng: np.random.Generator, k: int
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, 4097, 5003])
-def test_equal_centroids_and_vectors_without_length_have_answers(rng: np.random.Generator, k: int) -> None:
+def test_equal_centroids_and_vectors_without_direction_have_answers(rng: np.random.Generator, k: int) -> None:
     centroids = np.tile(unit(rng, 1, 6), (k, 1))
-    vectors = np.concatenate([np.zeros((2, 6), np.float32), centroids[:1], unit(rng, 3, 6)])
+    vectors = np.concatenate([np.zeros((1, 6), np.float32), np.full((1, 6), np.nan), centroids[:1], unit(rng, 3, 6)])
     labels, cosines = Cells(centroids).search(vectors)
     assert ((labels >= 0) & (labels < k)).all()
     assert cosines[:3] == pytest.approx([0, 0, 1], abs=1e-6)
