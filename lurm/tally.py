@@ -12,7 +12,7 @@ Paper: LURM, Bag-of-Interests.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,8 +32,9 @@ from lurm.touches import touches
 _U64 = np.uint64
 _LONG = _U64(15)  # in place of the length of a text of more than twelve bytes
 _MOST = 2**28 - 2  # numbers that fit beside a length
-_USERS_OF_PART = 1024
-_EVENTS_AT_ONCE = 2**18  # counted at once; what is made of them stays in the caches
+_NOWHERE = _U64(2**64 - 1)
+_USERS_OF_PART = 256
+_EVENTS_AT_ONCE = 2**16  # counted at once; what is made of them stays in the caches
 _BYTES_PER_EVENT = 24
 _ROOM = 2**16  # users for whom there is room before they are met
 _AHEAD = 256  # events whose places in the tables are asked for at once, so that waiting for memory overlaps
@@ -86,42 +87,73 @@ def count_log(
     n_passes = max(-(-log.estimated_rows * _BYTES_PER_EVENT // memory_limit_bytes), 1)
     for nth in range(n_passes):
         bad = quarantine if nth == 0 else Quarantine(None)
-        counting = _Pass(cells.words, edges, cell_bits, n_passes, nth)
-        for batch in ahead(touches(log, bad)):
-            counting.add(batch)
+        counting = _Pass(n_windows, cell_bits, n_passes, nth)
+        spots = _Spots(cells.words, edges, cell_bits)
+        for batch, where in ahead((batch, spots.of(batch)) for batch in touches(log, bad)):
+            counting.add(batch["user_id"], where)
         yield from counting.counted(n_cells, threads)
+
+
+def joined(parts: Iterable[CountedBags]) -> CountedBags:
+    """The bags of all users as one matrix.
+
+    Args:
+        parts: at least one, of ``count_log``.
+    """
+    some = list(parts)
+    matrices = [part.counts_uk for part in some]
+    indptr = np.zeros(sum(matrix.shape[0] for matrix in matrices) + 1, np.int64)
+    row = nnz = 0
+    for matrix in matrices:
+        indptr[row + 1 : row + 1 + matrix.shape[0]] = matrix.indptr[1:]
+        indptr[row + 1 : row + 1 + matrix.shape[0]] += nnz
+        row, nnz = row + matrix.shape[0], nnz + matrix.nnz
+    counts = np.concatenate([matrix.data for matrix in matrices])
+    indices = np.concatenate([matrix.indices for matrix in matrices])
+    return CountedBags(
+        pl.concat([part.user_ids for part in some]),
+        sp.csr_matrix((counts, indices, indptr), shape=(row, matrices[0].shape[1])),
+    )
+
+
+class _Spots:
+    """Where in a user's bags events belong: window · 2^cell_bits + cell."""
+
+    def __init__(self, cells: NDArray[np.uint64], edges: NDArray[np.int64], cell_bits: int) -> None:
+        self._cells, self._edges, self._cell_bits = cells, np.asarray(edges, np.int64), cell_bits
+
+    def of(self, batch: pl.DataFrame) -> NDArray[np.uint64]:
+        """(n,) uint64 the spot of each event; ``_NOWHERE`` for one that is in no bag."""
+        spots = np.empty(len(batch), np.uint64)
+        moments = batch["timestamp"].to_numpy()
+        _find_spots(_keys_of(batch["item_id"]), moments, self._cells, self._edges, self._cell_bits, spots)
+        return spots
 
 
 class _Pass:
     """One pass over the log."""
 
-    def __init__(
-        self, cells: NDArray[np.uint64], edges: NDArray[np.int64], cell_bits: int, n_passes: int, nth: int
-    ) -> None:
-        self._cells, self._edges, self._cell_bits = cells, np.asarray(edges, np.int64), cell_bits
-        self._n_passes, self._nth = n_passes, nth
+    def __init__(self, n_windows: int, cell_bits: int, n_passes: int, nth: int) -> None:
+        self._n_windows, self._cell_bits, self._n_passes, self._nth = n_windows, cell_bits, n_passes, nth
         self._users = _Table()
         self._ids: list[pl.Series] = []
         self._scattered: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
 
-    def add(self, batch: pl.DataFrame) -> None:
+    def add(self, user_ids: pl.Series, spots: NDArray[np.uint64]) -> None:
         """Number the events of a batch, and scatter them."""
-        users, items, moments = _keys_of(batch["user_id"]), _keys_of(batch["item_id"]), batch["timestamp"].to_numpy()
+        users = _keys_of(user_ids)
         events, parts = np.empty(len(users), np.uint64), np.empty(len(users), np.int32)
-        n_events = 0
+        n_spots, n_events = self._n_windows << self._cell_bits, 0
         for start in range(0, len(users), _ROOM):
             some = slice(start, start + _ROOM)
             self._users.make_room(_ROOM)
             places = np.empty(_ROOM + 1, np.int64)
             n_some, n_new = _number(
                 users[some],
-                items[some],
-                moments[some],
+                spots[some],
+                n_spots,
                 self._users.words,
                 self._users.n,
-                self._cells,
-                self._edges,
-                self._cell_bits,
                 self._n_passes,
                 self._nth,
                 events[n_events:],
@@ -130,7 +162,7 @@ class _Pass:
             )
             n_events += n_some
             self._users.n += n_new
-            self._ids.append(batch["user_id"].gather(start + places[:n_new]))
+            self._ids.append(user_ids.gather(start + places[:n_new]))
             if self._users.n + _ROOM > _MOST:
                 raise UsageError(f"the log has {_MOST:,} users or more; lower the memory limit, and they are counted")
         ends, scattered = np.zeros(-(-self._users.n // _USERS_OF_PART) + 1, np.int64), np.empty(n_events, np.uint64)
@@ -153,11 +185,10 @@ class _Pass:
             ]
             events = np.concatenate(some)
             users = slice(first * _USERS_OF_PART, min(stop * _USERS_OF_PART, len(ids)))
-            n_windows = len(self._edges) - 1
-            n_bags = (users.stop - users.start) * n_windows
+            n_bags = (users.stop - users.start) * self._n_windows
             indptr = np.zeros(n_bags + 1, np.int64)
             indices, counts = np.empty(len(events), np.int32), np.empty(len(events), np.float32)
-            nnz = _count(events, users.start * n_windows, self._cell_bits, indptr, indices, counts)
+            nnz = _count(events, users.start * self._n_windows, self._cell_bits, indptr, indices, counts)
             matrix = sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(n_bags, n_cells))
             return CountedBags(ids[users], matrix)
 
@@ -283,15 +314,41 @@ def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np
 
 
 @compiled
-def _number(
-    users: NDArray[np.uint64],
+def _find_spots(
     items: NDArray[np.uint64],
-    timestamps: NDArray[np.int64],
-    user_words: NDArray[np.uint64],
-    n_users: int,
-    cell_words: NDArray[np.uint64],
+    moments: NDArray[np.int64],
+    words: NDArray[np.uint64],
     edges: NDArray[np.int64],
     cell_bits: int,
+    spots: NDArray[np.uint64],
+) -> None:
+    number, mask, n_windows = _U64(0xFFFFFFF0), _U64(len(words) - 1), len(edges) - 1
+    slots, window = np.empty(_AHEAD, np.uint64), 0
+    for begin in range(0, len(items), _AHEAD):
+        end = min(begin + _AHEAD, len(items))
+        met = _U64(0)
+        for at in range(begin, end):  # asks memory for all of them before it needs the first
+            slots[at - begin] = _slot(items[at, 0], items[at, 1], mask)
+            met |= words[slots[at - begin], 1]
+        spots[begin] = met
+        for at in range(begin, end):
+            cell = (words[_find_from(slots[at - begin], items[at, 0], items[at, 1], words), 0] & number) >> _U64(4)
+            moment = moments[at]
+            if cell == 0 or moment < edges[0] or moment >= edges[n_windows]:
+                spots[at] = _NOWHERE
+                continue
+            if moment < edges[window] or moment >= edges[window + 1]:
+                window = int(np.searchsorted(edges, moment, side="right")) - 1
+            spots[at] = (_U64(window) << _U64(cell_bits)) | (cell - _U64(1))
+
+
+@compiled
+def _number(
+    users: NDArray[np.uint64],
+    spots: NDArray[np.uint64],
+    n_spots: int,
+    words: NDArray[np.uint64],
+    n_users: int,
     n_passes: int,
     nth: int,
     events: NDArray[np.uint64],
@@ -299,38 +356,30 @@ def _number(
     places: NDArray[np.int64],
 ) -> tuple[int, int]:
     """Every event that is in a bag as one number; how many they are, and how many users are new, and where."""
-    number, n_windows = _U64(0xFFFFFFF0), len(edges) - 1
-    n_events = n_new = window = 0
-    user_mask, cell_mask = _U64(len(user_words) - 1), _U64(len(cell_words) - 1)
-    user_slots, cell_slots = np.empty(_AHEAD, np.uint64), np.empty(_AHEAD, np.uint64)
+    number, mask = _U64(0xFFFFFFF0), _U64(len(words) - 1)
+    n_events = n_new = 0
+    slots = np.empty(_AHEAD, np.uint64)
     for begin in range(0, len(users), _AHEAD):
         end = min(begin + _AHEAD, len(users))
         met = _U64(0)
-        for at in range(begin, end):  # asks memory for all of them before it needs the first
-            user_slots[at - begin] = _slot(users[at, 0], users[at, 1], user_mask)
-            cell_slots[at - begin] = _slot(items[at, 0], items[at, 1], cell_mask)
-            met |= user_words[user_slots[at - begin], 1] | cell_words[cell_slots[at - begin], 1]
+        for at in range(begin, end):
+            slots[at - begin] = _slot(users[at, 0], users[at, 1], mask)
+            met |= words[slots[at - begin], 1]
         places[n_new] = met
         for at in range(begin, end):
             key, more = users[at, 0], users[at, 1]
             if n_passes > 1 and _slot(more, key, _U64(0xFFFFFFFF)) % _U64(n_passes) != _U64(nth):
                 continue
-            slot = _find_from(user_slots[at - begin], key, more, user_words)
-            if not user_words[slot, 0] & number:
+            slot = _find_from(slots[at - begin], key, more, words)
+            if not words[slot, 0] & number:
                 places[n_new] = at
                 n_new += 1
-                user_words[slot, 0], user_words[slot, 1] = key | (_U64(n_users + n_new) << _U64(4)), more
-            user = (user_words[slot, 0] & number) >> _U64(4)
-            slot = _find_from(cell_slots[at - begin], items[at, 0], items[at, 1], cell_words)
-            cell = (cell_words[slot, 0] & number) >> _U64(4)
-            moment = timestamps[at]
-            if cell == 0 or moment < edges[0] or moment >= edges[n_windows]:
+                words[slot, 0], words[slot, 1] = key | (_U64(n_users + n_new) << _U64(4)), more
+            if spots[at] == _NOWHERE:
                 continue
-            if moment < edges[window] or moment >= edges[window + 1]:
-                window = int(np.searchsorted(edges, moment, side="right")) - 1
-            bag = (user - _U64(1)) * _U64(n_windows) + _U64(window)
-            events[n_events] = (bag << _U64(cell_bits)) | (cell - _U64(1))
-            parts[n_events] = np.int32((user - _U64(1)) // _U64(_USERS_OF_PART))
+            user = ((words[slot, 0] & number) >> _U64(4)) - _U64(1)
+            events[n_events] = user * _U64(n_spots) + spots[at]
+            parts[n_events] = np.int32(user // _U64(_USERS_OF_PART))
             n_events += 1
     return n_events, n_new
 
@@ -362,7 +411,7 @@ def _count(
 ) -> int:
     """Count events by bag and cell, as CSR; the number of cells written."""
     n_bags, cell_mask = len(indptr) - 1, _U64((1 << cell_bits) - 1)
-    starts = np.zeros(n_bags + 2, np.int64)
+    starts = np.zeros(n_bags + 2, np.int32)
     for at in range(len(events)):
         starts[np.int64(events[at] >> _U64(cell_bits)) - first_bag + 2] += 1
     for bag in range(n_bags):

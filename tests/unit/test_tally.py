@@ -12,7 +12,7 @@ from lurm.events import EventColumns, EventLog, EventsConfig, Quarantine
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.sequences import between
-from lurm.tally import count_log
+from lurm.tally import count_log, joined
 from tests.worlds import DAY_MS, ingest, vocabulary_of
 
 T = 1_600_000_000_000
@@ -94,7 +94,10 @@ def test_they_are_the_bags_of_the_history(tmp_path: Path, form: str, memory_limi
     counts = np.vstack([bags.counts_uk.toarray() for bags in found])
     assert np.array_equal(counts, expected.toarray())
     assert counts.sum() > 1000
-    for bags in found:
+    whole = joined(found)
+    assert whole.user_ids.to_list() == ids
+    assert np.array_equal(whole.counts_uk.toarray(), counts)
+    for bags in (*found, whole):
         bags.counts_uk.check_format()
         assert bags.counts_uk.has_sorted_indices
 

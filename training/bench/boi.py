@@ -23,7 +23,7 @@ from lurm.events import EventLog, EventsConfig, Quarantine
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.sequences import between
-from lurm.tally import count_log
+from lurm.tally import count_log, joined
 from training.bench.duck import demand_duckdb, duck
 from training.bench.made import LogSize, MadeLog, ingest, month_edges, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
@@ -124,7 +124,7 @@ def check(peer: str, ours: Bags, theirs: Bags) -> None:
 def _counted(made: MadeLog, vocabulary: InterestVocabulary, memory_limit_bytes: int, threads: int) -> Bags:
     log = EventLog.open(made.events, EventsConfig())
     with Quarantine(None) as quarantine:
-        some = list(
+        bags = joined(
             count_log(
                 log,
                 pl.Series(made.item_ids),
@@ -135,8 +135,7 @@ def _counted(made: MadeLog, vocabulary: InterestVocabulary, memory_limit_bytes: 
                 threads=threads,
             )
         )
-    ids = pl.concat([bags.user_ids for bags in some]).to_list()
-    return Bags(ids, sp.vstack([bags.counts_uk for bags in some], format="csr"))
+    return Bags(bags.user_ids.to_list(), bags.counts_uk)
 
 
 def _decoded(made: MadeLog) -> int:
