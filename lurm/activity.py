@@ -34,7 +34,7 @@ def activity_features(batch: HistoryBatch, as_of: int, n_behaviors: int) -> NDAr
         n_behaviors: of the log; at most eight are looked at.
     """
     features_ba = np.zeros((len(batch), activity_width(n_behaviors)), np.float32)
-    last_seen_n = np.full(int(batch.item_rows.max(initial=-1)) + 1, -1, np.int64)
+    last_seen_n = np.full(int(batch.item_rows.max(initial=-1)) + 1, -1, np.int32)
     _describe(
         batch.offsets,
         batch.timestamps,
@@ -77,7 +77,7 @@ def _describe(
     values: NDArray[np.float32],
     as_of: int,
     n_behaviors: int,
-    last_seen_n: NDArray[np.int64],
+    last_seen_n: NDArray[np.int32],
     features_ba: NDArray[np.float32],
 ) -> None:
     """Fill in the features of each user who has events.
@@ -93,25 +93,21 @@ def _describe(
         if first == end:
             continue
         recent[:], weekdays[:], parts[:], behaviors[:] = 0, 0, 0, 0
-        n_items = n_days = n_gaps = 0
+        n_items = n_gaps = 0
         gaps = squared_gaps = total = absolute = squares = 0.0
-        before = 0
+        day, day_begins = timestamps[first] // DAY_MS, (timestamps[first] // DAY_MS) * DAY_MS
+        since = first
         for event in range(first, end):
             at = timestamps[event]
-            for nth in range(len(_RECENT_DAYS)):
-                recent[nth] += as_of - at < _RECENT_DAYS[nth] * DAY_MS
-            day = at // DAY_MS
-            weekdays[(day + _MONDAY) % 7] += 1
-            parts[(at - day * DAY_MS) // (_HOURS * 3_600_000)] += 1
-            if event == first:
-                n_days = 1
-            elif day != before:
-                n_days += 1
+            if at - day_begins >= DAY_MS:
+                weekdays[(day + _MONDAY) % 7] += event - since
+                before, day, since = day, at // DAY_MS, event
+                day_begins = day * DAY_MS
                 n_gaps += 1
                 gap = np.log(np.float64(day - before))
                 gaps += gap
                 squared_gaps += gap * gap
-            before = day
+            parts[(at - day_begins) // (_HOURS * 3_600_000)] += 1
             item = item_rows[event]
             if item >= 0 and last_seen_n[item] != user:
                 last_seen_n[item] = user
@@ -122,6 +118,11 @@ def _describe(
             squares += value * value
             if 0 <= behavior_rows[event] < n_behaviors:
                 behaviors[behavior_rows[event]] += 1
+        weekdays[(day + _MONDAY) % 7] += end - since
+        n_days = n_gaps + 1
+        for nth in range(len(_RECENT_DAYS)):
+            oldest = as_of - _RECENT_DAYS[nth] * DAY_MS
+            recent[nth] = end - first - np.searchsorted(timestamps[first:end], oldest, side="right")
         n = np.float64(end - first)
         of_user = features_ba[user]
         of_user[0] = np.log1p(n)

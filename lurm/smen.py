@@ -412,12 +412,13 @@ class SmenEncoder:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
         network = self.network
         moment = int(network.known_until) if as_of is None else as_of
+        features_ba = activity_features(batch, moment, network.n_behaviors)
         rows = []
         for start in range(0, len(batch), _USERS_AT_ONCE):
             some = batch.part(start, start + _USERS_AT_ONCE)
-            bags = unit_rows(self._boi.encode(some, trailing(some, network.config.scales)))
-            features_ba = activity_features(some, moment, network.n_behaviors)
-            rows.append(served(self._weights, bags.indptr, bags.indices, bags.data, features_ba))
+            bags = self._boi.encode_unit(some, trailing(some, network.config.scales))
+            features = features_ba[start : start + _USERS_AT_ONCE]
+            rows.append(served(self._weights, bags.indptr, bags.indices, bags.data, features))
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
 
     def anchor_usage(self) -> list[float]:

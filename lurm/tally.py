@@ -102,11 +102,11 @@ def joined(parts: Iterable[CountedBags]) -> CountedBags:
     """
     some = list(parts)
     matrices = [part.counts_uk for part in some]
-    indptr = np.zeros(sum(matrix.shape[0] for matrix in matrices) + 1, np.int64)
-    row = nnz = 0
+    n_bags, total = sum(matrix.shape[0] for matrix in matrices), sum(matrix.nnz for matrix in matrices)
+    indptr = np.empty(n_bags + 1, np.int32 if total < 2**31 else np.int64)
+    indptr[0] = row = nnz = 0
     for matrix in matrices:
-        indptr[row + 1 : row + 1 + matrix.shape[0]] = matrix.indptr[1:]
-        indptr[row + 1 : row + 1 + matrix.shape[0]] += nnz
+        np.add(matrix.indptr[1:], nnz, out=indptr[row + 1 : row + 1 + matrix.shape[0]], casting="same_kind")
         row, nnz = row + matrix.shape[0], nnz + matrix.nnz
     counts = np.concatenate([matrix.data for matrix in matrices])
     indices = np.concatenate([matrix.indices for matrix in matrices])
@@ -144,6 +144,7 @@ class _Pass:
         users = _keys_of(user_ids)
         events, parts = np.empty(len(users), np.uint64), np.empty(len(users), np.int32)
         n_spots, n_events = self._n_windows << self._cell_bits, 0
+        new: list[NDArray[np.int64]] = []
         for start in range(0, len(users), _ROOM):
             some = slice(start, start + _ROOM)
             self._users.make_room(_ROOM)
@@ -162,9 +163,10 @@ class _Pass:
             )
             n_events += n_some
             self._users.n += n_new
-            self._ids.append(user_ids.gather(start + places[:n_new]))
+            new.append(start + places[:n_new])
             if self._users.n + _ROOM > _MOST:
                 raise UsageError(f"the log has {_MOST:,} users or more; lower the memory limit, and they are counted")
+        self._ids.append(user_ids.gather(np.concatenate(new)) if new else user_ids)
         ends, scattered = np.zeros(-(-self._users.n // _USERS_OF_PART) + 1, np.int64), np.empty(n_events, np.uint64)
         _scatter(events[:n_events], parts, ends, scattered)
         self._scattered.append((scattered, ends))
@@ -186,7 +188,7 @@ class _Pass:
             events = np.concatenate(some)
             users = slice(first * _USERS_OF_PART, min(stop * _USERS_OF_PART, len(ids)))
             n_bags = (users.stop - users.start) * self._n_windows
-            indptr = np.zeros(n_bags + 1, np.int64)
+            indptr = np.zeros(n_bags + 1, np.int32)
             indices, counts = np.empty(len(events), np.int32), np.empty(len(events), np.float32)
             nnz = _count(events, users.start * self._n_windows, self._cell_bits, indptr, indices, counts)
             matrix = sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(n_bags, n_cells))
@@ -405,7 +407,7 @@ def _count(
     events: NDArray[np.uint64],
     first_bag: int,
     cell_bits: int,
-    indptr: NDArray[np.int64],
+    indptr: NDArray[np.int32],
     indices: NDArray[np.int32],
     counts: NDArray[np.float32],
 ) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from lurm.errors import DataError
 from lurm.events import EventLog, Quarantine
@@ -32,11 +35,12 @@ def touches(log: EventLog, quarantine: Quarantine) -> Iterator[pl.DataFrame]:
     Raises:
         DataError: as ``EventLog.batches``.
     """
-    for at, file in enumerate(log.files):
-        if _is_plain(file, log):
-            yield from _fast(at, log, quarantine)
+    places = range(len(log.files))
+    for plain, run in itertools.groupby(places, lambda at: _is_plain(log.files[at], log)):
+        if plain:
+            yield from _fast(list(run), log, quarantine)
         else:
-            yield from (batch.select(_TOUCH) for batch in log.batches(quarantine, only=at))
+            yield from (batch.select(_TOUCH) for at in run for batch in log.batches(quarantine, only=at))
 
 
 def _is_plain(file: Path, log: EventLog) -> bool:
@@ -51,30 +55,62 @@ def _is_plain(file: Path, log: EventLog) -> bool:
     )
 
 
-def _fast(at: int, log: EventLog, quarantine: Quarantine) -> Iterator[pl.DataFrame]:
-    file, name = log.files[at], log.names[at]
+def _fast(places: Sequence[int], log: EventLog, quarantine: Quarantine) -> Iterator[pl.DataFrame]:
+    """The rows of files that lie one after another, read as if they were one, so that no core waits for an end."""
+    files = [log.files[at] for at in places]
     source = {canonical: str(getattr(log.columns, canonical)) for canonical in _TOUCH}
     renamed = [pl.col(column).alias(canonical) for canonical, column in source.items()]
     row = 0
     try:
-        promised = pq.read_metadata(file).num_rows
-        for raw in pl.scan_parquet(file).select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
-            frame = raw.rechunk()
-            stamp = frame["timestamp"]
-            per_ms = _PER_MS[str(stamp.dtype.time_unit)]  # type: ignore[attr-defined]
-            stamp = stamp.to_physical()
-            frame = frame.with_columns(timestamp=stamp if per_ms == 1 else stamp // per_ms)
+        ends = np.cumsum([pq.read_metadata(file).num_rows for file in files])
+        for raw in pl.scan_parquet(files).select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
+            frame = _in_ms(raw.rechunk())
             if _is_clean(frame, log):
                 yield frame
             else:
-                cells = {source[column]: raw[column].to_arrow() for column in _TOUCH}
-                chunk = Chunk(np.arange(row, row + len(raw)), cells, [])
-                yield log.clean(chunk, name, quarantine).select(_TOUCH)
+                yield from _cleaned(raw, row, ends, places, log, quarantine)
             row += len(raw)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file} cannot be read as parquet: {error}. It is truncated or corrupt; restore it") from error
-    if row != promised:
-        raise DataError(f"{file} holds {row} rows, and its footer promises {promised}; restore it")
+        if row != ends[-1]:
+            raise DataError(f"they hold {row} rows, and their footers promise {ends[-1]}")
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, DataError) as error:
+        broken = next(filter(_is_broken, files), files[0])
+        raise DataError(
+            f"{broken} cannot be read as parquet: {error}. It is truncated or corrupt; restore it"
+        ) from error
+
+
+def _in_ms(frame: pl.DataFrame) -> pl.DataFrame:
+    stamp = frame["timestamp"]
+    per_ms = _PER_MS[str(stamp.dtype.time_unit)]  # type: ignore[attr-defined]
+    stamp = stamp.to_physical()
+    return frame.with_columns(timestamp=stamp if per_ms == 1 else stamp // per_ms)
+
+
+def _cleaned(
+    raw: pl.DataFrame,
+    row: int,
+    ends: NDArray[np.int64],
+    places: Sequence[int],
+    log: EventLog,
+    quarantine: Quarantine,
+) -> Iterator[pl.DataFrame]:
+    """What is good of some rows, file by file; they begin at ``row`` of all the files together."""
+    stop = row + len(raw)
+    while row < stop:
+        nth = int(np.searchsorted(ends, row, side="right"))
+        first = int(ends[nth - 1]) if nth else 0
+        some = raw.slice(row - (stop - len(raw)), min(stop, int(ends[nth])) - row)
+        cells = {str(getattr(log.columns, column)): some[column].to_arrow() for column in _TOUCH}
+        chunk = Chunk(np.arange(row - first, row - first + len(some)), cells, [])
+        yield log.clean(chunk, log.names[places[nth]], quarantine).select(_TOUCH)
+        row += len(some)
+
+
+def _is_broken(file: Path) -> bool:
+    try:
+        return bool(len(pl.read_parquet(file)) != pq.read_metadata(file).num_rows)
+    except (pl.exceptions.PolarsError, pa.ArrowException, OSError):
+        return True
 
 
 def _is_clean(frame: pl.DataFrame, log: EventLog) -> bool:

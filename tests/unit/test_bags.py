@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lurm.boi import BagConfig, BagOfInterests, interest_profile
+from lurm.boi import BagConfig, BagOfInterests, interest_profile, unit_rows
 from lurm.errors import UsageError
 from lurm.events import Event
 from lurm.history import HistoryBase, HistoryBatch
@@ -152,6 +152,15 @@ def test_any_windows_of_any_lives_hold_what_one_would_count_by_hand(world: World
                 if interest >= 0 and inside:
                     expected[owner, window, interest] += weight
         assert found == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("config", [BagConfig(), BagConfig(weighting="binary"), BagConfig(idf=False)])
+def test_bags_of_unit_length_are_those_made_in_two_steps(world: World, config: BagConfig) -> None:
+    batch, boi = random_lives(np.random.default_rng(0), 30), BagOfInterests(world[1], config)
+    placement = trailing(batch, (Scale("life"), Scale("days", 3, 4)))
+    once, twice = boi.encode_unit(batch, placement), unit_rows(boi.encode(batch, placement))
+    for part in ("indptr", "indices", "data"):
+        assert getattr(once, part).tobytes() == getattr(twice, part).tobytes()
 
 
 def test_idf_makes_the_rare_interest_weigh_more(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def _counted(made: MadeLog, vocabulary: InterestVocabulary, memory_limit_bytes: 
         bags = joined(
             count_log(
                 log,
-                pl.Series(made.item_ids),
+                pl.read_parquet(made.items)["item_id"],
                 BagOfInterests(vocabulary, BagConfig(grains=False)),
                 month_edges(),
                 quarantine=quarantine,
