@@ -10,10 +10,12 @@ bits. Threads sort partitions of their own, and share nothing.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,7 +35,7 @@ from lurm.progress import Reporter
 from lurm.texts import Dictionary, Texts
 
 MAX_BEHAVIORS = 2**15 - 1
-_BYTES_PER_ROW = 250  # measured peak of sorting one row of a partition, ids included
+_BYTES_PER_ROW = 160  # measured peak of sorting one row of a partition, ids included
 _MAX_PARTITIONS = 512  # one open file each
 
 # what is known of users before all are, on disk: ids one after another, where each ends, and their hashes
@@ -225,8 +227,8 @@ class HistoryBuilder:
         """All lives in user order, some partitions under way at once."""
         with ThreadPoolExecutor(self._threads, "sort") as pool:
             under_way: deque[Future[Lives]] = deque()
-            for records, users in self._partitions.read():
-                under_way.append(pool.submit(settle, records, users, recode, drop=drop))
+            for load in self._partitions.loads():
+                under_way.append(pool.submit(lambda load: settle(*load(), recode, drop=drop), load))
                 if len(under_way) == self._threads:
                     yield under_way.popleft().result()
             while under_way:
@@ -278,6 +280,8 @@ class _Partitions:
         self._records = [self._open.enter_context(self._path(part, "rows").open("wb")) for part in range(2**bits)]
         self._users: dict[int, pa.ipc.RecordBatchFileWriter] = {}
         self._width = 0
+        self._unread: dict[int, int] = {}
+        self._lock = threading.Lock()
 
     @property
     def bits(self) -> int:
@@ -307,29 +311,36 @@ class _Partitions:
     def close(self) -> None:
         self._open.close()
 
-    def read(self) -> Iterator[tuple[NDArray[np.uint64], pl.DataFrame]]:
-        """All records in user order, whole users at a time, and who they are; what was read is removed from disk."""
+    def loads(self) -> Iterator[Callable[[], tuple[NDArray[np.uint64], pl.DataFrame]]]:
+        """All records in user order, whole users at a time, and who they are: each a function that loads some.
+
+        Called from any thread, once each. What all of a partition's functions have loaded is removed from disk.
+        """
         for part in np.flatnonzero(self._n_rows).tolist():
             bits = int(np.ceil(np.log2(max(self._n_rows[part] / self._rows_at_once, 1))))
+            self._unread[part] = 2**bits
             for prefix in range(part << bits, (part + 1) << bits):
-                yield self._read(part, prefix, self._bits + bits if bits else 0)
-            for kind in ("rows", "users"):
-                self._path(part, kind).unlink()
+                yield partial(self._load, part, prefix, self._bits + bits if bits else 0)
 
-    def _read(self, part: int, prefix: int, bits: int) -> tuple[NDArray[np.uint64], pl.DataFrame]:
+    def _load(self, part: int, prefix: int, bits: int) -> tuple[NDArray[np.uint64], pl.DataFrame]:
         """A partition, or of it what starts with these bits."""
-        shape = (int(self._n_rows[part]), self._width)
         with pa.OSFile(str(self._path(part, "users")), "rb") as source:
             users = pl.from_arrow(pa.ipc.open_file(source).read_all())
         assert isinstance(users, pl.DataFrame)
-        if not bits:
-            return np.fromfile(self._path(part, "rows"), np.uint64).reshape(shape), users
-        mapped: NDArray[np.uint64] = np.memmap(self._path(part, "rows"), np.uint64, "r", shape=shape)
-        some = [
-            block[block[:, 0] >> np.uint64(64 - bits) == prefix]
-            for block in np.array_split(mapped, -(-len(mapped) // self._rows_at_once))
-        ]
-        return np.concatenate(some), users.filter(users["hash"].to_numpy() >> np.uint64(64 - bits) == prefix)
+        some = []
+        with self._path(part, "rows").open("rb") as file:
+            for start in range(0, int(self._n_rows[part]), self._rows_at_once):
+                n_rows = min(self._rows_at_once, int(self._n_rows[part]) - start)
+                block = np.fromfile(file, np.uint64, n_rows * self._width).reshape(n_rows, self._width)
+                some.append(block[block[:, 0] >> np.uint64(64 - bits) == prefix] if bits else block)
+        if bits:
+            users = users.filter(users["hash"].to_numpy() >> np.uint64(64 - bits) == prefix)
+        with self._lock:
+            self._unread[part] -= 1
+            if not self._unread[part]:
+                for kind in ("rows", "users"):
+                    self._path(part, kind).unlink()
+        return (np.concatenate(some) if len(some) > 1 else some[0]), users
 
     def _path(self, part: int, kind: str) -> Path:
         return self._folder / f"{kind}-{part:05d}"

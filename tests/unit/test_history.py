@@ -180,7 +180,7 @@ def test_more_rows_than_expected_are_sorted_within_the_same_memory(tmp_path: Pat
         builder.add(clean_batch(events[start : start + 1000]))
     summary = builder.write(tmp_path / "base", [], sizes)
     assert (sum(sizes.sizes), summary.n_users, summary.n_events) == (6000, 600, 6000)
-    assert max(sizes.sizes) < 600, "all in one partition, sorted by some hundred rows"
+    assert max(sizes.sizes) < 1000, "all in one partition, sorted by some hundred rows"
     ids = Identifiers.load(tmp_path / "base", "users")
     assert sorted(ids.ids.to_pylist()) == sorted(users)
     assert [ids.row(user) for user in ids.ids.to_pylist()] == list(range(600))
