@@ -49,3 +49,12 @@ def test_help_explains_every_target_a_person_may_want(repository: Path) -> None:
     explained = set(re.findall(r"^([a-z]+):.*## \S", (repository / "Makefile").read_text(), re.MULTILINE))
     assert {"help", "setup", "demo", "test", "check", "bench", "format", "clean"} <= explained
     assert targets(repository) - explained == {"redis", "python"}
+
+
+def test_the_readme_says_of_quality_what_the_page_says(repository: Path) -> None:
+    tables = [
+        re.search(r"\| mean AUC \|.*?\n\n", (repository / page).read_text(), re.DOTALL)
+        for page in ("README.md", "QUALITY.md")
+    ]
+    readme, page = (table.group() if table else "" for table in tables)
+    assert readme == page != ""
