@@ -44,6 +44,7 @@ _USERS: dict[str, np.dtype[Any]] = {
     "id_ends": np.dtype("<i8"),
     "hashes": np.dtype("<u8"),
 }
+_SHARE_OF_BUFFERS = 4  # of the memory limit, for what is not yet written to partitions
 _SHARE_OF_SEEN = 8  # of the memory limit, for the users whose ids were written already
 
 
@@ -116,7 +117,8 @@ class HistoryBuilder:
         rows_at_once = max(memory_limit_bytes // 2 // _BYTES_PER_ROW // threads, 1)
         bits = min(max(int(np.ceil(np.log2(max(n_rows / rows_at_once, 1)))), 0), int(np.log2(_MAX_PARTITIONS)))
         self._spill = spill
-        self._partitions = _Partitions(spill, bits, rows_at_once)
+        written_at_once = memory_limit_bytes // _SHARE_OF_BUFFERS >> bits
+        self._partitions = _Partitions(spill, bits, rows_at_once, written_at_once)
         self._files = files
         self._quarantine = quarantine
         self._max_bad_share = max_bad_share
@@ -273,11 +275,15 @@ class _Names:
 class _Partitions:
     """Records on disk, scattered by the leading bits of the user's hash; read back some number at once."""
 
-    def __init__(self, folder: Path, bits: int, rows_at_once: int) -> None:
+    def __init__(self, folder: Path, bits: int, rows_at_once: int, written_at_once: int) -> None:
         self._folder, self._bits, self._rows_at_once = folder, bits, rows_at_once
         self._n_rows = np.zeros(2**bits, np.int64)
         self._open = contextlib.ExitStack()
-        self._records = [self._open.enter_context(self._path(part, "rows").open("wb")) for part in range(2**bits)]
+        # long stretches lie together on disk, and are read as fast as it reads
+        self._records = [
+            self._open.enter_context(self._path(part, "rows").open("wb", buffering=max(written_at_once, 2**13)))
+            for part in range(2**bits)
+        ]
         self._users: dict[int, pa.ipc.RecordBatchFileWriter] = {}
         self._width = 0
         self._unread: dict[int, int] = {}
