@@ -45,6 +45,7 @@ _USERS: dict[str, np.dtype[Any]] = {
     "hashes": np.dtype("<u8"),
 }
 _SHARE_OF_BUFFERS = 4  # of the memory limit, for what is not yet written to partitions
+_MOST_AT_ONCE = 2**22  # bytes, beyond which a longer stretch is no faster
 _SHARE_OF_SEEN = 8  # of the memory limit, for the users whose ids were written already
 
 
@@ -117,7 +118,7 @@ class HistoryBuilder:
         rows_at_once = max(memory_limit_bytes // 2 // _BYTES_PER_ROW // threads, 1)
         bits = min(max(int(np.ceil(np.log2(max(n_rows / rows_at_once, 1)))), 0), int(np.log2(_MAX_PARTITIONS)))
         self._spill = spill
-        written_at_once = memory_limit_bytes // _SHARE_OF_BUFFERS >> bits
+        written_at_once = min(max(memory_limit_bytes // _SHARE_OF_BUFFERS >> bits, 2**13), _MOST_AT_ONCE)
         self._partitions = _Partitions(spill, bits, rows_at_once, written_at_once)
         self._files = files
         self._quarantine = quarantine
@@ -281,7 +282,7 @@ class _Partitions:
         self._open = contextlib.ExitStack()
         # long stretches lie together on disk, and are read as fast as it reads
         self._records = [
-            self._open.enter_context(self._path(part, "rows").open("wb", buffering=max(written_at_once, 2**13)))
+            self._open.enter_context(self._path(part, "rows").open("wb", buffering=written_at_once))
             for part in range(2**bits)
         ]
         self._users: dict[int, pa.ipc.RecordBatchFileWriter] = {}
