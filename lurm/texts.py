@@ -133,7 +133,7 @@ class Dictionary:
         return codes, places[:n_new]
 
     def _grow(self) -> None:
-        keys = np.zeros((len(self._keys) * 4, 2), np.uint64)
+        keys = np.zeros((len(self._keys) * 2, 2), np.uint64)
         if self._limit_bytes is not None and keys.nbytes > self._limit_bytes:
             self._keys[:] = 0
             self._n = 0
