@@ -365,7 +365,7 @@ class EventLog:
         )
         default = self.config.default_behavior
         odd = [text for text in _TEXTS if may_be_blank_or_longer(frame[text])]
-        if not odd and self._is_plain(frame):
+        if not odd and self.is_plain(frame):
             return frame.with_columns(pl.col("behavior").fill_null(default))
         frame = frame.with_columns(pl.when(pl.col(text).str.strip_chars() != "").then(pl.col(text)) for text in odd)
         faults = frame.select(
@@ -386,10 +386,16 @@ class EventLog:
         frame = frame.with_columns(pl.col("behavior").fill_null(default))
         return frame if good.all() else frame.filter(good)
 
-    def _is_plain(self, frame: pl.DataFrame) -> bool:
-        """Whether every row is good but for its texts; cheap to say, and most often true."""
+    def is_plain(self, frame: pl.DataFrame) -> bool:
+        """Whether there are rows, and all of them good but for their texts; cheap to say, and most often true.
+
+        Args:
+            frame: user_id, timestamp in epoch ms, and value where values are read.
+        """
         stamps = frame["timestamp"]
-        if frame["user_id"].null_count() or stamps.null_count() or not frame["value"].is_finite().all():
+        if not len(frame) or frame["user_id"].null_count() or stamps.null_count():
+            return False
+        if "value" in frame.columns and not frame["value"].is_finite().all():
             return False
         first, last = int(str(stamps.min())), int(str(stamps.max()))
         return self.bounds[0] <= first and last <= self.bounds[1] and (self.until is None or last < self.until)

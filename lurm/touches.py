@@ -18,7 +18,8 @@ from lurm.readers import Chunk, format_of
 from lurm.texts import may_be_blank_or_longer
 
 _ROWS = 500_000
-_TOUCH = ("user_id", "item_id", "timestamp")
+_TEXTS = ("user_id", "item_id")
+_TOUCH = (*_TEXTS, "timestamp")
 _PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 
 
@@ -65,7 +66,7 @@ def _fast(places: Sequence[int], log: EventLog, quarantine: Quarantine) -> Itera
         ends = np.cumsum([pq.read_metadata(file).num_rows for file in files])
         for raw in pl.scan_parquet(files).select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
             frame = _in_ms(raw.rechunk())
-            if _is_clean(frame, log):
+            if log.is_plain(frame) and not any(may_be_blank_or_longer(frame[text]) for text in _TEXTS):
                 yield frame
             else:
                 yield from _cleaned(raw, row, ends, places, log, quarantine)
@@ -111,12 +112,3 @@ def _is_broken(file: Path) -> bool:
         return bool(len(pl.read_parquet(file)) != pq.read_metadata(file).num_rows)
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError):
         return True
-
-
-def _is_clean(frame: pl.DataFrame, log: EventLog) -> bool:
-    stamps = frame["timestamp"]
-    if not len(frame) or frame["user_id"].null_count() or stamps.null_count():
-        return False
-    first, last = int(str(stamps.min())), int(str(stamps.max()))
-    within = log.bounds[0] <= first and last <= log.bounds[1]
-    return within and not any(may_be_blank_or_longer(frame[column]) for column in _TOUCH[:2])

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from lurm.errors import DataError
 from lurm.events import ALIASES, EventColumns, EventLog, EventsConfig, Quarantine, Reason
+from lurm.touches import touches
 from tests.worlds import CLEAN as SCHEMA
 
 NOW = 1_750_000_000.0
@@ -499,3 +500,14 @@ def test_the_fingerprint_follows_the_bytes_and_the_reading(parquet):
 def test_a_config_that_cannot_be_is_refused(wrong):
     with pytest.raises(ValidationError):
         EventsConfig(**wrong)
+
+
+@pytest.mark.parametrize("nothing", ["", "q,w,e,r,t,y\n"])
+def test_a_file_without_a_good_row_stops_nobody(tmp_path, nothing):
+    head = "user_id,item_id,timestamp\n"
+    for name, rows in (("a", "u1,i1,1705314600000\n"), ("b", nothing), ("c", "u2,i2,1705314600001\n")):
+        (tmp_path / f"{name}.csv").write_text(head + rows)
+    log, quarantine = opened(tmp_path), Quarantine(None)
+    for rows in (drained(log, quarantine), pl.concat(touches(log, Quarantine(None)))):
+        assert rows["user_id"].to_list() == ["u1", "u2"]
+    assert quarantine.n_bad == bool(nothing)
