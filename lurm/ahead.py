@@ -1,13 +1,41 @@
-"""What comes next, made while what is there is used."""
+"""What comes next, made by threads while what is there is used."""
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, TypeVar, cast
 
 Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def each(
+    work: Callable[[Item], Answer], items: Iterable[Item], *, threads: int, at_most: int
+) -> Generator[Answer, None, None]:
+    """What is made of each item, in the order of the items.
+
+    Args:
+        work: called from the threads; what it raises is raised where its answer is asked for.
+        items: taken as they are needed, by whoever asks.
+        threads: that work.
+        at_most: answers that are made, or waited for, before they are asked for.
+    """
+    with ThreadPoolExecutor(threads, "ahead") as pool:
+        under_way: deque[Future[Answer]] = deque()
+        try:
+            for item in items:
+                under_way.append(pool.submit(work, item))
+                if len(under_way) == at_most:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for one in under_way:
+                one.cancel()
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
@@ -18,12 +46,8 @@ def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
     """
     end: Any = object()
     source = iter(items)
-    with ThreadPoolExecutor(1, "ahead") as pool:
-        waiting = deque(pool.submit(next, source, end) for _ in range(depth))
-        try:
-            while (item := waiting.popleft().result()) is not end:
-                waiting.append(pool.submit(next, source, end))
-                yield cast(Item, item)
-        finally:
-            for one in waiting:
-                one.cancel()
+    with closing(each(lambda _: next(source, end), itertools.count(), threads=1, at_most=depth + 1)) as made:
+        for item in made:
+            if item is end:
+                return
+            yield cast(Item, item)

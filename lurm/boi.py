@@ -114,11 +114,9 @@ class BagOfInterests:
         return self.weigh(self.count(batch, placement))
 
     def encode_unit(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
-        """The bags of a batch at unit length, as ``unit_rows`` makes them, in one pass less."""
-        bags = self.count(batch, placement)
-        if self.config.weighting != "log" or not self.config.idf:
-            return unit_rows(self.weigh(bags))
-        _weigh_unit(bags.indptr, bags.indices, bags.data, self._idf, _LOG1P)
+        """The bags of a batch at unit length, as ``unit_rows`` makes them, where they lie."""
+        bags = self.encode(batch, placement)
+        _unit(bags.indptr, bags.data, bags.data)
         return bags
 
     def _weights(self, batch: HistoryBatch) -> NDArray[np.float64]:
@@ -201,28 +199,6 @@ def _log1p(counts: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[n
         whole = int(min(counts[at], np.float32(len(known) - 1)))
         logs[at] = known[whole] if counts[at] == whole else np.log1p(counts[at])
     return logs
-
-
-@compiled
-def _weigh_unit(
-    indptr: NDArray[np.int32],
-    indices: NDArray[np.int32],
-    weights: NDArray[np.float32],
-    idf: NDArray[np.float32],
-    known: NDArray[np.float32],
-) -> None:
-    """Counts become log(1 + n) times idf at unit length, where they lie."""
-    for row in range(len(indptr) - 1):
-        squares = 0.0
-        for at in range(indptr[row], indptr[row + 1]):
-            count = weights[at]
-            whole = int(min(count, np.float32(len(known) - 1)))
-            weight = (known[whole] if count == whole else np.log1p(count)) * idf[indices[at]]
-            weights[at] = weight
-            squares += np.float64(weight) * np.float64(weight)
-        length = np.sqrt(squares)
-        for at in range(indptr[row], indptr[row + 1]):
-            weights[at] = weights[at] / length
 
 
 @compiled

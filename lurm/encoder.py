@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.ahead import each
 from lurm.artifacts import read_manifest
 from lurm.errors import ArtifactError
 from lurm.history import HistoryBase, HistoryBatch
@@ -53,15 +52,11 @@ def embed_all(
         history: read as it is needed, a few batches ahead.
         threads: at least 1; the embeddings do not depend on how many.
     """
-    with ThreadPoolExecutor(threads, "embed") as pool:
-        under_way: deque[tuple[HistoryBatch, Future[NDArray[np.float32]]]] = deque()
-        for batch in history.scan(max_events=_EVENTS_AT_ONCE):
-            under_way.append((batch, pool.submit(encoder.embed, batch)))
-            if len(under_way) > threads:
-                first, vectors = under_way.popleft()
-                yield first, vectors.result()
-        for batch, vectors in under_way:
-            yield batch, vectors.result()
+
+    def embedded(batch: HistoryBatch) -> tuple[HistoryBatch, NDArray[np.float32]]:
+        return batch, encoder.embed(batch)
+
+    return each(embedded, history.scan(max_events=_EVENTS_AT_ONCE), threads=threads, at_most=threads + 1)
 
 
 def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> UserEncoder:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lurm.ahead import each
 from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
 from lurm.events import DAY_MS, Quarantine
@@ -228,14 +227,12 @@ class HistoryBuilder:
 
     def _settled(self, recode: Recode, drop: bool) -> Iterator[Lives]:
         """All lives in user order, some partitions under way at once."""
-        with ThreadPoolExecutor(self._threads, "sort") as pool:
-            under_way: deque[Future[Lives]] = deque()
-            for load in self._partitions.loads():
-                under_way.append(pool.submit(lambda load: settle(*load(), recode, drop=drop), load))
-                if len(under_way) == self._threads:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+        return each(
+            lambda load: settle(*load(), recode, drop=drop),
+            self._partitions.loads(),
+            threads=self._threads,
+            at_most=self._threads,
+        )
 
     def _set_aside(self, rows: pl.DataFrame, reason: str) -> None:
         for (file,), group in rows.group_by("file", maintain_order=True):

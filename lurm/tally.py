@@ -11,9 +11,7 @@ Paper: LURM, Bag-of-Interests.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,7 @@ import polars as pl
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from lurm.ahead import ahead
+from lurm.ahead import ahead, each
 from lurm.boi import BagOfInterests
 from lurm.compiled import compiled
 from lurm.errors import UsageError
@@ -84,13 +82,20 @@ def count_log(
         raise UsageError(f"{len(items):,} items, {n_windows:,} windows of {n_cells:,} cells: too many to count at once")
     cells = _Table()
     cells.put(_keys_of(items), boi.cells_of(np.arange(len(items), dtype=np.int32)) + 1)
+    edges = np.asarray(edges, np.int64)
+
+    def placed(batch: pl.DataFrame) -> tuple[pl.Series, NDArray[np.uint64]]:
+        """Who acted, and where in their bags that belongs: window · 2^cell_bits + cell, or ``_NOWHERE``."""
+        spots = np.empty(len(batch), np.uint64)
+        _find_spots(_keys_of(batch["item_id"]), batch["timestamp"].to_numpy(), cells.words, edges, cell_bits, spots)
+        return batch["user_id"], spots
+
     n_passes = max(-(-log.estimated_rows * _BYTES_PER_EVENT // memory_limit_bytes), 1)
     for nth in range(n_passes):
         bad = quarantine if nth == 0 else Quarantine(None)
         counting = _Pass(n_windows, cell_bits, n_passes, nth)
-        spots = _Spots(cells.words, edges, cell_bits)
-        for batch, where in ahead((batch, spots.of(batch)) for batch in touches(log, bad)):
-            counting.add(batch["user_id"], where)
+        for user_ids, spots in ahead(map(placed, touches(log, bad))):
+            counting.add(user_ids, spots)
         yield from counting.counted(n_cells, threads)
 
 
@@ -114,20 +119,6 @@ def joined(parts: Iterable[CountedBags]) -> CountedBags:
         pl.concat([part.user_ids for part in some]),
         sp.csr_matrix((counts, indices, indptr), shape=(row, matrices[0].shape[1])),
     )
-
-
-class _Spots:
-    """Where in a user's bags events belong: window · 2^cell_bits + cell."""
-
-    def __init__(self, cells: NDArray[np.uint64], edges: NDArray[np.int64], cell_bits: int) -> None:
-        self._cells, self._edges, self._cell_bits = cells, np.asarray(edges, np.int64), cell_bits
-
-    def of(self, batch: pl.DataFrame) -> NDArray[np.uint64]:
-        """(n,) uint64 the spot of each event; ``_NOWHERE`` for one that is in no bag."""
-        spots = np.empty(len(batch), np.uint64)
-        moments = batch["timestamp"].to_numpy()
-        _find_spots(_keys_of(batch["item_id"]), moments, self._cells, self._edges, self._cell_bits, spots)
-        return spots
 
 
 class _Pass:
@@ -180,7 +171,8 @@ class _Pass:
             n_events[: len(ends) - 1] += np.diff(ends)
         blocks = _blocks(n_events)
 
-        def count(first: int, stop: int) -> CountedBags:
+        def count(block: tuple[int, int]) -> CountedBags:
+            first, stop = block
             some = [
                 scattered[ends[min(first, len(ends) - 1)] : ends[min(stop, len(ends) - 1)]]
                 for scattered, ends in self._scattered
@@ -194,7 +186,7 @@ class _Pass:
             matrix = sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(n_bags, n_cells))
             return CountedBags(ids[users], matrix)
 
-        yield from _in_order(count, blocks, threads)
+        yield from each(count, blocks, threads=threads, at_most=threads + 1)
 
 
 def _blocks(n_events: NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -207,19 +199,6 @@ def _blocks(n_events: NDArray[np.int64]) -> list[tuple[int, int]]:
         blocks.append((first, stop))
         first = stop
     return blocks
-
-
-def _in_order(
-    count: Callable[[int, int], CountedBags], blocks: list[tuple[int, int]], threads: int
-) -> Iterator[CountedBags]:
-    with ThreadPoolExecutor(threads, "count") as pool:
-        under_way: deque[Future[CountedBags]] = deque()
-        for block in blocks:
-            under_way.append(pool.submit(count, *block))
-            if len(under_way) > threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
 
 
 def _keys_of(column: pl.Series) -> NDArray[np.uint64]:
@@ -316,6 +295,21 @@ def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np
 
 
 @compiled
+def _ask(
+    keys: NDArray[np.uint64], begin: int, end: int, words: NDArray[np.uint64], slots: NDArray[np.uint64]
+) -> np.uint64:
+    """Fill in the first slots of some keys, asking memory for all of them before any is needed.
+
+    What it returns means nothing; it must be written somewhere, or the compiler would leave out the asking.
+    """
+    mask, met = _U64(len(words) - 1), _U64(0)
+    for at in range(begin, end):
+        slots[at - begin] = _slot(keys[at, 0], keys[at, 1], mask)
+        met |= words[slots[at - begin], 1]
+    return met
+
+
+@compiled
 def _find_spots(
     items: NDArray[np.uint64],
     moments: NDArray[np.int64],
@@ -324,15 +318,11 @@ def _find_spots(
     cell_bits: int,
     spots: NDArray[np.uint64],
 ) -> None:
-    number, mask, n_windows = _U64(0xFFFFFFF0), _U64(len(words) - 1), len(edges) - 1
+    number, n_windows = _U64(0xFFFFFFF0), len(edges) - 1
     slots, window = np.empty(_AHEAD, np.uint64), 0
     for begin in range(0, len(items), _AHEAD):
         end = min(begin + _AHEAD, len(items))
-        met = _U64(0)
-        for at in range(begin, end):  # asks memory for all of them before it needs the first
-            slots[at - begin] = _slot(items[at, 0], items[at, 1], mask)
-            met |= words[slots[at - begin], 1]
-        spots[begin] = met
+        spots[begin] = _ask(items, begin, end, words, slots)
         for at in range(begin, end):
             cell = (words[_find_from(slots[at - begin], items[at, 0], items[at, 1], words), 0] & number) >> _U64(4)
             moment = moments[at]
@@ -358,16 +348,12 @@ def _number(
     places: NDArray[np.int64],
 ) -> tuple[int, int]:
     """Every event that is in a bag as one number; how many they are, and how many users are new, and where."""
-    number, mask = _U64(0xFFFFFFF0), _U64(len(words) - 1)
+    number = _U64(0xFFFFFFF0)
     n_events = n_new = 0
     slots = np.empty(_AHEAD, np.uint64)
     for begin in range(0, len(users), _AHEAD):
         end = min(begin + _AHEAD, len(users))
-        met = _U64(0)
-        for at in range(begin, end):
-            slots[at - begin] = _slot(users[at, 0], users[at, 1], mask)
-            met |= words[slots[at - begin], 1]
-        places[n_new] = met
+        places[n_new] = _ask(users, begin, end, words, slots)
         for at in range(begin, end):
             key, more = users[at, 0], users[at, 1]
             if n_passes > 1 and _slot(more, key, _U64(0xFFFFFFFF)) % _U64(n_passes) != _U64(nth):

@@ -81,9 +81,9 @@ def _fast(places: Sequence[int], log: EventLog, quarantine: Quarantine) -> Itera
 
 
 def _in_ms(frame: pl.DataFrame) -> pl.DataFrame:
-    stamp = frame["timestamp"]
-    per_ms = _PER_MS[str(stamp.dtype.time_unit)]  # type: ignore[attr-defined]
-    stamp = stamp.to_physical()
+    kind = frame.schema["timestamp"]
+    assert isinstance(kind, pl.Datetime)
+    stamp, per_ms = frame["timestamp"].to_physical(), _PER_MS[kind.time_unit]
     return frame.with_columns(timestamp=stamp if per_ms == 1 else stamp // per_ms)
 
 

@@ -32,7 +32,7 @@ from lurm.smen import Bags, Smen
 from training.checkpoint import Checkpoint, Standing
 from training.foresight import foresight
 from training.ranks import ALONE, Ranks
-from training.views import some_users, two_views
+from training.views import two_views
 
 _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
@@ -308,7 +308,7 @@ class Trainer:
         """The bags of two views of each of these users, of this rank's share of them."""
         config, share = self._config, self._ranks.share(len(rows))
         views = two_views(self._history.batch(rows), rng, keep=config.keep, later_share=config.later_share)
-        one, two = (self._bags(some_users(view, share)) for view in views)
+        one, two = (self._bags(view.part(share.start, share.stop)) for view in views)
         return one, two
 
     def _bags(self, batch: HistoryBatch) -> Bags:

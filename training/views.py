@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lurm.history import COLUMNS, HistoryBatch
+from lurm.history import HistoryBatch
 
 
 def two_views(
@@ -36,16 +36,3 @@ def two_views(
         mask[begins[bare] + rng.integers(0, n_events[bare])] = True
         views.append(batch.keep(mask))
     return views[0], views[1]
-
-
-def some_users(batch: HistoryBatch, rows: slice) -> HistoryBatch:
-    """The histories of neighbours in a batch; the columns are views of its own.
-
-    Args:
-        batch: B histories.
-        rows: start and stop within 0 to B.
-    """
-    first, last = batch.offsets[rows.start], batch.offsets[rows.stop]
-    offsets = batch.offsets[rows.start : rows.stop + 1] - first
-    columns = (getattr(batch, name)[first:last] for name in COLUMNS)
-    return HistoryBatch(batch.user_ids[rows], offsets, *columns)

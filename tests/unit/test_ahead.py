@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 
-from lurm.ahead import ahead
+from lurm.ahead import ahead, each
 
 
 def names() -> set[str]:
@@ -63,10 +63,44 @@ def test_an_error_comes_out_in_its_place_and_leaves_no_thread(error: type[BaseEx
     assert not any(name.startswith("ahead") for name in names())
 
 
-def test_who_leaves_early_leaves_no_thread() -> None:
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_who_leaves_early_leaves_no_thread(depth: int) -> None:
     made: list[int] = []
-    with pytest.raises(ZeroDivisionError), closing(ahead(map(made.append, range(1000)))) as ready:
+    with pytest.raises(ZeroDivisionError), closing(ahead(map(made.append, range(1000)), depth)) as ready:
         next(ready)
         raise ZeroDivisionError
-    assert len(made) <= 3
+    assert len(made) <= depth + 1
     assert not any(name.startswith("ahead") for name in names())
+
+
+def test_answers_come_in_order_however_threads_finish() -> None:
+    together = threading.Barrier(3)
+    last_is_done = threading.Event()
+
+    def work(number: int) -> int:
+        together.wait(60)  # all three at once, or not at all
+        if number % 3 == 2:
+            last_is_done.set()
+        else:
+            assert last_is_done.wait(60)
+        return number
+
+    with closing(each(work, range(3), threads=3, at_most=4)) as answers:
+        assert list(answers) == [0, 1, 2]
+    assert not any(name.startswith("ahead") for name in names())
+
+
+@pytest.mark.parametrize("at_most", [1, 2, 4])
+def test_no_more_is_taken_than_may_be_under_way(at_most: int) -> None:
+    taken: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(9):
+            taken.append(number)
+            yield number
+
+    with closing(each(str, numbers(), threads=2, at_most=at_most)) as answers:
+        for number in range(9):
+            assert next(answers) == str(number)
+            assert len(taken) == min(number + at_most, 9)
+        assert next(answers, None) is None

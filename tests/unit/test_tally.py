@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from lurm.boi import BagConfig, BagOfInterests
 from lurm.errors import DataError, UsageError
@@ -12,7 +13,7 @@ from lurm.events import EventColumns, EventLog, EventsConfig, Quarantine
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.sequences import between
-from lurm.tally import count_log, joined
+from lurm.tally import CountedBags, count_log, joined
 from tests.worlds import DAY_MS, ingest, vocabulary_of
 
 T = 1_600_000_000_000
@@ -64,6 +65,30 @@ def known(base: HistoryBase) -> pl.Series:
     return pl.Series(base.items.ids.to_pylist()).replace("stranger", "another")
 
 
+def counted(
+    log: EventLog,
+    base: HistoryBase,
+    boi: BagOfInterests,
+    *,
+    edges: NDArray[np.int64] = EDGES,
+    quarantine: Quarantine | None = None,
+    memory_limit_bytes: int = 2**30,
+    threads: int = 1,
+) -> list[CountedBags]:
+    with quarantine or Quarantine(None) as bad:
+        return list(
+            count_log(
+                log,
+                known(base),
+                boi,
+                edges,
+                quarantine=bad,
+                memory_limit_bytes=memory_limit_bytes,
+                threads=threads,
+            )
+        )
+
+
 @pytest.mark.parametrize("form", ["ms", "us", "integers", "csv"])
 @pytest.mark.parametrize("memory_limit_bytes", [2**30, 2**15])
 def test_they_are_the_bags_of_the_history(tmp_path: Path, form: str, memory_limit_bytes: int) -> None:
@@ -71,18 +96,7 @@ def test_they_are_the_bags_of_the_history(tmp_path: Path, form: str, memory_limi
     log = written(frame, tmp_path / "log", form)
     base, vocabulary = world(tmp_path, log)
     boi = BagOfInterests(vocabulary, BagConfig(grains=False))
-    with Quarantine(None) as quarantine:
-        found = list(
-            count_log(
-                log,
-                known(base),
-                boi,
-                EDGES,
-                quarantine=quarantine,
-                memory_limit_bytes=memory_limit_bytes,
-                threads=2,
-            )
-        )
+    found = counted(log, base, boi, memory_limit_bytes=memory_limit_bytes, threads=2)
     ids = [user for bags in found for user in bags.user_ids]
     assert sorted(ids) == sorted(frame["user_id"].unique().to_list())
     if memory_limit_bytes == 2**30:
@@ -108,12 +122,11 @@ def test_threads_change_nothing(tmp_path: Path, threads: int) -> None:
     base, vocabulary = world(tmp_path, log)
     boi = BagOfInterests(vocabulary)
 
-    def counted(threads: int) -> list[bytes]:
-        with Quarantine(None) as bad:
-            bags = count_log(log, known(base), boi, EDGES, quarantine=bad, memory_limit_bytes=2**30, threads=threads)
-            return [part.tobytes() for one in bags for part in (one.counts_uk.indices, one.counts_uk.data)]
+    def content(threads: int) -> list[bytes]:
+        bags = counted(log, base, boi, threads=threads)
+        return [part.tobytes() for one in bags for part in (one.counts_uk.indices, one.counts_uk.data)]
 
-    assert counted(threads) == counted(2) != []
+    assert content(threads) == content(2) != []
 
 
 def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
@@ -127,9 +140,8 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
     ).with_columns(pl.col("timestamp").cast(pl.Datetime("ms")))
     log = written(pl.concat([frame, bad]), tmp_path / "log", "ms")
     base, vocabulary = world(tmp_path, log)
-    boi = BagOfInterests(vocabulary)
-    with Quarantine(tmp_path / "bad.parquet") as quarantine:
-        some = list(count_log(log, known(base), boi, EDGES, quarantine=quarantine, memory_limit_bytes=2**30, threads=1))
+    quarantine = Quarantine(tmp_path / "bad.parquet")
+    some = counted(log, base, BagOfInterests(vocabulary), quarantine=quarantine)
     assert quarantine.counts == {
         "user_id null or empty": 3,
         "id over 512 bytes": 1,
@@ -146,33 +158,13 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     content = bytearray(file.read_bytes())
     content[200:1200] = bytes(1000)
     file.write_bytes(bytes(content))
-    with Quarantine(None) as bad, pytest.raises(DataError, match=r"b\.parquet"):
-        list(
-            count_log(
-                log,
-                known(base),
-                BagOfInterests(vocabulary),
-                EDGES,
-                quarantine=bad,
-                memory_limit_bytes=2**30,
-                threads=1,
-            )
-        )
+    with pytest.raises(DataError, match=r"b\.parquet"):
+        counted(log, base, BagOfInterests(vocabulary))
 
 
 def test_more_than_can_be_told_apart_is_refused(tmp_path: Path) -> None:
     log = written(rows(4, 500), tmp_path / "log", "ms")
     base, vocabulary = world(tmp_path, log)
     edges = np.broadcast_to(np.int64(0), 2**33 + 2)
-    with Quarantine(None) as bad, pytest.raises(UsageError, match="too many to count at once"):
-        list(
-            count_log(
-                log,
-                known(base),
-                BagOfInterests(vocabulary),
-                edges,
-                quarantine=bad,
-                memory_limit_bytes=2**30,
-                threads=1,
-            )
-        )
+    with pytest.raises(UsageError, match="too many to count at once"):
+        counted(log, base, BagOfInterests(vocabulary), edges=edges)

@@ -1,6 +1,4 @@
-"""Texts as hashes and codes, and what is made ahead."""
-
-import threading
+"""Texts as hashes and codes."""
 
 import numpy as np
 import polars as pl
@@ -9,7 +7,6 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lurm.ahead import ahead
 from lurm.texts import Dictionary, Texts, may_be_blank_or_longer
 
 
@@ -80,41 +77,3 @@ def test_a_dictionary_grows_and_one_with_a_limit_forgets() -> None:
 )
 def test_what_may_be_blank_or_too_long_is_noticed(texts: list[str | None], expected: bool) -> None:
     assert may_be_blank_or_longer(pl.Series(texts, dtype=pl.String), 10) is expected
-
-
-def test_what_comes_next_is_made_in_another_thread_and_in_order() -> None:
-    makers = []
-
-    def numbers() -> object:
-        for number in range(20):
-            makers.append(threading.current_thread())
-            yield number
-
-    assert list(ahead(numbers())) == list(range(20))
-    assert set(makers).isdisjoint({threading.current_thread()})
-
-
-def test_an_error_on_the_way_comes_out_after_what_was_made_before_it() -> None:
-    def broken() -> object:
-        yield 1
-        raise ValueError("torn")
-
-    items = ahead(broken())
-    assert next(items) == 1
-    with pytest.raises(ValueError, match="torn"):
-        next(items)
-
-
-def test_whoever_stops_asking_leaves_no_thread_behind() -> None:
-    made = []
-
-    def endless() -> object:
-        while True:
-            made.append(1)
-            yield 1
-
-    items = ahead(endless(), depth=3)
-    next(items)
-    items.close()
-    assert len(made) <= 5
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]

@@ -8,7 +8,7 @@ import pytest
 from lurm.events import Event
 from lurm.history import HistoryBatch
 from tests.lively import World, lively_world
-from training.views import some_users, two_views
+from training.views import two_views
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_view_is_a_thinning_or_a_half_of_the_life(world: World) -> None:
 def test_some_users_of_a_batch_are_those_users(world: World) -> None:
     batch = world[0].batch(np.arange(20))
     for rows in (slice(0, 20), slice(3, 9), slice(19, 20), slice(5, 5)):
-        some = some_users(batch, rows)
+        some = batch.part(rows.start, rows.stop)
         assert list(some.user_ids) == list(batch.user_ids[rows])
         assert [moments(some, user) for user in range(len(some))] == [moments(batch, user) for user in range(20)[rows]]
         assert np.array_equal(some.item_rows, batch.item_rows[batch.offsets[rows.start] : batch.offsets[rows.stop]])
