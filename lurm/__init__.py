@@ -10,12 +10,14 @@ The map of the house, from the ground up. Each module may import only what stand
     compiled      loops as machine code
     progress      how a long job says how far it is
     artifacts     immutable folders with a manifest: draft, publish, verify, open
+    remote        Redis, never by its client's defaults
     arrays        plain arrays on disk: append, map
     identifiers   string id <-> row, memory-mapped
     texts         columns of texts as hashes and codes
     columns       cells of any type -> text, numbers, epoch milliseconds
     readers       Parquet, CSV and JSONL files as chunks of columns
     events        event logs of any shape -> clean batches, bad rows set aside
+    erasure       who was erased, and when, without saying who
     dataset       a log and its tables of items, users and calendar
     history       every event of every user, oldest first: the only truth
     spectrum      truncated singular values of a sparse matrix
@@ -34,7 +36,9 @@ The map of the house, from the ground up. Each module may import only what stand
     inference     its vectors without gradients, compiled
     tally         bags straight from a log                                    (LURM)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
+    live          what users did since the base was built, kept durably
     encoder       the one protocol serving knows
+    histories     base + live: every event of every user, up to this moment
     index         nearest users
     cache         the self-describing, compared cache
     release       one immutable folder that serves

@@ -26,10 +26,10 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from lurm.errors import SettingsError
+from lurm.remote import connect
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    from lurm.remote import Redis
 
 MAGIC = b"lurm"
 VERSION = 1
@@ -42,7 +42,6 @@ _HEADER = struct.Struct("<4sHHQQqHHH2x")
 _CHECKSUM_BYTES = 16
 _UNIT_TOLERANCE = 1e-3
 _ENTRY_BYTES = 900  # what Python itself needs for one entry of MemoryCache
-_CONNECTIONS = 8
 
 
 class Miss(StrEnum):
@@ -235,7 +234,7 @@ class RedisCache:
     def __init__(self, url: str, *, timeout_ms: int, ttl_s: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout_s = timeout_ms / 1000
         self._ttl_s = ttl_s
-        self._redis = _connect(url, self._timeout_s)
+        self._redis: Redis = connect(url, timeout_s=self._timeout_s, setting="LURM_REDIS_URL")
         self._breaker = Breaker(clock)
         self._waiting: deque[_Lookup] = deque()
         self._asking: asyncio.Task[None] | None = None
@@ -354,31 +353,3 @@ def _read(value: object, wanted: Provenance) -> CachedEmbedding | Miss:
     if isinstance(value, Miss):
         return value
     return decode(value, wanted) if isinstance(value, bytes) else Miss.CORRUPT
-
-
-def _connect(url: str, timeout_s: float) -> Redis:
-    try:
-        # The one import of redis: lurm runs without it.
-        from redis.asyncio import BlockingConnectionPool, Redis
-        from redis.asyncio.retry import Retry
-        from redis.backoff import NoBackoff
-    except ImportError as error:
-        raise SettingsError(
-            "LURM_REDIS_URL is set, but the redis package is not installed; pip install 'lurm[redis]', or unset it"
-        ) from error
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=timeout_s,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            decode_responses=False,
-            protocol=2,
-        )
-    except ValueError as error:
-        raise SettingsError(
-            "LURM_REDIS_URL is not a Redis URL; expected redis://host:6379/0, rediss://host:6379/0 or unix:///path"
-        ) from error
-    return Redis.from_pool(pool)

@@ -59,16 +59,15 @@ class History:
 
     def before(self, moment: int) -> History:
         """The history as it stood just before ``moment`` (epoch ms): events with timestamp < moment."""
-        n = int(self.timestamps.searchsorted(moment, side="left"))
-        return History(
-            self.user_id,
-            self.timestamps[:n],
-            self.item_rows[:n],
-            self.behavior_rows[:n],
-            self.values[:n],
-            self.location_rows[:n],
-            n,
-        )
+        return self._slice(0, int(self.timestamps.searchsorted(moment, side="left")))
+
+    def after(self, moment: int) -> History:
+        """What is left when all up to ``moment`` (epoch ms) is gone: events with timestamp > moment."""
+        return self._slice(int(self.timestamps.searchsorted(moment, side="right")), len(self))
+
+    def _slice(self, start: int, stop: int) -> History:
+        columns = {name: getattr(self, name)[start:stop] for name in COLUMNS}
+        return History(self.user_id, seq=stop - start, **columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +221,7 @@ class HistoryBase:
         Raises:
             UnknownUser: no such user.
         """
-        row = self._row(user_id)
-        return int(self._offsets[row + 1] - self._offsets[row])
+        return self.n_events_of(self._row(user_id))
 
     def history(self, user_id: str, *, before: int | None = None) -> History:
         """One user's history, whole or as it stood just before a moment (epoch ms).
@@ -231,11 +229,22 @@ class HistoryBase:
         Raises:
             UnknownUser: no such user.
         """
-        row = self._row(user_id)
+        history = self.at(self._row(user_id))
+        return history if before is None else history.before(before)
+
+    def at(self, row: int) -> History:
+        """The history of a user row (not copied)."""
         start, stop = int(self._offsets[row]), int(self._offsets[row + 1])
         columns = {name: column[start:stop] for name, column in self._columns.items()}
-        history = History(user_id, seq=stop - start, **columns)
-        return history if before is None else history.before(before)
+        return History(self.users[row], seq=stop - start, **columns)
+
+    def n_events_of(self, row: int) -> int:
+        """How many events the user of a row has."""
+        return int(self._offsets[row + 1] - self._offsets[row])
+
+    def live_through(self, store_id: str) -> int:
+        """The last arrival of a store of live events that this base holds; 0: none of it."""
+        return int(self.artifact.manifest.metrics.get("live_through", {}).get(store_id, 0))
 
     def batch(self, rows: NDArray[np.integer]) -> HistoryBatch:
         """The histories of these user rows, in that order (copied)."""
@@ -284,6 +293,20 @@ class HistoryBase:
             seq=len(own),
             **{name: np.array(array, dtype) for (name, dtype), array in zip(COLUMNS.items(), arrays, strict=True)},
         )
+
+    def repeats(self, history: History, event: Event) -> bool:
+        """Whether a history of this base holds an event that says the same."""
+        at = slice(*history.timestamps.searchsorted([event.timestamp, event.timestamp + 1]).tolist())
+        if at.start == at.stop:
+            return False
+        _, item, behavior, value, location, _ = _as_logged(event)
+        rows = self.items.row(item), self.behaviors.row(behavior), self.locations.row(location)
+        if (item and rows[0] < 0) or rows[1] < 0 or (location and rows[2] < 0):
+            return False  # the base knows no event that says this
+        same = history.values[at] == np.float32(value)
+        for name, row in zip(("item_rows", "behavior_rows", "location_rows"), rows, strict=True):
+            same &= getattr(history, name)[at] == row
+        return bool(same.any())
 
     def _row(self, user_id: str) -> int:
         row = self.users.row(user_id)

@@ -18,9 +18,9 @@ MOST_LINES = 500
 
 # The only file that reads the environment.
 ENVIRONMENT = {"lurm/settings.py"}
-# Commands import what they need when they run, so that `lurm --help` answers at once; a doctor and a cache must
-# live where an optional library does not.
-LATE_IMPORTS = {"lurm/__main__.py", "service/__main__.py", "training/__main__.py", "lurm/doctor.py", "lurm/cache.py"}
+# Commands import what they need when they run, so that `lurm --help` answers at once; a doctor and the door to
+# Redis must live where an optional library does not.
+LATE_IMPORTS = {"lurm/__main__.py", "service/__main__.py", "training/__main__.py", "lurm/doctor.py", "lurm/remote.py"}
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -1,0 +1,199 @@
+"""The ledger of erasures: who was erased and when, without saying who.
+
+    <root>/erasures.jsonl    line 1: the salt of this folder; then one line per erasure, each with the hash of the one
+                             before it, so that a line that is changed or taken out shows
+
+A user stands in it as a keyed digest of the id: whoever has an id and the ledger can ask whether it was erased, nobody
+can read ids out of it. Events up to the moment of an erasure count nowhere again: not in a rebuilt base, not when they
+are sent once more. What a user does afterwards is a new life.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from lurm.artifacts import write_durably
+from lurm.errors import ArtifactCorrupt
+
+FILE = "erasures.jsonl"
+DIGEST_BYTES = 16
+_NOTHING = "0" * 64
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """One line of the ledger.
+
+    Attributes:
+        user: digest of the id, hexadecimal.
+        erased_at: epoch ms; events up to then are gone.
+        by: who asked for it, as the caller names it.
+        request_id: of the request, if it was one.
+    """
+
+    user: str
+    erased_at: int
+    by: str
+    request_id: str
+
+
+class Ledger:
+    """The erasures of one artifacts folder; every look is at the file as it stands now.
+
+    Args:
+        path: of the file; it must exist.
+
+    Raises:
+        ArtifactCorrupt: it is not a ledger, or its chain is broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size = 0
+        self._head = _NOTHING
+        self._salt = b""
+        self._erasures: list[Erasure] = []
+        self._erased_at: dict[bytes, int] = {}
+        self._read()
+
+    @classmethod
+    def of(cls, root: Path) -> Ledger | None:
+        """The ledger of an artifacts folder, None where nobody was ever erased and nothing is live."""
+        path = root / FILE
+        return cls(path) if path.exists() else None
+
+    @classmethod
+    def open(cls, root: Path) -> Ledger:
+        """The ledger of an artifacts folder; begun if there is none."""
+        root.mkdir(parents=True, exist_ok=True)
+        path = root / FILE
+        with (root / ".erasures.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                write_durably(path, orjson.dumps({"ledger": 1, "salt": secrets.token_hex(DIGEST_BYTES)}) + b"\n")
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self.erasures)
+
+    @property
+    def erasures(self) -> list[Erasure]:
+        """All of them, oldest first."""
+        self._read()
+        return list(self._erasures)
+
+    @property
+    def head(self) -> str:
+        """Hash of the last line, which stands for the whole ledger."""
+        self._read()
+        return self._head
+
+    def digest(self, user_id: str) -> bytes:
+        """What stands for a user here."""
+        return hashlib.blake2b(
+            user_id.encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES, key=self._salt
+        ).digest()
+
+    def erased_at(self, user_id: str) -> int:
+        """When a user was last erased, epoch ms; 0: never."""
+        self._read()
+        return self._erased_at.get(self.digest(user_id), 0) if self._erased_at else 0
+
+    def all_erased(self) -> Mapping[bytes, int]:
+        """Digest of each erased user and when that was last, epoch ms."""
+        self._read()
+        return dict(self._erased_at)
+
+    def record(self, user_id: str, erased_at: int, *, by: str, request_id: str = "") -> Erasure:
+        """Add an erasure; when this returns, it is on disk.
+
+        Args:
+            user_id: whose.
+            erased_at: epoch ms.
+            by: who asked for it: the name of an API key, or of a command.
+            request_id: of the request.
+        """
+        erasure = Erasure(self.digest(user_id).hex(), erased_at, by, request_id)
+        with self.path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._read()
+            file.seek(self._size)
+            file.truncate()  # what a killed process left of a line
+            file.write(_line(erasure, self._head))
+            file.flush()
+            os.fsync(file.fileno())
+            self._read()
+        return erasure
+
+    def keep(self, batch: pl.DataFrame) -> pl.DataFrame:
+        """The rows of a batch of events that no erasure covers.
+
+        Args:
+            batch: with user_id and timestamp (epoch ms).
+        """
+        if not self._erased_at:
+            return batch
+        users = batch["user_id"].unique()
+        ends = [self._erased_at.get(self.digest(user_id), -1) for user_id in users.to_list()]
+        erased = pl.DataFrame({"user_id": users, "erased_at": ends}).filter(pl.col("erased_at") >= 0)
+        if not len(erased):
+            return batch
+        covered = batch.select("user_id", "timestamp").join(erased, on="user_id", how="left", maintain_order="left")
+        return batch.filter(covered.select((pl.col("timestamp") > pl.col("erased_at")).fill_null(True)).to_series())
+
+    def _read(self) -> None:
+        """Read what was added since the last look; half a line is none yet."""
+        size = self.path.stat().st_size
+        if size <= self._size and self._salt:
+            return
+        with self.path.open("rb") as file:
+            file.seek(self._size)
+            added = file.read()
+        for line in added[: added.rfind(b"\n") + 1].splitlines(keepends=True):
+            self._take(line)
+            self._size += len(line)
+        if not self._salt:
+            raise self._corrupt()
+
+    def _take(self, line: bytes) -> None:
+        try:
+            entry: dict[str, Any] = orjson.loads(line)
+            if not self._salt:
+                self._salt = bytes.fromhex(entry["salt"])
+            else:
+                erasure = Erasure(entry["user"], entry["erased_at"], entry["by"], entry["request_id"])
+                if line != _line(erasure, self._head):
+                    raise self._corrupt()
+                user = bytes.fromhex(erasure.user)
+                self._erased_at[user] = max(erasure.erased_at, self._erased_at.get(user, 0))
+                self._erasures.append(erasure)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._corrupt() from error
+        self._head = hashlib.sha256(line).hexdigest()
+
+    def _corrupt(self) -> ArtifactCorrupt:
+        return ArtifactCorrupt(
+            f"{self.path}, line {len(self._erasures) + 1 + bool(self._salt)}, is not what was written; restore the "
+            "ledger of erasures from a copy, erased users could come back without it"
+        )
+
+
+def _line(erasure: Erasure, before: str) -> bytes:
+    entry = {
+        "user": erasure.user,
+        "erased_at": erasure.erased_at,
+        "by": erasure.by,
+        "request_id": erasure.request_id,
+        "before": before,
+    }
+    return orjson.dumps(entry) + b"\n"

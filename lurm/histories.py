@@ -1,0 +1,157 @@
+"""Every event of every user, up to this moment: histories = base ⊕ live, erasures taken out.
+
+A user's standing says what a history would be made of now; whoever holds two equal standings of one base holds the same
+history. Reading is separate, and may happen later: it gives what the standing says, or nothing when the user was erased
+in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.errors import UnknownUser
+from lurm.events import Event
+from lurm.history import COLUMNS, History, HistoryBase
+from lurm.live import Arrived, LiveEvents, LiveTail
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a user's history consists of at one moment.
+
+    Attributes:
+        row: the user's row in the base; -1: the base does not know them.
+        n_base: events of the base that count.
+        live: the tail in the live store; its seq is 0 when the base holds all of it.
+    """
+
+    user_id: str
+    row: int
+    n_base: int
+    live: LiveTail
+
+    @property
+    def seq(self) -> int:
+        """Changes with every event and erasure, and only grows, as long as the base is the same."""
+        return self.n_base + self.live.seq
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the history is that of the base, as it lies there."""
+        return not self.live.seq
+
+
+class Histories:
+    """The histories of all users, read as of now.
+
+    Args:
+        base: of the release.
+        live: what came after.
+    """
+
+    def __init__(self, base: HistoryBase, live: LiveEvents) -> None:
+        self.base = base
+        self.live = live
+        self._through = base.live_through(live.store_id)
+
+    async def standing(self, user_id: str) -> Standing:
+        """How one user stands.
+
+        Raises:
+            UnknownUser: there is no event of theirs.
+            Unavailable: the live store does not answer.
+        """
+        (found,) = await self.standings([user_id])
+        if isinstance(found, UnknownUser):
+            raise found
+        return found
+
+    async def standings(self, user_ids: Sequence[str]) -> list[Standing | UnknownUser]:
+        """How each user stands, in order.
+
+        Raises:
+            Unavailable: the live store does not answer.
+        """
+        tails = await self.live.tails(user_ids)
+        return [self._standing(user_id, tail) for user_id, tail in zip(user_ids, tails, strict=True)]
+
+    async def read(self, standings: Sequence[Standing]) -> list[History | UnknownUser]:
+        """The histories of users, in order; for those who were erased after they were asked for: ``UnknownUser``.
+
+        Raises:
+            Unavailable: the live store does not answer.
+        """
+        moved = [one.user_id for one in standings if not one.is_settled]
+        found = iter(await self.live.events(moved, after=self._through)) if moved else iter(())
+        return [self._of_base(one) if one.is_settled else self._merged(one, *next(found)) for one in standings]
+
+    async def history(self, user_id: str) -> History:
+        """One user's history as of now.
+
+        Raises:
+            UnknownUser: there is none.
+            Unavailable: the live store does not answer.
+        """
+        (found,) = await self.read([await self.standing(user_id)])
+        if isinstance(found, UnknownUser):
+            raise found
+        return found
+
+    async def alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N,) whether the users of these base rows have not been erased as far as the base knows them.
+
+        Raises:
+            Unavailable: the live store does not answer.
+        """
+        standings = await self.standings(self.base.users.take(rows))
+        return np.array([isinstance(one, Standing) and one.n_base > 0 for one in standings], bool)
+
+    def _standing(self, user_id: str, tail: LiveTail) -> Standing | UnknownUser:
+        row = self.base.users.row(user_id)
+        n_base = n_whole = self.base.n_events_of(row) if row >= 0 else 0
+        if tail.erased_at and row >= 0:
+            n_base -= int(self.base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
+        is_live = tail.seq > self._through
+        if not n_base and not (is_live and tail.seq > tail.erased_seq):
+            return UnknownUser(user_id)
+        # An erasure the base has not seen leaves a life that is not the base's.
+        moved = is_live or n_base != n_whole
+        return Standing(user_id, row, n_base, tail if moved else replace(tail, seq=0))
+
+    def _of_base(self, standing: Standing) -> History:
+        return self.base.at(standing.row)
+
+    def _merged(self, standing: Standing, tail: LiveTail, arrived: Sequence[Arrived]) -> History | UnknownUser:
+        if tail.erased_seq > standing.live.erased_seq:
+            return UnknownUser(standing.user_id)
+        events = [one.event for one in arrived if one.arrival <= standing.live.seq]
+        own = None
+        if standing.row >= 0:
+            whole = self.base.at(standing.row)
+            own = whole.after(tail.erased_at) if tail.erased_at else whole
+        return merge(self.base, standing.user_id, own, events)
+
+
+def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence[Event]) -> History:
+    """The history of a user had these events been in the log beside what the base has of them.
+
+    Args:
+        base: whose rows and rules hold.
+        user_id: whose.
+        own: what the base has; None: nothing.
+        events: in any order; those that repeat one of ``own`` are left out where the base drops repeats.
+    """
+    if own is not None and base.drops_duplicates:
+        events = [event for event in events if not base.repeats(own, event)]
+    added = base.inline(user_id, events)
+    if own is None or not len(own):
+        return added
+    if not len(added):
+        return own
+    columns = {name: np.concatenate([getattr(own, name), getattr(added, name)]) for name in COLUMNS}
+    order = np.lexsort([columns[name] for name in reversed(COLUMNS)])
+    return History(user_id, seq=len(order), **{name: column[order] for name, column in columns.items()})

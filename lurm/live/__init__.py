@@ -1,0 +1,175 @@
+"""Live events: what users did since the base was built, kept durably until the next base holds it.
+
+    LiveEvents          the protocol: append, tails, events; scan, prune; erase
+    live.sqlite         one host, any number of processes: the default
+    live.redis          several hosts
+    live.absent         none: a folder that cannot be written
+
+Every accepted event gets an arrival, a number that only grows; a user's ``seq`` is the arrival of the last thing that
+happened to them. Arrivals decide freshness, timestamps decide windows. Stores know users by the digest of the ledger of
+erasures, and whatever is erased leaves them at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from lurm.erasure import Ledger
+from lurm.errors import LurmError
+from lurm.events import Event
+
+IDENTITY_BYTES = 16
+
+
+class Unavailable(LurmError):  # noqa: N818 - as in lurm.errors
+    """The live store cannot be written to, or read, now; nothing of the request was kept."""
+
+
+class Status(StrEnum):
+    """What became of an event that was sent."""
+
+    ACCEPTED = "accepted"
+    LATE = "late"  # kept as well, in its place in time: the user has newer events
+    DUPLICATE = "duplicate"  # known already; nothing has changed
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one event.
+
+    Attributes:
+        seq: its arrival; None where it was not kept.
+        reason: why it was not kept.
+    """
+
+    status: Status
+    seq: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arriving:
+    """An event to be kept.
+
+    Attributes:
+        identity: what it is the same event by; None: it repeats nothing.
+        newest_at: timestamp of the user's newest event in the base, epoch ms; 0: there is none.
+    """
+
+    event: Event
+    identity: bytes | None
+    newest_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTail:
+    """What has happened to a user since the store was begun.
+
+    Attributes:
+        seq: arrival of the last of it; 0: nothing.
+        erased_at: events up to then are gone, epoch ms; 0: never erased.
+        erased_seq: arrival of the erasure.
+    """
+
+    seq: int = 0
+    erased_at: int = 0
+    erased_seq: int = 0
+
+
+NOTHING = LiveTail()
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """An event as the store keeps it.
+
+    Attributes:
+        arrival: its number.
+        arrived_at: epoch ms.
+    """
+
+    arrival: int
+    arrived_at: int
+    event: Event
+
+
+class LiveEvents(Protocol):
+    """A durable store of live events; every implementation passes one suite of tests.
+
+    Every method may raise ``Unavailable``.
+
+    Attributes:
+        kind: "sqlite", "redis" or "absent".
+        store_id: arrivals count within it.
+    """
+
+    kind: str
+
+    @property
+    def store_id(self) -> str:
+        """Names this store; another one, or the same begun anew, has another."""
+        ...
+
+    async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
+        """Keep events, all or (raising) none; when this returns they are on disk.
+
+        Returns:
+            a receipt for each, in order. Events of before a user's erasure are rejected.
+        """
+        ...
+
+    async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
+        """What has happened to each user, in order."""
+        ...
+
+    async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
+        """Each user's events with arrival > after, oldest arrival first, and the tail they belong to."""
+        ...
+
+    async def last(self) -> int:
+        """The last arrival given."""
+        ...
+
+    async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
+        """Everybody's events with after < arrival <= upto, oldest first, at most so many."""
+        ...
+
+    async def prune(self, upto: int, *, forget_before: int) -> None:
+        """Let go of events with arrival <= upto, which a base holds, and of identities of before then (epoch ms)."""
+        ...
+
+    async def erase(self, user_id: str, erased_at: int) -> LiveTail:
+        """Let go of a user's events and take none of up to ``erased_at`` (epoch ms) again; returns the new tail."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is being written, and let go of files and connections."""
+        ...
+
+
+def identity_of(event: Event, ledger: Ledger, *, drops_duplicates: bool) -> bytes | None:
+    """What an event is the same event by: user and event id, or without one the user and all else it says.
+
+    Args:
+        event: of any user.
+        ledger: whose salt keeps ids from being guessed.
+        drops_duplicates: whether a base like this drops repeats; where it does not, an event without an id has none.
+    """
+    if not event.event_id and not drops_duplicates:
+        return None
+    own = (event.event_id,) if event.event_id else _content(event)
+    digest = hashlib.blake2b(ledger.digest(event.user_id), digest_size=IDENTITY_BYTES)
+    for part in own:
+        text = part.encode("utf-8", "surrogatepass")
+        digest.update(b"%d:" % len(text))
+        digest.update(text)
+    return digest.digest()
+
+
+def _content(event: Event) -> tuple[str, ...]:
+    return (str(event.timestamp), event.item_id or "", event.behavior, repr(event.value), event.location)

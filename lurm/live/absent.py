@@ -1,0 +1,61 @@
+"""No live events: what a server has whose folder cannot be written to. Erasures of the ledger hold all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lurm.erasure import Ledger
+from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Unavailable
+
+
+class AbsentLiveEvents:
+    """As ``LiveEvents``, but nothing is kept.
+
+    Args:
+        ledger: of erasures; None: nobody was erased.
+        why: what to tell those who would write.
+    """
+
+    kind = "absent"
+    store_id = ""
+
+    def __init__(self, ledger: Ledger | None, why: str) -> None:
+        self._ledger, self._why = ledger, why
+
+    async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
+        """Refused."""
+        self._refuse()
+
+    async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
+        """Only erasures happen to users; the moment of one is its arrival."""
+        return [self._tail(user_id) for user_id in user_ids]
+
+    async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
+        """None."""
+        return [(self._tail(user_id), []) for user_id in user_ids]
+
+    async def last(self) -> int:
+        """None was given."""
+        return 0
+
+    async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
+        """None."""
+        return []
+
+    async def prune(self, upto: int, *, forget_before: int) -> None:
+        """There is nothing to let go of."""
+
+    async def erase(self, user_id: str, erased_at: int) -> LiveTail:
+        """Refused."""
+        self._refuse()
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    def _tail(self, user_id: str) -> LiveTail:
+        erased_at = self._ledger.erased_at(user_id) if self._ledger is not None else 0
+        return LiveTail(erased_at, erased_at, erased_at) if erased_at else NOTHING
+
+    def _refuse(self) -> NoReturn:
+        raise Unavailable(f"this server takes no live events: {self._why}")

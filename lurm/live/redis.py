@@ -1,0 +1,338 @@
+"""Live events in Redis, for several hosts.
+
+    {P}store        hash: id of the store, format
+    {P}arrival      the last arrival
+    {P}log          stream: <arrival>-0 -> user, moment of arrival, the event
+    {P}u:<digest>   hash: seq, newest timestamp, when and at which arrival erased
+    {P}e:<digest>   list: arrivals of the user's events
+    {P}i:<digest>   an identity, for as long as repeats may come
+
+One script per request, so a request is kept whole or not at all. Redis acknowledges what it has synced only with
+``appendonly yes`` and ``appendfsync always``, or from 7.2 on when it is asked to (``WAITAOF``), which is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from lurm.erasure import Ledger
+from lurm.events import Event
+from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
+from lurm.remote import Unanswered, answered, connect
+
+if TYPE_CHECKING:
+    from lurm.remote import Redis
+
+PREFIX = "lurm:{live}:"  # one slot, should it be a cluster
+IDENTITIES_S = 30 * 86_400
+_USERS_PER_TRIP = 256
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_APPEND = """
+local P, now, lifetime = KEYS[1], ARGV[1], ARGV[2]
+local answers = {}
+for at = 3, #ARGV, 5 do
+    local user, identity, stamp, newest = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+    local key = P .. 'u:' .. user
+    local known = redis.call('HMGET', key, 'newest_at', 'erased_at')
+    newest = math.max(newest, tonumber(known[1] or '0'))
+    if stamp <= tonumber(known[2] or '0') then
+        answers[#answers + 1] = -1
+    elseif identity ~= '' and not redis.call('SET', P .. 'i:' .. identity, '', 'NX', 'EX', lifetime) then
+        answers[#answers + 1] = -2
+    else
+        local arrival = redis.call('INCR', P .. 'arrival')
+        redis.call('XADD', P .. 'log', arrival .. '-0', 'u', user, 't', now, 'e', ARGV[at + 4])
+        redis.call('RPUSH', P .. 'e:' .. user, arrival)
+        redis.call('HSET', key, 'seq', arrival, 'newest_at', string.format('%.0f', math.max(newest, stamp)))
+        answers[#answers + 1] = stamp < newest and {arrival} or arrival
+    end
+end
+return answers
+"""
+_EVENTS = """
+local P, after = KEYS[1], tonumber(ARGV[1])
+local answers = {}
+for at = 2, #ARGV do
+    local entries = {}
+    for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. ARGV[at], 0, -1)) do
+        if tonumber(arrival) > after then
+            entries[#entries + 1] = redis.call('XRANGE', P .. 'log', arrival .. '-0', arrival .. '-0')[1]
+        end
+    end
+    answers[#answers + 1] = {redis.call('HMGET', P .. 'u:' .. ARGV[at], 'seq', 'erased_at', 'erased_seq'), entries}
+end
+return answers
+"""
+_ERASE = """
+local P, user, moment = KEYS[1], ARGV[1], tonumber(ARGV[2])
+for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. user, 0, -1)) do
+    redis.call('XDEL', P .. 'log', arrival .. '-0')
+end
+redis.call('DEL', P .. 'e:' .. user)
+local key = P .. 'u:' .. user
+moment = math.max(moment, tonumber(redis.call('HGET', key, 'erased_at') or '0'))
+local arrival = redis.call('INCR', P .. 'arrival')
+local text = string.format('%.0f', moment)
+redis.call('HSET', key, 'seq', arrival, 'newest_at', 0, 'erased_at', text, 'erased_seq', arrival)
+return {arrival, text, arrival}
+"""
+_PRUNE = """
+local P, upto = KEYS[1], tonumber(ARGV[1])
+local entries = redis.call('XRANGE', P .. 'log', '-', ARGV[1], 'COUNT', 1000)
+for _, entry in ipairs(entries) do
+    local user = entry[2][2]
+    local own = P .. 'e:' .. user
+    local head = redis.call('LINDEX', own, 0)
+    while head and tonumber(head) <= upto do
+        redis.call('LPOP', own)
+        head = redis.call('LINDEX', own, 0)
+    end
+    local known = redis.call('HMGET', P .. 'u:' .. user, 'seq', 'erased_at')
+    if tonumber(known[1] or '0') <= upto and not known[2] then
+        redis.call('DEL', P .. 'u:' .. user)
+    end
+    redis.call('XDEL', P .. 'log', entry[1])
+end
+return #entries
+"""
+
+
+class RedisLiveEvents:
+    """As ``LiveEvents``, in Redis. Open it with ``await RedisLiveEvents.open(...)``.
+
+    Lookups of tails that wait at the same moment travel together.
+
+    Args:
+        redis: connected when it is first used.
+        ledger: of erasures.
+        timeout_s: longest wait for one round trip.
+        clock: seconds since the epoch.
+    """
+
+    kind = "redis"
+
+    def __init__(self, redis: Redis, ledger: Ledger, *, timeout_s: float, clock: Callable[[], float]) -> None:
+        self._redis, self._ledger, self._timeout_s, self._clock = redis, ledger, timeout_s, clock
+        self._append, self._events, self._erase, self._prune = (
+            redis.register_script(script) for script in (_APPEND, _EVENTS, _ERASE, _PRUNE)
+        )
+        self._waiting: deque[tuple[list[str], asyncio.Future[list[LiveTail]]]] = deque()
+        self._asking: asyncio.Task[None] | None = None
+        self._store_id = ""
+        self._syncs_on_demand = False
+
+    @classmethod
+    async def open(
+        cls, url: str, ledger: Ledger, *, timeout_s: float = 2.0, clock: Callable[[], float] = time.time
+    ) -> RedisLiveEvents:
+        """Connect, begin the store if there is none, and take over erasures it does not know.
+
+        Args:
+            url: redis://, rediss:// or unix://.
+            ledger, timeout_s, clock: as above.
+
+        Raises:
+            SettingsError: the redis package is missing, or the URL is not one.
+            Unavailable: Redis does not answer.
+        """
+        redis = connect(url, timeout_s=timeout_s, setting="LURM_LIVE_URL")
+        store = cls(redis, ledger, timeout_s=timeout_s, clock=clock)
+        try:
+            await store._begin()
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    @property
+    def store_id(self) -> str:
+        """As ``LiveEvents``."""
+        return self._store_id
+
+    async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
+        """As ``LiveEvents``."""
+        if not arriving:
+            return []
+        arguments: list[Any] = [int(self._clock() * 1000), IDENTITIES_S]
+        for one in arriving:
+            identity = one.identity.hex() if one.identity is not None else ""
+            arguments += [self._digest(one.event.user_id), identity, one.event.timestamp, one.newest_at]
+            arguments.append(_packed(one.event))
+        answers = await self._trip(self._append(keys=[PREFIX], args=arguments))
+        await self._sync()
+        return [_receipt(answer) for answer in answers]
+
+    async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
+        """As ``LiveEvents``."""
+        tails: asyncio.Future[list[LiveTail]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(([self._digest(user_id) for user_id in user_ids], tails))
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._ask())
+        return await tails
+
+    async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
+        """As ``LiveEvents``."""
+        found: list[tuple[LiveTail, list[Arrived]]] = []
+        for start in range(0, len(user_ids), _USERS_PER_TRIP):
+            users = [self._digest(user_id) for user_id in user_ids[start : start + _USERS_PER_TRIP]]
+            answers = await self._trip(self._events(keys=[PREFIX], args=[after, *users]))
+            found += [(_tail(tail), [_arrived(entry) for entry in entries if entry]) for tail, entries in answers]
+        return found
+
+    async def last(self) -> int:
+        """As ``LiveEvents``."""
+        return int(await self._command("GET", f"{PREFIX}arrival") or 0)
+
+    async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
+        """As ``LiveEvents``."""
+        if upto <= after:
+            return []
+        found = await self._command("XRANGE", f"{PREFIX}log", f"{after + 1}-0", f"{upto}-0", "COUNT", most)
+        return [_arrived(entry) for entry in found]
+
+    async def prune(self, upto: int, *, forget_before: int) -> None:
+        """As ``LiveEvents``; identities leave by themselves."""
+        while await self._trip(self._prune(keys=[PREFIX], args=[upto])):
+            pass
+
+    async def erase(self, user_id: str, erased_at: int) -> LiveTail:
+        """As ``LiveEvents``."""
+        tail = await self._erase_digest(self._digest(user_id), erased_at)
+        await self._sync()
+        return tail
+
+    async def close(self) -> None:
+        """As ``LiveEvents``."""
+        if self._asking is not None:
+            await self._asking
+        await self._redis.aclose()
+
+    async def _begin(self) -> None:
+        await self._command("HSETNX", f"{PREFIX}store", "id", uuid.uuid4().hex)
+        self._store_id = str((await self._command("HGET", f"{PREFIX}store", "id")).decode())
+        server = await self._command("INFO", "server")
+        version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
+        self._syncs_on_demand = version >= (7, 2)
+        if not self._syncs_on_demand and not await self._always_syncs():
+            _log.warning(
+                "Redis does not sync what it acknowledges, so a power cut can lose events; set appendonly yes and "
+                "appendfsync always, or use Redis 7.2 or later"
+            )
+        erased = list(self._ledger.all_erased().items())
+        known = await self._tails_of([user.hex() for user, _ in erased])
+        for (user, erased_at), tail in zip(erased, known, strict=True):
+            if tail.erased_at < erased_at:
+                await self._erase_digest(user.hex(), erased_at)
+
+    async def _always_syncs(self) -> bool:
+        try:
+            found = await self._command("CONFIG GET", "append*")
+        except Unavailable:  # not allowed everywhere
+            return False
+        return bool(found.get("appendonly") == "yes" and found.get("appendfsync") == "always")
+
+    async def _ask(self) -> None:
+        """Look up what waits, together, until nothing does."""
+        try:
+            while self._waiting:
+                some = list(self._waiting)
+                self._waiting.clear()
+                try:
+                    answers = iter(await self._tails_of([user for users, _ in some for user in users]))
+                except Unavailable as error:
+                    for _, tails in some:
+                        if not tails.done():
+                            tails.set_exception(error)
+                else:
+                    for users, tails in some:
+                        own = [next(answers) for _ in users]
+                        if not tails.done():
+                            tails.set_result(own)
+        finally:
+            self._asking = None
+
+    async def _tails_of(self, users: Sequence[str]) -> list[LiveTail]:
+        found: list[LiveTail] = []
+        for start in range(0, len(users), _USERS_PER_TRIP):
+            trip = self._redis.pipeline(transaction=False)
+            for user in users[start : start + _USERS_PER_TRIP]:
+                trip.hmget(f"{PREFIX}u:{user}", "seq", "erased_at", "erased_seq")
+            found += [_tail(answer) for answer in await self._trip(trip.execute())]
+        return found
+
+    async def _erase_digest(self, user: str, erased_at: int) -> LiveTail:
+        return _tail(await self._trip(self._erase(keys=[PREFIX], args=[user, erased_at])))
+
+    async def _sync(self) -> None:
+        """Wait until Redis has synced what it was given, where it can be asked to.
+
+        Raises:
+            Unavailable: it was kept, but may not be on disk; sent once more, it is a duplicate.
+        """
+        if self._syncs_on_demand:
+            try:
+                (synced, _) = await self._command("WAITAOF", 1, 0, int(self._timeout_s * 1000))
+            except Unavailable as error:
+                raise Unavailable("Redis keeps no append-only file; set appendonly yes for live events") from error
+            if not synced:
+                raise Unavailable("Redis has not synced the events in time; send them once more")
+
+    async def _command(self, *words: str | int) -> Any:
+        return await self._trip(self._redis.execute_command(*words))  # type: ignore[no-untyped-call]
+
+    async def _trip(self, trip: Awaitable[_T]) -> _T:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await answered(trip)
+        except (Unanswered, TimeoutError) as error:
+            raise Unavailable(
+                f"Redis, which holds the live events, does not answer ({str(error) or 'in time'}); try again shortly"
+            ) from error
+
+    def _digest(self, user_id: str) -> str:
+        return self._ledger.digest(user_id).hex()
+
+
+def _packed(event: Event) -> bytes:
+    return orjson.dumps(
+        [
+            event.user_id,
+            event.item_id,
+            event.behavior,
+            event.timestamp,
+            event.value,
+            event.location,
+            event.event_id,
+        ]
+    )
+
+
+def _arrived(entry: tuple[bytes, dict[bytes, bytes] | list[bytes]]) -> Arrived:
+    arrival, fields = entry
+    if isinstance(fields, list):  # as a script returns them
+        fields = dict(zip(fields[::2], fields[1::2], strict=True))
+    user_id, item_id, behavior, timestamp, value, location, event_id = orjson.loads(fields[b"e"])
+    event = Event(user_id, item_id, behavior, timestamp, value, location, event_id)
+    return Arrived(int(arrival.partition(b"-")[0]), int(fields[b"t"]), event)
+
+
+def _tail(answer: Sequence[Any]) -> LiveTail:
+    return LiveTail(*(int(part or 0) for part in answer)) if any(answer) else NOTHING
+
+
+def _receipt(answer: int | list[int]) -> Receipt:
+    if isinstance(answer, list):
+        return Receipt(Status.LATE, answer[0])
+    if answer == -1:
+        return Receipt(Status.REJECTED, reason="the user was erased after this event")
+    return Receipt(Status.DUPLICATE) if answer == -2 else Receipt(Status.ACCEPTED, answer)

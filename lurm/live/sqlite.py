@@ -1,0 +1,338 @@
+"""Live events in one SQLite file, shared by the processes of a host.
+
+    counter      the last arrival
+    users        digest -> seq, newest timestamp, when and at which arrival erased
+    events       arrival -> the event; by user
+    identities   what was kept already, for as long as repeats may come
+
+Appends that wait at the same moment become one transaction, synced once (``synchronous=FULL`` in WAL mode), written by
+one thread. Readers never wait for it, and see what was acknowledged in any process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from lurm.erasure import Ledger
+from lurm.errors import ArtifactError
+from lurm.events import Event
+from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
+
+FORMAT = 1
+_BUSY_S = 5.0  # a writer waits so long for the writer of another process
+_READER_BUSY_S = 0.25
+_AT_ONCE = 20_000  # events of one transaction
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counter (one INTEGER PRIMARY KEY CHECK (one = 1), arrival INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS users (user BLOB PRIMARY KEY, seq INTEGER NOT NULL, newest_at INTEGER NOT NULL,
+    erased_at INTEGER NOT NULL, erased_seq INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS events (arrival INTEGER PRIMARY KEY, arrived_at INTEGER NOT NULL, user BLOB NOT NULL,
+    user_id TEXT NOT NULL, item_id TEXT, behavior TEXT NOT NULL, timestamp INTEGER NOT NULL, value REAL NOT NULL,
+    location TEXT NOT NULL, event_id TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS events_of_user ON events (user, arrival);
+CREATE TABLE IF NOT EXISTS identities (identity BLOB PRIMARY KEY, arrived_at INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO counter VALUES (1, 0);
+"""
+_EVENT = "arrival, arrived_at, user_id, item_id, behavior, timestamp, value, location, event_id"
+_T = TypeVar("_T")
+
+
+class SqliteLiveEvents:
+    """As ``LiveEvents``, in a file.
+
+    Args:
+        path: the file; made if it is not there, its folder too.
+        ledger: of erasures; the store takes them over when it is opened.
+        clock: seconds since the epoch.
+
+    Raises:
+        ArtifactError: the file is no such store, was written by a newer lurm, or cannot be written to.
+    """
+
+    kind = "sqlite"
+
+    def __init__(self, path: Path, ledger: Ledger, *, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._ledger, self._clock = path, ledger, clock
+        self._store_id = ""
+        self._waiting: list[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = []
+        self._writing: asyncio.Task[None] | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = self._connect(_BUSY_S)
+            self._prepare()
+            self._tails = self._connect(_READER_BUSY_S)
+            self._reader = self._connect(_BUSY_S)
+        except (sqlite3.Error, OSError) as error:
+            raise ArtifactError(
+                f"{path} cannot be used to keep live events ({error}); make it writable, or move it away to begin anew"
+            ) from error
+        self._write_thread = ThreadPoolExecutor(1, "live-writer")
+        self._read_thread = ThreadPoolExecutor(1, "live-reader")
+
+    @property
+    def store_id(self) -> str:
+        """As ``LiveEvents``."""
+        return self._store_id
+
+    async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
+        """As ``LiveEvents``; what waits at the same moment is synced together."""
+        if not arriving:
+            return []
+        loop = asyncio.get_running_loop()
+        receipts: asyncio.Future[list[Receipt]] = loop.create_future()
+        self._waiting.append((arriving, receipts))
+        if self._writing is None:
+            self._writing = loop.create_task(self._write())
+        return await receipts
+
+    async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
+        """As ``LiveEvents``; a look into the page cache, for which no thread is worth waking."""
+        with _unavailable():
+            return [_tail(self._tails, self._ledger.digest(user_id)) for user_id in user_ids]
+
+    async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
+        """As ``LiveEvents``."""
+
+        def read() -> list[tuple[LiveTail, list[Arrived]]]:
+            with _snapshot(self._reader):
+                return [self._of(self._ledger.digest(user_id), after) for user_id in user_ids]
+
+        return await self._in_reader(read)
+
+    async def last(self) -> int:
+        """As ``LiveEvents``."""
+        return await self._in_reader(lambda: _last(self._reader))
+
+    async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
+        """As ``LiveEvents``."""
+        query = f"SELECT {_EVENT} FROM events WHERE arrival > ? AND arrival <= ? ORDER BY arrival LIMIT ?"
+        return await self._in_reader(
+            lambda: [_arrived(row) for row in self._reader.execute(query, (after, upto, most))]
+        )
+
+    async def prune(self, upto: int, *, forget_before: int) -> None:
+        """As ``LiveEvents``."""
+
+        def write() -> None:
+            with _transaction(self._writer) as writer:
+                writer.execute("DELETE FROM events WHERE arrival <= ?", (upto,))
+                writer.execute("DELETE FROM users WHERE seq <= ? AND erased_at = 0", (upto,))
+                writer.execute("DELETE FROM identities WHERE arrived_at < ?", (forget_before,))
+
+        await self._in_writer(write)
+
+    async def erase(self, user_id: str, erased_at: int) -> LiveTail:
+        """As ``LiveEvents``."""
+
+        def write() -> LiveTail:
+            with _transaction(self._writer) as writer:
+                return _erase(writer, self._ledger.digest(user_id), erased_at)
+
+        return await self._in_writer(write)
+
+    async def close(self) -> None:
+        """As ``LiveEvents``."""
+        if self._writing is not None:
+            await self._writing
+        for thread in (self._write_thread, self._read_thread):
+            thread.shutdown()
+        for connection in (self._tails, self._reader, self._writer):
+            connection.close()
+
+    async def _write(self) -> None:
+        """Write what waits, in transactions of bounded size, until nothing does."""
+        try:
+            while self._waiting:
+                some = [self._waiting.pop(0)]
+                n_events = len(some[0][0])
+                while self._waiting and n_events + len(self._waiting[0][0]) <= _AT_ONCE:
+                    n_events += len(self._waiting[0][0])
+                    some.append(self._waiting.pop(0))
+                batches = [arriving for arriving, _ in some]
+                try:
+                    written = await self._in_writer(lambda batches=batches: self._append(batches))  # type: ignore[misc]
+                except Unavailable as error:
+                    for _, receipts in some:
+                        if not receipts.done():
+                            receipts.set_exception(error)
+                else:
+                    for (_, receipts), given in zip(some, written, strict=True):
+                        if not receipts.done():  # whoever asked may have left
+                            receipts.set_result(given)
+        finally:
+            self._writing = None
+
+    async def _in_writer(self, call: Callable[[], _T]) -> _T:
+        return await _in_thread(self._write_thread, call)
+
+    async def _in_reader(self, call: Callable[[], _T]) -> _T:
+        return await _in_thread(self._read_thread, call)
+
+    # -- in the threads
+
+    def _append(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt]]:
+        with _transaction(self._writer) as writer:
+            return _Appending(writer, self._ledger, int(self._clock() * 1000)).all(batches)
+
+    def _of(self, user: bytes, after: int) -> tuple[LiveTail, list[Arrived]]:
+        query = f"SELECT {_EVENT} FROM events WHERE user = ? AND arrival > ? ORDER BY arrival"
+        rows = self._reader.execute(query, (user, after))
+        return _tail(self._reader, user), [_arrived(row) for row in rows]
+
+    def _connect(self, busy_s: float) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self._path, timeout=busy_s, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _prepare(self) -> None:
+        """Make what is not there yet, and take over erasures the store does not know."""
+        writer = self._writer
+        (found,) = writer.execute("PRAGMA user_version").fetchone()
+        if found > FORMAT:
+            raise ArtifactError(
+                f"{self._path} has format {found}, this lurm reads up to {FORMAT}; upgrade lurm, or move it away"
+            )
+        with _transaction(writer):
+            for statement in filter(str.strip, _SCHEMA.split(";")):
+                writer.execute(statement)
+            writer.execute(f"PRAGMA user_version = {FORMAT}")
+            writer.execute("INSERT OR IGNORE INTO facts VALUES ('store_id', ?)", (uuid.uuid4().hex,))
+            (self._store_id,) = writer.execute("SELECT value FROM facts WHERE name = 'store_id'").fetchone()
+            for user, erased_at in self._ledger.all_erased().items():
+                if _tail(writer, user).erased_at < erased_at:
+                    _erase(writer, user, erased_at)
+
+
+class _Appending:
+    """The inside of one transaction: what it has to know of users is read once and written once."""
+
+    def __init__(self, writer: sqlite3.Connection, ledger: Ledger, now: int) -> None:
+        self._writer, self._ledger, self._now = writer, ledger, now
+        self._arrival = _last(writer)
+        self._users: dict[bytes, tuple[LiveTail, int]] = {}
+        self._rows: list[tuple[object, ...]] = []
+
+    def all(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt]]:
+        """Keep the events of some requests; their receipts, request by request."""
+        receipts = [[self._one(arriving) for arriving in batch] for batch in batches]
+        self._writer.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows)
+        self._writer.executemany(
+            "INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?)",
+            [
+                (user, tail.seq, newest_at, tail.erased_at, tail.erased_seq)
+                for user, (tail, newest_at) in self._users.items()
+                if tail.seq
+            ],
+        )
+        self._writer.execute("UPDATE counter SET arrival = ?", (self._arrival,))
+        return receipts
+
+    def _one(self, arriving: Arriving) -> Receipt:
+        event = arriving.event
+        user = self._ledger.digest(event.user_id)
+        tail, newest_at = self._users.get(user) or self._user(user)
+        if event.timestamp <= tail.erased_at:
+            return Receipt(Status.REJECTED, reason="the user was erased after this event")
+        if arriving.identity is not None:
+            kept = self._writer.execute(
+                "INSERT OR IGNORE INTO identities VALUES (?, ?)", (arriving.identity, self._now)
+            )
+            if not kept.rowcount:
+                return Receipt(Status.DUPLICATE)
+        self._arrival += 1
+        newest_at = max(newest_at, arriving.newest_at)
+        late = event.timestamp < newest_at
+        tail = LiveTail(self._arrival, tail.erased_at, tail.erased_seq)
+        self._users[user] = tail, max(newest_at, event.timestamp)
+        self._rows.append(
+            (
+                self._arrival,
+                self._now,
+                user,
+                event.user_id,
+                event.item_id,
+                event.behavior,
+                event.timestamp,
+                event.value,
+                event.location,
+                event.event_id,
+            )
+        )
+        return Receipt(Status.LATE if late else Status.ACCEPTED, self._arrival)
+
+    def _user(self, user: bytes) -> tuple[LiveTail, int]:
+        row = self._writer.execute("SELECT newest_at FROM users WHERE user = ?", (user,)).fetchone()
+        self._users[user] = _tail(self._writer, user), row[0] if row else 0
+        return self._users[user]
+
+
+async def _in_thread(thread: ThreadPoolExecutor, call: Callable[[], _T]) -> _T:
+    with _unavailable():
+        return await asyncio.get_running_loop().run_in_executor(thread, call)
+
+
+@contextlib.contextmanager
+def _unavailable() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise Unavailable(f"the store of live events cannot be used now ({error}); try again shortly") from error
+
+
+@contextlib.contextmanager
+def _transaction(writer: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All or nothing; on leaving, on disk."""
+    writer.execute("BEGIN IMMEDIATE")
+    try:
+        yield writer
+        writer.execute("COMMIT")
+    except BaseException:
+        if writer.in_transaction:
+            writer.execute("ROLLBACK")
+        raise
+
+
+@contextlib.contextmanager
+def _snapshot(reader: sqlite3.Connection) -> Iterator[None]:
+    """All reads within see one state."""
+    reader.execute("BEGIN")
+    try:
+        yield
+    finally:
+        reader.execute("COMMIT")
+
+
+def _tail(connection: sqlite3.Connection, user: bytes) -> LiveTail:
+    row = connection.execute("SELECT seq, erased_at, erased_seq FROM users WHERE user = ?", (user,)).fetchone()
+    return NOTHING if row is None else LiveTail(*row)
+
+
+def _last(connection: sqlite3.Connection) -> int:
+    (arrival,) = connection.execute("SELECT arrival FROM counter").fetchone()
+    return int(arrival)
+
+
+def _erase(writer: sqlite3.Connection, user: bytes, erased_at: int) -> LiveTail:
+    arrival = _last(writer) + 1
+    writer.execute("UPDATE counter SET arrival = ?", (arrival,))
+    writer.execute("DELETE FROM events WHERE user = ?", (user,))
+    tail = LiveTail(arrival, max(erased_at, _tail(writer, user).erased_at), arrival)
+    writer.execute("INSERT OR REPLACE INTO users VALUES (?, ?, 0, ?, ?)", (user, arrival, tail.erased_at, arrival))
+    return tail
+
+
+def _arrived(row: tuple[int, int, str, str | None, str, int, float, str, str]) -> Arrived:
+    arrival, arrived_at, user_id, item_id, behavior, timestamp, value, location, event_id = row
+    return Arrived(arrival, arrived_at, Event(user_id, item_id, behavior, timestamp, value, location, event_id))

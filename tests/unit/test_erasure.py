@@ -1,0 +1,92 @@
+"""The ledger of erasures: durable, chained, and silent about ids."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from lurm.erasure import FILE, Ledger
+from lurm.errors import ArtifactCorrupt
+from lurm.events import Event
+from tests.worlds import clean_batch
+
+
+def test_an_erasure_is_known_at_once_to_everybody_and_afterwards(tmp_path: Path) -> None:
+    assert Ledger.of(tmp_path) is None
+    one, other = Ledger.open(tmp_path), Ledger.open(tmp_path)
+    assert one.digest("somebody") == other.digest("somebody") != one.digest("somebody else")
+    assert one.erased_at("somebody") == 0
+    one.record("somebody", 100, by="key marketing", request_id="r1")
+    assert other.erased_at("somebody") == 100
+    other.record("somebody", 90, by="command")
+    assert one.erased_at("somebody") == 100, "an erasure never moves back"
+    again = Ledger.of(tmp_path)
+    assert again is not None
+    assert [(line.erased_at, line.by, line.request_id) for line in again.erasures] == [
+        (100, "key marketing", "r1"),
+        (90, "command", ""),
+    ]
+    assert again.all_erased() == {one.digest("somebody"): 100}
+    assert b"somebody" not in (tmp_path / FILE).read_bytes()
+
+
+def test_another_folder_knows_users_by_other_digests(tmp_path: Path) -> None:
+    assert Ledger.open(tmp_path / "a").digest("u") != Ledger.open(tmp_path / "b").digest("u")
+
+
+@pytest.mark.parametrize("line", [0, 1, 2, 3])
+def test_a_line_that_was_changed_or_taken_out_shows(tmp_path: Path, line: int) -> None:
+    ledger = Ledger.open(tmp_path)
+    for n in range(4):
+        ledger.record(f"u{n}", 1000 + n, by="test")
+    path = tmp_path / FILE
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:line] + lines[line + 1 :]))
+    with pytest.raises(ArtifactCorrupt, match="is not what was written"):
+        Ledger(path)
+    path.write_bytes(b"".join([*lines[:line], lines[line].replace(b"1", b"2", 1), *lines[line + 1 :]]))
+    if line:  # another salt is another ledger; what is written in it is still whole
+        with pytest.raises(ArtifactCorrupt, match="is not what was written"):
+            Ledger(path)
+
+
+def test_half_a_line_of_a_killed_process_is_written_over(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.record("u", 1, by="test")
+    with (tmp_path / FILE).open("ab") as file:
+        file.write(b'{"user": "ab')
+    again = Ledger.open(tmp_path)
+    again.record("v", 2, by="test")
+    assert (
+        [line.erased_at for line in Ledger.open(tmp_path).erasures] == [1, 2] == [e.erased_at for e in again.erasures]
+    )
+
+
+def test_many_writers_make_one_chain(tmp_path: Path) -> None:
+    Ledger.open(tmp_path)
+
+    def record(name: str) -> None:
+        own = Ledger.open(tmp_path)
+        for n in range(20):
+            own.record(f"{name}-{n}", n + 1, by=name)
+
+    threads = [threading.Thread(target=record, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(Ledger.open(tmp_path)) == 60
+
+
+def test_events_up_to_the_erasure_are_left_out_of_a_log(tmp_path: Path) -> None:
+    batch = clean_batch([Event(user, "i", "view", at) for user in "abc" for at in (1, 5, 6, 9)])
+    ledger = Ledger.open(tmp_path)
+    assert ledger.keep(batch).equals(batch)
+    ledger.record("b", 5, by="test")
+    ledger.record("c", 100, by="test")
+    kept = ledger.keep(batch)
+    assert kept.select("user_id", "timestamp").rows() == [("a", 1), ("a", 5), ("a", 6), ("a", 9), ("b", 6), ("b", 9)]
+    assert kept.equals(batch.filter(pl.col("row").is_in(kept["row"].to_list())))
