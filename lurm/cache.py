@@ -26,7 +26,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from lurm.remote import connect
+from lurm.remote import Breaker, connect
 
 if TYPE_CHECKING:
     from lurm.remote import Redis
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 MAGIC = b"lurm"
 VERSION = 1
 KEYS_PER_TRIP = 128  # more would not arrive within one timeout
-FAILURES_IN_A_ROW = 2
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 8.0
 
 _HEADER = struct.Struct("<4sHHQQqHHH2x")
 _CHECKSUM_BYTES = 16
@@ -310,34 +307,6 @@ class RedisCache:
             return [Miss.UNREACHABLE] * n_replies
         self._breaker.succeeded()
         return replies
-
-
-class Breaker:
-    """Says when to leave alone what has not been answering.
-
-    Args:
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._n_failures = 0
-        self._until = float("-inf")
-
-    def allows(self) -> bool:
-        """Whether to ask now."""
-        return self._clock() >= self._until
-
-    def failed(self) -> None:
-        """Note a failure; from the second in a row each starts a pause, twice as long as the one before."""
-        self._n_failures += 1
-        doublings = self._n_failures - FAILURES_IN_A_ROW
-        if doublings >= 0:
-            self._until = self._clock() + min(FIRST_PAUSE_S * 2.0 ** min(doublings, 64), LONGEST_PAUSE_S)
-
-    def succeeded(self) -> None:
-        """Note an answer; everything is forgiven."""
-        self._n_failures = 0
 
 
 @dataclass(frozen=True, slots=True)

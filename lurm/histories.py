@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.errors import UnknownUser
+from lurm.erasure import Ledger
+from lurm.errors import LurmError, UnknownUser
 from lurm.events import Event
 from lurm.history import COLUMNS, History, HistoryBase
-from lurm.live import Arrived, LiveEvents, LiveTail
+from lurm.live import Arrived, LiveEvents, LiveTail, Unavailable
+from lurm.live.absent import AbsentLiveEvents
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +29,14 @@ class Standing:
         row: the user's row in the base; -1: the base does not know them.
         n_base: events of the base that count.
         live: the tail in the live store; its seq is 0 when the base holds all of it.
+        is_fresh: whether the live store could be asked; if not, this is how the base and the ledger have it.
     """
 
     user_id: str
     row: int
     n_base: int
     live: LiveTail
+    is_fresh: bool = True
 
     @property
     def seq(self) -> int:
@@ -48,14 +52,19 @@ class Standing:
 class Histories:
     """The histories of all users, read as of now.
 
+    Where the live store does not answer, users of the base are as the base has them, which their standing says;
+    erasures hold all the same, by the ledger.
+
     Args:
         base: of the release.
         live: what came after.
+        ledger: of erasures; None: nobody was erased.
     """
 
-    def __init__(self, base: HistoryBase, live: LiveEvents) -> None:
+    def __init__(self, base: HistoryBase, live: LiveEvents, ledger: Ledger | None) -> None:
         self.base = base
         self.live = live
+        self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
 
     async def standing(self, user_id: str) -> Standing:
@@ -63,23 +72,24 @@ class Histories:
 
         Raises:
             UnknownUser: there is no event of theirs.
-            Unavailable: the live store does not answer.
+            Unavailable: the live store does not answer, and the base does not know them.
         """
         (found,) = await self.standings([user_id])
-        if isinstance(found, UnknownUser):
+        if isinstance(found, LurmError):
             raise found
         return found
 
-    async def standings(self, user_ids: Sequence[str]) -> list[Standing | UnknownUser]:
-        """How each user stands, in order.
-
-        Raises:
-            Unavailable: the live store does not answer.
-        """
-        tails = await self.live.tails(user_ids)
+    async def standings(self, user_ids: Sequence[str]) -> list[Standing | LurmError]:
+        """How each user stands, in order, or why that cannot be told; see ``standing``."""
+        try:
+            tails = await self.live.tails(user_ids)
+        except Unavailable as error:
+            tails = await self._without_live.tails(user_ids)
+            found = (self._standing(user_id, tail) for user_id, tail in zip(user_ids, tails, strict=True))
+            return [replace(one, is_fresh=False) if isinstance(one, Standing) else error for one in found]
         return [self._standing(user_id, tail) for user_id, tail in zip(user_ids, tails, strict=True)]
 
-    async def read(self, standings: Sequence[Standing]) -> list[History | UnknownUser]:
+    async def read(self, standings: Sequence[Standing]) -> list[History | LurmError]:
         """The histories of users, in order; for those who were erased after they were asked for: ``UnknownUser``.
 
         Raises:
@@ -97,18 +107,15 @@ class Histories:
             Unavailable: the live store does not answer.
         """
         (found,) = await self.read([await self.standing(user_id)])
-        if isinstance(found, UnknownUser):
+        if isinstance(found, LurmError):
             raise found
         return found
 
     async def alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(N,) whether the users of these base rows have not been erased as far as the base knows them.
-
-        Raises:
-            Unavailable: the live store does not answer.
-        """
+        """(N,) whether nothing that the base has of the users of these rows has been erased."""
         standings = await self.standings(self.base.users.take(rows))
-        return np.array([isinstance(one, Standing) and one.n_base > 0 for one in standings], bool)
+        whole = zip(standings, rows.tolist(), strict=True)
+        return np.array([isinstance(o, Standing) and o.n_base == self.base.n_events_of(row) for o, row in whole], bool)
 
     def _standing(self, user_id: str, tail: LiveTail) -> Standing | UnknownUser:
         row = self.base.users.row(user_id)

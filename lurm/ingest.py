@@ -131,8 +131,12 @@ class HistoryBuilder:
         self._n_rows = 0
         self._whole_days = True
 
-    def add(self, batch: pl.DataFrame) -> None:
+    def add(self, batch: pl.DataFrame, *, live: bool = False) -> None:
         """Scatter one clean batch (columns as ``EventLog.batches`` yields them).
+
+        Args:
+            batch: of the log, or of what was sent live.
+            live: its timestamps do not tell how precise those of the log are.
 
         Raises:
             DataError: the log holds more distinct behaviors than a behavior column can.
@@ -151,7 +155,7 @@ class HistoryBuilder:
         itemless = np.bincount(behavior[item < 0], minlength=n)
         self._itemless_by_behavior = _grown(self._itemless_by_behavior, n) + itemless
         self._n_rows += len(batch)
-        self._whole_days &= bool((batch["timestamp"] % DAY_MS == 0).all())
+        self._whole_days &= live or bool((batch["timestamp"] % DAY_MS == 0).all())
         hashes, checks = Texts.of(batch["user_id"]).hashes()
         _, new = self._users.encode(hashes, checks)
         records, n_rows = records_of(

@@ -206,6 +206,16 @@ def rollback(root: Path) -> str:
     return before
 
 
+def live_through(root: Path, store_id: str) -> int:
+    """The last arrival of a store of live events that the active release and the one before it both hold; 0: none.
+
+    Raises:
+        ArtifactError: a manifest cannot be read, so that this cannot be told.
+    """
+    histories = [read_manifest(_folder(root, id_) / "history") for id_ in _pointer(root) if id_]
+    return min((int(one.metrics.get("live_through", {}).get(store_id, 0)) for one in histories), default=0)
+
+
 def withdraw(root: Path, release_id: str) -> None:
     """Remove a release; if it was active, none is. Hold ``exclusive``, and let nobody serve it.
 

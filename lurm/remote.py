@@ -5,13 +5,17 @@ Left to its defaults the client tries ten times for five seconds each, and refus
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from lurm.errors import SettingsError
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis as Redis
+
+FAILURES_IN_A_ROW = 2
+FIRST_PAUSE_S = 0.25
+LONGEST_PAUSE_S = 8.0
 
 _CONNECTIONS = 8
 _T = TypeVar("_T")
@@ -71,3 +75,31 @@ async def answered(trip: Awaitable[_T]) -> _T:
         return await trip
     except (RedisError, OSError, TimeoutError) as error:
         raise Unanswered(type(error).__name__) from error
+
+
+class Breaker:
+    """Says when to leave alone what has not been answering.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._n_failures = 0
+        self._until = float("-inf")
+
+    def allows(self) -> bool:
+        """Whether to ask now."""
+        return self._clock() >= self._until
+
+    def failed(self) -> None:
+        """Note a failure; from the second in a row each starts a pause, twice as long as the one before."""
+        self._n_failures += 1
+        doublings = self._n_failures - FAILURES_IN_A_ROW
+        if doublings >= 0:
+            self._until = self._clock() + min(FIRST_PAUSE_S * 2.0 ** min(doublings, 64), LONGEST_PAUSE_S)
+
+    def succeeded(self) -> None:
+        """Note an answer; everything is forgiven."""
+        self._n_failures = 0

@@ -51,6 +51,16 @@ class Settings(BaseSettings):
         le=1024,
         description="Threads of numeric code in one process. Default: the cores this process may use.",
     )
+    live_dir: Path | None = Field(
+        None,
+        description="Folder of live events and of the ledger of erasures; builds read it, too. Default: live, in the "
+        "folder of artifacts.",
+    )
+    live_url: str | None = Field(
+        None,
+        description="Redis that keeps live events where several hosts serve, e.g. redis://host:6379/1. Default: a "
+        "SQLite file in LURM_LIVE_DIR, for the processes of one host.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 
     host: str = Field("127.0.0.1", description="Address `lurm serve` listens on.")
@@ -87,6 +97,11 @@ class Settings(BaseSettings):
     shutdown_s: int = Field(
         20, ge=1, le=600, description="How long open requests may finish after SIGTERM, in seconds."
     )
+
+    @property
+    def live_folder(self) -> Path:
+        """Where live events and the ledger of erasures are."""
+        return self.live_dir or self.artifacts_dir / "live"
 
     @field_validator("memory_limit_bytes", "cache_bytes", "body_bytes", mode="before")
     @classmethod

@@ -17,11 +17,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import lurm
 from lurm.release import Release
 from lurm.settings import Settings
-from service import embeddings, operations, users
+from service import embeddings, events, operations, users
 from service.admission import Admission
 from service.bootstrap import open_serving
 from service.problems import Malformed
-from service.schemas import EmbeddingsRequest, ProblemAnswer, in_words
+from service.schemas import EmbeddingsRequest, EventsRequest, ProblemAnswer, in_words
 from service.telemetry import Telemetry
 
 _DESCRIPTION = """User embeddings from full-life event histories.
@@ -75,7 +75,7 @@ def create_api() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (embeddings, users, operations):
+    for module in (embeddings, events, users, operations):
         # Their own routes, not the routers: an included router is matched anew, twice, for every request.
         api.router.routes.extend(module.router.routes)
     operations.add_docs(api)
@@ -93,7 +93,7 @@ def create_api() -> FastAPI:
 def _complete(schema: dict[str, Any]) -> None:
     """Add the models that direct endpoints name, and take out FastAPI's own error, which is never sent."""
     _, models = models_json_schema(
-        [(EmbeddingsRequest, "validation"), (ProblemAnswer, "serialization")],
+        [(EmbeddingsRequest, "validation"), (EventsRequest, "validation"), (ProblemAnswer, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
     components = schema["components"]["schemas"]

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache
+from lurm.histories import Histories
 from lurm.history import HistoryBatch
+from lurm.live.place import Live, open_live
 from lurm.release import Release
 from lurm.settings import Settings
 from service.embedder import Embedder
@@ -28,6 +30,8 @@ class Serving:
 
     settings: Settings
     release: Release
+    histories: Histories
+    live: Live
     cache: EmbeddingCache
     embedder: Embedder
     threads: Threads
@@ -50,32 +54,34 @@ async def open_serving(settings: Settings, release: Release, telemetry: Telemetr
     """All of it, in the process and event loop that will use it.
 
     Raises:
-        SettingsError: LURM_REDIS_URL cannot be used.
+        SettingsError: LURM_REDIS_URL or LURM_LIVE_URL cannot be used.
+        ArtifactError, Unavailable: as ``open_live``.
     """
-    cache = cache_for(settings)
     telemetry.serving(release)
-    threads = Threads(_THREADS, _OPEN)
-    embedder = Embedder(
-        release.history,
-        release.encoder,
-        release.space_id,
-        cache,
-        telemetry,
-        batch_users=settings.batch_users,
-        batch_wait_s=settings.batch_wait_ms / 1000,
-        queue_users=settings.queue_users,
-    )
-    release.encoder.embed(HistoryBatch.of([release.history.inline("", [])]))
-    # What is loaded by now stays; looking through it for garbage again would stop the event loop for 100s of ms.
-    gc.collect()
-    gc.freeze()
-    try:
-        async with embedder:
-            yield Serving(settings, release, cache, embedder, threads, telemetry)
-    finally:
-        threads.close()
-        await cache.close()
-        telemetry.close()
+    async with contextlib.AsyncExitStack() as opened:
+        opened.callback(telemetry.close)
+        cache = cache_for(settings)
+        opened.push_async_callback(cache.close)
+        threads = Threads(_THREADS, _OPEN)
+        opened.callback(threads.close)
+        live = await opened.enter_async_context(open_live(settings.live_folder, settings.live_url))
+        histories = Histories(release.history, live.events, live.ledger)
+        embedder = Embedder(
+            histories,
+            release.encoder,
+            release.space_id,
+            cache,
+            telemetry,
+            batch_users=settings.batch_users,
+            batch_wait_s=settings.batch_wait_ms / 1000,
+            queue_users=settings.queue_users,
+        )
+        release.encoder.embed(HistoryBatch.of([release.history.inline("", [])]))
+        # What is loaded by now stays; looking through it for garbage again would stop the event loop for 100s of ms.
+        gc.collect()
+        gc.freeze()
+        await opened.enter_async_context(embedder)
+        yield Serving(settings, release, histories, live, cache, embedder, threads, telemetry)
 
 
 def serving_of(request: Request) -> Serving:

@@ -1,7 +1,7 @@
 """The read path: one flight per user, compared cache, bounded queue, micro-batches, one encoder thread.
 
-who is asked for -> a flight, new or joined -> cache -> queue -> batch -> encoder -> answer
-                                                 \\-> answer                    \\-> cache, then the flight ends
+user -> standing -> a flight, new or joined -> cache -> queue -> batch -> encoder -> answer
+                                                    \\-> answer                    \\-> cache, then the flight ends
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Self
 
+import numpy as np
+
 from lurm.cache import CachedEmbedding, EmbeddingCache, Provenance
 from lurm.encoder import UserEncoder
 from lurm.errors import LurmError, Overloaded
-from lurm.history import History, HistoryBase, HistoryBatch
+from lurm.histories import Histories, Standing
+from lurm.history import History, HistoryBatch
 from service.telemetry import Telemetry
 from service.threads import on_one_core
 
@@ -39,8 +42,21 @@ Flight = asyncio.Future[Embedded | LurmError]
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """A user with a history, as of one moment.
+
+    Attributes:
+        provenance: what the embedding is computed from.
+        standing: where that is to be read.
+    """
+
+    provenance: Provenance
+    standing: Standing
+
+
+@dataclass(frozen=True, slots=True)
 class _Waiting:
-    asked: Provenance | History
+    asked: Known | History
     since: float
     flight: Flight
 
@@ -49,7 +65,8 @@ class Embedder:
     """Embeds known users and inline histories; open it with ``async with``.
 
     Args:
-        history, encoder, space_id: of the release. The encoder is called from one thread only.
+        histories: of the release and of what came after it.
+        encoder, space_id: of the release. The encoder is called from one thread only.
         cache: asked first, and given what had to be computed; whoever opened it closes it.
         telemetry: counts what happens.
         batch_users: most histories in one encoder call.
@@ -59,7 +76,7 @@ class Embedder:
 
     def __init__(
         self,
-        history: HistoryBase,
+        histories: Histories,
         encoder: UserEncoder,
         space_id: str,
         cache: EmbeddingCache,
@@ -69,10 +86,10 @@ class Embedder:
         batch_wait_s: float,
         queue_users: int,
     ) -> None:
-        self._history = history
+        self._histories = histories
         self._encoder = encoder
         self._space_id = space_id
-        self._base = history.artifact.manifest.fingerprint
+        self._base = histories.base.artifact.manifest.fingerprint
         self._cache = cache
         self._telemetry = telemetry
         self._batch_users = batch_users
@@ -106,30 +123,41 @@ class Embedder:
         """Whether batches are being taken."""
         return self._work is not None and not self._work.done()
 
-    def provenance(self, user_id: str) -> Provenance:
-        """What the embedding of a known user is computed from, as of now.
+    async def known(self, user_id: str) -> Known:
+        """A user as of now.
 
         Raises:
-            UnknownUser: no such user.
+            UnknownUser: there is no history.
+            Unavailable: the release does not know them, and what came after it cannot be told.
         """
-        return Provenance(user_id, self._base, self._history.tail(user_id), self._space_id)
+        (found,) = await self.all_known([user_id])
+        if isinstance(found, LurmError):
+            raise found
+        return found
 
-    async def embed_one(self, provenance: Provenance) -> Embedded:
+    async def all_known(self, user_ids: Sequence[str]) -> list[Known | LurmError]:
+        """Users as of now, in order; or why there is none, see ``known``."""
+        return [
+            one if isinstance(one, LurmError) else Known(self._provenance(one), one)
+            for one in await self._histories.standings(user_ids)
+        ]
+
+    async def embed_one(self, known: Known) -> Embedded:
         """The embedding of one known user.
 
         Raises:
             LurmError: there is none, because too many users wait (``Overloaded``) or the encoder failed.
         """
-        at_hand = self._cache.at_hand(provenance)
+        at_hand = self._cache.at_hand(known.provenance)
         if at_hand is not None:
             self._telemetry.looked_up((at_hand,))
             return Embedded(at_hand, "cache")
-        (answer,) = await self.embed([provenance])
+        (answer,) = await self.embed([known])
         if isinstance(answer, LurmError):
             raise answer
         return answer
 
-    async def embed(self, wanted: Sequence[Provenance | History]) -> list[Embedded | LurmError]:
+    async def embed(self, wanted: Sequence[Known | History]) -> list[Embedded | LurmError]:
         """Known users and inline histories, in order: the embedding of each, or why there is none.
 
         Raises:
@@ -137,13 +165,13 @@ class Embedder:
         """
         loop = asyncio.get_running_loop()
         flights: list[Flight] = []
-        mine: dict[Provenance, Flight] = {}
+        mine: dict[Known, Flight] = {}
         inline: list[tuple[History, Flight]] = []
         for one in wanted:
-            if isinstance(one, Provenance):
-                flight = self._flights.get(one)
+            if isinstance(one, Known):
+                flight = self._flights.get(one.provenance)
                 if flight is None:
-                    flight = mine[one] = self._flights[one] = loop.create_future()
+                    flight = mine[one] = self._flights[one.provenance] = loop.create_future()
             else:
                 flight = loop.create_future()
                 inline.append((one, flight))
@@ -161,18 +189,18 @@ class Embedder:
             answers.append(answer)
         return answers
 
-    async def _ask_cache(self, mine: dict[Provenance, Flight]) -> None:
+    async def _ask_cache(self, mine: dict[Known, Flight]) -> None:
         """Land what the cache has, and leave the rest in ``mine``."""
-        found = await self._cache.get_many(list(mine))
+        found = await self._cache.get_many([known.provenance for known in mine])
         self._telemetry.looked_up(found)
-        for provenance, one in zip(list(mine), found, strict=True):
+        for known, one in zip(list(mine), found, strict=True):
             if isinstance(one, CachedEmbedding):
-                mine.pop(provenance).set_result(Embedded(one, "cache"))
-                del self._flights[provenance]
+                mine.pop(known).set_result(Embedded(one, "cache"))
+                del self._flights[known.provenance]
 
-    def _queue_up(self, known: dict[Provenance, Flight], inline: Sequence[tuple[History, Flight]]) -> None:
+    def _queue_up(self, known: dict[Known, Flight], inline: Sequence[tuple[History, Flight]]) -> None:
         """Queue all of a request's misses, or refuse them all."""
-        missed: list[tuple[Provenance | History, Flight]] = [*known.items(), *inline]
+        missed: list[tuple[Known | History, Flight]] = [*known.items(), *inline]
         if not missed:
             return
         if len(self._queue) >= self._queue_users or not self.works:
@@ -185,10 +213,10 @@ class Embedder:
         if len(self._queue) >= self._batch_users:
             self._enough.set()
 
-    def _refuse(self, missed: Sequence[tuple[Provenance | History, Flight]], why: str) -> None:
+    def _refuse(self, missed: Sequence[tuple[Known | History, Flight]], why: str) -> None:
         for asked, flight in missed:
-            if isinstance(asked, Provenance):
-                del self._flights[asked]
+            if isinstance(asked, Known):
+                del self._flights[asked.provenance]
             flight.set_result(Overloaded(f"{why}; try again shortly"))
 
     async def _take_batches(self) -> None:
@@ -202,7 +230,8 @@ class Embedder:
             self._telemetry.queued(len(self._queue))
             started = loop.time()
             try:
-                answers = await loop.run_in_executor(self._thread, self._compute, [one.asked for one in batch])
+                asked = await self._read([one.asked for one in batch])
+                answers = await loop.run_in_executor(self._thread, self._compute, asked)
             except asyncio.CancelledError:
                 self._queue.extendleft(reversed(batch))  # to be refused with the rest
                 raise
@@ -220,8 +249,25 @@ class Embedder:
             async with asyncio.timeout(at_most_s):
                 await self._enough.wait()
 
-    def _put(self, landed: Sequence[tuple[Provenance | History, Embedded | LurmError]]) -> None:
-        known = [(asked, answer) for asked, answer in landed if isinstance(asked, Provenance)]
+    async def _read(self, asked: Sequence[Known | History]) -> list[int | History | LurmError]:
+        """Where each history is: a row of the base, or here; or why there is none."""
+        moved = [one.standing for one in asked if isinstance(one, Known) and not one.standing.is_settled]
+        found: Iterator[History | LurmError] = iter(())
+        if moved:
+            try:
+                found = iter(await self._histories.read(moved))
+            except LurmError as error:
+                found = iter([error] * len(moved))
+        return [
+            one if isinstance(one, History) else one.standing.row if one.standing.is_settled else next(found)
+            for one in asked
+        ]
+
+    def _provenance(self, standing: Standing) -> Provenance:
+        return Provenance(standing.user_id, self._base, standing.seq, self._space_id)
+
+    def _put(self, landed: Sequence[tuple[Known | History, Embedded | LurmError]]) -> None:
+        known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]
         put = asyncio.create_task(self._keep(known))
         self._puts.add(put)
         put.add_done_callback(self._puts.discard)
@@ -238,13 +284,15 @@ class Embedder:
 
     # -- in the encoder's thread
 
-    def _compute(self, asked: Sequence[Provenance | History]) -> list[Embedded | LurmError]:
-        """Embed known users and inline histories, in order."""
-        rows = self._history.users.rows([one.user_id for one in asked if isinstance(one, Provenance)])
-        inline = [one for one in asked if isinstance(one, History)]
-        known = iter(self._embed(len(rows), lambda some: self._history.batch(rows[some])))
-        given = iter(self._embed(len(inline), lambda some: HistoryBatch.of(inline[some])))
-        return [next(known if isinstance(one, Provenance) else given) for one in asked]
+    def _compute(self, asked: Sequence[int | History | LurmError]) -> list[Embedded | LurmError]:
+        """Embed rows of the base and histories, in order; what is neither stays what it is."""
+        rows = np.array([one for one in asked if isinstance(one, int)], np.int64)
+        given = [one for one in asked if isinstance(one, History)]
+        of_base = iter(self._embed(len(rows), lambda some: self._histories.base.batch(rows[some])))
+        of_given = iter(self._embed(len(given), lambda some: HistoryBatch.of(given[some])))
+        return [
+            one if isinstance(one, LurmError) else next(of_base if isinstance(one, int) else of_given) for one in asked
+        ]
 
     def _embed(self, n: int, read: Callable[[slice], HistoryBatch]) -> list[Embedded | LurmError]:
         """n histories together; if that fails, one by one, so that what cannot be embedded fails alone."""

@@ -12,12 +12,11 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.cache import Provenance
-from lurm.errors import DataError, LurmError, UnknownUser
+from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.bootstrap import serving_of
 from service.direct import Answer, DirectRoute, as_json, problems
-from service.embedder import Embedded, Embedder
+from service.embedder import Embedded
 from service.problems import Malformed, body_of
 from service.schemas import (
     EmbeddingAnswer,
@@ -44,6 +43,10 @@ _AS_BYTES = {
             "schema": {"type": "string"},
             "description": "Changes with the user's history and the release.",
         },
+        "X-Lurm-Stale": {
+            "schema": {"type": "string"},
+            "description": "Why the newest events may be missing; absent when they are not.",
+        },
     },
 }
 _UNCHANGED = {"description": "Nothing has changed since the ETag in `If-None-Match`."}
@@ -67,14 +70,17 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     An id may hold any characters, percent-encoded UTF-8; slashes may stand as they are.
     """
     embedder = serving_of(request).embedder
-    provenance = embedder.provenance(known_id(user_id))
+    known = await embedder.known(known_id(user_id))
+    provenance = known.provenance
     # Weak: JSON and bytes, cached and computed, say the same in different words.
     etag = f'W/"{provenance.space_id}-{provenance.base[:12]}-{provenance.seq}"'.encode()
     headers = [(b"etag", etag), (b"vary", b"Accept"), (b"cache-control", b"private, no-cache")]
+    if not known.standing.is_fresh:
+        headers.append((b"x-lurm-stale", b"live-events-unavailable"))
     sent = dict(request.scope["headers"])
     if etag in sent.get(b"if-none-match", b""):
         return Answer(headers, None, status=304)
-    answer = await embedder.embed_one(provenance)
+    answer = await embedder.embed_one(known)
     vector_e, n_events, as_of = answer.embedding.vector_e, answer.embedding.n_events, iso(answer.embedding)
     if BINARY in sent.get(b"accept", b""):
         headers += [
@@ -120,8 +126,9 @@ async def embeddings(request: Request) -> Response:
     if any(isinstance(one, InlineHistory) for one in inputs):
         read = functools.partial(_histories_of, serving.release.history, inputs)
         histories = await serving.threads.run(read)
+    known = iter(await serving.embedder.all_known([one for one in inputs if isinstance(one, str)]))
     sources = [
-        histories[at] if isinstance(one, InlineHistory) else _provenance_of(serving.embedder, one)
+        histories[at] if isinstance(one, InlineHistory) else one if isinstance(one, Malformed) else next(known)
         for at, one in enumerate(inputs)
     ]
     embedded = iter(await serving.embedder.embed([one for one in sources if not isinstance(one, LurmError)]))
@@ -147,15 +154,6 @@ def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | 
     try:
         return base.inline(inline.user_id or "", events_of(inline, at))
     except (Malformed, DataError) as error:
-        return error
-
-
-def _provenance_of(embedder: Embedder, asked: str | Malformed) -> Provenance | LurmError:
-    if isinstance(asked, Malformed):
-        return asked
-    try:
-        return embedder.provenance(asked)
-    except UnknownUser as error:
         return error
 
 

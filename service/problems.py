@@ -11,6 +11,7 @@ SlowRequest        408      the request did not arrive within LURM_REQUEST_TIMEO
 Overloaded         429      a bounded queue is full; Retry-After says when to come back
 TookTooLong        503      no answer within LURM_REQUEST_TIMEOUT_S
 NotReady           503      this process cannot answer
+Unavailable        503      the store of live events does not answer
 ArtifactError      503      the release cannot be used
 anything else      500      our fault
 """
@@ -31,6 +32,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from lurm.errors import ArtifactError, DataError, LurmError, Overloaded, UnknownUser, UsageError
+from lurm.live import Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 _LONGEST_DETAIL = 500
@@ -91,6 +93,7 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     Overloaded: Problem(429, "overloaded", "Overloaded"),
     TookTooLong: Problem(503, "took-too-long", "Took too long"),
     NotReady: Problem(503, "not-ready", "Not ready"),
+    Unavailable: Problem(503, "live-events-unavailable", "Live events unavailable"),
     ArtifactError: Problem(503, "release-unusable", "Release unusable", "the release cannot be used; see the log"),
     Exception: Problem(500, "internal-error", "Internal error", "the error is ours; its request_id is in the log"),
 }

@@ -35,6 +35,8 @@ _EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
 _LATEST = 253_402_300_799_999  # the last millisecond of year 9999
 _LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
+EVENTS_AT_MOST = 1000
+"""Of one POST /v1/events."""
 _ERRORS_TOLD = 3
 
 
@@ -162,6 +164,58 @@ class EmbeddingsRequest(_Request):
         "float", description="base64: of the little-endian float32 numbers."
     )
     model: str | None = Field(None, description="Accepted for OpenAI clients; the active release answers.")
+
+
+class EventsRequest(_Request):
+    """Live events, of any users, in any order."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "events": [
+                        {
+                            "user_id": "u0000042",
+                            "item_id": "i001234",
+                            "timestamp": "2024-03-01T12:00:00Z",
+                            "behavior": "view",
+                            "event_id": "0190a1b2-7c3d-7e4f-8a5b-6c7d8e9f0a1b",
+                        }
+                    ]
+                }
+            ]
+        }
+    )
+
+    events: SkipValidation[list[UserEvent]] = Field(min_length=1, max_length=EVENTS_AT_MOST)
+
+
+class ReceiptItem(BaseModel):
+    """What became of one event."""
+
+    index: int = Field(description="Position of the event.")
+    status: Literal["accepted", "late", "duplicate", "rejected"] = Field(
+        description="late: kept, though older than what is known of the user."
+    )
+    seq: int | None = Field(description="Its number of arrival; null where it was not kept.")
+    reason: str | None = Field(description="Why it was not kept.")
+
+
+class EventsAnswer(BaseModel):
+    """Receipts in the order of the events, and how many there are of each kind."""
+
+    receipts: list[ReceiptItem]
+    accepted: int
+    late: int
+    duplicate: int
+    rejected: int
+
+
+class ErasureAnswer(BaseModel):
+    """The record of an erasure."""
+
+    erased_at: str = Field(description="Events up to then are gone, ISO 8601 UTC.")
+    n_events: int = Field(description="Events of the user that were known.")
 
 
 class ProblemAnswer(BaseModel):
@@ -304,7 +358,8 @@ class HealthAnswer(BaseModel):
     status: Literal["live", "ready"]
 
 
-_FIELDS = {name for model in (EmbeddingsRequest, InlineHistory, InlineEvent) for name in model.model_fields} | {"k"}
+_MODELS = (EmbeddingsRequest, EventsRequest, InlineHistory, UserEvent)
+_FIELDS = {name for model in _MODELS for name in model.model_fields} | {"k"}
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
 
@@ -339,11 +394,7 @@ def parse_embeddings(
     Raises:
         Malformed: not JSON, not a request at all, or too much of it.
     """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
-    request = _validated(EmbeddingsRequest, document)
+    request = _validated(EmbeddingsRequest, _parsed(body))
     given: Any = request.input
     if isinstance(given, bool) or not isinstance(given, str | int | dict | list):
         raise Malformed("input: expected a user id, an object with events, or a list of these")
@@ -355,6 +406,32 @@ def parse_embeddings(
     if n_events > max_events:
         raise Malformed(f"input has {n_events} events, expected at most {max_events} (LURM_REQUEST_EVENTS)")
     return request, [_input(one, at) for at, one in enumerate(given)]
+
+
+def parse_events(body: bytes) -> list[object]:
+    """The events of a request, not checked yet.
+
+    Raises:
+        Malformed: not JSON, not a request at all, or too much of it.
+    """
+    request = _validated(EventsRequest, _parsed(body))
+    given: Any = request.events
+    if not isinstance(given, list):
+        raise Malformed("events: expected a list of events")
+    if not 0 < len(given) <= EVENTS_AT_MOST:
+        raise Malformed(f"events has {len(given)} entries, expected 1 to {EVENTS_AT_MOST}")
+    return given
+
+
+def event_or_problem(document: object) -> Event | Malformed:
+    """One event of a request, or what is wrong with it."""
+    try:
+        if not isinstance(document, dict):
+            return Malformed("expected an object")
+        given = _validated(UserEvent, document)
+    except Malformed as error:
+        return error
+    return given.event_of(given.user_id)
 
 
 def events_of(inline: InlineHistory, at: int) -> list[Event]:
@@ -395,6 +472,13 @@ def in_words(errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), o
         told.append(f"{where}: {what}" if where else what)
     more = len(errors) - _ERRORS_TOLD
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
 
 
 def _input(one: object, at: int) -> str | InlineHistory | Malformed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from prometheus_client import (
@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 import lurm
 from lurm.cache import CachedEmbedding, Miss
+from lurm.live import Status
 from lurm.release import Release
 
 NO_ROUTE = "(none)"
@@ -87,6 +88,10 @@ class Telemetry:
         self._release_events = Gauge(
             "lurm_release_events", "Events in the release.", multiprocess_mode="livemax", registry=registry
         )
+        self._arrivals = Counter(
+            "lurm_live_events", "Events that were sent, by what became of them.", ["status"], registry=registry
+        )
+        self._erasures = Counter("lurm_erasures", "Users erased.", registry=registry)
         self._outcomes = {outcome: self._lookups.labels(outcome) for outcome in ("hit", *Miss)}
         self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
@@ -112,6 +117,15 @@ class Telemetry:
         """Count one encoder call."""
         self._batch_users.observe(n_users)
         self._batch_seconds.observe(seconds)
+
+    def arrived(self, counts: Mapping[Status, int]) -> None:
+        """Count events that were sent, by what became of them."""
+        for status, n in counts.items():
+            self._arrivals.labels(status).inc(n)
+
+    def erased(self) -> None:
+        """Count one erasure."""
+        self._erasures.inc()
 
     def queued(self, n_users: int) -> None:
         """Note how many users wait now."""

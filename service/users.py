@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.boi import BagConfig, BagOfInterests, interest_profile
-from lurm.errors import UnknownUser
+from lurm.errors import LurmError
+from lurm.history import History, HistoryBatch
+from lurm.index import Neighbors
 from lurm.release import Release
 from lurm.sequences import life
-from service.bootstrap import serving_of
+from service.bootstrap import Serving, serving_of
 from service.direct import as_json, problems
 from service.schemas import InterestsAnswer, NeighborsAnswer, iso_of, known_id
 
@@ -37,7 +42,8 @@ K = Annotated[int, Query(ge=1, le=MOST, description="At most so many.")]
 async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
     """What a user is interested in: how much, since when, and what it is about."""
     serving = serving_of(request)
-    return as_json(await serving.threads.run(lambda: _interests(serving.release, known_id(user_id), k)))
+    history = await serving.histories.history(known_id(user_id))
+    return as_json(await serving.threads.run(lambda: _interests(serving.release, history, k)))
 
 
 @router.get(
@@ -49,48 +55,63 @@ async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
 async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
     """The users whose embeddings are nearest, and which interests they share with this one."""
     serving = serving_of(request)
-    return as_json(await serving.threads.run(lambda: _neighbors(serving.release, known_id(user_id), k)))
+    known = await serving.embedder.known(known_id(user_id))
+    (history,) = await serving.histories.read([known.standing])
+    if isinstance(history, LurmError):
+        raise history
+    vector_e = (await serving.embedder.embed_one(known)).embedding.vector_e
+    found = await _alive_near(serving, vector_e, k, known.standing.row)
+    return as_json(await serving.threads.run(lambda: _neighbors(serving.release, history, found, k)))
 
 
-def _interests(release: Release, user_id: str, k: int) -> dict[str, Any]:
-    history = release.history.history(user_id)
+async def _alive_near(serving: Serving, vector_e: NDArray[np.float32], k: int, own_row: int) -> Neighbors:
+    """The k nearest users, this one and those who were erased left out."""
+    without = [own_row] if own_row >= 0 else []
+    while True:
+        search = functools.partial(serving.release.index.search, vector_e, k, without=without)
+        found = await serving.threads.run(search)
+        alive = await serving.histories.alive(found.rows)
+        if alive.all():
+            return found
+        without = [*without, *found.rows[~alive].tolist()]
+
+
+def _interests(release: Release, history: History, k: int) -> dict[str, Any]:
     profile = [dataclasses.asdict(one) for one in interest_profile(history, release.vocabulary, top=k)]
     for one in profile:
         one["last_at"] = iso_of(one["last_at"])
-    return {"user_id": user_id, "n_events": len(history), "interests": profile}
+    return {"user_id": history.user_id, "n_events": len(history), "interests": profile}
 
 
-def _neighbors(release: Release, user_id: str, k: int) -> dict[str, Any]:
-    users = release.history.users
-    row = users.row(user_id)
-    if row < 0:
-        raise UnknownUser(user_id)
-    found = release.index.search(release.embeddings.vectors_ue[row], k, without=[row])
-    shared = _shared_interests(release, row, found.rows)
-    near = zip(users.take(found.rows), found.scores.tolist(), shared, strict=True)
+def _neighbors(release: Release, history: History, found: Neighbors, k: int) -> dict[str, Any]:
+    shared = _shared_interests(release, history, found.rows)
+    near = zip(release.history.users.take(found.rows), found.scores.tolist(), shared, strict=True)
     return {
-        "user_id": user_id,
+        "user_id": history.user_id,
         "space_id": release.space_id,
         "k": k,
         "neighbors": [{"user_id": who, "score": score, "shared_interests": why} for who, score, why in near],
     }
 
 
-def _shared_interests(release: Release, row: int, others: NDArray[np.int64]) -> list[list[dict[str, Any]]]:
+def _shared_interests(release: Release, history: History, others: NDArray[np.int64]) -> list[list[dict[str, Any]]]:
     """For each other user, the interests both have: most of both lives first, rare interests before common ones."""
     vocabulary = release.vocabulary
-    batch = release.history.batch(np.concatenate([[row], others]))
-    counts = BagOfInterests(vocabulary, BagConfig(grains=False, weighting="count", idf=False)).count(batch, life(batch))
+    bags = BagOfInterests(vocabulary, BagConfig(grains=False, weighting="count", idf=False))
     mine_k = np.zeros(len(vocabulary), np.float32)
+    for which, share in _shares(bags, HistoryBatch.of([history])):
+        mine_k[which] = share
     shared = []
-    for at in range(len(batch)):
-        columns = slice(counts.indptr[at], counts.indptr[at + 1])
-        which, share = counts.indices[columns], counts.data[columns] / max(counts.data[columns].sum(), 1)
-        if at == 0:
-            mine_k[which] = share
-            continue
+    for which, share in _shares(bags, release.history.batch(others)):
         weight = np.minimum(share, mine_k[which]) * vocabulary.idf_k[which]
         best = np.argsort(-weight, kind="stable")[:_SHARED]
         common = which[best[weight[best] > 0]].tolist()
         shared.append([{"interest": one, "description": vocabulary.describe(one).description} for one in common])
     return shared
+
+
+def _shares(bags: BagOfInterests, batch: HistoryBatch) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
+    """Each history's interests, and what part of its events falls into each."""
+    counts = bags.count(batch, life(batch))
+    for start, stop in itertools.pairwise(counts.indptr.tolist()):
+        yield counts.indices[start:stop], counts.data[start:stop] / max(counts.data[start:stop].sum(), 1)

@@ -13,7 +13,9 @@ from lurm.console import ArtifactsDir, AsJson, emit
 
 if TYPE_CHECKING:
     from lurm.dataset import Dataset
+    from lurm.live.segments import Living
     from lurm.release import Release
+    from lurm.settings import Settings
     from training.recipes import Recipe
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
@@ -129,6 +131,7 @@ def build(
             threads=config.threads,
             reporter=TerminalReporter(),
             ranks=together,
+            living=_living(config, take=True),
         )
     facts = built.metrics
     peak = built.peak_memory_bytes / 2**30
@@ -203,6 +206,7 @@ def evaluate(
         threads=config.threads,
         memory_limit_bytes=config.memory_limit_bytes,
         reporter=reporter,
+        living=_living(config),
     )
     with threadpool_limits(limits=config.threads):
         if ablate:
@@ -399,6 +403,33 @@ def _opened(path: Path, recipe: str | None, **overrides: Any) -> tuple[Dataset, 
         if overrides.get(flag) is not None:
             tables[table] = {**tables.get(table, {}), entry: overrides[flag]}
     return dataset, recipes.Recipe.of(tables)
+
+
+def _living(config: Settings, *, take: bool = False) -> Living:
+    """What was sent live, and who was erased; ``take``: with all that has arrived until now.
+
+    The store then lets go of what every release holds that serves or can be rolled back to.
+    """
+    import asyncio
+    import time
+
+    from lurm import release
+    from lurm.erasure import Ledger
+    from lurm.live import segments
+    from lurm.live.place import REPEATS_S, is_begun, open_live
+
+    folder = config.live_folder
+
+    async def taken() -> Living:
+        async with open_live(folder, config.live_url) as live:
+            events, ledger = live.written_to()
+            held = release.live_through(config.artifacts_dir, events.store_id)
+            await events.prune(held, forget_before=int((time.time() - REPEATS_S) * 1000))
+            return await segments.take(events, folder, ledger)
+
+    if take and is_begun(folder, config.live_url):
+        return asyncio.run(taken())
+    return segments.living(folder, Ledger.of(folder))
 
 
 def _told(facts: dict[str, Any]) -> str:

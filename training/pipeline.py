@@ -51,6 +51,7 @@ from lurm.index import write_index
 from lurm.ingest import HistoryBuilder, check_usable
 from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity, write_vocabulary
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
+from lurm.live.segments import Living
 from lurm.meanings import name_interests
 from lurm.progress import Reporter, Silent
 from lurm.release import Embeddings, Release, current, publish, referenced
@@ -97,6 +98,7 @@ def build(
     threads: int,
     reporter: Reporter,
     ranks: Ranks = ALONE,
+    living: Living = Living(),
 ) -> Built:
     """Build a release of a dataset and activate it.
 
@@ -108,6 +110,7 @@ def build(
         threads: of numeric code.
         reporter: told what is going on.
         ranks: that train the encoder together; this one leads, the others ``assist``.
+        living: what was sent live, and who was erased; the base holds the one and nothing of the other.
 
     Raises:
         DataError: the log cannot be used, or has too many bad rows; nothing is published.
@@ -115,7 +118,7 @@ def build(
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks).run()
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living).run()
 
 
 def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
@@ -171,8 +174,9 @@ class _Build:
         threads: int,
         reporter: Reporter,
         ranks: Ranks,
+        living: Living,
     ) -> None:
-        self._ranks = ranks
+        self._ranks, self._living = ranks, living
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
@@ -187,7 +191,9 @@ class _Build:
         quarantine = self._root / "quarantine" / f"{dataset.events.fingerprint[:16]}.parquet"
 
         table = {"items_table": dataset.tables["items"].fingerprint if "items" in dataset.tables else None}
-        log = {"log": dataset.events.fingerprint, **table}
+        log: dict[str, Any] = {"log": dataset.events.fingerprint, **table}
+        if self._living.fingerprint:
+            log["living"] = self._living.fingerprint
         self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
         items = {**asdict(recipe.item_embeddings), **table}
@@ -253,7 +259,7 @@ class _Build:
         self._done[kind] = open_artifact(folder, kind)
 
     def _history(self, work: Draft, quarantine_file: Path) -> None:
-        log = self._dataset.events
+        log, living = self._dataset.events, self._living
         quarantine_file.parent.mkdir(parents=True, exist_ok=True)
         with (
             Quarantine(quarantine_file) as quarantine,
@@ -263,7 +269,7 @@ class _Build:
                 Path(spill),
                 n_rows=log.estimated_rows,
                 memory_limit_bytes=self._memory_limit_bytes,
-                files=log.names,
+                files=[*log.names, *living.names],
                 quarantine=quarantine,
                 max_bad_share=log.config.max_bad_share,
                 duplicates=log.config.duplicates,
@@ -272,12 +278,17 @@ class _Build:
             )
             with self._reporter.task("read events", log.n_rows, "rows") as task:
                 for batch in ahead(log.batches(quarantine)):
-                    builder.add(batch)
+                    builder.add(living.without_erased(batch))
+                    task.advance(len(batch))
+                for batch in living.batches(
+                    first_file=len(log.names), event_ids=bool(log.columns.event_id), until=log.until
+                ):
+                    builder.add(batch, live=True)
                     task.advance(len(batch))
             catalog = [] if self._items_table is None else self._items_table["item_id"].to_list()
             summary = builder.write(work.path, catalog, self._reporter)
         check_usable(summary)
-        work.metrics.update(asdict(summary))
+        work.metrics.update(asdict(summary), live_through=dict(living.through))
         self._reporter.say(
             f"  {summary.n_events:,} events of {summary.n_users:,} users on {summary.n_items:,} items; "
             f"{summary.n_bad:,} bad rows and {summary.n_duplicates:,} duplicates set aside"

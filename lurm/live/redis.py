@@ -26,7 +26,7 @@ import orjson
 from lurm.erasure import Ledger
 from lurm.events import Event
 from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
-from lurm.remote import Unanswered, answered, connect
+from lurm.remote import Breaker, Unanswered, answered, connect
 
 if TYPE_CHECKING:
     from lurm.remote import Redis
@@ -110,19 +110,33 @@ return #entries
 class RedisLiveEvents:
     """As ``LiveEvents``, in Redis. Open it with ``await RedisLiveEvents.open(...)``.
 
-    Lookups of tails that wait at the same moment travel together.
+    Lookups of tails that wait at the same moment travel together. They stand in the way of answers, so they wait less
+    than everything else, and not at all while Redis has not been answering.
 
     Args:
         redis: connected when it is first used.
         ledger: of erasures.
         timeout_s: longest wait for one round trip.
+        lookup_s: longest wait for one lookup of tails.
         clock: seconds since the epoch.
+        monotonic: seconds, for pauses.
     """
 
     kind = "redis"
 
-    def __init__(self, redis: Redis, ledger: Ledger, *, timeout_s: float, clock: Callable[[], float]) -> None:
-        self._redis, self._ledger, self._timeout_s, self._clock = redis, ledger, timeout_s, clock
+    def __init__(
+        self,
+        redis: Redis,
+        ledger: Ledger,
+        *,
+        timeout_s: float,
+        lookup_s: float,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._redis, self._ledger, self._clock = redis, ledger, clock
+        self._timeout_s, self._lookup_s = timeout_s, lookup_s
+        self._breaker = Breaker(monotonic)
         self._append, self._events, self._erase, self._prune = (
             redis.register_script(script) for script in (_APPEND, _EVENTS, _ERASE, _PRUNE)
         )
@@ -133,20 +147,27 @@ class RedisLiveEvents:
 
     @classmethod
     async def open(
-        cls, url: str, ledger: Ledger, *, timeout_s: float = 2.0, clock: Callable[[], float] = time.time
+        cls,
+        url: str,
+        ledger: Ledger,
+        *,
+        timeout_s: float = 2.0,
+        lookup_s: float = 0.1,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> RedisLiveEvents:
         """Connect, begin the store if there is none, and take over erasures it does not know.
 
         Args:
             url: redis://, rediss:// or unix://.
-            ledger, timeout_s, clock: as above.
+            ledger, timeout_s, lookup_s, clock, monotonic: as above.
 
         Raises:
             SettingsError: the redis package is missing, or the URL is not one.
             Unavailable: Redis does not answer.
         """
         redis = connect(url, timeout_s=timeout_s, setting="LURM_LIVE_URL")
-        store = cls(redis, ledger, timeout_s=timeout_s, clock=clock)
+        store = cls(redis, ledger, timeout_s=timeout_s, lookup_s=lookup_s, clock=clock, monotonic=monotonic)
         try:
             await store._begin()
         except BaseException:
@@ -248,7 +269,7 @@ class RedisLiveEvents:
                 some = list(self._waiting)
                 self._waiting.clear()
                 try:
-                    answers = iter(await self._tails_of([user for users, _ in some for user in users]))
+                    answers = iter(await self._looked_up([user for users, _ in some for user in users]))
                 except Unavailable as error:
                     for _, tails in some:
                         if not tails.done():
@@ -260,6 +281,18 @@ class RedisLiveEvents:
                             tails.set_result(own)
         finally:
             self._asking = None
+
+    async def _looked_up(self, users: Sequence[str]) -> list[LiveTail]:
+        if not self._breaker.allows():
+            raise Unavailable("Redis, which holds the live events, has not been answering; try again shortly")
+        try:
+            async with asyncio.timeout(self._lookup_s):
+                tails = await self._tails_of(users)
+        except (Unavailable, TimeoutError) as error:
+            self._breaker.failed()
+            raise Unavailable("Redis, which holds the live events, does not answer in time") from error
+        self._breaker.succeeded()
+        return tails
 
     async def _tails_of(self, users: Sequence[str]) -> list[LiveTail]:
         found: list[LiveTail] = []

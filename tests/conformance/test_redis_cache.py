@@ -17,9 +17,6 @@ import pytest
 import redis
 
 from lurm.cache import (
-    FIRST_PAUSE_S,
-    LONGEST_PAUSE_S,
-    Breaker,
     CachedEmbedding,
     EmbeddingCache,
     Miss,
@@ -27,6 +24,7 @@ from lurm.cache import (
     key_of,
 )
 from lurm.errors import SettingsError
+from lurm.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, Breaker
 from tests.conformance.caches import Clock, embedding, provenance, redis_cache, same, using
 from tests.conftest import RedisServer
 

@@ -21,6 +21,8 @@ ENDPOINTS = {
     "/v1/embeddings": {"post": {200, 408, 413, 422, 429, 503}},
     "/v1/users/{user_id}/interests": {"get": {200, 404, 422, 429, 503}},
     "/v1/users/{user_id}/neighbors": {"get": {200, 404, 422, 429, 503}},
+    "/v1/users/{user_id}": {"delete": {200, 422, 429, 503}},
+    "/v1/events": {"post": {200, 408, 413, 422, 429, 503}},
     "/info": {"get": {200}},
     "/health/live": {"get": {200}},
     "/health/ready": {"get": {200, 503}},

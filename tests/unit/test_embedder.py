@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from lurm.cache import CachedEmbedding, MemoryCache, Miss, Provenance
 from lurm.errors import LurmError, Overloaded, UnknownUser
 from lurm.events import Event
+from lurm.histories import Histories
 from lurm.history import History, HistoryBase, HistoryBatch
+from lurm.live.absent import AbsentLiveEvents
 from service.embedder import Embedded, Embedder
 from service.telemetry import Telemetry
 from tests.worlds import clean_batch, grouped_events, ingest
@@ -117,7 +119,7 @@ def using(history: HistoryBase, encoder: WatchedEncoder, cache: MemoryCache, tel
     ) -> T:
         async def opened() -> T:
             async with Embedder(
-                history,
+                Histories(history, AbsentLiveEvents(None, ""), None),
                 encoder,
                 "space",
                 cache,
@@ -159,7 +161,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_everybody_gets_their_own_vector_and_the_facts_that_go_with_it(using: Using, history: HistoryBase) -> None:
     async def body(embedder: Embedder) -> None:
-        answers = await embedder.embed([embedder.provenance(one) for one in users()])
+        answers = await embedder.embed([await embedder.known(one) for one in users()])
         for user_id, answer in zip(users(), map(served, answers), strict=True):
             assert vector_of(answer) == truth(history, user_id)
             own = history.history(user_id)
@@ -180,7 +182,7 @@ def test_known_and_inline_come_in_the_order_asked(using: Using, history: History
 
     async def body(embedder: Embedder) -> None:
         asked = ["u003", "u001", "u001", "u002", "u000"]
-        wanted = [embedder.provenance(one) if at % 2 else copy_of(one) for at, one in enumerate(asked)]
+        wanted = [await embedder.known(one) if at % 2 else copy_of(one) for at, one in enumerate(asked)]
         for _ in range(2):
             answers = await embedder.embed(wanted)
             assert [vector_of(one) for one in answers] == [truth(history, one) for one in asked]
@@ -194,7 +196,7 @@ def test_what_was_computed_is_served_from_the_cache_bit_for_bit(
     using: Using, encoder: WatchedEncoder, telemetry: Telemetry
 ) -> None:
     async def body(embedder: Embedder) -> None:
-        wanted = [embedder.provenance(one) for one in users()]
+        wanted = [await embedder.known(one) for one in users()]
         first = await embedder.embed(wanted)
         await until(lambda: not embedder._puts)
         n_batches = len(encoder.batches)
@@ -214,7 +216,7 @@ def test_five_hundred_requests_for_one_cold_user_are_one_computation(
 ) -> None:
     async def body(embedder: Embedder) -> list[Embedded | LurmError]:
         encoder.gate.clear()
-        wanted = [embedder.provenance("u001")]
+        wanted = [await embedder.known("u001")]
         early = [asyncio.create_task(embedder.embed(wanted)) for _ in range(250)]
         await until(lambda: not embedder._queue and not early[0].done())
         late = [asyncio.create_task(embedder.embed(wanted)) for _ in range(250)]
@@ -229,7 +231,7 @@ def test_five_hundred_requests_for_one_cold_user_are_one_computation(
 
 def test_requests_that_come_together_share_batches_and_one_thread(using: Using, encoder: WatchedEncoder) -> None:
     async def body(embedder: Embedder) -> None:
-        await asyncio.gather(*(embedder.embed([embedder.provenance(one)]) for one in users()))
+        await asyncio.gather(*[embedder.embed([await embedder.known(one)]) for one in users()])
 
     using(body, batch_users=16)
     assert sum(encoder.batches) == N_USERS
@@ -241,9 +243,9 @@ def test_requests_that_come_together_share_batches_and_one_thread(using: Using, 
 def test_the_first_of_a_batch_waits_for_company_until_the_batch_is_full(using: Using, encoder: WatchedEncoder) -> None:
     async def body(embedder: Embedder) -> None:
         async with asyncio.timeout(15):
-            first = asyncio.create_task(embedder.embed([embedder.provenance("u000")]))
+            first = asyncio.create_task(embedder.embed([await embedder.known("u000")]))
             await until(lambda: bool(embedder._queue))
-            await asyncio.gather(first, embedder.embed([embedder.provenance("u001")]))
+            await asyncio.gather(first, embedder.embed([await embedder.known("u001")]))
 
     using(body, batch_users=2, batch_wait_s=30)
     assert encoder.batches == [2]
@@ -257,7 +259,7 @@ def test_cancelled_requests_never_cross_answers_nor_ground_the_flights_of_others
         rng = np.random.default_rng(5)
         for _ in range(30):
             asked = [f"u{at:03d}" for at in rng.integers(0, N_USERS, 60)]
-            tasks = [asyncio.create_task(embedder.embed([embedder.provenance(one)])) for one in asked]
+            tasks = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in asked]
             for _ in range(int(rng.integers(0, 12))):
                 await asyncio.sleep(0)
             for at, task in enumerate(tasks):
@@ -280,22 +282,22 @@ def test_once_the_queue_is_full_requests_are_refused_at_once_and_later_served_ag
 ) -> None:
     async def body(embedder: Embedder) -> None:
         encoder.gate.clear()
-        running = asyncio.create_task(embedder.embed([embedder.provenance("u000")]))
+        running = asyncio.create_task(embedder.embed([await embedder.known("u000")]))
         await until(lambda: bool(embedder._flights) and not embedder._queue)
-        waiting = [asyncio.create_task(embedder.embed([embedder.provenance(one)])) for one in users(5)[1:]]
+        waiting = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in users(5)[1:]]
         await until(lambda: len(embedder._queue) == 4)
-        for asked in (embedder.provenance("u010"), history.inline("", [])):
+        for asked in (await embedder.known("u010"), history.inline("", [])):
             with pytest.raises(Overloaded, match="4 users wait") as caught:
                 await embedder.embed([asked])
             assert caught.value.retry_after_s > 0
-        joined = asyncio.create_task(embedder.embed([embedder.provenance("u001")]))
+        joined = asyncio.create_task(embedder.embed([await embedder.known("u001")]))
         await asyncio.sleep(0.01)
         assert not joined.done(), "whoever joins a flight needs no place in the queue"
         encoder.gate.set()
         answers = await asyncio.gather(running, *waiting, joined)
         asked_for = ["u000", *users(5)[1:], "u001"]
         assert [vector_of(one) for (one,) in answers] == [truth(history, one) for one in asked_for]
-        (late,) = await embedder.embed([embedder.provenance("u010")])
+        (late,) = await embedder.embed([await embedder.known("u010")])
         assert vector_of(late) == truth(history, "u010")
 
     using(body, queue_users=4, batch_users=1)
@@ -308,7 +310,7 @@ def test_a_history_the_encoder_cannot_digest_fails_alone(
 
     async def body(embedder: Embedder) -> None:
         good, bad = (history.inline("", [Event("", item, "view", 5)]) for item in ("i001", POISON))
-        fine, worse, known = await embedder.embed([good, bad, embedder.provenance("u001")])
+        fine, worse, known = await embedder.embed([good, bad, await embedder.known("u001")])
         assert isinstance(fine, Embedded)
         assert vector_of(known) == truth(history, "u001")
         assert isinstance(worse, LurmError)
@@ -328,7 +330,7 @@ def test_an_empty_history_knows_nothing(using: Using, history: HistoryBase) -> N
 def test_an_unknown_user_has_no_provenance(using: Using) -> None:
     async def body(embedder: Embedder) -> None:
         with pytest.raises(UnknownUser):
-            embedder.provenance("nobody")
+            await embedder.known("nobody")
 
     using(body)
 
@@ -338,7 +340,7 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
 ) -> None:
     async def body() -> list[object]:
         embedder = Embedder(
-            history,
+            Histories(history, AbsentLiveEvents(None, ""), None),
             encoder,
             "space",
             MemoryCache(0),
@@ -349,11 +351,11 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
         )
         async with embedder:
             encoder.gate.clear()
-            tasks = [asyncio.create_task(embedder.embed([embedder.provenance(one)])) for one in users(3)]
+            tasks = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in users(3)]
             await until(lambda: len(embedder._queue) == 2)
             threading.Timer(0.05, encoder.gate.set).start()
         assert not embedder.works
-        tasks.append(asyncio.create_task(embedder.embed([embedder.provenance("u009")])))
+        tasks.append(asyncio.create_task(embedder.embed([await embedder.known("u009")])))
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [type(one) for one in asyncio.run(body())] == [Overloaded] * 4
@@ -362,7 +364,7 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
 @pytest.mark.parametrize("cache", [lambda: MemoryCache(0)], indirect=True)
 def test_what_the_cache_does_not_keep_is_counted(using: Using, telemetry: Telemetry) -> None:
     async def body(embedder: Embedder) -> None:
-        await embedder.embed([embedder.provenance("u001")])
+        await embedder.embed([await embedder.known("u001")])
         await until(lambda: not embedder._puts)
 
     using(body)

@@ -48,7 +48,7 @@ class Using:
         async def run() -> T:
             store = SqliteLiveEvents(path, self.ledger)
             try:
-                return await body(Histories(self.base, store))
+                return await body(Histories(self.base, store, self.ledger))
             finally:
                 await store.close()
 
@@ -210,7 +210,7 @@ def test_what_the_base_holds_of_the_live_store_counts_once(using: Using, tmp_pat
         folder = tmp_path / "next"
         ingest(folder, [clean_batch([*FIRST, *arrived])])
         rebuilt = _with_live_through(folder, live.store_id, through)
-        then, now = histories, Histories(rebuilt, live)
+        then, now = histories, Histories(rebuilt, live, using.ledger)
         for user in "uvwx":
             old, new = await then.history(user), await now.history(user)
             assert _texts(using.base, old) == _texts(rebuilt, new)

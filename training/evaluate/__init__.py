@@ -30,6 +30,7 @@ from lurm.artifacts import digest_of
 from lurm.bounds import SEED
 from lurm.dataset import Dataset
 from lurm.errors import UsageError
+from lurm.live.segments import Living
 from lurm.progress import Reporter
 from lurm.release import Release, withdraw
 from lurm.settings import one_thread_per_child
@@ -92,6 +93,7 @@ class Judge:
         threads: probes at the same time.
         memory_limit_bytes: of a build.
         reporter: told about each step.
+        living: what the releases hold beside the log, and who was erased.
         clock: epoch seconds.
     """
 
@@ -105,12 +107,13 @@ class Judge:
         threads: int,
         memory_limit_bytes: int,
         reporter: Reporter,
+        living: Living = Living(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         SEED.check("seed", seed)
         self._dataset, self._recipe, self._folder = dataset, recipe, folder
         self._seed, self._threads, self._memory_limit_bytes = seed, threads, memory_limit_bytes
-        self._reporter, self._clock = reporter, clock
+        self._reporter, self._living, self._clock = reporter, living, clock
         self._items = dataset.items()
         self._users = dataset.users()
 
@@ -236,6 +239,7 @@ class Judge:
             memory_limit_bytes=self._memory_limit_bytes,
             threads=self._threads,
             reporter=self._reporter,
+            living=self._living,
         )
         return Release.open(root, built.release_id, verify=False)
 

@@ -1,0 +1,81 @@
+"""Where live events are kept: the folder of the settings, opened."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lurm.erasure import Ledger
+from lurm.live import LiveEvents, Unavailable
+from lurm.live.absent import AbsentLiveEvents
+from lurm.live.redis import RedisLiveEvents
+from lurm.live.sqlite import SqliteLiveEvents
+
+FILE = "live.sqlite"
+REPEATS_S = 30 * 86_400
+"""How long a store knows an event again after a base has taken it over."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What changes while a release is served.
+
+    Attributes:
+        ledger: of erasures; None where there is none and none can be begun.
+        why_not: why nothing can be written; None: it can.
+    """
+
+    events: LiveEvents
+    ledger: Ledger | None
+    why_not: str | None = None
+
+    def written_to(self) -> tuple[LiveEvents, Ledger]:
+        """Both, to be written to.
+
+        Raises:
+            Unavailable: they cannot be.
+        """
+        if self.ledger is None or self.why_not:
+            raise Unavailable(f"neither events nor erasures are taken here: {self.why_not}")
+        return self.events, self.ledger
+
+
+def is_begun(folder: Path, url: str | None) -> bool:
+    """Whether there are, or may be, live events or erasures."""
+    return url is not None or Ledger.of(folder) is not None
+
+
+@contextlib.asynccontextmanager
+async def open_live(folder: Path, url: str | None) -> AsyncIterator[Live]:
+    """The store of live events and the ledger of erasures; begun where there are none.
+
+    Where the folder cannot be written to, what was erased is still known, and no event can be taken.
+
+    Args:
+        folder: of the ledger, and of the SQLite file.
+        url: of the Redis that keeps live events; None: SQLite does.
+
+    Raises:
+        SettingsError: the URL cannot be used.
+        ArtifactError: the ledger or the store is damaged.
+        Unavailable: Redis does not answer.
+    """
+    try:
+        ledger = Ledger.open(folder)
+    except OSError as error:
+        why = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"
+        _log.warning("no live events: %s", why)
+        known = Ledger.of(folder)
+        yield Live(AbsentLiveEvents(known, why), known, why)
+        return
+    live: LiveEvents = (
+        SqliteLiveEvents(folder / FILE, ledger) if url is None else await RedisLiveEvents.open(url, ledger)
+    )
+    try:
+        yield Live(live, ledger)
+    finally:
+        await live.close()

@@ -1,0 +1,136 @@
+"""The endpoints that change what is known of users: ``POST /v1/events`` and ``DELETE /v1/users/{user_id}``."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lurm.erasure import Ledger
+from lurm.errors import UnknownUser
+from lurm.events import DAY_MS, Event, EventsConfig
+from lurm.history import HistoryBase
+from lurm.live import Arriving, Receipt, Status, identity_of
+from service.bootstrap import Serving, serving_of
+from service.direct import DirectRoute, as_json, problems
+from service.problems import Malformed
+from service.schemas import ErasureAnswer, EventsAnswer, event_or_problem, iso_of, known_id, parse_events
+
+EARLIEST = int(EventsConfig().earliest.timestamp() * 1000)
+
+router = APIRouter(route_class=DirectRoute, tags=["events"])
+
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsRequest"}}},
+    }
+}
+
+
+@router.post(
+    "/v1/events",
+    summary="Take live events",
+    response_model=EventsAnswer,
+    responses=problems(408, 413, 422, 429, 503),
+    openapi_extra=_BODY,
+)
+async def append(request: Request) -> Response:
+    """Keep what users just did: 1 to 1,000 events, each with a receipt.
+
+    When the answer comes, what was accepted is on disk, and the next embedding of these users knows it. An event with
+    an `event_id` counts once for its user, however often it is sent; without one, what says the same is the same. A
+    `late` event is kept as well, in its place in time: the user has newer ones.
+    """
+    serving = serving_of(request)
+    live, ledger = serving.live.written_to()
+    sent = parse_events(await request.body())
+    checked = await serving.threads.run(functools.partial(_checked, serving.release.history, ledger, sent, time.time()))
+    kept = iter(await live.append([one for one in checked if isinstance(one, Arriving)]))
+    receipts = [next(kept) if isinstance(one, Arriving) else one for one in checked]
+    counts = Counter(receipt.status for receipt in receipts)
+    serving.telemetry.arrived(counts)
+    return as_json(
+        {
+            "receipts": [
+                {"index": at, "status": one.status, "seq": one.seq, "reason": one.reason}
+                for at, one in enumerate(receipts)
+            ],
+            **{status.value: counts[status] for status in Status},
+        }
+    )
+
+
+@router.delete(
+    "/v1/users/{user_id:id}",
+    summary="Erase a user",
+    response_model=ErasureAnswer,
+    responses=problems(422, 429, 503),
+)
+async def erase(request: Request, user_id: Annotated[str, Path(examples=["u0000042"])]) -> Response:
+    """Erase a user, known or not: gone from every answer at once, and for good.
+
+    Events up to this moment count nowhere again, neither when they are sent once more nor in the next build. The bytes
+    leave the disk with `lurm erase --purge`.
+    """
+    serving = serving_of(request)
+    known_id(user_id)
+    live, ledger = serving.live.written_to()
+    n_events, newest_at = await _known_of(serving, user_id)
+    erased_at = max(int(time.time() * 1000), newest_at)
+    # The ledger first: what follows can be done again from it, and is when a store is opened.
+    record = functools.partial(
+        ledger.record, user_id, erased_at, by="http", request_id=request.scope["state"]["request_id"]
+    )
+    await serving.threads.run(record)
+    await live.erase(user_id, erased_at)
+    serving.telemetry.erased()
+    return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})
+
+
+async def _known_of(serving: Serving, user_id: str) -> tuple[int, int]:
+    """How many events there are of a user, and when the newest was; 0 and 0 of a stranger."""
+    try:
+        history = await serving.histories.history(user_id)
+    except UnknownUser:
+        return 0, 0
+    return len(history), int(history.timestamps[-1]) if len(history) else 0
+
+
+def _checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now_s: float) -> list[Arriving | Receipt]:
+    """What is to be kept, and the receipts of what is not. Reads from disk."""
+    return [_checked_one(base, ledger, event_or_problem(one), int(now_s * 1000)) for one in sent]
+
+
+def _checked_one(base: HistoryBase, ledger: Ledger, event: Event | Malformed, now: int) -> Arriving | Receipt:
+    if isinstance(event, Malformed):
+        return Receipt(Status.REJECTED, reason=str(event))
+    if why := _refused(base, event, now):
+        return Receipt(Status.REJECTED, reason=why)
+    row = base.users.row(event.user_id)
+    newest_at = 0
+    if row >= 0:
+        own = base.at(row)
+        if base.drops_duplicates and base.repeats(own, event) and not ledger.erased_at(event.user_id):
+            return Receipt(Status.DUPLICATE)
+        newest_at = int(own.timestamps[-1])
+    return Arriving(event, identity_of(event, ledger, drops_duplicates=base.drops_duplicates), newest_at)
+
+
+def _refused(base: HistoryBase, event: Event, now: int) -> str | None:
+    """Why a log would set this event aside; None when it would not."""
+    if not event.user_id.strip():
+        return "user_id: blank"
+    if event.timestamp > now + DAY_MS:
+        return "timestamp: more than a day in the future"
+    if event.timestamp < EARLIEST:
+        return "timestamp: too long ago to be real"
+    if not (event.item_id or "").strip() and event.behavior not in base.itemless_behaviors:
+        return "item_id: events of this behavior name an item"
+    return None

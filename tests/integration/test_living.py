@@ -1,0 +1,157 @@
+"""What was sent live goes into the next base once, and what was erased does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lurm.erasure import Ledger
+from lurm.errors import UnknownUser
+from lurm.events import Event
+from lurm.histories import Histories
+from lurm.history import COLUMNS
+from lurm.live import Arrived, Arriving, identity_of
+from lurm.live.place import open_live
+from lurm.live.segments import living
+from lurm.progress import Silent
+from lurm.release import Release, rollback
+from training.world import WorldConfig, simulate
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world that is built in a second."""
+    folder = tmp_path_factory.mktemp("tiny") / "world"
+    simulate(
+        folder, WorldConfig(n_users=60, n_items=120, n_interests=6, days=200, events_per_user=20), reporter=Silent()
+    )
+    with (folder / "dataset.toml").open("a") as file:
+        file.write("\n[training]\nepochs = 1\n\n[encoder]\ndim = 32\n")
+    return folder
+
+
+def rebuild(dataset: Path, root: Path) -> str:
+    """``lurm build``, as a user runs it; what it says."""
+    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1"}
+    command = [sys.executable, "-m", "lurm", "build", str(dataset)]
+    done = subprocess.run(command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def rebuilt(dataset: Path, root: Path) -> Release:
+    rebuild(dataset, root)
+    return Release.open(root)
+
+
+def send(root: Path, release: Release, events: Sequence[Event], erase: Sequence[str] = ()) -> None:
+    async def run() -> None:
+        async with open_live(root / "live", None) as live:
+            store, ledger = live.written_to()
+            drops = release.history.drops_duplicates
+            await store.append([Arriving(one, identity_of(one, ledger, drops_duplicates=drops)) for one in events])
+            for user in erase:
+                ledger.record(user, release.history.watermark + 1, by="test")
+                await store.erase(user, release.history.watermark + 1)
+
+    asyncio.run(run())
+
+
+def seen(root: Path, release: Release, users: Sequence[str]) -> dict[str, list[tuple[object, ...]] | None]:
+    """Everybody's history by name, as a server of this release would read it."""
+
+    async def run() -> dict[str, list[tuple[object, ...]] | None]:
+        async with open_live(root / "live", None) as live:
+            histories = Histories(release.history, live.events, live.ledger)
+            found: dict[str, list[tuple[object, ...]] | None] = {}
+            for user in users:
+                try:
+                    history = await histories.history(user)
+                except UnknownUser:
+                    found[user] = None
+                    continue
+                columns = {name: getattr(history, name).tolist() for name in COLUMNS}
+                items = [release.history.items[row] if row >= 0 else "?" for row in columns["item_rows"]]
+                found[user] = sorted(zip(columns["timestamps"], items, columns["values"], strict=True))
+            return found
+
+    return asyncio.run(run())
+
+
+def kept(root: Path) -> list[Arrived]:
+    """What the store still has."""
+
+    async def run() -> list[Arrived]:
+        async with open_live(root / "live", None) as live:
+            return await live.events.scan(after=0, upto=10**9, most=10**6)
+
+    return asyncio.run(run())
+
+
+def test_events_move_into_the_next_base_with_no_gap_and_no_double_count(tiny: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    first = rebuilt(tiny, root)
+    users = first.history.users.take(np.arange(12))
+    items = first.history.items.take(np.arange(20))
+    end = first.history.watermark
+    again = first.history.history(users[0])
+    repeat = Event(
+        users[0],
+        first.history.items[int(again.item_rows[0])],
+        first.history.behaviors[int(again.behavior_rows[0])],
+        int(again.timestamps[0]),
+        float(again.values[0]),
+        first.history.locations[int(again.location_rows[0])] if again.location_rows[0] >= 0 else "",
+    )
+    events = [Event(user, items[n], "view", end + 10 * n, event_id=f"{user}{n}") for user in users for n in range(4)]
+    events += [Event("newcomer", items[n], "view", end + n) for n in range(6)]
+    erased, everybody = users[11], [*users, "newcomer", "stranger"]
+    send(root, first, [*events, repeat], erase=[erased])
+
+    before = seen(root, first, everybody)
+    assert before[erased] is before["stranger"] is None
+    assert len(before["newcomer"] or []) == 6
+    second = rebuilt(tiny, root)
+    assert second.release_id != first.release_id
+    assert second.history.users.row(erased) < 0
+    assert second.history.users.row("newcomer") >= 0
+    assert seen(root, second, everybody) == before
+    assert seen(root, first, everybody) == before, "the old base goes on as long as it is served"
+    assert len(kept(root)) == len(events) + 1 - 4, "it is there to be rolled back to"
+
+    # what arrives after that lies on top of the new base, and goes into the one after that
+    more = [Event("newcomer", items[7], "view", end + 100), Event(users[1], items[8], "view", end + 100)]
+    send(root, second, more)
+    after = seen(root, second, everybody)
+    assert len(after["newcomer"] or []) == 7
+    third = rebuilt(tiny, root)
+    assert seen(root, third, everybody) == seen(root, second, everybody) == after
+    assert rollback(root) == second.release_id
+    assert seen(root, Release.open(root), everybody) == after
+    fourth = rebuilt(tiny, root)
+    assert seen(root, fourth, everybody) == after
+    assert len(kept(root)) == len(more), "of what all releases hold that may serve nothing is kept"
+
+    segments = living(root / "live", Ledger.of(root / "live")).segments
+    assert len(segments) == 2
+    # a store begun anew gets what the segments have no more than once
+    for file in (root / "live").glob("live.sqlite*"):
+        file.unlink()
+    fifth = rebuilt(tiny, root)
+    assert seen(root, fifth, everybody) == after
+
+
+def test_without_live_events_a_rebuild_has_nothing_to_do(tiny: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    first = rebuilt(tiny, root)
+    send(root, first, [])
+    assert "history: nothing has changed, skipped" in rebuild(tiny, root)
