@@ -73,6 +73,7 @@ def test_the_map_of_the_house_shows_every_room_in_its_order(repository: Path) ->
     layers = rooms(repository)
     height = {name: len(layers) - at for at, layer in enumerate(layers) for name in layer}
     modules = {path.stem for path in (repository / "lurm").glob("*.py")} - {"__init__"}
+    modules |= {path.parent.name for path in (repository / "lurm").glob("*/__init__.py")}
     assert set(shown) <= height.keys()
     assert [height[name] for name in shown] == sorted(height[name] for name in shown)
     assert modules == set(shown)
