@@ -9,6 +9,7 @@ The map of the house, from the ground up. Each module may import only what stand
     ahead         what comes next, made in a thread
     compiled      loops as machine code
     progress      how a long job says how far it is
+    client        a service elsewhere, asked from Python
     artifacts     immutable folders with a manifest: draft, publish, verify, open
     remote        Redis, never by its client's defaults
     arrays        plain arrays on disk: append, map

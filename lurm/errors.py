@@ -9,7 +9,8 @@
     │   ├── ArtifactCorrupt      exit 4   HTTP 503
     │   └── GateClosed           exit 1              a release does not hold what its recipe asks of it
     ├── UnknownUser              exit 3   HTTP 404
-    └── Overloaded               exit 1   HTTP 429   a bounded queue is full; try again shortly
+    ├── Overloaded               exit 1   HTTP 429   a bounded queue is full; try again shortly
+    └── ServiceError             exit 1              a service gave its client another answer than the one asked for
 
 A message says what is, what was expected, and what to do. It never holds a user id, except
 ``UnknownUser.user_id``, which stays out of the message.
@@ -86,3 +87,22 @@ class Overloaded(LurmError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class ServiceError(LurmError):
+    """A service answered with an error that is not one of the others, or did not answer.
+
+    Attributes:
+        status: of the answer; None: there was none.
+        title: what kind of error, in few words.
+        detail: what the service says about it.
+        request_id: names the request in the log of the service; None where it gave none.
+    """
+
+    def __init__(self, title: str, detail: str, *, status: int | None = None, request_id: str | None = None) -> None:
+        said = "" if status is None else f" ({status})"
+        super().__init__(f"{title}{said}: {detail}")
+        self.status = status
+        self.title = title
+        self.detail = detail
+        self.request_id = request_id

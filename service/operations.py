@@ -16,7 +16,7 @@ import lurm
 from service.bootstrap import serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.problems import NotReady
-from service.schemas import HealthAnswer, InfoAnswer
+from service.schemas import HealthAnswer, InfoAnswer, LimitsAnswer
 
 router = APIRouter(route_class=DirectRoute, tags=["operations"])
 
@@ -40,6 +40,7 @@ async def info(request: Request) -> Response:
             "n_events": release.history.n_events,
             "n_items": len(release.history.items),
             "n_interests": len(release.vocabulary),
+            "limits": {name: getattr(serving.settings, name) for name in LimitsAnswer.model_fields},
         }
     )
 

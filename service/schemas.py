@@ -335,6 +335,14 @@ class InterestsAnswer(BaseModel):
     interests: list[InterestItem]
 
 
+class LimitsAnswer(BaseModel):
+    """What one request may ask for."""
+
+    request_users: int = Field(description="Most inputs of one POST /v1/embeddings.")
+    request_events: int = Field(description="Most inline events of one POST /v1/embeddings.")
+    body_bytes: int = Field(description="Largest body of a request.")
+
+
 class InfoAnswer(BaseModel):
     """What is being served."""
 
@@ -350,6 +358,7 @@ class InfoAnswer(BaseModel):
     n_events: int
     n_items: int
     n_interests: int
+    limits: LimitsAnswer
 
 
 class HealthAnswer(BaseModel):

@@ -41,6 +41,11 @@ def test_importing_lurm_loads_nothing_heavy(repository: Path) -> None:
     assert "numpy" in loaded_by("import lurm.identifiers", repository)
 
 
+def test_the_client_loads_what_it_needs_and_scikit_learn_where_asked_for(repository: Path) -> None:
+    assert loaded_by("import lurm.client", repository) & (HEAVY | {"pydantic", "xxhash"}) == {"numpy"}
+    assert "sklearn" in loaded_by("from lurm.client import UserEmbeddings", repository)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["release", "--help"], ["--version"]])
 def test_help_answers_at_once(arguments: list[str], repository: Path) -> None:
     code = f"from lurm.__main__ import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"

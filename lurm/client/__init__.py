@@ -1,0 +1,58 @@
+"""A service of lurm, asked from Python.
+
+    >>> from lurm.client import Client
+    >>> with Client("http://127.0.0.1:8000") as client:
+    ...     client.embed("u0000042").vector_e
+
+Importing this needs numpy, httpx and orjson, and loads nothing else of lurm that is heavy; ``UserEmbeddings`` also
+needs scikit-learn, and only when it is asked for.
+
+exchange     what is sent, when it is sent again, what errors become
+answers      what comes back, as numpy arrays and records
+clients      Client and AsyncClient
+transformer  UserEmbeddings, a step of a scikit-learn pipeline
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lurm.client.answers import (
+    Embedding,
+    Embeddings,
+    Info,
+    Interest,
+    Limits,
+    Neighbor,
+    Receipt,
+    Receipts,
+    SharedInterest,
+)
+from lurm.client.clients import AsyncClient, Client, with_event_ids
+
+if TYPE_CHECKING:
+    from lurm.client.transformer import UserEmbeddings
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Embedding",
+    "Embeddings",
+    "Info",
+    "Interest",
+    "Limits",
+    "Neighbor",
+    "Receipt",
+    "Receipts",
+    "SharedInterest",
+    "UserEmbeddings",
+    "with_event_ids",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "UserEmbeddings":
+        from lurm.client.transformer import UserEmbeddings
+
+        return UserEmbeddings
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

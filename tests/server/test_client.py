@@ -1,0 +1,254 @@
+"""The client on a real server: the vectors of the release, bit for bit, however they are asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import doctest
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from lurm import export
+from lurm.client import AsyncClient, Client, Info, UserEmbeddings
+from lurm.errors import DataError, LurmError, UnknownUser, UsageError
+from lurm.release import Release
+from service.users import MOST
+from tests.scripted import Said, scripted
+from tests.server.conftest import RunningServer
+from tests.server.test_answers import events_of
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="module")
+def ids(release: Release) -> list[str]:
+    return release.history.users.take(np.arange(len(release.history)))
+
+
+@pytest.fixture(params=["blocking", "awaited"])
+def ask(request: pytest.FixtureRequest, server: RunningServer) -> Callable[..., Any]:
+    """A method of either client."""
+
+    async def awaited(method: str, *args: Any) -> Any:
+        async with AsyncClient(server.url) as client:
+            return await getattr(client, method)(*args)
+
+    def blocking(method: str, *args: Any) -> Any:
+        with Client(server.url) as client:
+            return getattr(client, method)(*args)
+
+    return blocking if request.param == "blocking" else lambda *args: asyncio.run(awaited(*args))
+
+
+# -- embeddings ---------------------------------------------------------------------------------------------------
+
+
+def test_one_embedding_is_that_of_the_release(ask: Callable[..., Any], release: Release, ids: list[str]) -> None:
+    for row in range(0, len(ids), 10):
+        one = ask("embed", ids[row])
+        assert one.vector_e.tobytes() == release.embeddings.vectors_ue[row].tobytes()
+        assert (one.user_id, one.space_id, one.n_events) == (
+            ids[row],
+            release.space_id,
+            release.embeddings.n_events[row],
+        )
+        assert one.as_of == EPOCH + timedelta(milliseconds=int(release.embeddings.as_of[row]))
+        assert (one.vector_e.dtype, one.source in ("cache", "computed")) == (np.float32, True)
+    with pytest.raises(UnknownUser):
+        ask("embed", "nobody")
+
+
+def test_thousands_of_embeddings_are_those_of_the_release(
+    ask: Callable[..., Any], release: Release, ids: list[str], rng: np.random.Generator
+) -> None:
+    rows = rng.integers(-20, len(ids), 3000)  # below 0: nobody
+    many = ask("embed_many", [ids[row] if row >= 0 else f"nobody {row}" for row in rows.tolist()])
+    known = rows >= 0
+    assert many.space_id == release.space_id
+    assert many.found_n.tolist() == known.tolist()
+    assert many.vectors_ne[known].tobytes() == release.embeddings.vectors_ue[rows[known]].tobytes()
+    assert np.isnan(many.vectors_ne[~known]).all()
+    assert many.n_events_n[known].tolist() == release.embeddings.n_events[rows[known]].tolist()
+    assert many.as_of_n[known].astype(np.int64).tolist() == release.embeddings.as_of[rows[known]].tolist()
+    assert many.unknown_ids == [f"nobody {row}" for row in rows[~known].tolist()]
+    assert {type(error) for error in many.errors.values()} == {UnknownUser}
+
+
+def test_an_id_that_cannot_be_one_is_an_error_in_its_place(ask: Callable[..., Any], ids: list[str]) -> None:
+    many = ask("embed_many", [ids[0], "x" * 600, ids[1]])
+    assert many.found_n.tolist() == [True, False, True]
+    assert (type(many.errors[1]), many.unknown_ids) == (UsageError, [])
+
+
+def test_histories_of_strangers_get_the_vectors_they_would_have(
+    ask: Callable[..., Any], release: Release, ids: list[str]
+) -> None:
+    rows = list(range(0, len(ids), 2))
+    histories: dict[str, Any] = {f"stranger {row}": events_of(release, ids[row]) for row in rows}
+    many = ask("embed_histories", histories | {"newborn": []})
+    assert many.user_ids == [*histories, "newborn"]
+    assert many.found_n.all()
+    assert np.abs(many.vectors_ne[:-1] - release.embeddings.vectors_ue[rows]).max() < 1e-5
+    assert np.isnat(many.as_of_n[-1])
+
+
+def test_a_history_that_is_none_is_an_error_in_its_place(ask: Callable[..., Any]) -> None:
+    good = [{"item_id": "7", "timestamp": datetime(2024, 3, 1, tzinfo=UTC)}]
+    many = ask("embed_histories", {"a": good, "b": [{"item_id": "7"}], "c": good})
+    assert many.found_n.tolist() == [True, False, True]
+    assert isinstance(many.errors[1], UsageError | DataError)
+
+
+def test_the_table_is_the_export(ask: Callable[..., Any], release: Release, ids: list[str]) -> None:
+    table = ask("embed_many", [*ids, "nobody"]).to_arrow()
+    exported = pa.Table.from_batches(export.batches(release))
+    assert table.column_names == exported.column_names
+    assert table.cast(exported.schema).combine_chunks().equals(exported.combine_chunks())
+
+
+def test_threads_share_a_client(server: RunningServer, release: Release, ids: list[str]) -> None:
+    start = threading.Barrier(8)
+    with Client(server.url, remember=50) as client, ThreadPoolExecutor(8) as pool:
+
+        def some(offset: int) -> bool:
+            start.wait()
+            return all(
+                client.embed(ids[row % len(ids)]).vector_e.tobytes()
+                == release.embeddings.vectors_ue[row % len(ids)].tobytes()
+                for row in range(offset, offset + 60)
+            )
+
+        assert all(pool.map(some, range(0, 80, 10)))
+
+
+def test_what_has_not_changed_does_not_travel(server: RunningServer, client: httpx.Client, ids: list[str]) -> None:
+    def n_unchanged() -> float:
+        name = 'lurm_http_requests_total{route="/embed/{user_id}",status="304"} '
+        lines = client.get("/metrics").text.splitlines()
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = n_unchanged()
+    with Client(server.url, remember=10) as remembering:
+        assert remembering.embed(ids[3]) is remembering.embed(ids[3]) is remembering.embed(ids[3])
+    assert n_unchanged() == before + 2
+
+
+# -- the others ---------------------------------------------------------------------------------------------------
+
+
+def test_the_other_methods_say_what_the_service_says(
+    ask: Callable[..., Any], client: httpx.Client, release: Release, ids: list[str]
+) -> None:
+    info = ask("info")
+    assert isinstance(info, Info)
+    assert (info.space_id, info.dim, info.n_users) == (release.space_id, release.encoder.dim, len(ids))
+    assert (info.limits.request_users, info.limits.request_events, info.limits.body_bytes) == (60, 3000, 200_000)
+    assert ask("ready") is True
+    raw = client.get(f"/v1/users/{ids[5]}/interests", params={"k": 3}).json()["interests"]
+    found = ask("interests", ids[5], 3)
+    assert [(one.interest, one.share, one.words, one.trend) for one in found] == [
+        (one["interest"], one["share"], one["words"], one["trend"]) for one in raw
+    ]
+    assert found[0].last_at.tzinfo is not None
+    raw = client.get(f"/v1/users/{ids[5]}/neighbors", params={"k": 4}).json()["neighbors"]
+    assert [(one.user_id, one.score) for one in ask("neighbors", ids[5], 4)] == [
+        (one["user_id"], one["score"]) for one in raw
+    ]
+
+
+@pytest.mark.parametrize("method", ["interests", "neighbors"])
+def test_refusals_are_errors_of_ours(ask: Callable[..., Any], ids: list[str], method: str) -> None:
+    with pytest.raises(UnknownUser):
+        ask(method, "nobody")
+    with pytest.raises(UsageError, match="k"):
+        ask(method, ids[0], MOST + 1)
+
+
+# -- scikit-learn -------------------------------------------------------------------------------------------------
+
+
+def test_ids_are_features(server: RunningServer, release: Release, ids: list[str]) -> None:
+    embed = UserEmbeddings(server.url)
+    truth = release.embeddings.vectors_ue
+    assert embed.transform(ids).tobytes() == truth.tobytes()  # without fit
+    assert embed.fit_transform(np.array(ids)).tobytes() == truth.tobytes()
+    assert embed.transform(np.array(ids, object)[:, None]).tobytes() == truth.tobytes()
+    assert (embed.space_id_, embed.dim_) == (release.space_id, truth.shape[1])
+    names = embed.get_feature_names_out().tolist()
+    assert (names[0], len(names)) == ("userembeddings0", truth.shape[1])
+
+
+def test_a_pipeline_learns_from_ids(server: RunningServer, release: Release, ids: list[str]) -> None:
+    labels = release.embeddings.vectors_ue @ release.embeddings.vectors_ue[0]
+    classes = labels > np.median(labels)
+    model = make_pipeline(UserEmbeddings(server.url), LogisticRegression(C=100))
+    assert model.fit(ids, classes).score(ids, classes) > 0.9
+    assert clone(model).get_params()["userembeddings__url"] == server.url
+    assert model.set_params(userembeddings__unknown="nan")["userembeddings"].unknown == "nan"
+
+
+def test_strangers_are_zeros_or_nan_or_an_error(server: RunningServer, ids: list[str]) -> None:
+    asked = [ids[0], "nobody"]
+    zeros = UserEmbeddings(server.url).transform(asked)
+    assert (zeros[1] == 0).all()
+    assert (zeros[0] != 0).any()
+    assert np.isnan(UserEmbeddings(server.url, unknown="nan").transform(asked)[1]).all()
+    with pytest.raises(UnknownUser):
+        UserEmbeddings(server.url, unknown="error").transform(asked)
+    for unknown in ("zeros", "nan", "error"):
+        with pytest.raises(UsageError):
+            UserEmbeddings(server.url, unknown=unknown).transform([ids[0], "x" * 600])
+
+
+@pytest.mark.parametrize("X", ["u", [["a", "b"]], [1.5], [None]])
+def test_what_holds_no_ids_is_refused(server: RunningServer, X: Any) -> None:
+    with pytest.raises(UsageError):
+        UserEmbeddings(server.url).transform(X)
+    with pytest.raises(UsageError, match="unknown"):
+        UserEmbeddings(server.url, unknown="guess").transform(["u"])
+
+
+def test_another_space_than_that_of_the_fit_is_refused(server: RunningServer, ids: list[str]) -> None:
+    embed = UserEmbeddings(server.url).fit(ids)
+    embed.space_id_ = "an older one"
+    with pytest.raises(UsageError, match="fit the pipeline again"):
+        embed.transform(ids[:3])
+
+
+def test_a_key_may_stay_out_of_what_is_shown_and_saved() -> None:
+    with scripted(lambda _: Said(500)) as server:
+        embed = UserEmbeddings(server.url, api_key=lambda: "k-1", retries=0)
+        with pytest.raises(LurmError):
+            clone(embed).fit([])
+        assert server.asked[0].headers["authorization"] == "Bearer k-1"
+    assert "k-1" not in repr(embed)
+
+
+# -- the page -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def whole(start_server: Callable[..., RunningServer], tmp_path: Path) -> str:
+    """A service of the page's own, whose users may be erased."""
+    return start_server(live_dir=tmp_path / "live").url
+
+
+def test_the_page_about_the_client_is_true(repository: Path, whole: str) -> None:
+    page = (repository / "docs/client.md").read_text()
+    examples = page.replace("http://127.0.0.1:8000", whole).replace("```", "\n")
+    test = doctest.DocTestParser().get_doctest(examples, {}, "docs/client.md", "docs/client.md", 0)
+    said: list[str] = []
+    outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False).run(test, out=said.append)
+    assert outcome.failed == 0, "".join(said)
+    assert outcome.attempted > 20

@@ -1,0 +1,301 @@
+"""The methods of the client, against servers that answer as each test says: what it sends, what it makes of answers."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import threading
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lurm import client as surface
+from lurm.client import AsyncClient, Client, with_event_ids
+from lurm.client.answers import chunks
+from lurm.errors import ServiceError, UsageError
+from tests.scripted import Ask, Asked, Ledger, Said, a_problem, as_json, batch, binary, embedding, info, scripted
+
+EVENT = {"user_id": "u", "item_id": "i", "timestamp": "2024-03-01T12:00:00Z"}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9))), st.tuples(st.integers(1, 20), st.integers(1, 20)))
+def test_chunks_hold_everything_once_in_order_and_as_much_as_fits(
+    weights: list[tuple[int, int]], most: tuple[int, int]
+) -> None:
+    cuts = list(chunks(weights, most))
+    assert [at for cut in cuts for at in cut] == list(range(len(weights)))
+
+    def fits(positions: range) -> bool:
+        return all(sum(weights[at][of] for at in positions) <= most[of] for of in (0, 1))
+
+    assert all(fits(cut) or len(cut) == 1 for cut in cuts)
+    for cut, after in itertools.pairwise(cuts):
+        assert not fits(range(cut.start, after.start + 1))  # the next would not have fitted
+
+
+# -- what is sent -------------------------------------------------------------------------------------------------
+
+
+def test_a_request_says_who_asks_and_for_whom(connect: Callable[..., Ask]) -> None:
+    with scripted(lambda _: binary()) as server:
+        for user_id in ("a/b c", "..", 42, "ü%"):
+            connect(server.url + "/lurm/", api_key="k-1")("embed", user_id)
+        asked = server.asked
+    paths = ["/lurm/embed/a%2Fb%20c", "/lurm/embed/%2E%2E", "/lurm/embed/42", "/lurm/embed/%C3%BC%25"]
+    assert [one.path for one in asked] == paths
+    assert {one.headers["authorization"] for one in asked} == {"Bearer k-1"}
+    assert {one.headers["accept"] for one in asked} == {"application/octet-stream"}
+    assert "k-1" not in repr(Client(server.url, "k-1"))
+
+
+def test_who_is_remembered_is_asked_about_only_whether_something_changed() -> None:
+    said = iter([binary(etag='"1"'), Said(304, b"", {"ETag": '"1"'}), binary("t", '"2"'), binary(), binary()])
+    with scripted(lambda _: next(said)) as server, Client(server.url, remember=1) as client:
+        first, second, third = (client.embed("u") for _ in range(3))
+        client.embed("v")
+        client.embed("u")
+        asked = [one.headers.get("if-none-match") for one in server.asked]
+    assert first is second
+    assert third.space_id == "t"
+    assert asked == [None, '"1"', '"1"', None, None]  # "u" made room for "v"
+
+
+# -- many ---------------------------------------------------------------------------------------------------------
+
+
+def test_many_ids_go_in_requests_as_large_as_the_service_takes(connect: Callable[..., Ask]) -> None:
+    ids = [f"-{n}" if n % 7 == 0 else "x" * (1 + n % 5) for n in range(95)]
+    with scripted(embedding) as server:
+        many = connect(server.url)("embed_many", iter(ids))
+        sizes = sorted(len(json.loads(one.body)["input"]) for one in server.asked if one.body)
+    assert sizes == [5] + [10] * 9
+    assert many.user_ids == ids
+    assert (many.space_id, many.vectors_ne.shape, many.vectors_ne.dtype) == ("s", (95, 2), np.float32)
+    assert many.found_n.tolist() == [not one.startswith("-") for one in ids]
+    assert many.unknown_ids == [one for one in ids if one.startswith("-")]
+    assert np.isnan(many.vectors_ne[~many.found_n]).all()
+    assert many.vectors_ne[many.found_n, 0].tolist() == [len(one) for one in ids if not one.startswith("-")]
+    assert many.vectors_ne[many.found_n, 1].tolist() == [at % 10 for at in range(95) if at % 7]
+
+
+def test_a_body_is_never_longer_than_the_service_reads(connect: Callable[..., Ask]) -> None:
+    with scripted(lambda asked: info(users=1000, n_bytes=1024) if asked.path == "/info" else batch(asked)) as server:
+        many = connect(server.url)("embed_many", ["ü" * (n % 60 + 1) for n in range(500)])
+        assert max(len(one.body) for one in server.asked) in range(900, 1025)
+    assert many.vectors_ne[:, 0].tolist() == [n % 60 + 1 for n in range(500)]
+
+
+def test_histories_are_counted_by_their_events(connect: Callable[..., Ask]) -> None:
+    event = {"item_id": "i", "timestamp": 1_700_000_000_000}
+    histories = {f"h{n}": [event] * n for n in (60, 30, 20, 90, 10)}
+    with scripted(embedding) as server:
+        many = connect(server.url)("embed_histories", histories)
+        bodies = [json.loads(one.body)["input"] for one in server.asked if one.body]
+    assert sorted([one["user_id"] for one in body] for body in bodies) == [["h20"], ["h60", "h30"], ["h90", "h10"]]
+    assert many.user_ids == list(histories)
+
+
+def test_nobody_is_embedded_by_asking_nobody(connect: Callable[..., Ask]) -> None:
+    with scripted(embedding) as server:
+        assert connect(server.url)("embed_many", []).vectors_ne.shape == (0, 2)
+        assert connect(server.url)("embed_many", ["-1", "-2"]).vectors_ne.shape == (2, 2)
+
+
+def test_requests_are_under_way_together(connect: Callable[..., Ask]) -> None:
+    meeting = threading.Barrier(3)
+
+    def answer(asked: Asked) -> Said:
+        if asked.path != "/info":
+            meeting.wait(20)  # breaks unless three are here at a time
+        return embedding(asked)
+
+    with scripted(answer) as server:
+        assert connect(server.url, in_flight=3)("embed_many", ["u"] * 60).found_n.all()
+
+
+def test_an_answer_is_of_one_space_though_the_release_changes_between_its_parts(connect: Callable[..., Ask]) -> None:
+    order = itertools.count()
+
+    def answer(asked: Asked) -> Said:
+        if asked.path == "/info":
+            return info("old")
+        return batch(asked, "old" if next(order) < 4 else "new")
+
+    with scripted(answer) as server:
+        many = connect(server.url, in_flight=1)("embed_many", ["u" * (n % 9 + 1) for n in range(95)])
+        assert len(server.asked) == 1 + 10 + 4  # the four odd ones again
+    assert many.space_id == "new"
+    assert many.vectors_ne[:, 0].tolist() == [n % 9 + 1 for n in range(95)]
+
+
+def test_a_service_of_two_spaces_is_refused(connect: Callable[..., Ask]) -> None:
+    order = itertools.count()
+    with (
+        scripted(lambda asked: info() if asked.path == "/info" else batch(asked, f"s{next(order)}")) as server,
+        pytest.raises(ServiceError, match="changed its release"),
+    ):
+        connect(server.url)("embed_many", ["u"] * 20)
+
+
+def test_one_failure_ends_the_whole(connect: Callable[..., Ask]) -> None:
+    order = itertools.count()
+    with (
+        scripted(lambda asked: a_problem(500, "x") if next(order) == 5 else embedding(asked)) as server,
+        pytest.raises(ServiceError, match=r"\(500\)"),
+    ):
+        connect(server.url)("embed_many", ["u"] * 1000)
+    assert len(server.asked) < 101
+
+
+def test_limits_that_changed_are_asked_for_again() -> None:
+    users = iter([10, 5])
+
+    def answer(asked: Asked) -> Said:
+        if asked.path == "/info":
+            return info(users=next(users))
+        too_many = len(json.loads(asked.body)["input"]) > 5
+        return a_problem(422, "malformed-request") if too_many else batch(asked)
+
+    with scripted(answer) as server, Client(server.url) as client:
+        with pytest.raises(UsageError):
+            client.embed_many(["u"] * 20)
+        assert client.embed_many(["u"] * 20).found_n.all()
+
+
+# -- events and erasure -------------------------------------------------------------------------------------------
+
+
+def test_events_get_receipts_in_their_order(connect: Callable[..., Ask]) -> None:
+    ledger = Ledger(embedding)
+    events = [EVENT | {"user_id": f"u{n % 3}", "event_id": f"e{n % 2000}"} for n in range(2500)]
+    events[7] = {"user_id": "u", "item_id": "i"}
+    with scripted(ledger) as server:
+        receipts = connect(server.url)("send", events)
+        sizes = [len(json.loads(one.body)["events"]) for one in server.asked]
+    assert sizes == [1000, 1000, 500]
+    assert [one.index for one in receipts.receipts] == list(range(2500))
+    assert receipts.receipts[7].reason == "an event has a timestamp"
+    fates = [one.status for one in receipts.receipts]
+    counts = receipts.accepted, receipts.duplicate, receipts.late, receipts.rejected
+    assert counts == tuple(fates.count(fate) for fate in ("accepted", "duplicate", "late", "rejected"))
+    assert counts[2:] == (0, 1)
+    assert receipts.accepted == len(ledger.seen) > 1999
+
+
+def test_events_sent_again_because_the_answer_was_lost_count_once(connect: Callable[..., Ask]) -> None:
+    ledger = Ledger(embedding)
+    order = itertools.count()
+
+    def answer(asked: Asked) -> Said:
+        said = ledger(asked)
+        return said if next(order) else Said(0)  # taken, and the connection lost
+
+    with scripted(answer) as server:
+        receipts = connect(server.url)("send", [EVENT] * 3)
+        assert server.asked[0].body == server.asked[1].body
+    assert (receipts.duplicate, len(ledger.seen)) == (3, 3)
+
+
+def test_stamped_events_may_be_sent_again() -> None:
+    stamped = with_event_ids([EVENT, EVENT, EVENT | {"event_id": "mine"}])
+    assert len({one["event_id"] for one in stamped}) == 3
+    assert stamped[2]["event_id"] == "mine"
+    assert with_event_ids(stamped) == stamped
+    assert "event_id" not in EVENT
+    with scripted(Ledger(embedding)) as server, Client(server.url) as client:
+        assert [client.send(stamped).accepted for _ in range(2)] == [3, 0]
+
+
+def test_no_events_ask_nothing(connect: Callable[..., Ask]) -> None:
+    with scripted(embedding) as server:
+        assert connect(server.url)("send", []).receipts == []
+        assert server.asked == []
+
+
+def test_what_json_cannot_say_is_named_by_its_place(connect: Callable[..., Ask]) -> None:
+    with scripted(embedding) as server:
+        with pytest.raises(UsageError, match="event number 1 cannot"):
+            connect(server.url)("send", [EVENT, EVENT | {"item_id": {1}}])
+        with pytest.raises(UsageError, match="history number 0 cannot"):
+            connect(server.url)("embed_histories", {"u": [{"item_id": {1}}]})
+
+
+def test_numbers_of_numpy_and_datetimes_are_sent_as_they_are(connect: Callable[..., Ask]) -> None:
+    moment = np.datetime64("2024-03-01T12:00:00", "ms")
+    with scripted(Ledger(embedding)) as server:
+        connect(server.url)("send", [EVENT | {"timestamp": moment.item(), "value": np.float32(0.5)}])
+        (event,) = json.loads(server.asked[0].body)["events"]
+    assert (event["timestamp"], event["value"]) == ("2024-03-01T12:00:00", 0.5)
+
+
+def test_an_answer_with_other_receipts_is_no_answer(connect: Callable[..., Ask]) -> None:
+    counts = dict.fromkeys(("accepted", "duplicate", "late", "rejected"), 0)
+    with scripted(lambda _: as_json({"receipts": [], **counts})) as server, pytest.raises(ServiceError):
+        connect(server.url)("send", [EVENT])
+
+
+def test_erased_is_erased(connect: Callable[..., Ask]) -> None:
+    ledger = Ledger(embedding)
+    with scripted(ledger) as server:
+        ask = connect(server.url)
+        ask("send", [EVENT, EVENT | {"user_id": "v"}])
+        assert (ask("erase", "u"), ask("erase", "u")) == (1, 0)
+    assert [user_id for user_id, _ in ledger.seen] == ["v"]
+
+
+def test_who_is_erased_is_forgotten_here_too() -> None:
+    ledger = Ledger(lambda _: binary())
+    with scripted(ledger) as server, Client(server.url, remember=9) as client:
+        client.embed("u")
+        client.erase("u")
+        client.embed("u")
+        assert "if-none-match" not in server.asked[-1].headers
+
+
+# -- readiness, and the surface -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "ready"),
+    [(Said(), True), (a_problem(503, "not-ready"), False), (a_problem(429, "overloaded"), False), (Said(0), False)],
+)
+def test_ready_asks_once(connect: Callable[..., Ask], said: Said, ready: bool) -> None:
+    with scripted(lambda _: said) as server:
+        assert connect(server.url)("ready") is ready
+        assert len(server.asked) == 1
+
+
+def test_ready_does_not_take_something_else_for_the_service(connect: Callable[..., Ask]) -> None:
+    with scripted(lambda _: Said(404, b"nginx")) as server, pytest.raises(ServiceError):
+        connect(server.url)("ready")
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    ours = {"close", "aclose"}
+    blocking, awaited = (
+        {name for name in dir(kind) if not name.startswith("_")} - ours for kind in (Client, AsyncClient)
+    )
+    assert blocking == awaited
+    assert all(getattr(Client, name).__doc__ for name in blocking)
+    with Client("http://localhost") as client:
+        assert client.embed.__doc__ == Client.embed.__doc__
+        assert client.embed.__name__ == "embed"
+        assert list(inspect.signature(client.interests).parameters) == ["user_id", "k"]
+
+
+def test_the_surface_is_what_it_says() -> None:
+    assert sorted(surface.__all__) == list(surface.__all__)
+    assert all(getattr(surface, name).__doc__ for name in surface.__all__)
+    with pytest.raises(AttributeError):
+        surface.Nobody  # noqa: B018
+
+
+def test_a_transport_of_ones_own_is_used() -> None:
+    transport = httpx.WSGITransport(lambda _, start: (start("404 Not Found", []), [b""])[1])
+    with Client("http://anywhere", transport=transport) as client, pytest.raises(ServiceError, match="404"):
+        client.info()
