@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from lurm.errors import SettingsError
@@ -68,6 +68,21 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=256, description="Server processes; they share the mapped release.")
     release: str | None = Field(None, description="Release id to serve. Default: the current one.")
 
+    api_keys_file: Path | None = Field(
+        None,
+        description="File of API keys, one a line as `lurm key` prints it. Default: no keys, everything is open.",
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="The same lines, with `;` between them; hashes of keys, never keys."
+    )
+    rate_limit: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Requests per second with one key to one server process, inputs of a batch counted singly. "
+        "Past it: 429. A rate in the key's own line goes before. Default: no limit.",
+    )
+
     redis_url: str | None = Field(
         None, description="Redis used as embedding cache, e.g. redis://host:6379/0. Default: in-memory cache."
     )
@@ -94,8 +109,15 @@ class Settings(BaseSettings):
     body_bytes: int = Field(
         8 * 2**20, ge=1024, description="Largest request body, in bytes; 8M is understood. Past it: 413."
     )
+    drain_s: float | None = Field(
+        None,
+        ge=0,
+        le=600,
+        description="How long requests are answered after SIGTERM while /health/ready says no, in seconds. "
+        "Default: 5, or 0 where LURM_HOST is a loopback address.",
+    )
     shutdown_s: int = Field(
-        20, ge=1, le=600, description="How long open requests may finish after SIGTERM, in seconds."
+        20, ge=1, le=600, description="How long open requests may finish after SIGTERM and the drain, in seconds."
     )
 
     @property
@@ -170,7 +192,9 @@ def load(overrides: Mapping[str, Any] | None = None, *, file: Path = FILE) -> Se
         return Settings(**{**beneath, **given})
     except ValidationError as error:
         problems = [
-            f"{PREFIX}{str(e['loc'][0]).upper()} = {e['input']!r}: {e['msg']}" for e in error.errors() if e["loc"]
+            f"{PREFIX}{str(e['loc'][0]).upper()} = {_told(e['loc'][0], e['input'])}: {e['msg']}"
+            for e in error.errors()
+            if e["loc"]
         ]
         raise SettingsError("; ".join(problems) + ". See `lurm config`.") from error
 
@@ -203,7 +227,14 @@ def markdown() -> str:
     return "\n".join([*lines, ""])
 
 
+def _told(name: int | str, value: object) -> str:
+    """A value that was refused, unless it is nobody's business."""
+    return "***" if name == "api_keys" else repr(value)
+
+
 def _shown(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return "***"
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, str):

@@ -1,17 +1,19 @@
 """The service: a release of lurm behind HTTP. It knows no model, only histories, vectors and interests.
 
-__main__     `lurm serve` and `lurm embed`
+__main__     `lurm serve`, `lurm key` and `lurm embed`
 app          the ASGI application: routes, errors, documentation
 bootstrap    what one process opens and closes: release, cache, embedder, threads
 admission    what every request passes: request id, body cap, deadline, metrics
 protocol     what every connection passes: a deadline and a cap for the head of a request
-direct       the fast way from a request to an endpoint
+direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
 users        /v1/users: neighbours, interests
 operations   /info, /health, /metrics, /docs
 embedder     the read path: cache, one flight per user, bounded queue, micro-batches
 threads      slow work off the event loop, bounded
 schemas      what goes over the wire
+keys         who may do what, and how often
+drain        between the signal to end and the end
 problems     one table from error to status
 telemetry    metrics
 logs         JSON log lines

@@ -1,4 +1,4 @@
-"""The commands of the service: serve a release over HTTP, or embed users without a server."""
+"""The commands of the service: serve a release over HTTP, make a key for it, or embed users without a server."""
 
 # Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
 
@@ -19,7 +19,7 @@ _SHOWN = 6
 
 def register(app: typer.Typer) -> None:
     """Add the commands of the service to the front door."""
-    for command in (serve, embed):
+    for command in (serve, key, embed):
         app.command(rich_help_panel="Service")(command)
 
 
@@ -40,8 +40,8 @@ def serve(
 ) -> None:
     """Serve the current release over HTTP.
 
-    Until SIGTERM or Ctrl-C; open requests are finished first. With --json, one document on stdout says the URL once
-    it listens, which is how to find a free port taken with --port 0.
+    Until SIGTERM or Ctrl-C; open requests are finished first, and a second one ends at once. With --json, one document
+    on stdout says the URL once it listens, which is how to find a free port taken with --port 0.
 
     \b
     Examples:
@@ -63,6 +63,37 @@ def serve(
     from service.server import run
 
     run(config, as_json=as_json)
+
+
+def key(
+    name: Annotated[str, typer.Argument(help="Whose key it is; metrics show it.", show_default=False)],
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option("--scope", help="What it opens: read, write, admin or export; once for each.", show_default=False),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Requests per second and server process; instead of LURM_RATE_LIMIT.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key, and the line for LURM_API_KEYS_FILE.
+
+    The key is shown this once and kept nowhere; the line holds only its hash.
+
+    \b
+    Examples:
+      lurm key website --scope read --rate 100
+      lurm key nightly --scope read --scope export --json
+    """
+    from lurm.errors import UsageError
+    from service.keys import SCOPES, new_key
+
+    if not scopes:
+        raise UsageError(f"what may it open? Say --scope once or more, each of {', '.join(SCOPES)}")
+    secret, made = new_key(name, scopes, rate)
+    text = f"The key, for {name} alone:\n{secret}\n\nA line for LURM_API_KEYS_FILE:\n{made.line}"
+    emit({"name": name, "key": secret, "line": made.line}, as_json=as_json, text=text)
 
 
 def embed(

@@ -20,6 +20,9 @@ from lurm.settings import Settings
 from service import embeddings, events, operations, users
 from service.admission import Admission
 from service.bootstrap import open_serving
+from service.direct import Door, describe_keys
+from service.drain import Drain
+from service.keys import Keys, read_keys
 from service.problems import Malformed
 from service.schemas import EmbeddingsRequest, EventsRequest, ProblemAnswer, in_words
 from service.telemetry import Telemetry
@@ -27,7 +30,7 @@ from service.telemetry import Telemetry
 _DESCRIPTION = """User embeddings from full-life event histories.
 
 Every error is `application/problem+json` in one shape; its `request_id` is also in `X-Request-Id`. User ids never
-appear in errors, logs or metrics."""
+appear in errors, logs or metrics. Where the service asks for API keys, a key has scopes, and an operation needs one."""
 
 
 def create_app(settings: Settings, release: Release, *, shared_metrics: Path | None = None) -> ASGIApp:
@@ -37,17 +40,23 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
         settings: how to run.
         release: what to serve.
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
+
+    Raises:
+        SettingsError: the API keys cannot be used.
     """
     telemetry = Telemetry(shared_metrics)
+    keys = Keys(read_keys(settings), rate=settings.rate_limit, telemetry=telemetry, clock=time.monotonic)
+    drain = Drain(settings.drain_s or 0, has_parent=shared_metrics is not None)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with open_serving(settings, release, telemetry) as serving:
-            yield {"serving": serving}
+            with drain.on_signals():
+                yield {"serving": serving, "drain": drain}
 
     api = create_api()
     api.router.lifespan_context = lifespan
-    routed = AsyncExitStackMiddleware(api.router)  # FastAPI's own layers answer errors; here admission does
+    routed = AsyncExitStackMiddleware(Door(api.router, keys))  # FastAPI's own layers answer errors; here admission does
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api
@@ -71,6 +80,7 @@ def create_api() -> FastAPI:
         title="lurm",
         version=lurm.__version__,
         description=_DESCRIPTION,
+        openapi_url=None,  # these are added with what they need: nothing
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -83,7 +93,9 @@ def create_api() -> FastAPI:
 
     def openapi() -> dict[str, Any]:
         if api.openapi_schema is None:
-            _complete(described())
+            schema = described()
+            _complete(schema)
+            describe_keys(schema, api.routes)
         return described()
 
     api.openapi = openapi  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The fast way from a request to an endpoint.
+"""The fast way from a request to an endpoint, through the one door where keys are looked at.
 
 FastAPI solves dependencies, parses and validates anew for every request, which costs more than embedding a user
 who is in the cache. A direct endpoint is described to OpenAPI by its signature like any other, but called with
@@ -7,16 +7,19 @@ the request and the parameters of its path as they are; what else it needs it ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, APIRouter
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from service.keys import PUBLIC, Keys, needed_by
 from service.problems import MEDIA_TYPE
 
 
@@ -33,6 +36,45 @@ class _Id(Convertor[str]):
 
 
 register_url_convertor("id", _Id())
+
+
+class Door:
+    """Finds the route of a request as a router does, and asks for a key before the route is handed anything.
+
+    Whatever its class, a route is reached in no other way; one that does not say what it needs is not reached at all.
+
+    Args:
+        router: its routes, and its lifespan.
+        keys: who may go where.
+    """
+
+    def __init__(self, router: APIRouter, keys: Keys) -> None:
+        self._router = router
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or the lifespan.
+
+        Raises:
+            HTTPException: 404, or 405 by way of the route.
+            Unauthorized, Forbidden, RateLimited: as ``Keys.admit`` says.
+        """
+        if scope["type"] == "lifespan":
+            await self._router(scope, receive, send)
+            return
+        scope["router"] = self._router
+        found: tuple[BaseRoute, Scope] | None = None
+        for route in self._router.routes:
+            match, details = route.matches(scope)
+            if match is Match.FULL or (match is Match.PARTIAL and found is None):
+                found = route, details
+                if match is Match.FULL:
+                    break
+        if found is None:
+            raise HTTPException(404)
+        scope.update(found[1])
+        self._keys.admit(needed_by(found[0]), scope)
+        await found[0].handle(scope, receive, send)
 
 
 class DirectRoute(APIRoute):
@@ -83,11 +125,30 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _WHEN[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses}
 
 
+def describe_keys(schema: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
+    """Add to an OpenAPI document which keys its operations need, and how they answer without."""
+    schema["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as `lurm key` prints it."},
+        "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
+    }
+    for route in routes:
+        needed = needed_by(route)
+        if not isinstance(route, APIRoute) or not route.include_in_schema or needed in (None, PUBLIC):
+            continue
+        for method in route.methods or ():
+            operation = schema["paths"][route.path_format][method.lower()]
+            operation["security"] = [{"bearer": [needed]}, {"api_key": [needed]}]
+            answers = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+            operation["responses"] = dict(sorted({**answers, **operation["responses"]}.items()))
+
+
 _WHEN = {
+    401: "No API key, or an unknown one, where the service asks for keys.",
+    403: "The API key lacks the scope.",
     404: "No history is known for this user.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",
     422: "The request is malformed or cannot be honoured.",
-    429: "Too many requests wait; `Retry-After` says when to come back.",
-    503: "No answer in time, or not ready.",
+    429: "Too many requests wait, or came with this key; `Retry-After` says when to come back.",
+    503: "No answer in time, not ready, or about to end.",
 }

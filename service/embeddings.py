@@ -17,6 +17,7 @@ from lurm.history import History, HistoryBase
 from service.bootstrap import serving_of
 from service.direct import Answer, DirectRoute, as_json, problems
 from service.embedder import Embedded
+from service.keys import charge, needs
 from service.problems import Malformed, body_of
 from service.schemas import (
     EmbeddingAnswer,
@@ -64,6 +65,7 @@ _BODY = {
     response_model=EmbeddingAnswer,
     responses={200: _AS_BYTES, 304: _UNCHANGED, **problems(404, 422, 429, 503)},
 )
+@needs("read")
 async def embed(request: Request, user_id: Annotated[str, Path(examples=["u0000042"])]) -> Response:
     """A user's embedding, from everything the user ever did, and the facts that go with it.
 
@@ -111,6 +113,7 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     responses=problems(408, 413, 422, 429, 503),
     openapi_extra=_BODY,
 )
+@needs("read")
 async def embeddings(request: Request) -> Response:
     """Embeddings of known users by id and of anybody by their events, in the shape of OpenAI's API.
 
@@ -122,6 +125,7 @@ async def embeddings(request: Request) -> Response:
     asked, inputs = parse_embeddings(
         await request.body(), max_users=limits.request_users, max_events=limits.request_events
     )
+    charge(request.scope, len(inputs) - 1)
     histories: dict[int, History | LurmError] = {}
     if any(isinstance(one, InlineHistory) for one in inputs):
         read = functools.partial(_histories_of, serving.release.history, inputs)

@@ -19,6 +19,7 @@ from lurm.history import HistoryBase
 from lurm.live import Arriving, Receipt, Status, identity_of
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
+from service.keys import caller_of, charge, needs
 from service.problems import Malformed
 from service.schemas import ErasureAnswer, EventsAnswer, event_or_problem, iso_of, known_id, parse_events
 
@@ -41,6 +42,7 @@ _BODY = {
     responses=problems(408, 413, 422, 429, 503),
     openapi_extra=_BODY,
 )
+@needs("write")
 async def append(request: Request) -> Response:
     """Keep what users just did: 1 to 1,000 events, each with a receipt.
 
@@ -51,6 +53,7 @@ async def append(request: Request) -> Response:
     serving = serving_of(request)
     live, ledger = serving.live.written_to()
     sent = parse_events(await request.body())
+    charge(request.scope, len(sent) - 1)
     checked = await serving.threads.run(functools.partial(_checked, serving.release.history, ledger, sent, time.time()))
     kept = iter(await live.append([one for one in checked if isinstance(one, Arriving)]))
     receipts = [next(kept) if isinstance(one, Arriving) else one for one in checked]
@@ -73,6 +76,7 @@ async def append(request: Request) -> Response:
     response_model=ErasureAnswer,
     responses=problems(422, 429, 503),
 )
+@needs("admin")
 async def erase(request: Request, user_id: Annotated[str, Path(examples=["u0000042"])]) -> Response:
     """Erase a user, known or not: gone from every answer at once, and for good.
 
@@ -85,8 +89,9 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     n_events, newest_at = await _known_of(serving, user_id)
     erased_at = max(int(time.time() * 1000), newest_at)
     # The ledger first: what follows can be done again from it, and is when a store is opened.
+    request_id = request.scope["state"]["request_id"]
     record = functools.partial(
-        ledger.record, user_id, erased_at, by="http", request_id=request.scope["state"]["request_id"]
+        ledger.record, user_id, erased_at, by=f"key {caller_of(request.scope)}", request_id=request_id
     )
     await serving.threads.run(record)
     await live.erase(user_id, erased_at)

@@ -15,6 +15,8 @@ from starlette.staticfiles import StaticFiles
 import lurm
 from service.bootstrap import serving_of
 from service.direct import DirectRoute, as_json, problems
+from service.drain import Drain
+from service.keys import needs, public
 from service.problems import NotReady
 from service.schemas import HealthAnswer, InfoAnswer, LimitsAnswer
 
@@ -22,6 +24,7 @@ router = APIRouter(route_class=DirectRoute, tags=["operations"])
 
 
 @router.get("/info", summary="What is being served", response_model=InfoAnswer)
+@needs("read")
 async def info(request: Request) -> Response:
     """The release, its vector space and its size."""
     serving = serving_of(request)
@@ -46,14 +49,22 @@ async def info(request: Request) -> Response:
 
 
 @router.get("/health/live", summary="Is the process alive?", response_model=HealthAnswer)
+@public
 async def live(request: Request) -> Response:
     """200 as long as the event loop turns."""
     return as_json({"status": "live"})
 
 
 @router.get("/health/ready", summary="May traffic come?", response_model=HealthAnswer, responses=problems(503))
+@public
 async def ready(request: Request) -> Response:
-    """200 when a release is open and embeddings are being computed; a cache that is away does not matter."""
+    """200 when a release is open and embeddings are being computed; a cache that is away does not matter.
+
+    503 from the first signal to end on, while requests are still answered.
+    """
+    drain: Drain = request.scope["state"]["drain"]
+    if drain.begun:
+        raise NotReady("draining: the process is about to end; ask another")
     if not serving_of(request).embedder.works:
         raise NotReady("the encoder has stopped; restart the process")
     return as_json({"status": "ready"})
@@ -65,6 +76,7 @@ async def ready(request: Request) -> Response:
     response_class=Response,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "lurm_* metrics."}},
 )
+@needs("read")
 async def metrics(request: Request) -> Response:
     """Counters and histograms of all worker processes."""
     return Response(serving_of(request).telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
@@ -75,9 +87,15 @@ def add_docs(app: FastAPI) -> None:
     package = find_spec("fastapi_offline")  # brings Swagger UI; nothing of it is imported
     assert package is not None
     assert package.origin is not None
-    app.mount("/docs/static", StaticFiles(directory=Path(package.origin).parent / "static"))
+    app.mount("/docs/static", public(StaticFiles(directory=Path(package.origin).parent / "static")))
+
+    @app.get("/openapi.json", include_in_schema=False)
+    @public
+    async def openapi() -> Response:
+        return as_json(app.openapi())
 
     @app.get("/docs", include_in_schema=False)
+    @public
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="openapi.json",

@@ -7,10 +7,13 @@ UsageError         422      the request asks for something that cannot be
   HeadTooLarge     431      request line and headers past the server's cap
   BrokenRequest    400      not HTTP at all
 DataError          422      inline events that cannot be used
+Unauthorized       401      an API key is needed, and there is none, or none of ours
+Forbidden          403      the API key lacks the scope the route needs
 SlowRequest        408      the request did not arrive within LURM_REQUEST_TIMEOUT_S
 Overloaded         429      a bounded queue is full; Retry-After says when to come back
+  RateLimited      429      the API key was used too often; Retry-After likewise
 TookTooLong        503      no answer within LURM_REQUEST_TIMEOUT_S
-NotReady           503      this process cannot answer
+NotReady           503      this process cannot answer, or is about to end
 Unavailable        503      the store of live events does not answer
 ArtifactError      503      the release cannot be used
 anything else      500      our fault
@@ -54,6 +57,18 @@ class BrokenRequest(UsageError):
     """What was sent is not an HTTP request."""
 
 
+class Unauthorized(LurmError):
+    """The request brings no API key, or one that is unknown."""
+
+
+class Forbidden(LurmError):
+    """The request's API key does not open this route."""
+
+
+class RateLimited(Overloaded):
+    """The request's API key was used too often."""
+
+
 class SlowRequest(LurmError):
     """The request did not arrive in time."""
 
@@ -89,8 +104,11 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     Malformed: Problem(422, "malformed-request", "Malformed request"),
     UsageError: Problem(422, "unusable-request", "Unusable request"),
     DataError: Problem(422, "unusable-events", "Unusable events"),
+    Unauthorized: Problem(401, "unauthorized", "Unauthorized"),
+    Forbidden: Problem(403, "forbidden", "Forbidden"),
     SlowRequest: Problem(408, "slow-request", "Slow request"),
     Overloaded: Problem(429, "overloaded", "Overloaded"),
+    RateLimited: Problem(429, "rate-limited", "Rate limited"),
     TookTooLong: Problem(503, "took-too-long", "Took too long"),
     NotReady: Problem(503, "not-ready", "Not ready"),
     Unavailable: Problem(503, "live-events-unavailable", "Live events unavailable"),
@@ -140,6 +158,8 @@ def respond(error: BaseException, request_id: str) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    elif isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
     elif body["status"] == 503:
         headers["Retry-After"] = "1"
     return Response(orjson.dumps(body), body["status"], headers, MEDIA_TYPE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import ipaddress
 import logging
 import logging.config
 import signal
@@ -15,7 +16,6 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from uvicorn import Config, Server
-from uvicorn.supervisors import Multiprocess
 
 import lurm
 from lurm.console import emit
@@ -25,6 +25,8 @@ from lurm.settings import Settings
 from service import logs
 from service.app import create_app
 from service.bootstrap import cache_for
+from service.drain import DRAIN_S, Workers
+from service.keys import read_keys
 from service.protocol import GuardedProtocol
 
 _log = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ _PATIENCE_S = 60  # with a worker that does not answer its parent: it may still 
 
 
 def run(settings: Settings, *, as_json: bool = False) -> None:
-    """Serve a release until SIGTERM or Ctrl-C; open requests are finished first.
+    """Serve a release until SIGTERM or Ctrl-C and the drain; open requests are finished first.
 
     Args:
         settings: where to listen, what to serve.
@@ -42,13 +44,22 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
     Raises:
         UsageError: the address cannot be listened on.
         ArtifactError: there is no release, or it is damaged.
-        SettingsError: LURM_REDIS_URL cannot be used.
+        SettingsError: LURM_REDIS_URL or the API keys cannot be used.
     """
     with _listen(settings.host, settings.port) as listener:
         release = Release.open(settings.artifacts_dir, settings.release)
         cache_for(settings)  # what is wrong with it is said here, not by every worker
+        n_keys = len(read_keys(settings))
+        local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+        if settings.drain_s is None:  # nobody balances load between this process and others who cannot be reached
+            settings = settings.model_copy(update={"drain_s": 0.0 if local else DRAIN_S})
         signal.signal(signal.SIGTERM, _end)
         logging.config.dictConfig(logs.configuration(settings.log_level))
+        if not n_keys and not local:
+            _log.warning(
+                "LURM_HOST lets other machines in and no API keys are configured, so all of them may ask anything; "
+                "make keys with `lurm key` and name their file in LURM_API_KEYS_FILE"
+            )
         _announce(listener, release, as_json=as_json)
         if settings.workers == 1:
             _run_here(settings, listener, release)
@@ -71,7 +82,7 @@ def _run_workers(settings: Settings, listener: socket.socket) -> None:
         app = functools.partial(_worker_app, settings, Path(folder))
         options = _options(settings) | {"env_file": environment, "workers": settings.workers}
         config = Config(app, factory=True, **options)
-        Multiprocess(config, sockets=[listener]).run()
+        Workers(config, sockets=[listener]).run()
 
 
 def _worker_app(settings: Settings, shared_metrics: Path) -> Any:

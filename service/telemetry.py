@@ -51,6 +51,12 @@ class Telemetry:
             buckets=_SECONDS,
             registry=registry,
         )
+        self._refusals = Counter(
+            "lurm_http_refusals",
+            "Requests refused by their API key, by its name: no known key, not its scope, past its rate.",
+            ["key", "reason"],
+            registry=registry,
+        )
         self._lookups = Counter(
             "lurm_cache_lookups",
             "Embeddings looked up in the cache: hit, or why not.",
@@ -103,6 +109,10 @@ class Telemetry:
             self._routes[route, status] = counted
         counted[0].inc()
         counted[1].observe(seconds)
+
+    def refused(self, key: str, reason: str) -> None:
+        """Count one request that was refused because of its key, which goes by its name."""
+        self._refusals.labels(key, reason).inc()
 
     def looked_up(self, found: Iterable[CachedEmbedding | Miss]) -> None:
         """Count what a lookup brought."""

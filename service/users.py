@@ -22,6 +22,7 @@ from lurm.release import Release
 from lurm.sequences import life
 from service.bootstrap import Serving, serving_of
 from service.direct import as_json, problems
+from service.keys import needs
 from service.schemas import InterestsAnswer, NeighborsAnswer, iso_of, known_id
 
 MOST = 1000
@@ -39,6 +40,7 @@ K = Annotated[int, Query(ge=1, le=MOST, description="At most so many.")]
     response_model=InterestsAnswer,
     responses=problems(404, 422, 429, 503),
 )
+@needs("read")
 async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
     """What a user is interested in: how much, since when, and what it is about."""
     serving = serving_of(request)
@@ -52,6 +54,7 @@ async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
     response_model=NeighborsAnswer,
     responses=problems(404, 422, 429, 503),
 )
+@needs("read")
 async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
     """The users whose embeddings are nearest, and which interests they share with this one."""
     serving = serving_of(request)

@@ -18,6 +18,7 @@ import yaml
 
 from lurm.cache import CachedEmbedding, Miss, Provenance, RedisCache
 from lurm.settings import PREFIX, Settings
+from service.drain import DRAIN_S
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_every_service_is_locked_down(compose: dict[str, Any], repository: Path)
 
 def test_open_requests_may_finish(compose: dict[str, Any]) -> None:
     grace_s = int(compose["services"]["lurm"]["stop_grace_period"].removesuffix("s"))
-    assert grace_s > Settings.model_fields["shutdown_s"].default
+    assert grace_s > DRAIN_S + Settings.model_fields["shutdown_s"].default
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""`lurm embed` and `lurm serve` from the command line."""
+"""`lurm embed`, `lurm key` and `lurm serve` from the command line."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from pathlib import Path
@@ -99,11 +100,33 @@ def test_what_cannot_be_done_is_said(release_root: Path, tmp_path: Path) -> None
         run("embed", "x", "--artifacts-dir", str(tmp_path))
 
 
-def test_serve_says_what_is_missing_before_it_starts(release_root: Path, tmp_path: Path) -> None:
+def test_key_shows_a_new_key_once_and_its_line() -> None:
+    answer = json.loads(run("key", "etl", "--scope", "read", "--scope", "export", "--rate", "100", "--json").stdout)
+    assert answer.keys() == {"name", "key", "line"}
+    digest = hashlib.sha256(answer["key"].encode()).hexdigest()
+    assert answer["line"].split() == ["etl", "read,export", digest, "100"]
+    lines = run("key", "etl", "--scope", "read").stdout.splitlines()
+    (secret,) = [line for line in lines if line.startswith("lurm_")]
+    assert lines[-1].split() == ["etl", "read", hashlib.sha256(secret.encode()).hexdigest()]
+
+
+@pytest.mark.parametrize("words", [["etl"], ["etl", "--scope", "reed"], ["e t l", "--scope", "read"]])
+def test_key_says_what_it_expected(words: list[str]) -> None:
+    with pytest.raises(UsageError, match=r"read, write, admin|letters"):
+        run("key", *words)
+
+
+def test_serve_says_what_is_missing_before_it_starts(
+    release_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ArtifactMissing, match="lurm build"):
         run("serve", "--artifacts-dir", str(tmp_path), "--port", "0")
     with pytest.raises(SettingsError, match="LURM_REDIS_URL is not a Redis URL"):
         run("serve", "--artifacts-dir", str(release_root), "--port", "0", "--redis-url", "http://localhost")
+    monkeypatch.setenv("LURM_API_KEYS", "somebody read")
+    with pytest.raises(SettingsError, match="LURM_API_KEYS line 1: it has 2 words, expected: name"):
+        run("serve", "--artifacts-dir", str(release_root), "--port", "0")
+    monkeypatch.delenv("LURM_API_KEYS")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         with pytest.raises(UsageError, match=r"cannot listen on 127\.0\.0\.1 port"):

@@ -17,16 +17,16 @@ from service.app import create_api
 from service.schemas import EmbeddingsRequest
 
 ENDPOINTS = {
-    "/embed/{user_id}": {"get": {200, 304, 404, 422, 429, 503}},
-    "/v1/embeddings": {"post": {200, 408, 413, 422, 429, 503}},
-    "/v1/users/{user_id}/interests": {"get": {200, 404, 422, 429, 503}},
-    "/v1/users/{user_id}/neighbors": {"get": {200, 404, 422, 429, 503}},
-    "/v1/users/{user_id}": {"delete": {200, 422, 429, 503}},
-    "/v1/events": {"post": {200, 408, 413, 422, 429, 503}},
-    "/info": {"get": {200}},
+    "/embed/{user_id}": {"get": {200, 304, 401, 403, 404, 422, 429, 503}},
+    "/v1/embeddings": {"post": {200, 401, 403, 408, 413, 422, 429, 503}},
+    "/v1/users/{user_id}/interests": {"get": {200, 401, 403, 404, 422, 429, 503}},
+    "/v1/users/{user_id}/neighbors": {"get": {200, 401, 403, 404, 422, 429, 503}},
+    "/v1/users/{user_id}": {"delete": {200, 401, 403, 422, 429, 503}},
+    "/v1/events": {"post": {200, 401, 403, 408, 413, 422, 429, 503}},
+    "/info": {"get": {200, 401, 403, 429}},
     "/health/live": {"get": {200}},
     "/health/ready": {"get": {200, 503}},
-    "/metrics": {"get": {200}},
+    "/metrics": {"get": {200, 401, 403, 429}},
 }
 
 

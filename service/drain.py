@@ -1,0 +1,89 @@
+"""Between the signal to end and the end: not ready, but still answering.
+
+A load balancer goes on sending for as long as it takes to ask again whether a process is ready. So a first SIGTERM or
+SIGINT only turns /health/ready off; uvicorn hears of it when the time to drain is over. A second ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from uvicorn.supervisors import Multiprocess
+
+# Balancers and orchestrators ask every second or few, and take a moment to tell each other.
+DRAIN_S = 5.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_log = logging.getLogger(__name__)
+
+
+class Drain:
+    """Whether this process is draining.
+
+    Args:
+        seconds: from the first signal to the server's own graceful end.
+        has_parent: a parent process passes signals on, maybe once more than they came, and ends this one itself when
+            a second comes.
+    """
+
+    def __init__(self, seconds: float, *, has_parent: bool) -> None:
+        self.begun = False
+        self._seconds = seconds
+        self._has_parent = has_parent
+
+    @contextlib.contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Within, in the main thread, signals begin the drain; later they reach whoever handled them before."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        handlers: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
+
+        def begin(number: int) -> None:
+            _log.info("draining for %g s; a second signal ends at once", self._seconds)
+            loop.call_later(self._seconds, handlers[number], number, None)
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if not self.begun:
+                self.begun = True
+                loop.call_soon_threadsafe(begin, number)
+            elif not self._has_parent:
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
+
+        for number in _SIGNALS:
+            signal.signal(number, on_signal)
+        try:
+            yield
+        finally:
+            for number in _SIGNALS:
+                signal.signal(number, handlers[number])
+
+
+class Workers(Multiprocess):
+    """uvicorn's parent of several processes, which tells them at once of a signal to end, and kills them on a second.
+
+    Left alone, it looks for signals twice a second, and asks each process for a sign of life in between.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._ending = False
+        for number in _SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        for worker in self.processes:
+            if self._ending:
+                worker.process.kill()
+            else:
+                worker.process.terminate()
+        self._ending = True
+        self.signal_queue.append(number)

@@ -1,0 +1,155 @@
+"""Signals: first not ready, but answering; then the end; and a second signal ends at once."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+
+from lurm.release import Release
+from tests.server.conftest import RunningServer, problem
+
+pytestmark = pytest.mark.slow
+
+StartServer = Callable[..., RunningServer]
+N_CLIENTS = 6
+
+
+@dataclass
+class Load:
+    """Clients that ask as fast as they are answered, until a probe finds the server not ready, as a balancer's do.
+
+    Those that do not heed it go on until they fail.
+    """
+
+    server: RunningServer
+    user_id: str
+    heed: bool = True
+    signalled: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event = field(default_factory=threading.Event)
+    n_before: int = 0
+    n_after: int = 0
+    failures: list[str] = field(default_factory=list)
+    not_ready: list[httpx.Response] = field(default_factory=list)
+
+    def ask(self, keep_alive: bool) -> None:
+        limits = httpx.Limits(max_keepalive_connections=1 if keep_alive else 0)
+        with httpx.Client(base_url=self.server.url, timeout=20, trust_env=False, limits=limits) as client:
+            while not self.stop.is_set():
+                after = self.signalled.is_set()
+                try:
+                    answer = client.get(f"/embed/{self.user_id}")
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                    return
+                if answer.status_code != 200:
+                    self.failures.append(answer.text)
+                elif after:
+                    self.n_after += 1
+                else:
+                    self.n_before += 1
+
+    def probe(self) -> None:
+        while not self.stop.is_set():
+            try:
+                answer = httpx.get(f"{self.server.url}/health/ready", timeout=20, trust_env=False)
+            except httpx.HTTPError:
+                return
+            if answer.status_code != 200:
+                self.not_ready.append(answer)
+                if self.heed:
+                    self.stop.set()
+                return
+
+    def run(self, number: signal.Signals) -> None:
+        """Everybody starts; the signal comes while they are at it; everybody ends."""
+        everybody = [threading.Thread(target=self.ask, args=(at % 2 == 0,)) for at in range(N_CLIENTS)]
+        everybody.append(threading.Thread(target=self.probe))
+        for one in everybody:
+            one.start()
+        while self.n_before < 50 and not self.failures:
+            time.sleep(0.01)
+        self.server.process.send_signal(number)
+        self.signalled.set()
+        for one in everybody:
+            one.join(60)
+        assert self.n_before >= 50
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nobody_who_heeds_readiness_fails_through_a_signal_under_load(
+    start_server: StartServer, release: Release, workers: int, number: signal.Signals
+) -> None:
+    server = start_server(drain_s=3, workers=workers)
+    load = Load(server, release.history.users[0])
+    load.run(number)
+    assert load.failures == []
+    (answer,) = load.not_ready
+    assert "draining" in str(problem(answer, 503, "not-ready")["detail"])
+    assert load.n_after > 0, "the signal came too late to be noticed"
+    with server.client() as client:
+        assert client.get(f"/embed/{load.user_id}").status_code == 200, "it answers until the drain is over"
+        assert client.get("/health/live").status_code == 200
+    assert server.process.wait(60) == 0
+
+
+def test_the_same_clients_fail_if_they_do_not_heed_readiness(start_server: StartServer, release: Release) -> None:
+    load = Load(start_server(drain_s=1), release.history.users[0], heed=False)
+    load.run(signal.SIGTERM)
+    assert len(load.failures) == N_CLIENTS
+    assert load.n_after > 0
+    assert load.server.process.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_second_signal_ends_at_once(start_server: StartServer, workers: int) -> None:
+    server = start_server(drain_s=600, workers=workers)
+    until(lambda: sum("startup complete" in line for line in server.log) == workers, "a worker does not start")
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: sum("draining for" in line for line in server.log) == workers, "the drain does not begin")
+    server.process.send_signal(signal.SIGINT)
+    assert server.process.wait(20) == (-signal.SIGINT if workers == 1 else 0)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/health/live", trust_env=False)
+
+
+def test_a_second_signal_ends_at_once_while_requests_are_being_finished(
+    start_server: StartServer, release: Release
+) -> None:
+    server = start_server(drain_s=0, shutdown_s=600, request_timeout_s=600)
+    with socket.create_connection(server.address, timeout=30) as connection, server.client() as client:
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        client.get("/info")  # comes after it, so the half request has surely been taken up
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: any("Waiting for connections" in line for line in server.log), "no request is being finished")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == -signal.SIGTERM
+
+
+def test_on_a_loopback_address_the_drain_is_over_at_once(start_server: StartServer) -> None:
+    server = start_server()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(60) == 0
+    assert any("draining for 0 s" in line for line in server.log)
+
+
+def test_an_open_service_that_others_can_reach_warns_and_drains(start_server: StartServer) -> None:
+    server = start_server(host="0.0.0.0")
+    (warned,) = [line for line in server.log if '"level":"warning"' in line]
+    assert "no API keys are configured" in warned
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: any("draining for 5 s" in line for line in server.log), "the drain does not begin")
