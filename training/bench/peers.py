@@ -9,6 +9,7 @@ nothing of ours, so that a peer is as small as it can be.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,10 @@ import numpy as np
 import orjson
 import uvicorn
 from fastapi import FastAPI, HTTPException
+
+with contextlib.suppress(ImportError):  # the naive peer alone needs it
+    from redis import Redis
+    from redis.asyncio import Redis as AsyncRedis
 
 
 def raw(body: bytes, media_type: str) -> Any:
@@ -35,9 +40,6 @@ def raw(body: bytes, media_type: str) -> Any:
 
 def naive(redis_url: str, ids: Path, vectors: Path) -> FastAPI:
     """A route that reads a user's vector from Redis, where all of them are put first."""
-    from redis import Redis
-    from redis.asyncio import Redis as AsyncRedis
-
     with Redis.from_url(redis_url) as filled:
         rows = zip(orjson.loads(ids.read_bytes()), np.load(vectors), strict=True)
         filled.mset({f"embedding:{id_}": vector_e.tobytes() for id_, vector_e in rows})

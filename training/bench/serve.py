@@ -168,7 +168,7 @@ def _contenders(
         contenders[name] = ready(stack.enter_context(peer(room / name, "raw", str(body), kind)), gets)
     redis_url = stack.enter_context(redis(room / "redis"))
     if redis_url is None:
-        track.reporter.say("  redis-server is not installed: vs_naive is left out")
+        track.reporter.say("  redis-server, or redis for Python, is not installed: vs_naive is left out")
     else:
         (room / "ids.json").write_bytes(orjson.dumps(cached))
         np.save(room / "vectors.npy", release.embeddings.vectors_ue[:n_cached])

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +99,9 @@ def peer(room: Path, *words: str) -> Iterator[Server]:
 
 @contextmanager
 def redis(room: Path) -> Iterator[str | None]:
-    """The URL of a Redis of our own on a socket in this folder; None where redis-server is not installed."""
+    """The URL of a Redis of our own on a socket in this folder; None where it, or its client, is not installed."""
     binary = shutil.which("redis-server")
-    if binary is None:
+    if binary is None or find_spec("redis") is None:
         yield None
         return
     place = ["--port", "0", "--unixsocket", str(room / "redis.sock"), "--dir", str(room), "--save", ""]
