@@ -20,6 +20,7 @@ from lurm.settings import Settings
 from service import embeddings, operations, users
 from service.admission import Admission
 from service.bootstrap import open_serving
+from service.direct import DirectRoute
 from service.problems import Malformed
 from service.schemas import EmbeddingsRequest, ProblemAnswer, in_words
 from service.telemetry import Telemetry
@@ -48,9 +49,15 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
     api = create_api()
     api.router.lifespan_context = lifespan
     routed = AsyncExitStackMiddleware(api.router)  # FastAPI's own layers answer errors; here admission does
+    direct = [route for route in api.router.routes if isinstance(route, DirectRoute)]
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api
+        if scope["type"] == "http":
+            for route in direct:
+                if route.takes(scope):
+                    await route.handle(scope, receive, send)
+                    return
         try:
             await routed(scope, receive, send)
         except RequestValidationError as error:

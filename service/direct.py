@@ -7,7 +7,7 @@ the request and the parameters of its path as they are; what else it needs it ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -36,7 +36,32 @@ register_url_convertor("id", _Id())
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint takes the request and its path parameters, and returns the response."""
+    """A route whose endpoint takes the request and its path parameters, and returns the response.
+
+    Its path is fixed, or ends in one parameter of the kind ``id``, which takes whatever follows. Direct routes are
+    asked before all others.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self._head, _, parameter = path.partition("{")
+        self._parameter = parameter.removesuffix(":id}")
+        if not (self._parameter.isidentifier() or "{" not in path):
+            raise ValueError(f"{path} is no path of a direct route: expected none or one {{name:id}}, at its end")
+
+    def takes(self, scope: Scope) -> bool:
+        """Whether the request is one of this route's, which is then said in its scope; no router has to be asked."""
+        path: str = scope["path"]
+        if not path.startswith(self._head) or scope["method"] not in (self.methods or ()):
+            return False
+        if self._parameter:
+            scope["path_params"] = {self._parameter: path[len(self._head) :]}
+        elif path == self._head:
+            scope["path_params"] = {}
+        else:
+            return False
+        scope["route"] = self
+        return True
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the endpoint and send what it returns; other methods than its own end in an error."""

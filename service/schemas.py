@@ -31,6 +31,7 @@ from lurm.identifiers import MAX_ID_BYTES
 from service.problems import Malformed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = datetime(1970, 1, 1)
 _EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
 _LATEST = 253_402_300_799_999  # the last millisecond of year 9999
 _LARGEST = float(np.finfo(np.float32).max)
@@ -323,7 +324,7 @@ def known_id(user_id: str) -> str:
 
 def iso_of(at: int) -> str:
     """A moment in epoch ms as ISO 8601, UTC."""
-    return (_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (_NAIVE_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds") + "Z"
 
 
 def iso(embedding: CachedEmbedding) -> str | None:

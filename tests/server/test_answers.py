@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import socket
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from lurm.history import HistoryBatch
 from lurm.release import Release
 from service import schemas
+from service.direct import DirectRoute
 from tests.server.conftest import RunningServer, problem, read_all
 
 BINARY = {"accept": "application/octet-stream"}
@@ -292,3 +295,31 @@ def test_answers_on_one_connection_come_in_order(server: RunningServer, release:
     positions = [said.index(f'"user_id":"{one}"') for one in ids]
     assert positions == sorted(positions)
     assert said.count("HTTP/1.1 200 OK") == 9
+
+
+def test_a_client_that_asks_before_it_sends_a_body_is_told_to_go_on_at_once(server: RunningServer) -> None:
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 14\r\n\r\n"
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"input":["x"]')
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).startswith(b"HTTP/1.1 422 ")
+
+
+def test_answers_to_requests_that_were_sent_together_come_in_order_and_whole(
+    server: RunningServer, release: Release
+) -> None:
+    some = [release.history.users[row] for row in range(3)]
+    asked = [f"{how} /embed/{one} HTTP/1.1\r\nHost: x\r\n\r\n" for one in some for how in ("HEAD", "GET")]
+    said = server.send("".join(asked).encode())
+    answers = re.findall(rb"HTTP/1\.1 200 OK\r\n.*?\r\n\r\n([^H]*)", said, re.DOTALL)
+    assert [json.loads(body)["user_id"] if body else None for body in answers] == [
+        one for pair in zip([None] * 3, some, strict=True) for one in pair
+    ]
+
+
+def test_a_direct_route_says_which_paths_it_cannot_take() -> None:
+    for path in ("/a/{x:id}/b", "/a/{x}", "/a/{x:int}"):
+        with pytest.raises(ValueError, match="no path of a direct route"):
+            DirectRoute(path, lambda: None)
