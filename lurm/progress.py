@@ -16,7 +16,6 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_STATUS = Path("/proc/self/status")
 _LOOK_EVERY_S = 0.5
 
 
@@ -155,11 +154,12 @@ def resident_now() -> int:
     return now
 
 
-def resident_bytes(field: str) -> int | None:
-    """A field of /proc/self/status (VmRSS now, VmHWM at most, RssAnon without files) in bytes; None without it."""
-    if not _STATUS.exists():
+def resident_bytes(field: str, process: int | str = "self") -> int | None:
+    """A field of /proc/<pid>/status (VmRSS now, VmHWM at most, RssAnon without files) in bytes; None without it."""
+    status = Path(f"/proc/{process}/status")
+    if not status.exists():
         return None
-    lines = _STATUS.read_text().splitlines()
+    lines = status.read_text().splitlines()
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
 
 

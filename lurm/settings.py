@@ -166,6 +166,12 @@ def one_thread_per_child() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def environment_of(**settings: object) -> dict[str, str]:
+    """The environment for a process that is to have these settings (names in lower case), and no other of ours."""
+    others = {name: value for name, value in os.environ.items() if not name.upper().startswith(PREFIX)}
+    return others | {PREFIX + name.upper(): str(value) for name, value in settings.items()}
+
+
 def load(overrides: Mapping[str, Any] | None = None, *, file: Path = FILE) -> Settings:
     """Settings from flags, the environment, the file and the defaults.
 

@@ -8,10 +8,12 @@ protocol     what every connection passes: a deadline and a cap for the head of 
 direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
 users        /v1/users: neighbours, interests
+events       POST /v1/events, DELETE /v1/users
 operations   /info, /health, /metrics, /docs
 embedder     the read path: cache, one flight per user, bounded queue, micro-batches
 threads      slow work off the event loop, bounded
-schemas      what goes over the wire
+schemas      what comes over the wire, checked
+answers      what goes over it, for OpenAPI
 keys         who may do what, and how often
 drain        between the signal to end and the end
 problems     one table from error to status

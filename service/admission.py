@@ -6,18 +6,22 @@ The outermost layer of the application: an exception ends here, as an answer and
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import re
+import types
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
 
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.problems import BodyTooLarge, Malformed, SlowRequest, TookTooLong, new_request_id, respond
 from service.telemetry import NO_ROUTE, Telemetry
 
 _log = logging.getLogger(__name__)
+App = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
 GONE = 499  # counted for a client that left before there was an answer, as nginx does
 _OURS = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
@@ -36,7 +40,7 @@ class Admission:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: App,
         telemetry: Telemetry,
         *,
         body_bytes: int,
@@ -58,19 +62,41 @@ class Admission:
             scope = {**scope, "method": "GET"}  # the server, which knows better, leaves the body out
         started = self._clock()
         visit = _Visit(scope, receive, send, self._body_bytes)
+        deadline: asyncio.Timeout | None = None
         try:
+            visit.check_head()
+            work = self._app(scope, visit.receive, visit.send)
+            try:
+                waits_for = work.send(None)
+            except StopIteration:
+                return  # nothing was waited for: a deadline would cost more than finding an embedding in the cache
             async with asyncio.timeout(self._timeout_s) as deadline:
-                visit.check_head()
-                await self._app(scope, visit.receive, visit.send)
+                await _go_on(work, waits_for)
         except ClientDisconnect:
             visit.status = visit.status or GONE
         except TimeoutError as error:
-            await visit.fail(visit.late() if deadline.expired() else error)
+            await visit.fail(visit.late() if deadline and deadline.expired() else error)
         except Exception as error:
             await visit.fail(error)
         finally:
             route = getattr(scope.get("route"), "path_format", NO_ROUTE)
             self._telemetry.answered(route, visit.status, self._clock() - started)
+
+
+@types.coroutine
+def _go_on(work: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any, Any, None]:
+    """Finish a coroutine that has begun, and waits for something."""
+    while True:
+        try:
+            came = yield waits_for
+        except BaseException as error:
+            resume = functools.partial(work.throw, error)
+        else:
+            resume = functools.partial(work.send, came)
+        try:
+            waits_for = resume()
+        except StopIteration:
+            return
 
 
 class _Visit:

@@ -10,7 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,12 +18,13 @@ from lurm.release import Release
 from lurm.settings import Settings
 from service import embeddings, events, operations, users
 from service.admission import Admission
+from service.answers import ProblemAnswer
 from service.bootstrap import open_serving
 from service.direct import Door, describe_keys
 from service.drain import Drain
 from service.keys import Keys, read_keys
 from service.problems import Malformed
-from service.schemas import EmbeddingsRequest, EventsRequest, ProblemAnswer, in_words
+from service.schemas import EmbeddingsRequest, EventsRequest, in_words
 from service.telemetry import Telemetry
 
 _DESCRIPTION = """User embeddings from full-life event histories.
@@ -56,12 +56,12 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
 
     api = create_api()
     api.router.lifespan_context = lifespan
-    routed = AsyncExitStackMiddleware(Door(api.router, keys))  # FastAPI's own layers answer errors; here admission does
+    door = Door(api.router, keys)  # FastAPI's own layers answer errors; here admission does
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api
         try:
-            await routed(scope, receive, send)
+            await door(scope, receive, send)
         except RequestValidationError as error:
             raise Malformed(in_words(error.errors())) from None
 

@@ -7,10 +7,11 @@ the request and the parameters of its path as they are; what else it needs it ta
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import orjson
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, APIRouter
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -51,6 +52,8 @@ class Door:
     def __init__(self, router: APIRouter, keys: Keys) -> None:
         self._router = router
         self._keys = keys
+        self._direct = [(route, needed_by(route)) for route in router.routes if isinstance(route, DirectRoute)]
+        self._others = AsyncExitStackMiddleware(self._find)  # FastAPI's endpoints expect one around them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or the lifespan.
@@ -62,6 +65,15 @@ class Door:
         if scope["type"] == "lifespan":
             await self._router(scope, receive, send)
             return
+        for route, needed in self._direct:
+            if route.takes(scope):
+                self._keys.admit(needed, scope)
+                await route.handle(scope, receive, send)
+                return
+        await self._others(scope, receive, send)
+
+    async def _find(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Do as a router does."""
         scope["router"] = self._router
         found: tuple[BaseRoute, Scope] | None = None
         for route in self._router.routes:
@@ -78,7 +90,32 @@ class Door:
 
 
 class DirectRoute(APIRoute):
-    """A route whose endpoint takes the request and its path parameters, and returns the response."""
+    """A route whose endpoint takes the request and its path parameters, and returns the response.
+
+    Its path is fixed, or ends in one parameter of the kind ``id``, which takes whatever follows. Direct routes are
+    asked before all others.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
+        super().__init__(path, endpoint, **described)
+        self._head, _, parameter = path.partition("{")
+        self._parameter = parameter.removesuffix(":id}")
+        if not (self._parameter.isidentifier() or "{" not in path):
+            raise ValueError(f"{path} is no path of a direct route: expected none or one {{name:id}}, at its end")
+
+    def takes(self, scope: Scope) -> bool:
+        """Whether the request is one of this route's, which is then said in its scope; no router has to be asked."""
+        path: str = scope["path"]
+        if not path.startswith(self._head) or scope["method"] not in (self.methods or ()):
+            return False
+        if self._parameter:
+            scope["path_params"] = {self._parameter: path[len(self._head) :]}
+        elif path == self._head:
+            scope["path_params"] = {}
+        else:
+            return False
+        scope["route"] = self
+        return True
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the endpoint and send what it returns; other methods than its own end in an error."""

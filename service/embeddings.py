@@ -14,20 +14,13 @@ from starlette.responses import Response
 
 from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
+from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
 from service.direct import Answer, DirectRoute, as_json, problems
 from service.embedder import Embedded
 from service.keys import charge, needs
 from service.problems import Malformed, body_of
-from service.schemas import (
-    EmbeddingAnswer,
-    EmbeddingsAnswer,
-    InlineHistory,
-    events_of,
-    iso,
-    known_id,
-    parse_embeddings,
-)
+from service.schemas import InlineHistory, events_of, iso, known_id, parse_embeddings
 
 BINARY = b"application/octet-stream"
 

@@ -17,11 +17,12 @@ from lurm.errors import UnknownUser
 from lurm.events import DAY_MS, Event, EventsConfig
 from lurm.history import HistoryBase
 from lurm.live import Arriving, Receipt, Status, identity_of
+from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.keys import caller_of, charge, needs
 from service.problems import Malformed
-from service.schemas import ErasureAnswer, EventsAnswer, event_or_problem, iso_of, known_id, parse_events
+from service.schemas import event_or_problem, iso_of, known_id, parse_events
 
 EARLIEST = int(EventsConfig().earliest.timestamp() * 1000)
 

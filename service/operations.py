@@ -13,12 +13,12 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import lurm
+from service.answers import HealthAnswer, InfoAnswer, LimitsAnswer
 from service.bootstrap import serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.drain import Drain
 from service.keys import needs, public
 from service.problems import NotReady
-from service.schemas import HealthAnswer, InfoAnswer, LimitsAnswer
 
 router = APIRouter(route_class=DirectRoute, tags=["operations"])
 

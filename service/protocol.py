@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.problems import MEDIA_TYPE, BrokenRequest, HeadTooLarge, SlowRequest, body_of, new_request_id
 
 HEAD_BYTES = 64 * 1024
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -30,7 +31,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect a head."""
         super().connection_made(transport)
-        self._expect_head()
+        self._in_head = True
+        self._expect_within(self.timeout_keep_alive)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Expect nothing more."""
@@ -44,14 +46,18 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._in_head:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_BYTES:
-            self._refuse_head()
+        if self._in_head:
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse_head()
+            elif self._deadline is None:
+                self._expect_within(self.timeout_keep_alive)
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """A head begins; if its end is not among the bytes at hand, it is waited for."""
         super().on_message_begin()
         if not self._in_head:
-            self._expect_head()
+            self._in_head, self._head_bytes = True, 0
+            self._expect_within(None)
 
     def on_headers_complete(self) -> None:
         """The head is there; even if it came in one piece, it may be too large."""
@@ -61,6 +67,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().on_headers_complete()
+            if self.cycle.scope["method"] != "HEAD":
+                self.cycle.transport = _Together(self.transport)
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body, unless its head was refused."""
@@ -82,10 +90,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed in the shape all errors have."""
         self._refuse(BrokenRequest("what was sent is not an HTTP request"))
-
-    def _expect_head(self) -> None:
-        self._in_head, self._head_bytes = True, 0
-        self._expect_within(self.timeout_keep_alive)
 
     def _expect_within(self, seconds: float | None) -> None:
         """Wait at most so long for the rest of what has begun; None: there is nothing to wait for."""
@@ -119,3 +123,29 @@ class GuardedProtocol(HttpToolsProtocol):
             head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[problem["status"]] + head.encode() + body)
         self.transport.close()
+
+
+class _Together(asyncio.Transport):
+    """Where one answer is written: its head waits for the first piece of its body, so that both go at once."""
+
+    _head: bytes | None = b""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self.is_closing = transport.is_closing  # type: ignore[method-assign]
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send, or keep the head."""
+        if self._head:
+            self._transport.writelines((self._head, data))
+            self._head = None
+        elif self._head is None or data == CONTINUE:
+            self._transport.write(data)
+        else:
+            self._head = bytes(data)
+
+    def close(self) -> None:
+        """Send what was kept, and close."""
+        if self._head:
+            self._transport.write(self._head)
+        self._transport.close()

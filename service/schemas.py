@@ -1,4 +1,4 @@
-"""What goes over the wire: requests, parsed and checked; answers, as OpenAPI shows them.
+"""What comes over the wire: requests, parsed and checked.
 
 A body is parsed once, by orjson, which refuses NaN, lone surrogates, invalid UTF-8 and bottomless nesting. Its
 events, of which there may be many, are checked later and in portions, away from the event loop.
@@ -31,6 +31,7 @@ from lurm.identifiers import MAX_ID_BYTES
 from service.problems import Malformed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NAIVE_EPOCH = datetime(1970, 1, 1)
 _EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
 _LATEST = 253_402_300_799_999  # the last millisecond of year 9999
 _LARGEST = float(np.finfo(np.float32).max)
@@ -190,183 +191,6 @@ class EventsRequest(_Request):
     events: SkipValidation[list[UserEvent]] = Field(min_length=1, max_length=EVENTS_AT_MOST)
 
 
-class ReceiptItem(BaseModel):
-    """What became of one event."""
-
-    index: int = Field(description="Position of the event.")
-    status: Literal["accepted", "late", "duplicate", "rejected"] = Field(
-        description="late: kept, though older than what is known of the user."
-    )
-    seq: int | None = Field(description="Its number of arrival; null where it was not kept.")
-    reason: str | None = Field(description="Why it was not kept.")
-
-
-class EventsAnswer(BaseModel):
-    """Receipts in the order of the events, and how many there are of each kind."""
-
-    receipts: list[ReceiptItem]
-    accepted: int
-    late: int
-    duplicate: int
-    rejected: int
-
-
-class ErasureAnswer(BaseModel):
-    """The record of an erasure."""
-
-    erased_at: str = Field(description="Events up to then are gone, ISO 8601 UTC.")
-    n_events: int = Field(description="Events of the user that were known.")
-
-
-class ProblemAnswer(BaseModel):
-    """An error (RFC 9457), in the one shape all errors have."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:lurm:problem:unknown-user",
-                    "title": "Unknown user",
-                    "status": 404,
-                    "detail": "no history is known for this user",
-                    "request_id": "b1946ac92492d234",
-                }
-            ]
-        }
-    )
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str
-
-
-class EmbeddingAnswer(BaseModel):
-    """A user's embedding and what it was computed from."""
-
-    user_id: str
-    embedding: list[float] = Field(description="Unit length.")
-    dim: int
-    space_id: str = Field(description="Vectors of different spaces must never be compared.")
-    as_of: str | None = Field(description="The newest event the embedding knows, ISO 8601 UTC.")
-    n_events: int
-    source: Literal["cache", "computed"]
-
-
-class EmbeddingItem(BaseModel):
-    """The answer to one input."""
-
-    object: Literal["embedding"]
-    index: int = Field(description="Position of the input.")
-    embedding: list[float] | str
-    user_id: str | None = None
-    n_events: int
-    as_of: str | None
-    source: Literal["cache", "computed"]
-
-
-class ErrorItem(BaseModel):
-    """The answer to one input that is malformed, unknown or cannot be embedded."""
-
-    object: Literal["error"]
-    index: int = Field(description="Position of the input.")
-    error: ProblemAnswer
-
-
-class Usage(BaseModel):
-    """What was read to answer; a history's events stand where OpenAI counts tokens."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingsAnswer(BaseModel):
-    """Embeddings in the order of the inputs."""
-
-    object: Literal["list"]
-    model: str = Field(description="The space_id.")
-    data: list[EmbeddingItem | ErrorItem]
-    usage: Usage
-
-
-class SharedInterest(BaseModel):
-    """An interest two users have in common."""
-
-    interest: int
-    description: str
-
-
-class NeighborItem(BaseModel):
-    """A user near another."""
-
-    user_id: str
-    score: float = Field(description="Cosine; larger is nearer.")
-    shared_interests: list[SharedInterest]
-
-
-class NeighborsAnswer(BaseModel):
-    """The users nearest to a user, nearest first."""
-
-    user_id: str
-    space_id: str
-    k: int
-    neighbors: list[NeighborItem]
-
-
-class InterestItem(BaseModel):
-    """One interest of a user."""
-
-    interest: int
-    share: float = Field(description="Part of the user's events that fall into it.")
-    n_events: int
-    description: str
-    words: list[str]
-    titles: list[str]
-    trend: list[int] = Field(description="Events per 30 days, oldest first, up to the user's newest event.")
-    last_at: str
-
-
-class InterestsAnswer(BaseModel):
-    """A user's interests, strongest first."""
-
-    user_id: str
-    n_events: int
-    interests: list[InterestItem]
-
-
-class LimitsAnswer(BaseModel):
-    """What one request may ask for."""
-
-    request_users: int = Field(description="Most inputs of one POST /v1/embeddings.")
-    request_events: int = Field(description="Most inline events of one POST /v1/embeddings.")
-    body_bytes: int = Field(description="Largest body of a request.")
-
-
-class InfoAnswer(BaseModel):
-    """What is being served."""
-
-    version: str
-    release: str
-    name: str
-    created_at: str
-    space_id: str
-    dim: int
-    encoder: str
-    cache: Literal["memory", "redis"]
-    n_users: int
-    n_events: int
-    n_items: int
-    n_interests: int
-    limits: LimitsAnswer
-
-
-class HealthAnswer(BaseModel):
-    """Whether the service lives, or is ready to answer."""
-
-    status: Literal["live", "ready"]
-
-
 _MODELS = (EmbeddingsRequest, EventsRequest, InlineHistory, UserEvent)
 _FIELDS = {name for model in _MODELS for name in model.model_fields} | {"k"}
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
@@ -387,7 +211,7 @@ def known_id(user_id: str) -> str:
 
 def iso_of(at: int) -> str:
     """A moment in epoch ms as ISO 8601, UTC."""
-    return (_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return (_NAIVE_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds") + "Z"
 
 
 def iso(embedding: CachedEmbedding) -> str | None:

@@ -20,10 +20,11 @@ from lurm.history import History, HistoryBatch
 from lurm.index import Neighbors
 from lurm.release import Release
 from lurm.sequences import life
+from service.answers import InterestsAnswer, NeighborsAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import as_json, problems
 from service.keys import needs
-from service.schemas import InterestsAnswer, NeighborsAnswer, iso_of, known_id
+from service.schemas import iso_of, known_id
 
 MOST = 1000
 _SHARED = 3

@@ -339,7 +339,8 @@ def demo(
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="history, boi, interests, embed, train, scale, all; or page.", show_default=False)
+        str,
+        typer.Argument(help="history, boi, interests, embed, train, scale, serve, all; or page.", show_default=False),
     ],
     scale: Annotated[
         str, typer.Option(help="small: half a minute each; full: hours; tiny: whether all of it works.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 from lurm.dataset import Dataset
 from lurm.progress import Silent
 from lurm.release import Release
+from lurm.settings import environment_of
 from training import pipeline
 from training.recipes import Recipe
 from training.world import WorldConfig, simulate
@@ -85,8 +85,7 @@ def read_all(connection: socket.socket) -> bytes:
 @contextmanager
 def running_server(root: Path, **variables: object) -> Iterator[RunningServer]:
     """A server that is ready, with these ``LURM_*`` settings (names in lower case); gone afterwards."""
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("LURM_")}
-    environment |= {f"LURM_{name.upper()}": str(value) for name, value in variables.items()}
+    environment = environment_of(**variables)
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(root), "--port", "0"]
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from lurm.errors import ArtifactCorrupt, Overloaded
-from service.admission import Admission
+from service.admission import Admission, App
 from service.logs import JsonLines, NotOnClients
 from service.telemetry import Telemetry
 
@@ -25,7 +26,7 @@ async def _ok(send: Send, body: bytes = b"ok") -> None:
 
 
 def ask(
-    app: ASGIApp,
+    app: App,
     *,
     body: Callable[[], Awaitable[Message]] | None = None,
     headers: tuple[tuple[bytes, bytes], ...] = (),
@@ -50,7 +51,25 @@ def ask(
     return sent[0]["status"], dict(sent[0]["headers"]), b"".join(one.get("body", b"") for one in sent[1:])
 
 
-def raising(error: Exception) -> ASGIApp:
+@pytest.mark.parametrize("pauses", [0, 1, 3])
+def test_what_waits_several_times_is_gone_on_with_and_its_errors_are_caught(pauses: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        caught = 0
+        for _ in range(pauses):
+            with contextlib.suppress(ConnectionError):
+                await asyncio.gather(asyncio.sleep(0), failing())
+            caught += 1
+        await _ok(send, b"%d" % caught)
+
+    async def failing() -> None:
+        await asyncio.sleep(0)
+        raise ConnectionError
+
+    status, _, body = ask(app)
+    assert (status, body) == (200, b"%d" % pauses)
+
+
+def raising(error: Exception) -> App:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         raise error
 

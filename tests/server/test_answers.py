@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import json
+import re
 import socket
 from typing import Any
 from urllib.parse import quote
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 
 from lurm.history import HistoryBatch
 from lurm.release import Release
-from service import schemas
+from service import answers
+from service.direct import DirectRoute
 from tests.server.conftest import RunningServer, problem, read_all
 
 BINARY = {"accept": "application/octet-stream"}
@@ -49,7 +52,7 @@ def events_of(release: Release, user_id: str) -> list[dict[str, Any]]:
 def post(client: httpx.Client, *inputs: object, **more: object) -> dict[str, Any]:
     response = client.post("/v1/embeddings", json={"input": list(inputs), **more})
     assert response.status_code == 200, response.text
-    return schemas.EmbeddingsAnswer.model_validate(response.json()).model_dump(exclude_none=True)
+    return answers.EmbeddingsAnswer.model_validate(response.json()).model_dump(exclude_none=True)
 
 
 # -- embeddings --------------------------------------------------------------------------------------------------
@@ -75,7 +78,7 @@ def test_every_way_to_ask_gives_the_same_bits(client: httpx.Client, release: Rel
 def test_the_facts_of_an_embedding_are_those_of_the_history(client: httpx.Client, release: Release) -> None:
     user_id = somebody(release, 3)
     own = release.history.history(user_id)
-    answer = schemas.EmbeddingAnswer.model_validate(client.get(f"/embed/{user_id}").json())
+    answer = answers.EmbeddingAnswer.model_validate(client.get(f"/embed/{user_id}").json())
     as_of = np.datetime_as_string(np.datetime64(int(own.timestamps[-1]), "ms")) + "Z"
     assert (answer.user_id, answer.dim, answer.space_id) == (user_id, release.encoder.dim, release.space_id)
     assert (answer.n_events, answer.as_of) == (len(own), as_of)
@@ -160,7 +163,7 @@ def test_neighbors_are_those_of_an_exact_search_without_oneself(client: httpx.Cl
     for row in range(10):
         user_id = somebody(release, row)
         raw = client.get(f"/v1/users/{user_id}/neighbors", params={"k": 7}).json()
-        answer = schemas.NeighborsAnswer.model_validate(raw)
+        answer = answers.NeighborsAnswer.model_validate(raw)
         scores = vectors @ vectors[row]
         scores[row] = -2
         found = [one.score for one in answer.neighbors]
@@ -195,7 +198,7 @@ def test_interests_add_up(client: httpx.Client, release: Release) -> None:
     user_id = somebody(release, 5)
     own = release.history.history(user_id)
     raw = client.get(f"/v1/users/{user_id}/interests", params={"k": 100}).json()
-    answer = schemas.InterestsAnswer.model_validate(raw)
+    answer = answers.InterestsAnswer.model_validate(raw)
     counts = np.bincount(release.vocabulary.interest_of(own.item_rows), minlength=len(release.vocabulary))
     assert answer.n_events == len(own)
     assert {one.interest: one.n_events for one in answer.interests} == {
@@ -232,7 +235,7 @@ def test_head_is_get_without_the_body(client: httpx.Client, release: Release) ->
 
 
 def test_info_describes_the_release(client: httpx.Client, release: Release) -> None:
-    info = schemas.InfoAnswer.model_validate(client.get("/info").json())
+    info = answers.InfoAnswer.model_validate(client.get("/info").json())
     assert (info.release, info.space_id, info.dim) == (
         release.release_id,
         release.space_id,
@@ -292,3 +295,31 @@ def test_answers_on_one_connection_come_in_order(server: RunningServer, release:
     positions = [said.index(f'"user_id":"{one}"') for one in ids]
     assert positions == sorted(positions)
     assert said.count("HTTP/1.1 200 OK") == 9
+
+
+def test_a_client_that_asks_before_it_sends_a_body_is_told_to_go_on_at_once(server: RunningServer) -> None:
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 14\r\n\r\n"
+    with socket.create_connection(server.address, timeout=30) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b'{"input":["x"]')
+        connection.shutdown(socket.SHUT_WR)
+        assert read_all(connection).startswith(b"HTTP/1.1 422 ")
+
+
+def test_answers_to_requests_that_were_sent_together_come_in_order_and_whole(
+    server: RunningServer, release: Release
+) -> None:
+    some = [release.history.users[row] for row in range(3)]
+    asked = [f"{how} /embed/{one} HTTP/1.1\r\nHost: x\r\n\r\n" for one in some for how in ("HEAD", "GET")]
+    said = server.send("".join(asked).encode())
+    answers = re.findall(rb"HTTP/1\.1 200 OK\r\n.*?\r\n\r\n([^H]*)", said, re.DOTALL)
+    assert [json.loads(body)["user_id"] if body else None for body in answers] == [
+        one for pair in zip([None] * 3, some, strict=True) for one in pair
+    ]
+
+
+def test_a_direct_route_says_which_paths_it_cannot_take() -> None:
+    for path in ("/a/{x:id}/b", "/a/{x}", "/a/{x:int}"):
+        with pytest.raises(ValueError, match="no path of a direct route"):
+            DirectRoute(path, lambda: None)

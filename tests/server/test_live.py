@@ -21,7 +21,7 @@ from lurm.events import Event
 from lurm.histories import merge
 from lurm.history import HistoryBatch
 from lurm.release import Release
-from service import schemas
+from service import answers
 from tests.conftest import RedisServer
 from tests.server.conftest import RunningServer, problem, running_server
 
@@ -56,7 +56,7 @@ def event(user_id: str, item_id: str | None, timestamp: int, **more: object) -> 
 def send(client: httpx.Client, *events: object) -> dict[str, Any]:
     response = client.post("/v1/events", json={"events": list(events)})
     assert response.status_code == 200, response.text
-    answer = schemas.EventsAnswer.model_validate(response.json()).model_dump()
+    answer = answers.EventsAnswer.model_validate(response.json()).model_dump()
     assert [one["index"] for one in answer["receipts"]] == list(range(len(events)))
     return answer
 

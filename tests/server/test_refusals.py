@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from lurm.release import Release
+from service.answers import EmbeddingsAnswer
 from service.problems import Malformed
-from service.schemas import EmbeddingsAnswer, InlineHistory, events_of, parse_embeddings
+from service.schemas import InlineHistory, events_of, parse_embeddings
 from tests.server.conftest import RunningServer, problem, read_all
 
 SECRET = "s3cret-of-somebody"

@@ -29,7 +29,7 @@ from lurm.sequences import trailing
 from lurm.smen import Bags as Tensors
 from lurm.smen import Smen, SmenConfig, SmenEncoder
 from training import bench
-from training.bench import boi, embed, history, interests, made, train
+from training.bench import boi, embed, history, interests, made, serve, train
 from training.bench import scale as growth
 from training.bench.race import Timing, Track, Turn, race
 from training.loop import TrainConfig
@@ -41,6 +41,18 @@ RATIOS = {
     "embed": {"vs_gather_limit"},
     "train": {"vs_bare_loop"},
     "scale": {"time_vs_linear", "memory_vs_flat"},
+    "serve": {
+        "binary_vs_raw_asgi",
+        "json_vs_raw_asgi",
+        "p99_vs_raw_asgi",
+        "batch_vs_single",
+        "miss_vs_bulk",
+        "vs_naive",
+    },
+}
+CONTENDERS = {
+    "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
+    "serve": {"json", "binary", "batch", "miss", "raw_json", "raw_binary", "naive", "bulk"},
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
 
@@ -79,8 +91,10 @@ def test_a_benchmark_tells_where_it_ran_what_it_took_and_its_ratios(name: str) -
     assert about["versions"]["duckdb"] == pytest.importorskip("duckdb").__version__
     assert document["figures"]["scale"] == "tiny"
     timings = {key: value for key, value in document["figures"].items() if isinstance(value, dict)}
-    stages = {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES}
-    assert (set(timings) == stages) if name == "scale" else ({"ours"} < set(timings))
+    if name in CONTENDERS:
+        assert set(timings) == CONTENDERS[name]
+    else:
+        assert {"ours"} < set(timings)
     for timing in timings.values():
         assert set(timing) == {"seconds", "rows_per_s", "peak_resident_bytes", "grown_bytes"}
         assert 0 < timing["seconds"]["min"] <= timing["seconds"]["median"] <= timing["seconds"]["max"]
@@ -91,7 +105,7 @@ def test_names_are_one_or_all_and_others_are_refused() -> None:
     assert bench.names_of("boi") == ("boi",)
     assert set(bench.names_of("all")) == set(bench.BENCHMARKS) == set(RATIOS)
     with pytest.raises(
-        UsageError, match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, and all"
+        UsageError, match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, serve, and all"
     ):
         bench.names_of("bio")
     with pytest.raises(UsageError, match="scale is 'huge', expected one of tiny, small, full"):
@@ -376,6 +390,14 @@ def test_the_network_of_the_benchmark_serves_activity_too(log: made.MadeLog, bas
     for wrong in (then, interests.numpy()):
         with pytest.raises(LurmError, match="No ratio is told"):
             embed.agree("the embeddings", embedded, wrong)
+
+
+def test_answers_of_servers_that_differ_are_told() -> None:
+    rows = np.eye(3, dtype=np.float32)
+    serve.agree("json", (rows + 1e-6).tolist(), rows)
+    for wrong in (rows[:2], rows[::-1], rows + 1e-2, rows * np.nan):
+        with pytest.raises(LurmError, match=r"serve: json answers other embeddings .* No ratio is told"):
+            serve.agree("json", wrong.tolist(), rows)
 
 
 def test_weights_that_differ_are_told() -> None:

@@ -34,6 +34,7 @@ def keep(folder: Path, name: str, day: str, *, scale: str = "small", **ratios: f
             figures |= {f"embed_{times}x": timing(0.16 * times, 100 * n_users, 10**9)}
     else:
         figures["ours"] = timing(1.5, 1_000, 2**20)
+        figures["ours_p99_ms"] = 1.25
     document = {"name": name, "machine": MACHINE, "figures": figures, "ratios": ratios}
     folder.mkdir(exist_ok=True)
     (folder / f"{name}-{scale}-cpu-{day}.json").write_text(json.dumps(document))
@@ -55,6 +56,7 @@ def test_every_ratio_stands_beside_what_is_wanted_of_it(tmp_path: Path) -> None:
         "| train | small | `vs_bare_loop` | 0.9 | ≥ 0.8 | yes | 0.5 | Cpu, 2 cores, 25 GB | 2026-02-01 |",
     ]
     assert "| ours | 1.5 | 1.5 | 1.5 | 667 | 1.05 MB | 1.05 MB |" in page
+    assert "Also: ours_p99_ms 1.25." in page
     assert "1,000 users; 2 threads." in page
     assert f"](results/{PLOT})" in page
     assert "billion" not in page, "nothing was measured that could tell"

@@ -10,7 +10,7 @@ import pydantic
 import pytest
 
 from lurm.errors import SettingsError
-from lurm.settings import PREFIX, Settings, _memory_bytes, describe, load, markdown
+from lurm.settings import PREFIX, Settings, _memory_bytes, describe, environment_of, load, markdown
 
 ABSENT = Path("no-such-file.toml")
 Toml = Callable[[str], Path]
@@ -168,3 +168,14 @@ def test_a_container_that_may_hold_less_than_the_machine_is_believed(tmp_path: P
     small.write_text(f"{2**29}\n")
     assert _memory_bytes([absent]) == _memory_bytes([unlimited]) == machine
     assert _memory_bytes([unlimited, small]) == 2**29
+
+
+def test_a_process_can_be_given_these_settings_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LURM_PORT", "1")
+    monkeypatch.setenv("lurm_workers", "9")
+    monkeypatch.setenv("ELSE", "x")
+    given = environment_of(cache_bytes=0)
+    assert {name: value for name, value in given.items() if name.upper().startswith(PREFIX)} == {
+        "LURM_CACHE_BYTES": "0"
+    }
+    assert given["ELSE"] == "x"

@@ -3,7 +3,8 @@
     race         contenders take turns; seconds, rows per second, memory; what machine it was
     made         the logs they run on
     duck         DuckDB, the peer that speaks SQL
-    history boi interests embed train scale      one benchmark each
+    history boi interests embed train scale serve      one benchmark each
+    served load peers      for serve: processes that answer, one that asks, and what lurm is compared with
     page         BENCHMARKS.md, from the results that were kept
 
 A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm. Every benchmark
@@ -27,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import Reporter
-from training.bench import boi, embed, history, interests, train
+from training.bench import boi, embed, history, interests, serve, train
 from training.bench import scale as growth
 from training.bench.race import Figures, Track, machine
 
@@ -40,6 +41,7 @@ BENCHMARKS: Mapping[str, Callable[[Track, str], Figures]] = {
     "embed": embed.bench,
     "train": train.bench,
     "scale": growth.bench,
+    "serve": serve.bench,
 }
 SCALES = ("tiny", "small", "full")
 
@@ -85,6 +87,7 @@ def run(name: str, scale: str, *, rounds: int = 3, reporter: Reporter) -> dict[s
         result = BENCHMARKS[name](Track(Path(folder), threads, rounds, reporter), scale)
     figures: dict[str, Any] = {"scale": scale, "rounds": rounds, **result.sizes}
     figures |= {contender: timing.to_json() for contender, timing in result.timings.items()}
+    figures |= result.facts
     return {"name": name, "machine": about, "figures": figures, "ratios": dict(result.ratios)}
 
 
@@ -111,7 +114,8 @@ def table_of(documents: Sequence[Mapping[str, Any]]) -> Table:
                 seconds = (f"{timing['seconds'][which]:.3f}" for which in ("min", "median", "max"))
                 memory = (_mib(timing[which]) for which in ("peak_resident_bytes", "grown_bytes"))
                 table.add_row(name, contender, *seconds, f"{timing['rows_per_s']:,.0f}", *memory)
-        for ratio, value in document["ratios"].items():
+        facts = {fact: value for fact, value in document["figures"].items() if isinstance(value, float)}
+        for ratio, value in (facts | document["ratios"]).items():
             table.add_row(name, ratio, f"{value:.3f}")
     return table
 

@@ -25,6 +25,14 @@ WANTED: Mapping[str, Mapping[str, float]] = {
     "embed": {"vs_gather_limit": 0.5},
     "train": {"vs_bare_loop": 0.8},
     "scale": {"time_vs_linear": 1 / 1.15, "memory_vs_flat": 1 / 1.2},
+    "serve": {
+        "binary_vs_raw_asgi": 0.45,
+        "json_vs_raw_asgi": 0.35,
+        "p99_vs_raw_asgi": 1 / 3,
+        "batch_vs_single": 10,
+        "miss_vs_bulk": 0.6,
+        "vs_naive": 3.5,
+    },
 }
 _USERS = 10**9
 _LINKS_BYTES = 4 * 64 + 12  # of one user in the HNSW graph, beside the vector
@@ -112,6 +120,8 @@ def _page(kept: Sequence[Kept], plot: str) -> str:
         rows = (_took(name, timing) for name, timing in figures.items() if isinstance(timing, dict))
         own = "own" if one.name == "scale" else "grown"
         lines += [*_table(("contender", "min s", "median s", "max s", "rows/s", "peak resident", own), rows), ""]
+        if facts := [f"{name} {value:.3g}" for name, value in figures.items() if isinstance(value, float)]:
+            lines += [f"Also: {', '.join(facts)}.", ""]
     for one in kept:
         if one.name == "scale":
             lines += [*_to_a_billion(one), ""]

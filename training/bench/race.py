@@ -9,7 +9,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from lurm.progress import Reporter, resident_bytes
 
 Answer = TypeVar("Answer")
 
-_LIBRARIES = ("lurm", "numpy", "scipy", "polars", "pyarrow", "torch", "faiss-cpu", "duckdb")
+_LIBRARIES = ("lurm", "numpy", "scipy", "polars", "pyarrow", "torch", "faiss-cpu", "duckdb", "uvicorn", "fastapi")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -111,11 +111,13 @@ class Figures:
         sizes: of the work.
         timings: by contender.
         ratios: by the names that users rely on.
+        facts: what else was measured, by name.
     """
 
     sizes: Mapping[str, int]
     timings: Mapping[str, Timing]
     ratios: Mapping[str, float]
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 def race(
