@@ -44,6 +44,7 @@ The map of the house, from the ground up. Each module may import only what stand
     cache         the self-describing, compared cache
     release       one immutable folder that serves
     export        all embeddings as one table
+    purge         the bytes of erased users, off the disk
     doctor        is this machine fit to build and serve?
     console       what the commands share
     __main__      the front door: `lurm`

@@ -205,7 +205,8 @@ def export(
 ) -> None:
     """Write all embeddings of a release as one table.
 
-    One row a user: user_id, embedding (float32, unit length), space_id, as_of (last event known), n_events.
+    One row a user: user_id, embedding (float32, unit length), space_id, as_of (last event known), n_events. Who was
+    erased is left out; events that were sent live are in the next release's.
 
     \b
     Examples:
@@ -213,12 +214,14 @@ def export(
       duckdb -c "select user_id, embedding[1] from 'embeddings.parquet' limit 3"
     """
     from lurm import settings
+    from lurm.erasure import Ledger
     from lurm.export import export as write
     from lurm.progress import TerminalReporter
     from lurm.release import Release
 
-    opened = Release.open(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, release)
-    n_users = write(opened, destination, TerminalReporter())
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    opened = Release.open(config.artifacts_dir, release)
+    n_users = write(opened, destination, TerminalReporter(), Ledger.of(config.live_folder))
     result = {
         "path": destination,
         "release": opened.release_id,
@@ -227,6 +230,61 @@ def export(
         "dim": opened.encoder.dim,
     }
     emit(result, as_json=as_json, text=f"{destination}: {n_users:,} users × {opened.encoder.dim}")
+
+
+@app.command()
+def erase(
+    user_ids: Annotated[list[str] | None, typer.Argument(metavar="[USER_ID]...", help="Whom.")] = None,
+    file: Annotated[Path | None, typer.Option(help="A text file of ids, one a line.", show_default=False)] = None,
+    purge: Annotated[bool, typer.Option("--purge", help="Take the bytes of all erased users off the disk.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Say where bytes of these users are; exit 1 if any.")
+    ] = False,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase users: gone from every answer at once, and for good.
+
+    Events up to now count nowhere again, neither when they are sent once more nor in the next build. The ledger of
+    erasures keeps a keyed digest of each id, when, and who asked. Servers that run see it at once.
+
+    --purge also writes the active release anew without them, removes older releases, stages, quarantined rows and
+    evaluations, and scrubs the live events. --verify looks for the ids in every file.
+
+    \b
+    Examples:
+      lurm erase u0000042
+      lurm erase --file leavers.txt --purge
+      lurm erase u0000042 --verify
+    """
+    import asyncio
+
+    from lurm import settings
+    from lurm.errors import UsageError
+    from lurm.progress import TerminalReporter
+    from lurm.purge import Erasing
+
+    ids = [*(user_ids or []), *(file.read_text().split("\n") if file else [])]
+    ids = list(dict.fromkeys(one for one in ids if one.strip()))
+    if not ids and not purge:
+        raise UsageError("whom? Name users, or give a --file of ids; --purge alone takes out who was erased before")
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    erasing = Erasing(config.artifacts_dir, config.live_folder, config.live_url, TerminalReporter())
+    result = asyncio.run(erasing.run([] if verify and not purge else ids, purge=purge))
+    found = erasing.remains(ids) if verify else []
+    told = [f"{len(result.erased):,} users erased"] if result.erased else []
+    if result.purged is not None:
+        gone = result.purged
+        told.append(
+            f"off the disk: {gone.n_users:,} users of the active release, {gone.n_events:,} live events, "
+            f"{len(gone.removed)} older releases"
+        )
+    if verify:
+        told.append("\n".join(map(str, found)) if found else "no file holds their ids")
+    document = {"erased": result.erased, "purged": result.purged, "remains": found if verify else None}
+    emit(document, as_json=as_json, text="\n".join(told))
+    if found:
+        raise typer.Exit(LurmError.exit_code)
 
 
 @releases.callback()

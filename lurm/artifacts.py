@@ -214,12 +214,17 @@ def link_or_copy(source: Path, destination: Path) -> None:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a small file atomically: readers see the old or the new content, also after a power cut."""
+    with replacing(path) as aside:
+        aside.write_bytes(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write a file that then takes the place of ``path``, as atomically as ``write_durably``."""
     aside = _aside(path)
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield aside
+        _sync(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)

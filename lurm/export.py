@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lurm.erasure import Ledger
 from lurm.errors import UsageError
+from lurm.histories import erased_up_to
 from lurm.progress import Reporter
 from lurm.release import Release
 
 _ROWS = 32_768
 
 
-def export(release: Release, destination: Path, reporter: Reporter) -> int:
+def export(release: Release, destination: Path, reporter: Reporter, ledger: Ledger | None = None) -> int:
     """Write one row per user; the file appears whole or not at all.
 
     Columns: user_id string, embedding fixed-size list of float32 (unit length), space_id string, as_of timestamp
@@ -27,6 +29,7 @@ def export(release: Release, destination: Path, reporter: Reporter) -> int:
         release: what to export.
         destination: ``.parquet`` (with page checksums) or ``.arrow``; replaced if it exists.
         reporter: told about the rows.
+        ledger: of erasures; who was erased since the release was built is left out. None: nobody was.
 
     Returns:
         number of rows.
@@ -40,7 +43,7 @@ def export(release: Release, destination: Path, reporter: Reporter) -> int:
         raise UsageError(f"there is no folder {destination.parent}; make it first")
     schema = _schema(release.encoder.dim)
     aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
-    n_users = len(release.history)
+    n_users, n_written = len(release.history), 0
     try:
         with (
             pa.OSFile(str(aside), "wb") as sink,
@@ -49,18 +52,20 @@ def export(release: Release, destination: Path, reporter: Reporter) -> int:
             else pa.ipc.new_file(sink, schema) as out,
             reporter.task("export", n_users, "users") as task,
         ):
-            for batch in batches(release):
+            for batch in batches(release, ledger):
                 out.write_batch(batch)
+                n_written += batch.num_rows
                 task.advance(batch.num_rows)
         aside.replace(destination)
     finally:
         aside.unlink(missing_ok=True)
-    return n_users
+    return n_written
 
 
-def batches(release: Release) -> Iterator[pa.RecordBatch]:
+def batches(release: Release, ledger: Ledger | None = None) -> Iterator[pa.RecordBatch]:
     """The rows of the export, block by block; memory is one block."""
     schema = _schema(release.encoder.dim)
+    erased_u = None if ledger is None or not len(ledger) else erased_up_to(release.history, ledger) >= 0
     embeddings = release.embeddings
     for start in range(0, len(release.history), _ROWS):
         rows = slice(start, min(start + _ROWS, len(release.history)))
@@ -73,7 +78,8 @@ def batches(release: Release) -> Iterator[pa.RecordBatch]:
             pa.array(embeddings.as_of[rows]).cast(pa.timestamp("ms", tz="UTC")),
             pa.array(embeddings.n_events[rows]),
         ]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+        batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+        yield batch if erased_u is None else batch.filter(pa.array(~erased_u[rows]))
 
 
 def _schema(dim: int) -> pa.Schema:

@@ -162,3 +162,16 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     columns = {name: np.concatenate([getattr(own, name), getattr(added, name)]) for name in COLUMNS}
     order = np.lexsort([columns[name] for name in reversed(COLUMNS)])
     return History(user_id, seq=len(order), **{name: column[order] for name, column in columns.items()})
+
+
+def erased_up_to(base: HistoryBase, ledger: Ledger) -> NDArray[np.int64]:
+    """(U,) up to when events that the base still has of each user are erased, epoch ms; -1 where none is."""
+    erased = ledger.all_erased()
+    ends_u = np.full(len(base), -1, np.int64)
+    if not erased:
+        return ends_u
+    for row, user_id in enumerate(base.users.ids.to_pylist()):
+        moment = erased.get(ledger.digest(user_id))
+        if moment is not None and base.n_events_of(row) and base.at(row).timestamps[0] <= moment:
+            ends_u[row] = moment
+    return ends_u

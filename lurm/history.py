@@ -132,6 +132,15 @@ class HistoryBatch:
         columns = (getattr(self, name)[mask] for name in COLUMNS)
         return HistoryBatch(self.user_ids, kept[self.offsets], *columns)
 
+    def users(self, which: NDArray[np.integer]) -> HistoryBatch:
+        """Some users, in this order (copied)."""
+        n_events = self.n_events[which]
+        offsets = np.zeros(len(which) + 1, np.int64)
+        np.cumsum(n_events, out=offsets[1:])
+        at = np.arange(offsets[-1]) + np.repeat(self.offsets[which] - offsets[:-1], n_events)
+        columns = (getattr(self, name)[at] for name in COLUMNS)
+        return HistoryBatch([self.user_ids[user] for user in which.tolist()], offsets, *columns)
+
     def part(self, start: int, stop: int) -> HistoryBatch:
         """Users start <= b < stop, nothing copied."""
         stop = min(stop, len(self))

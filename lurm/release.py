@@ -212,7 +212,8 @@ def live_through(root: Path, store_id: str) -> int:
     Raises:
         ArtifactError: a manifest cannot be read, so that this cannot be told.
     """
-    histories = [read_manifest(_folder(root, id_) / "history") for id_ in _pointer(root) if id_]
+    there = set(_ids(root))
+    histories = [read_manifest(_folder(root, id_) / "history") for id_ in _pointer(root) if id_ in there]
     return min((int(one.metrics.get("live_through", {}).get(store_id, 0)) for one in histories), default=0)
 
 

@@ -109,7 +109,7 @@ def embed(
     release: ReleaseId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the embeddings of users, without a server.
+    """Print the embeddings of users as of now, without a server.
 
     \b
     Examples:
@@ -119,16 +119,14 @@ def embed(
     from lurm import settings
     from lurm.errors import UnknownUser, UsageError
     from lurm.release import Release
-    from service.offline import embed_offline, read_events
+    from service.offline import embed_offline, histories_now, read_events
 
     if not user_ids and events is None:
         raise UsageError("whom? Name users, or give their events with --events FILE")
     config = settings.load({"artifacts_dir": artifacts_dir, "release": release})
     opened = Release.open(config.artifacts_dir, config.release)
-    known = opened.history.users.rows(user_ids or []) >= 0
-    strangers = [one for one, is_known in zip(user_ids or [], known, strict=True) if not is_known]
-    friends = [one for one, is_known in zip(user_ids or [], known, strict=True) if is_known]
-    rows = list(embed_offline(opened, friends, read_events(events) if events else {}))
+    known, strangers = histories_now(opened, user_ids or [], config.live_folder, config.live_url)
+    rows = list(embed_offline(opened, known, read_events(events) if events else {}))
     emit({"embeddings": rows, "unknown": strangers}, as_json=as_json, text="\n".join(map(_line, rows)))
     if strangers:
         typer.echo(f"lurm: no history is known for {', '.join(strangers)}", err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,12 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from lurm.errors import DataError
+from lurm.errors import DataError, LurmError, UnknownUser
 from lurm.events import Event
+from lurm.histories import Histories, Standing
 from lurm.history import History, HistoryBatch
+from lurm.live.absent import AbsentLiveEvents
+from lurm.live.place import Live, is_begun, open_live
 from lurm.release import Release
 from service.schemas import UserEvent, in_words, iso_of
 
@@ -19,24 +24,22 @@ _USERS_AT_ONCE = 256
 
 
 def embed_offline(
-    release: Release, user_ids: Sequence[str], events: Mapping[str, Sequence[Event]]
+    release: Release, known: Sequence[History], events: Mapping[str, Sequence[Event]]
 ) -> Iterator[dict[str, Any]]:
     """One row per user: user_id, embedding (E,) float32, dim, space_id, as_of and n_events.
 
     Args:
         release: what embeds.
-        user_ids: of known users.
+        known: histories of known users.
         events: whole histories of users, known or not, by user id; they come after the known ones.
 
     Raises:
-        UnknownUser: an id is not known.
         DataError: an event cannot be used.
     """
-    history = release.history
-    asked: list[str | tuple[str, Sequence[Event]]] = [*user_ids, *events.items()]
+    asked: list[History | tuple[str, Sequence[Event]]] = [*known, *events.items()]
     for start in range(0, len(asked), _USERS_AT_ONCE):
-        histories: list[History] = [
-            history.history(one) if isinstance(one, str) else history.inline(*one)
+        histories = [
+            one if isinstance(one, History) else release.history.inline(*one)
             for one in asked[start : start + _USERS_AT_ONCE]
         ]
         vectors_be = release.encoder.embed(HistoryBatch.of(histories))
@@ -49,6 +52,33 @@ def embed_offline(
                 "as_of": iso_of(int(one.timestamps[-1])) if len(one) else None,
                 "n_events": len(one),
             }
+
+
+def histories_now(
+    release: Release, user_ids: Sequence[str], live_folder: Path, live_url: str | None
+) -> tuple[list[History], list[str]]:
+    """The histories of users as of now, live events included, and the ids of those who have none.
+
+    Raises:
+        LurmError: live events cannot be read.
+    """
+
+    async def read() -> list[Standing | LurmError | History]:
+        async with contextlib.AsyncExitStack() as opened:
+            live = Live(AbsentLiveEvents(None, ""), None)
+            if is_begun(live_folder, live_url):
+                live = await opened.enter_async_context(open_live(live_folder, live_url))
+            histories = Histories(release.history, live.events, live.ledger)
+            standings = await histories.standings(user_ids)
+            found = iter(await histories.read([one for one in standings if isinstance(one, Standing)]))
+            return [next(found) if isinstance(one, Standing) else one for one in standings]
+
+    found = asyncio.run(read())
+    for one in found:
+        if isinstance(one, LurmError) and not isinstance(one, UnknownUser):
+            raise one
+    known = [one for one in found if isinstance(one, History)]
+    return known, [who for who, one in zip(user_ids, found, strict=True) if isinstance(one, UnknownUser)]
 
 
 def read_events(file: Path) -> dict[str, list[Event]]:

@@ -147,6 +147,10 @@ class LiveEvents(Protocol):
         """Let go of a user's events and take none of up to ``erased_at`` (epoch ms) again; returns the new tail."""
         ...
 
+    async def scrub(self) -> None:
+        """Leave no bytes of what was pruned or erased in any file."""
+        ...
+
     async def close(self) -> None:
         """Finish what is being written, and let go of files and connections."""
         ...

@@ -50,6 +50,9 @@ class AbsentLiveEvents:
         """Refused."""
         self._refuse()
 
+    async def scrub(self) -> None:
+        """There are no files."""
+
     async def close(self) -> None:
         """Nothing is open."""
 

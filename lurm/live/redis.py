@@ -232,6 +232,11 @@ class RedisLiveEvents:
         await self._sync()
         return tail
 
+    async def scrub(self) -> None:
+        """As ``LiveEvents``: the append-only file, if there is one, is written anew."""
+        if (await self._command("INFO", "persistence"))["aof_enabled"]:
+            await self._command("BGREWRITEAOF")
+
     async def close(self) -> None:
         """As ``LiveEvents``."""
         if self._asking is not None:

@@ -8,8 +8,6 @@ as well is a repeat, and counts once. The store lets go of events when no releas
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lurm.artifacts import replacing
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt
 from lurm.live import Arrived, LiveEvents
@@ -133,22 +132,41 @@ async def take(live: LiveEvents, folder: Path, ledger: Ledger) -> Living:
     return Living(now.segments, tuple(sorted(through.items())), ledger)
 
 
+def rewrite(path: Path, ledger: Ledger) -> int:
+    """Write a segment once more without what was erased, in its place; how many events are gone.
+
+    Raises:
+        ArtifactCorrupt: it cannot be read.
+    """
+    whole = pl.concat(_read(path), rechunk=False)
+    kept = ledger.keep(whole)
+    if len(kept) == len(whole):
+        return 0
+    with (
+        replacing(path) as aside,
+        _writer(aside) as out,
+    ):
+        out.write_table(kept.to_arrow().cast(_SCHEMA))
+    return len(whole) - len(kept)
+
+
 async def _write(live: LiveEvents, path: Path, *, after: int, upto: int) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.draft")
-    n_rows = 0
-    try:
-        with pq.ParquetWriter(aside, _SCHEMA, compression="zstd", write_page_checksum=True) as out:
-            while some := await live.scan(after=after, upto=upto, most=_ROWS):
-                out.write_batch(_rows(some))
-                after, n_rows = some[-1].arrival, n_rows + len(some)
-        if n_rows:
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-            aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return n_rows > 0
+    some = await live.scan(after=after, upto=upto, most=_ROWS)
+    if not some:
+        return False
+    with (
+        replacing(path) as aside,
+        _writer(aside) as out,
+    ):
+        while some:
+            out.write_batch(_rows(some))
+            some = await live.scan(after=some[-1].arrival, upto=upto, most=_ROWS)
+    return True
+
+
+def _writer(path: Path) -> pq.ParquetWriter:
+    return pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True)
 
 
 def _rows(arrived: Sequence[Arrived]) -> pa.RecordBatch:

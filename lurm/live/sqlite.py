@@ -139,6 +139,15 @@ class SqliteLiveEvents:
 
         return await self._in_writer(write)
 
+    async def scrub(self) -> None:
+        """As ``LiveEvents``; readers of other processes may hold the log open, which then shrinks when they let go."""
+
+        def write() -> None:
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        await self._in_writer(write)
+
     async def close(self) -> None:
         """As ``LiveEvents``."""
         if self._writing is not None:

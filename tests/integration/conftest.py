@@ -40,3 +40,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
     simulate(folder / "world", WORLD, reporter=Silent())
     built = build(folder / "world", folder / "artifacts")
     return Built(folder / "world", folder / "artifacts", Truth.load(folder / "world"), built)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world that is built in a second."""
+    folder = tmp_path_factory.mktemp("tiny") / "world"
+    simulate(
+        folder, WorldConfig(n_users=60, n_items=120, n_interests=6, days=200, events_per_user=20), reporter=Silent()
+    )
+    with (folder / "dataset.toml").open("a") as file:
+        file.write("\n[training]\nepochs = 1\n\n[encoder]\ndim = 32\n")
+    return folder

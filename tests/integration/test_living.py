@@ -20,23 +20,9 @@ from lurm.history import COLUMNS
 from lurm.live import Arrived, Arriving, identity_of
 from lurm.live.place import open_live
 from lurm.live.segments import living
-from lurm.progress import Silent
 from lurm.release import Release, rollback
-from training.world import WorldConfig, simulate
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world that is built in a second."""
-    folder = tmp_path_factory.mktemp("tiny") / "world"
-    simulate(
-        folder, WorldConfig(n_users=60, n_items=120, n_interests=6, days=200, events_per_user=20), reporter=Silent()
-    )
-    with (folder / "dataset.toml").open("a") as file:
-        file.write("\n[training]\nepochs = 1\n\n[encoder]\ndim = 32\n")
-    return folder
 
 
 def rebuild(dataset: Path, root: Path) -> str:

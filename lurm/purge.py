@@ -1,0 +1,267 @@
+"""Takes the bytes of erased users off the disk: releases, stages, segments, quarantine, the live store.
+
+Erasure itself is immediate and logical (``lurm.erasure``); this makes it physical. The active release is written anew
+without them, in the same vector space, and whatever else was published is removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lurm.arrays import ArrayWriter
+from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
+from lurm.erasure import Erasure, Ledger
+from lurm.errors import DataError
+from lurm.histories import erased_up_to
+from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
+from lurm.identifiers import Identifiers, hash_ids
+from lurm.index import write_index
+from lurm.live import segments
+from lurm.live.place import open_live
+from lurm.progress import Reporter
+from lurm.release import Release, current, list_releases, publish, withdraw
+
+_SHORTEST_ID = 6  # bytes; a shorter one occurs in files by chance
+_BLOCK = 2**24
+
+
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """What a purge did.
+
+    Attributes:
+        release_id: of the active release; None: there is none.
+        n_users: whose rows or events were taken out of it.
+        removed: releases that are gone.
+        n_events: taken out of segments of live events.
+    """
+
+    release_id: str | None
+    n_users: int
+    removed: list[str]
+    n_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What ``Erasing.run`` did.
+
+    Attributes:
+        erased: one line of the ledger for each user.
+        purged: None where nothing was to be purged.
+    """
+
+    erased: list[Erasure]
+    purged: Purged | None
+
+
+class Erasing:
+    """Erases users of an artifacts folder, as the command does.
+
+    Args:
+        root: the artifacts folder.
+        live_folder, live_url: where live events and the ledger are.
+        reporter: told about the work.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        live_folder: Path,
+        live_url: str | None,
+        reporter: Reporter,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._root, self._live_folder, self._live_url = root, live_folder, live_url
+        self._reporter, self._clock = reporter, clock
+
+    async def run(self, user_ids: Sequence[str], *, purge: bool) -> Erased:
+        """Erase users, and take the bytes of all who were ever erased off the disk if told to.
+
+        Raises:
+            Unavailable: live events or the ledger cannot be written.
+            ArtifactError, DataError: as ``purge``.
+        """
+        async with open_live(self._live_folder, self._live_url) as live:
+            events, ledger = live.written_to()
+            erased = []
+            for user_id in user_ids:
+                erased_at = max(int(self._clock() * 1000), self._newest_at(user_id))
+                erased.append(ledger.record(user_id, erased_at, by="command"))
+                await events.erase(user_id, erased_at)
+            if not purge:
+                return Erased(erased, None)
+            purged = _purge(self._root, self._live_folder, ledger, self._reporter)
+            await events.scrub()
+        return Erased(erased, purged)
+
+    def remains(self, user_ids: Sequence[str]) -> list[Path]:
+        """Files below both folders that hold the bytes of an id; ids of less than six are found by chance anywhere."""
+        wanted = [user_id.encode("utf-8", "surrogatepass") for user_id in user_ids]
+        wanted = [one for one in wanted if len(one) >= _SHORTEST_ID]
+        folders = (self._root, self._live_folder)
+        files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
+        return [path for path in files if _holds(path, wanted)]
+
+    @cached_property
+    def _base(self) -> HistoryBase | None:
+        active = current(self._root)
+        return None if active is None else HistoryBase.open(self._root / "releases" / active / "history", verify=False)
+
+    def _newest_at(self, user_id: str) -> int:
+        row = -1 if self._base is None else self._base.users.row(user_id)
+        return int(self._base.at(row).timestamps[-1]) if self._base is not None and row >= 0 else 0
+
+
+def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:
+    """Take erased users out of everything on disk but the store of live events, which does so itself (``scrub``).
+
+    Stages of builds, quarantined rows and evaluations are removed whole; the next build makes them again.
+
+    Args:
+        root: the artifacts folder; nobody may build meanwhile.
+        live_folder: of live events.
+        ledger: says who was erased.
+        reporter: told about the work.
+
+    Raises:
+        ArtifactError: the active release cannot be read, or another process is writing.
+        DataError: nobody would be left.
+    """
+    with exclusive(root):
+        active, n_users = current(root), 0
+        if active is not None:
+            active, n_users = _without_erased(root, active, ledger, reporter)
+        removed = [one.release_id for one in list_releases(root) if one.release_id != active]
+        for release_id in removed:
+            withdraw(root, release_id)
+        for folder in ("stages", "quarantine", "evaluate"):
+            shutil.rmtree(root / folder, ignore_errors=True)
+        kept = segments.living(live_folder, ledger)
+        n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
+    return Purged(active, n_users, removed, n_events)
+
+
+def _holds(path: Path, wanted: Sequence[bytes]) -> bool:
+    """Whether any of these stand in a file, in one piece."""
+    longest, end = max(map(len, wanted), default=0), b""
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            if any(one in end + block for one in wanted):
+                return True
+            end = block[-longest:]
+    return False
+
+
+def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Reporter) -> tuple[str, int]:
+    """Publish a release without erased users, if this one has any; the id of the one to keep, and how many were out."""
+    release = Release.open(root, release_id)
+    ends_u = erased_up_to(release.history, ledger)
+    n_users = int((ends_u >= 0).sum())
+    if not n_users:
+        return release_id, 0
+    key = digest_of([release.release_id, ledger.head])
+    folder = root / "stages"
+    made = {part: open_artifact(release.path / part, part, verify=False) for part in ("interests", "encoder")}
+    writing = {part: folder / f"{part}-{key[:16]}" for part in ("history", "embeddings", "index")}
+    for part in writing.values():
+        if part.exists():
+            discard(part)
+    parents = {part: made[part].manifest.fingerprint for part in made}
+    config = {"without_erased_of": release.release_id}
+    with (
+        draft(writing["history"], kind="history", key=key, config=config, parents=parents) as history,
+        draft(writing["embeddings"], kind="embeddings", key=key, config=config, parents=parents) as embeddings,
+        draft(writing["index"], kind="index", key=key, config=config, parents=parents) as index,
+    ):
+        facts = _Rewriting(release, history.path, embeddings.path).all(ends_u, reporter)
+        history.metrics.update({**release.history.artifact.manifest.metrics, **facts})
+        embeddings.metrics.update(n_users=facts["n_users"], dim=release.encoder.dim)
+        vectors = np.load(embeddings.path / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        index.metrics.update(write_index(index.path, vectors))
+    made |= {part: open_artifact(path, part) for part, path in writing.items()}
+    metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
+    return publish(root, made, name=release.name, metrics=metrics), n_users
+
+
+class _Rewriting:
+    """A history base and its embeddings, written once more without some events."""
+
+    def __init__(self, release: Release, history: Path, embeddings: Path) -> None:
+        self._release, self._history, self._embeddings = release, history, embeddings
+
+    def all(self, ends_u: NDArray[np.int64], reporter: Reporter) -> dict[str, int]:
+        """Write everything; facts for the manifest.
+
+        Args:
+            ends_u: (U,) events up to then go, epoch ms.
+            reporter: told about users.
+
+        Raises:
+            DataError: fewer than two users would be left.
+        """
+        base, ids, n_events = self._release.history, list[str](), 0
+        first_at, watermark, n_item_events = 2**62, -(2**62), 0
+        columns = {name: ArrayWriter(self._history / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
+        offsets = ArrayWriter(self._history / "offsets.npy", np.dtype("<i8"))
+        vectors = ArrayWriter(self._embeddings / "vectors.npy", np.dtype("<f4"), self._release.encoder.dim)
+        as_of = ArrayWriter(self._embeddings / "as_of.npy", np.dtype("<i8"))
+        known = ArrayWriter(self._embeddings / "n_events.npy", np.dtype("<i8"))
+        offsets.append(np.zeros(1, np.int64))
+        with reporter.task("take out erased users", len(base), "users") as task:
+            for left, vectors_be in self._left(ends_u):
+                for name, column in columns.items():
+                    column.append(getattr(left, name))
+                offsets.append(n_events + left.offsets[1:])
+                vectors.append(vectors_be)
+                as_of.append(left.last_at)
+                known.append(left.n_events)
+                ids += left.user_ids
+                n_events += len(left.timestamps)
+                n_item_events += int((left.item_rows >= 0).sum())
+                if len(left.timestamps):
+                    first_at = min(first_at, int(left.timestamps.min()))
+                    watermark = max(watermark, int(left.timestamps.max()))
+                task.advance(len(left))
+        for writer in (*columns.values(), offsets, vectors, as_of, known):
+            writer.__exit__()
+        if lacking := shortage(len(ids), n_item_events):
+            raise DataError(f"without the erased there is no release: {lacking}; withdraw the releases instead")
+        Identifiers(pa.array(ids, pa.large_string()), hash_ids(ids)).save(self._history, "users")
+        for name in ("items", "behaviors", "locations"):
+            getattr(base, name).save(self._history, name)
+        return {
+            "n_users": len(ids),
+            "n_events": n_events,
+            "n_item_events": n_item_events,
+            "first_at": first_at,
+            "watermark": watermark,
+        }
+
+    def _left(self, ends_u: NDArray[np.int64]) -> Iterator[tuple[HistoryBatch, NDArray[np.float32]]]:
+        """The users who are left, in row order, with what is left of them and their vectors."""
+        start = 0
+        for batch in self._release.history.scan():
+            ends_b = ends_u[start : start + len(batch)]
+            vectors_be = np.array(self._release.embeddings.vectors_ue[start : start + len(batch)])
+            start += len(batch)
+            if (ends_b >= 0).any():
+                kept = batch.keep(batch.timestamps > np.repeat(ends_b, batch.n_events))
+                alive = np.flatnonzero(kept.n_events > 0)
+                vectors_be = vectors_be[alive]
+                shorter = kept.n_events[alive] < batch.n_events[alive]
+                batch = kept.users(alive)
+                if shorter.any():
+                    vectors_be[shorter] = self._release.encoder.embed(batch.users(np.flatnonzero(shorter)))
+            yield batch, vectors_be

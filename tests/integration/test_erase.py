@@ -1,0 +1,104 @@
+"""``lurm erase``: gone at once, gone for good, and with --purge gone from the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lurm.artifacts import read_manifest
+from lurm.erasure import Ledger
+from lurm.errors import ArtifactMissing
+from lurm.events import Event
+from lurm.history import HistoryBatch
+from lurm.release import Release, list_releases, rollback, verify
+from tests.integration.test_living import rebuilt, seen, send
+
+pytestmark = pytest.mark.slow
+
+
+def lurm(root: Path, *words: str, code: int = 0) -> Any:
+    """What a command says with --json."""
+    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1"}
+    command = [sys.executable, "-m", "lurm", *words, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back(tiny: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    older = rebuilt(tiny, root)
+    users, items = older.history.users.ids.to_pylist(), older.history.items
+    gone, back, other, newcomer = users[7], users[20], users[8], "newcomer-1234567"
+    end = older.history.watermark
+    send(root, older, [Event(user, items[3], "view", end + 9) for user in (gone, other, newcomer)])
+    release = rebuilt(tiny, root)
+    send(root, release, [Event(gone, items[4], "view", end + 10)])
+
+    (erased, _) = lurm(root, "erase", gone, newcomer)["erased"]
+    assert erased["erased_at"] >= end
+    everybody = [gone, newcomer, other]
+    assert [one is None for one in seen(root, release, everybody).values()] == [True, True, False]
+    found = lurm(root, "erase", gone, newcomer, "--verify", code=1)["remains"]
+    assert found, "the harness must find what is there"
+    assert any("history" in path for path in found)
+    assert any("segments" in path for path in found)
+    assert not any("erasures" in path for path in found), "the ledger holds no id"
+
+    told = lurm(root, "embed", gone, other, code=3)
+    assert (told["unknown"], told["embeddings"][0]["n_events"]) == ([gone], release.history.tail(other))
+    assert lurm(root, "export", str(tmp_path / "all.parquet"))["n_users"] == len(users) - 1
+    assert not {gone, newcomer} & set(pq.read_table(tmp_path / "all.parquet")["user_id"].to_pylist())
+
+    result = lurm(root, "erase", "--purge")["purged"]
+    assert (result["n_users"], result["removed"]) == (2, [older.release_id, release.release_id])
+    assert lurm(root, "erase", gone, newcomer, "--verify")["remains"] == []
+    left = Release.open(root)
+    assert left.release_id == result["release_id"] == verify(root)
+    assert left.space_id == release.space_id
+    assert [one.release_id for one in list_releases(root)] == [left.release_id]
+    with pytest.raises(ArtifactMissing):
+        rollback(root)
+    kept = [row for row, user in enumerate(release.history.users.ids.to_pylist()) if user not in (gone, newcomer)]
+    assert left.history.users.ids.to_pylist() == release.history.users.take(np.array(kept))
+    assert np.array_equal(left.embeddings.vectors_ue, release.embeddings.vectors_ue[kept])
+    for row in (0, len(kept) - 1):
+        mine, was = left.history.at(row), release.history.at(kept[row])
+        assert mine.timestamps.tobytes() == was.timestamps.tobytes()
+        near = left.index.search(left.embeddings.vectors_ue[row], 1)
+        assert near.rows.tolist() == [row]
+    assert [one is None for one in seen(root, left, everybody).values()] == [True, True, False]
+
+    # a purge of a life that goes on keeps what came after; the log still has the user, the next base does not
+    moment = int(left.history.history(back).timestamps[3])
+    _erase_up_to(root, left, back, moment)
+    lurm(root, "erase", "--purge")
+    shorter = Release.open(root)
+    rest = shorter.history.history(back)
+    assert rest.timestamps.tolist() == left.history.history(back).timestamps[4:].tolist()
+    row = shorter.history.users.row(back)
+    expected = shorter.encoder.embed(HistoryBatch.of([rest]))[0]
+    assert shorter.embeddings.vectors_ue[row].tobytes() == expected.tobytes()
+    rebuilt_again = rebuilt(tiny, root)
+    assert rebuilt_again.history.users.row(gone) < 0
+    assert len(rebuilt_again.history.history(back)) == len(rest)
+    assert read_manifest(rebuilt_again.path / "history").metrics["live_through"]
+
+
+def _erase_up_to(root: Path, release: Release, user_id: str, moment: int) -> None:
+    """As if the user had been erased at an earlier moment, and gone on afterwards."""
+
+    Ledger.open(root / "live").record(user_id, moment, by="test")
+
+
+def test_whom_to_erase_must_be_said(tmp_path: Path) -> None:
+    told = lurm(tmp_path, "erase", code=2)
+    assert "whom?" in told["error"]["message"]
