@@ -15,12 +15,11 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
-from lurm.release import Release
 from lurm.settings import Settings
 from service import embeddings, operations, users
 from service.admission import Admission
-from service.bootstrap import open_serving
 from service.problems import Malformed
+from service.releases import Source, open_releases
 from service.schemas import EmbeddingsRequest, ProblemAnswer, in_words
 from service.telemetry import Telemetry
 
@@ -30,20 +29,21 @@ Every error is `application/problem+json` in one shape; its `request_id` is also
 appear in errors, logs or metrics."""
 
 
-def create_app(settings: Settings, release: Release, *, shared_metrics: Path | None = None) -> ASGIApp:
+def create_app(settings: Settings, source: Source, release_id: str, *, shared_metrics: Path | None = None) -> ASGIApp:
     """The application of one server process.
 
     Args:
         settings: how to run.
-        release: what to serve.
+        source: the releases there are.
+        release_id: the one to begin with.
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
     """
     telemetry = Telemetry(shared_metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_serving(settings, release, telemetry) as serving:
-            yield {"serving": serving}
+        async with open_releases(settings, source, release_id, telemetry) as releases:
+            yield {"releases": releases}
 
     api = create_api()
     api.router.lifespan_context = lifespan
@@ -51,10 +51,18 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api
+        if scope["type"] != "http":
+            await routed(scope, receive, send)
+            return
+        state = scope["state"]
+        turn = state["releases"].turn
+        turn.enter(state)
         try:
             await routed(scope, receive, send)
         except RequestValidationError as error:
             raise Malformed(in_words(error.errors())) from None
+        finally:
+            turn.leave(state)
 
     return Admission(
         answer,

@@ -1,25 +1,19 @@
-"""What one server process opens, and closes again: release, cache, embedder, threads."""
+"""What answers from one release: its embedder, and the cache and threads it shares with other releases."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache
-from lurm.history import HistoryBatch
 from lurm.release import Release
 from lurm.settings import Settings
 from service.embedder import Embedder
 from service.telemetry import Telemetry
 from service.threads import Threads
-
-# Interests and neighbours are computed in so many threads; so many such requests may be open.
-_THREADS = 2
-_OPEN = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +40,10 @@ def cache_for(settings: Settings) -> EmbeddingCache:
 
 
 @contextlib.asynccontextmanager
-async def open_serving(settings: Settings, release: Release, telemetry: Telemetry) -> AsyncIterator[Serving]:
-    """All of it, in the process and event loop that will use it.
-
-    Raises:
-        SettingsError: LURM_REDIS_URL cannot be used.
-    """
-    cache = cache_for(settings)
-    telemetry.serving(release)
-    threads = Threads(_THREADS, _OPEN)
+async def open_serving(
+    settings: Settings, release: Release, telemetry: Telemetry, cache: EmbeddingCache, threads: Threads
+) -> AsyncIterator[Serving]:
+    """What answers from one release, in the process and event loop that will use it; cache and threads stay open."""
     embedder = Embedder(
         release.history,
         release.encoder,
@@ -65,20 +54,11 @@ async def open_serving(settings: Settings, release: Release, telemetry: Telemetr
         batch_wait_s=settings.batch_wait_ms / 1000,
         queue_users=settings.queue_users,
     )
-    release.encoder.embed(HistoryBatch.of([release.history.inline("", [])]))
-    # What is loaded by now stays; looking through it for garbage again would stop the event loop for 100s of ms.
-    gc.collect()
-    gc.freeze()
-    try:
-        async with embedder:
-            yield Serving(settings, release, cache, embedder, threads, telemetry)
-    finally:
-        threads.close()
-        await cache.close()
-        telemetry.close()
+    async with embedder:
+        yield Serving(settings, release, cache, embedder, threads, telemetry)
 
 
 def serving_of(request: Request) -> Serving:
-    """What the process that received this request has open."""
+    """What this request is answered from, all of it; the next one may get another release."""
     serving: Serving = request.scope["state"]["serving"]
     return serving
