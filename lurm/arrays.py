@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from lurm.errors import ArtifactCorrupt
+
+_SAFETENSORS = {"F32": "<f4", "I32": "<i4", "I64": "<i8"}
 
 
 class ArrayWriter:
@@ -59,3 +62,23 @@ def map_array(path: Path, dtype: np.dtype[Any], n_dims: int = 1) -> NDArray[Any]
     if array.dtype != dtype or array.ndim != n_dims:
         raise ArtifactCorrupt(f"{path} holds {array.dtype} in {array.ndim} dimensions, expected {dtype} in {n_dims}")
     return array
+
+
+def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of a safetensors file by name, memory-mapped and read-only; its own library would read them.
+
+    Raises:
+        ArtifactCorrupt: it cannot be mapped, or is not such a file.
+    """
+    try:
+        whole = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        first = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+        arrays = {}
+        for name, entry in orjson.loads(whole[8:first].tobytes()).items():
+            if name != "__metadata__":
+                start, stop = entry["data_offsets"]
+                dtype = np.dtype(_SAFETENSORS[entry["dtype"]])
+                arrays[name] = whole[first + start : first + stop].view(dtype).reshape(entry["shape"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactCorrupt(f"{path} cannot be mapped: {error!r}") from error
+    return arrays

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
+from lurm.arrays import map_tensors
 from lurm.artifacts import Artifact, open_artifact
 from lurm.bounds import AT_LEAST_ONE, SEED, Bound, check
 from lurm.cells import Cells
@@ -80,7 +81,7 @@ class InterestVocabulary:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         try:
-            arrays = load_file(artifact.path / "interests.safetensors")
+            arrays = map_tensors(artifact.path / "interests.safetensors")
             self.centroids_kd: NDArray[np.float32] = arrays["centroids_kd"]
             self.item_interest_n: NDArray[np.int32] = arrays["item_interest_n"]
             self.item_grain_n: NDArray[np.int32] = arrays["item_grain_n"]
@@ -99,7 +100,7 @@ class InterestVocabulary:
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> InterestVocabulary:
-        """Load a published vocabulary.
+        """Map a published vocabulary.
 
         Raises:
             ArtifactError: the folder is not an intact vocabulary.

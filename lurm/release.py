@@ -179,8 +179,29 @@ def current(root: Path) -> str | None:
     return _pointer(root)[0]
 
 
+def pointed_at(root: Path) -> object | None:
+    """Something that differs whenever ``current`` was written in between; None when there is none."""
+    try:
+        now = (root / "current").stat()
+    except OSError:
+        return None
+    return now.st_ino, now.st_mtime_ns
+
+
+def stamps(root: Path, release_id: str) -> object:
+    """Something that differs when a file of a release was written, replaced, added or removed in between.
+
+    Raises:
+        ArtifactMissing: this is no release id.
+    """
+    files = sorted(path for path in _folder(root, release_id).rglob("*") if path.is_file())
+    return [(str(path), now.st_ino, now.st_size, now.st_mtime_ns) for path in files for now in [path.stat()]]
+
+
 def activate(root: Path, release_id: str) -> None:
-    """Point ``current`` at a release; serving processes that start from now on open it.
+    """Point ``current`` at a release; serving processes go over to it, unless they were told which one to serve.
+
+    Activating the active release again has those try once more that could not open it.
 
     Raises:
         ArtifactMissing: there is no such release; the message names those there are.
@@ -189,7 +210,9 @@ def activate(root: Path, release_id: str) -> None:
         there = ", ".join(_ids(root)) or "none"
         raise ArtifactMissing(f"there is no release {release_id!r} in {root}; there are: {there}")
     was = current(root)
-    if was != release_id:
+    if was == release_id:
+        (root / "current").touch()
+    else:
         write_durably(root / "current", "".join(f"{id_}\n" for id_ in (release_id, was) if id_).encode())
 
 

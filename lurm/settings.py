@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address `lurm serve` listens on.")
     port: int = Field(8000, ge=0, le=65535, description="Port `lurm serve` listens on; 0 takes a free one.")
     workers: int = Field(1, ge=1, le=256, description="Server processes; they share the mapped release.")
-    release: str | None = Field(None, description="Release id to serve. Default: the current one.")
+    release: str | None = Field(
+        None, description="Release id to serve. Default: the current one, and the next when it moves."
+    )
 
     api_keys_file: Path | None = Field(
         None,

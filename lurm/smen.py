@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.activity import MOST_SPREADS, activity_features, activity_width, spread_of
+from lurm.arrays import map_array
 from lurm.artifacts import Artifact, open_artifact
 from lurm.boi import BagConfig, BagOfInterests, unit_rows
 from lurm.bounds import POSITIVE, Bound, check
@@ -42,6 +43,7 @@ from lurm.spectrum import directions, flattened, places, principal
 
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
+TABLE = "table.npy"  # what inference makes of the weights, so that processes can share it
 SHAPE = "smen.json"
 # Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
 # of another revision is refused instead of being served beside vectors it does not agree with.
@@ -139,6 +141,7 @@ class Smen(nn.Module):
         config: its shape, scales settled.
         n_columns: of the bags, H: interests or grains.
         n_behaviors: of the log.
+        w_he: (H, M·D) to begin with; None: at random.
     """
 
     known_until: Tensor
@@ -147,14 +150,14 @@ class Smen(nn.Module):
     activity_scale_a: Tensor
     activity_ax: Tensor
 
-    def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int) -> None:
+    def __init__(self, config: SmenConfig, n_columns: int, n_behaviors: int, w_he: Tensor | None = None) -> None:
         if not config.scales:
             raise ValueError("the scales are not settled; give some, or ask for_log")
         super().__init__()
         self.config, self.n_behaviors = config, n_behaviors
         m, d, n_scales = config.n_anchors, config.width, len(config.scales)
         n_windows, n_features = sum(s.n_windows for s in config.scales), activity_width(n_behaviors)
-        self.interests_he = nn.Embedding(n_columns, m * d, sparse=True)
+        self.interests_he = nn.Embedding(n_columns, m * d, sparse=True, _weight=w_he)
         self.anchors_me = nn.Parameter(torch.zeros(m, m * d))
         self.query_smd = nn.Parameter(torch.zeros(n_scales, m, d))
         self.position_wm = nn.Parameter(torch.zeros(n_windows, m))
@@ -325,12 +328,23 @@ class Smen(nn.Module):
         aimless = both.square().sum(1) < NO_LENGTH**2
         return F.normalize(torch.where(aimless[:, None], torch.ones_like(both), both), dim=-1, eps=1e-6)
 
-    def inference_weights(self) -> InferenceWeights:
-        """What ``inference`` needs to say what this network says; later training does not change it."""
+    def table(self) -> NDArray[np.float32]:
+        """(H, M·D) the anchored table of all columns, read-only; later training does not change it."""
+        with torch.no_grad():
+            table_he: NDArray[np.float32] = self.anchored(self.interests_he.weight).numpy()
+        table_he.setflags(write=False)  # as one that is mapped: loops are compiled for one kind of array
+        return table_he
+
+    def inference_weights(self, table_he: NDArray[np.float32] | None = None) -> InferenceWeights:
+        """What ``inference`` needs to say what this network says; later training does not change it.
+
+        Args:
+            table_he: of ``table``, where it is at hand.
+        """
         config = self.config
         with torch.no_grad():
             return InferenceWeights(
-                table_he=self.anchored(self.interests_he.weight).numpy(),
+                table_he=self.table() if table_he is None else table_he,
                 n_windows_s=np.array([scale.n_windows for scale in config.scales]),
                 query_smd=self.query_smd.detach().numpy().copy(),
                 position_wm=self.position_wm.detach().numpy().copy(),
@@ -367,15 +381,15 @@ class SmenEncoder:
 
     kind = "smen"
 
-    def __init__(self, network: Smen, boi: BagOfInterests) -> None:
+    def __init__(self, network: Smen, boi: BagOfInterests, table_he: NDArray[np.float32] | None = None) -> None:
         self.network = network.eval()
         self.dim = network.config.dim
         self._boi = boi
-        self._weights = network.inference_weights()
+        self._weights = network.inference_weights(table_he)
 
     @classmethod
     def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> SmenEncoder:
-        """Load a published encoder.
+        """Map a published encoder.
 
         Raises:
             ArtifactError: the folder is not an intact encoder, was trained with another vocabulary, or by a lurm whose
@@ -401,12 +415,18 @@ class SmenEncoder:
             )
         config = SmenConfig.from_json(shape["network"])
         boi = BagOfInterests(vocabulary, config.bag, tuple(shape["behaviors"]))
-        network = Smen(config, boi.width, len(shape["behaviors"]))
+        nothing_he = torch.empty(boi.width, config.n_anchors * config.width, device="meta")  # until W is mapped
+        network = Smen(config, boi.width, len(shape["behaviors"]), nothing_he)
         try:
-            network.load_state_dict(load_file(artifact.path / WEIGHTS))
+            network.load_state_dict(load_file(artifact.path / WEIGHTS), assign=True)
         except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path / WEIGHTS} does not fit its manifest: {error}") from error
-        return cls(network, boi)
+        if TABLE not in artifact.manifest.files:  # an older lurm wrote none
+            return cls(network, boi)
+        table_he = map_array(artifact.path / TABLE, np.dtype("<f4"), 2)
+        if table_he.shape != network.interests_he.weight.shape:
+            raise ArtifactCorrupt(f"{artifact.path / TABLE} does not fit {WEIGHTS}; rebuild it")
+        return cls(network, boi, np.asarray(table_he))
 
     def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
@@ -450,3 +470,4 @@ def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None
     shape = {"revision": REVISION, "network": network.config.to_json(), "behaviors": list(behaviors)}
     (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+    np.save(folder / TABLE, network.table(), allow_pickle=False)

@@ -2,7 +2,8 @@
 
 __main__     `lurm serve`, `lurm key` and `lurm embed`
 app          the ASGI application: routes, errors, documentation
-bootstrap    what one process opens and closes: release, cache, embedder, threads
+releases     follows the current release, swaps it in, lets the old one go
+bootstrap    what answers from one release: embedder, cache, threads
 admission    what every request passes: request id, body cap, deadline, metrics
 protocol     what every connection passes: a deadline and a cap for the head of a request
 direct       the fast way from a request to an endpoint, and the door before it

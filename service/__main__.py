@@ -38,10 +38,12 @@ def serve(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the current release over HTTP.
+    """Serve the current release over HTTP, and whichever takes its place.
 
-    Until SIGTERM or Ctrl-C; open requests are finished first, and a second one ends at once. With --json, one document
-    on stdout says the URL once it listens, which is how to find a free port taken with --port 0.
+    What `lurm build`, `lurm release activate` and `lurm release rollback` make current is served from then on, unless
+    --release names the one to serve. Until SIGTERM or Ctrl-C; open requests are finished first, and a second one ends
+    at once. With --json, one document on stdout says the URL once it listens, which is how to find a free port taken
+    with --port 0.
 
     \b
     Examples:

@@ -14,16 +14,15 @@ from pydantic.json_schema import models_json_schema
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
-from lurm.release import Release
 from lurm.settings import Settings
 from service import embeddings, events, operations, users
 from service.admission import Admission
 from service.answers import ProblemAnswer
-from service.bootstrap import open_serving
 from service.direct import Door, describe_keys
 from service.drain import Drain
 from service.keys import Keys, read_keys
 from service.problems import Malformed
+from service.releases import Source, open_releases
 from service.schemas import EmbeddingsRequest, EventsRequest, in_words
 from service.telemetry import Telemetry
 
@@ -33,12 +32,13 @@ Every error is `application/problem+json` in one shape; its `request_id` is also
 appear in errors, logs or metrics. Where the service asks for API keys, a key has scopes, and an operation needs one."""
 
 
-def create_app(settings: Settings, release: Release, *, shared_metrics: Path | None = None) -> ASGIApp:
+def create_app(settings: Settings, source: Source, release_id: str, *, shared_metrics: Path | None = None) -> ASGIApp:
     """The application of one server process.
 
     Args:
         settings: how to run.
-        release: what to serve.
+        source: the releases there are.
+        release_id: the one to begin with.
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
 
     Raises:
@@ -50,9 +50,9 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_serving(settings, release, telemetry) as serving:
+        async with open_releases(settings, source, release_id, telemetry) as releases:
             with drain.on_signals():
-                yield {"serving": serving, "drain": drain}
+                yield {"releases": releases, "drain": drain}
 
     api = create_api()
     api.router.lifespan_context = lifespan
@@ -60,10 +60,18 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = api
+        if scope["type"] != "http":
+            await door(scope, receive, send)
+            return
+        state = scope["state"]
+        turn = state["releases"].turn
+        turn.enter(state)
         try:
             await door(scope, receive, send)
         except RequestValidationError as error:
             raise Malformed(in_words(error.errors())) from None
+        finally:
+            turn.leave(state)
 
     return Admission(
         answer,

@@ -1,9 +1,8 @@
-"""What one server process opens, and closes again: release, cache, embedder, threads."""
+"""What answers from one release: its embedder, and the cache and threads it shares with other releases."""
 
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
@@ -11,7 +10,6 @@ from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache
 from lurm.histories import Histories
-from lurm.history import HistoryBatch
 from lurm.live.place import Live, open_live
 from lurm.release import Release
 from lurm.settings import Settings
@@ -38,6 +36,17 @@ class Serving:
     telemetry: Telemetry
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What outlives a release: what is cached says which one it comes from, what is live belongs to none."""
+
+    settings: Settings
+    live: Live
+    cache: EmbeddingCache
+    threads: Threads
+    telemetry: Telemetry
+
+
 def cache_for(settings: Settings) -> EmbeddingCache:
     """The cache that the settings ask for; nothing is connected yet, and a Redis that does not answer is no error.
 
@@ -50,14 +59,13 @@ def cache_for(settings: Settings) -> EmbeddingCache:
 
 
 @contextlib.asynccontextmanager
-async def open_serving(settings: Settings, release: Release, telemetry: Telemetry) -> AsyncIterator[Serving]:
-    """All of it, in the process and event loop that will use it.
+async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Shared]:
+    """What all releases share, in the process and event loop that will use it.
 
     Raises:
         SettingsError: LURM_REDIS_URL or LURM_LIVE_URL cannot be used.
         ArtifactError, Unavailable: as ``open_live``.
     """
-    telemetry.serving(release)
     async with contextlib.AsyncExitStack() as opened:
         opened.callback(telemetry.close)
         cache = cache_for(settings)
@@ -65,26 +73,29 @@ async def open_serving(settings: Settings, release: Release, telemetry: Telemetr
         threads = Threads(_THREADS, _OPEN)
         opened.callback(threads.close)
         live = await opened.enter_async_context(open_live(settings.live_folder, settings.live_url))
-        histories = Histories(release.history, live.events, live.ledger)
-        embedder = Embedder(
-            histories,
-            release.encoder,
-            release.space_id,
-            cache,
-            telemetry,
-            batch_users=settings.batch_users,
-            batch_wait_s=settings.batch_wait_ms / 1000,
-            queue_users=settings.queue_users,
-        )
-        release.encoder.embed(HistoryBatch.of([release.history.inline("", [])]))
-        # What is loaded by now stays; looking through it for garbage again would stop the event loop for 100s of ms.
-        gc.collect()
-        gc.freeze()
-        await opened.enter_async_context(embedder)
-        yield Serving(settings, release, histories, live, cache, embedder, threads, telemetry)
+        yield Shared(settings, live, cache, threads, telemetry)
+
+
+@contextlib.asynccontextmanager
+async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Serving]:
+    """What answers from one release; what it shares with others stays open."""
+    settings, live = shared.settings, shared.live
+    histories = Histories(release.history, live.events, live.ledger)
+    embedder = Embedder(
+        histories,
+        release.encoder,
+        release.space_id,
+        shared.cache,
+        shared.telemetry,
+        batch_users=settings.batch_users,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+        queue_users=settings.queue_users,
+    )
+    async with embedder:
+        yield Serving(settings, release, histories, live, shared.cache, embedder, shared.threads, shared.telemetry)
 
 
 def serving_of(request: Request) -> Serving:
-    """What the process that received this request has open."""
+    """What this request is answered from, all of it; the next one may get another release."""
     serving: Serving = request.scope["state"]["serving"]
     return serving

@@ -116,7 +116,8 @@ class Embedder:
         self._work.cancel()
         await asyncio.gather(self._work, *self._puts, return_exceptions=True)
         self._refuse([(one.asked, one.flight) for one in self._queue], "the server is stopping")
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)  # what it computes still, nobody waits for
+        self._work = None  # its last exception knows this embedder, which would keep the release in memory
 
     @property
     def works(self) -> bool:

@@ -28,6 +28,7 @@ from service.bootstrap import cache_for
 from service.drain import DRAIN_S, Workers
 from service.keys import read_keys
 from service.protocol import GuardedProtocol
+from service.releases import Source, vetting
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -47,7 +48,8 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
         SettingsError: LURM_REDIS_URL or the API keys cannot be used.
     """
     with _listen(settings.host, settings.port) as listener:
-        release = Release.open(settings.artifacts_dir, settings.release)
+        source = Source(settings.artifacts_dir)
+        release = source.open(settings.release)
         cache_for(settings)  # what is wrong with it is said here, not by every worker
         n_keys = len(read_keys(settings))
         local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
@@ -61,21 +63,25 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
                 "make keys with `lurm key` and name their file in LURM_API_KEYS_FILE"
             )
         _announce(listener, release, as_json=as_json)
+        release_id = release.release_id
+        del release  # whoever serves opens it again, and can let it go for another
         if settings.workers == 1:
-            _run_here(settings, listener, release)
+            _run_here(settings, listener, source, release_id)
         else:
-            # Its bytes are known to be right. Every worker maps this one for itself, whenever it is started.
-            _run_workers(settings.model_copy(update={"release": release.release_id}), listener)
+            _run_workers(settings, listener, source, release_id)
 
 
-def _run_here(settings: Settings, listener: socket.socket, release: Release) -> None:
-    server = Server(Config(create_app(settings, release), **_options(settings)))
+def _run_here(settings: Settings, listener: socket.socket, source: Source, release_id: str) -> None:
+    server = Server(Config(create_app(settings, source, release_id), **_options(settings)))
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has drained
         server.run(sockets=[listener])
 
 
-def _run_workers(settings: Settings, listener: socket.socket) -> None:
-    with tempfile.TemporaryDirectory(prefix="lurm-metrics-") as folder:
+def _run_workers(settings: Settings, listener: socket.socket, source: Source, release_id: str) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="lurm-workers-") as folder,
+        vetting(source, release_id, Path(folder), pinned=settings.release is not None),
+    ):
         # prometheus_client asks the environment, when it is imported, where the workers share their metrics.
         environment = Path(folder) / "environment"
         environment.write_text(f"PROMETHEUS_MULTIPROC_DIR={folder}\n")
@@ -85,9 +91,9 @@ def _run_workers(settings: Settings, listener: socket.socket) -> None:
         Workers(config, sockets=[listener]).run()
 
 
-def _worker_app(settings: Settings, shared_metrics: Path) -> Any:
-    release = Release.open(settings.artifacts_dir, settings.release, verify=False)
-    return create_app(settings, release, shared_metrics=shared_metrics)
+def _worker_app(settings: Settings, shared: Path) -> Any:
+    source = Source(settings.artifacts_dir, sound=shared)
+    return create_app(settings, source, source.wanted() or "", shared_metrics=shared)
 
 
 def _options(settings: Settings) -> dict[str, Any]:

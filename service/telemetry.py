@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from prometheus_client import (
@@ -14,7 +14,9 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 import lurm
 from lurm.cache import CachedEmbedding, Miss
@@ -22,6 +24,7 @@ from lurm.live import Status
 from lurm.release import Release
 
 NO_ROUTE = "(none)"
+_RELEASE = "lurm_release_info"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, which says when it began
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -82,7 +85,7 @@ class Telemetry:
             registry=registry,
         )
         self._release = Gauge(
-            "lurm_release_info",
+            _RELEASE,
             "1 for the release being served.",
             ["release_id", "space_id", "version"],
             multiprocess_mode="livemax",
@@ -98,6 +101,15 @@ class Telemetry:
             "lurm_live_events", "Events that were sent, by what became of them.", ["status"], registry=registry
         )
         self._erasures = Counter("lurm_erasures", "Users erased.", registry=registry)
+        self._swaps = Counter(
+            "lurm_release_swaps", "Releases that took the place of another, in each worker.", registry=registry
+        )
+        self._swap_failures = Counter(
+            "lurm_release_swap_failures",
+            "Releases pointed at that could not be served, in each worker; the old one went on.",
+            registry=registry,
+        )
+        self._served: Gauge | None = None
         self._outcomes = {outcome: self._lookups.labels(outcome) for outcome in ("hit", *Miss)}
         self._routes: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
@@ -142,20 +154,57 @@ class Telemetry:
         self._queue_users.set(n_users)
 
     def serving(self, release: Release) -> None:
-        """Note which release answers."""
-        self._release.labels(release.release_id, release.space_id, lurm.__version__).set(1)
+        """Note which release answers from now on."""
+        if self._served is not None:
+            self._served.set(0)  # processes that share their metrics cannot take a label back; see exposition
+        self._served = self._release.labels(release.release_id, release.space_id, lurm.__version__)
+        self._served.set(1)
         self._release_users.set(len(release.history))
         self._release_events.set(release.history.n_events)
 
+    def swapped(self) -> None:
+        """Count a release that took another's place."""
+        self._swaps.inc()
+
+    def swap_failed(self, n: int = 1) -> None:
+        """Count releases that could not."""
+        self._swap_failures.inc(n)
+
     def exposition(self) -> bytes:
         """All metrics of all processes, as Prometheus reads them."""
-        if self._shared is None:
-            return generate_latest(self._registry)
-        everyone = CollectorRegistry()
-        MultiProcessCollector(everyone, str(self._shared))  # type: ignore[no-untyped-call]
-        return generate_latest(everyone)
+        everyone: Collector = self._registry
+        if self._shared is not None:
+            _forget_the_dead(self._shared)
+            everyone = MultiProcessCollector(None, str(self._shared))  # type: ignore[no-untyped-call]
+        return generate_latest(_Current(everyone))
 
     def close(self) -> None:
         """Take this process's gauges out of the sum; what it counted stays."""
         if self._shared is not None:
             mark_process_dead(os.getpid(), str(self._shared))  # type: ignore[no-untyped-call]
+
+
+class _Current:
+    """The metrics of a collector, without releases that are served no more."""
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterator[Metric]:
+        """One metric after another."""
+        for metric in self._collector.collect():
+            if metric.name == _RELEASE:
+                metric.samples = [sample for sample in metric.samples if sample.value]
+            yield metric
+
+
+def _forget_the_dead(shared: Path) -> None:
+    """Take out the gauges of processes that were killed: they would name their release for ever."""
+    for file in shared.glob("gauge_live*_*.db"):
+        pid = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
+        except PermissionError:
+            continue  # alive, though not one of ours any longer

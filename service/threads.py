@@ -44,10 +44,10 @@ class Threads:
         """
         if self._n_open >= self._max_open:
             raise Overloaded(f"{self._n_open} requests wait for a thread; try again shortly")
+        loop = asyncio.get_running_loop()
         self._n_open += 1
         running = self._pool.submit(call)
         running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._closed))
-        loop = asyncio.get_running_loop()
         return await asyncio.wrap_future(running)
 
     def close(self) -> None:

@@ -4,6 +4,7 @@
     batch         POST /v1/embeddings of 100 of them                               application, under the same uvicorn
     miss          GET /embed/{id} with the cache off         naive                 FastAPI, the vectors in Redis
                                                              bulk                  the encoder alone, in one thread
+    ingest        POST /v1/events of 100 new events each     alone                 SQLite, 100 rows synced after another
 
 Requests per second are those of connections that ask again as soon as they are answered. Latencies are those of
 clients who come by themselves, at half that rate; waiting for a free connection counts. ``_server_cpu`` and
@@ -14,7 +15,6 @@ the limit. ``_server_us`` is the processor time of one request, which other work
 from __future__ import annotations
 
 import base64
-import http.client
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -31,10 +31,11 @@ from numpy.typing import NDArray
 from lurm.errors import LurmError
 from lurm.release import Release
 from lurm.settings import one_thread_per_child
+from training.bench import arriving
 from training.bench.load import Load, arrivals, drive, get, give_way, post
 from training.bench.made import LogSize
 from training.bench.race import Figures, Timing, Track
-from training.bench.served import Server, lurm, peer, redis, release_of
+from training.bench.served import Server, answer, lurm, peer, redis, release_of
 
 CONNECTIONS = 64
 BATCH_IDS = 100
@@ -70,7 +71,7 @@ class Contender:
 
 
 def bench(track: Track, scale: str) -> Figures:
-    """Ratios binary_vs_raw_asgi, json_vs_raw_asgi, p99_vs_raw_asgi, batch_vs_single, miss_vs_bulk; with Redis vs_naive.
+    """Ratios {binary, json, p99}_vs_raw_asgi, batch_vs_single, miss_vs_bulk, ingest_vs_alone; with Redis vs_naive.
 
     Raises:
         LurmError: an answer is not what it should be.
@@ -89,6 +90,11 @@ def bench(track: Track, scale: str) -> Figures:
             bulk = [alone.submit(embedded_alone, root).result() for _ in range(track.rounds)]
         timings["bulk"] = Timing(bulk, len(ids))
         speed = {name: timing.n_rows / timing.best for name, timing in timings.items()}
+        fresh = stack.enter_context(lurm(track.folder / "fresh", root, live_dir=track.folder / "live"))
+        drive_fresh = partial(_driven_at, generator, fresh)
+        arrived, told = arriving.race(fresh, drive_fresh, release, track.folder, scale, track.rounds)
+        facts |= told | arriving.read_your_write(fresh, release, scale)
+        timings |= arrived
         for name in ("json", "raw_json"):
             facts |= _latencies(name, contenders[name], load, speed[name] / 2, track.rounds, turn_s)
     ratios = {
@@ -97,6 +103,7 @@ def bench(track: Track, scale: str) -> Figures:
         "p99_vs_raw_asgi": facts["raw_json_p99_ms"] / facts["json_p99_ms"],
         "batch_vs_single": speed["batch"] / speed["json"],
         "miss_vs_bulk": speed["miss"] / speed["bulk"],
+        "ingest_vs_alone": timings["alone"].best / timings["ingest"].best,
     }
     if "naive" in speed:
         ratios["vs_naive"] = speed["json"] / speed["naive"]
@@ -137,6 +144,11 @@ def _driven(generator: ProcessPoolExecutor, asked: Contender, n: int, due_n: NDA
         due_n=due_n,
     )
     return made.result()
+
+
+def _driven_at(generator: ProcessPoolExecutor, server: Server, requests: Sequence[bytes], connections: int) -> Load:
+    """The load of each request once, made by another process."""
+    return generator.submit(drive, server.port, requests, len(requests), connections=connections).result()
 
 
 def _contenders(
@@ -247,24 +259,6 @@ def agree(name: str, answered: Sequence[object], known_ue: NDArray[np.float32]) 
     answered_ue = np.array(answered, np.float32)
     if answered_ue.shape != known_ue.shape or not np.allclose(answered_ue, known_ue, rtol=0, atol=_TOLERANCE):
         raise LurmError(f"serve: {name} answers other embeddings than were published. No ratio is told")
-
-
-def answer(server: Server, path: str, accept: str = JSON, body: bytes | None = None) -> bytes:
-    """The body of one answer.
-
-    Raises:
-        LurmError: its status is not 200.
-    """
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    try:
-        connection.request("GET" if body is None else "POST", path, body, {"Accept": accept})
-        answered = connection.getresponse()
-        content = answered.read()
-    finally:
-        connection.close()
-    if answered.status != 200:
-        raise LurmError(f"serve: an answer has status {answered.status}, expected 200. No ratio is told")
-    return content
 
 
 def _batch(ids: Sequence[str]) -> bytes:

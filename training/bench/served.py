@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -151,3 +152,36 @@ def _running(room: Path, command: list[str], environment: Mapping[str, str]) -> 
                 process.wait(_STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+@contextmanager
+def asking(server: Server) -> Iterator[Callable[..., bytes]]:
+    """``ask(path, accept, body)``: the body of an answer, over one connection that stays open.
+
+    Raises:
+        LurmError: an answer's status is not 200.
+    """
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+
+    def ask(path: str, accept: str = "application/json", body: bytes | None = None) -> bytes:
+        connection.request("GET" if body is None else "POST", path, body, {"Accept": accept})
+        answered = connection.getresponse()
+        content = answered.read()
+        if answered.status != 200:
+            raise LurmError(f"serve: an answer has status {answered.status}, expected 200. No ratio is told")
+        return content
+
+    try:
+        yield ask
+    finally:
+        connection.close()
+
+
+def answer(server: Server, path: str, accept: str = "application/json", body: bytes | None = None) -> bytes:
+    """The body of one answer.
+
+    Raises:
+        LurmError: its status is not 200.
+    """
+    with asking(server) as ask:
+        return ask(path, accept, body)

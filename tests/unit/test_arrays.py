@@ -1,0 +1,44 @@
+"""Arrays that are mapped instead of read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lurm.arrays import map_tensors
+from lurm.errors import ArtifactCorrupt
+
+
+def test_tensors_are_mapped_as_they_were_written(tmp_path: Path, rng: np.random.Generator) -> None:
+    arrays = {
+        "weights_hd": rng.standard_normal((7, 3)).astype(np.float32),
+        "rows_n": rng.integers(0, 9, 5).astype(np.int32),
+        "counts_n": rng.integers(0, 9, 4),
+        "nobody": np.empty((0, 3), np.float32),
+    }
+    save_file(arrays, tmp_path / "a.safetensors", metadata={"made": "here"})
+    mapped = map_tensors(tmp_path / "a.safetensors")
+    assert mapped.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert (mapped[name].dtype, mapped[name].shape) == (array.dtype, array.shape)
+        assert np.array_equal(mapped[name], array)
+        assert not mapped[name].flags.writeable
+        assert mapped[name].flags.aligned
+    assert str(tmp_path / "a.safetensors") in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 64, b"\x02" + b"\0" * 7 + b"[]", b"\x02" + b"\0" * 7])
+def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ArtifactCorrupt, match=r"a\.safetensors cannot be mapped"):
+        map_tensors(tmp_path / "a.safetensors")
+
+
+def test_tensors_that_are_cut_short_are_refused(tmp_path: Path) -> None:
+    save_file({"a": np.arange(100, dtype=np.float32)}, tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
+    with pytest.raises(ArtifactCorrupt, match="cannot be mapped"):
+        map_tensors(tmp_path / "a.safetensors")
