@@ -66,7 +66,7 @@ def test_the_image_serves_as_nobody_in_particular(dockerfile: list[tuple[str, st
     health = next(words for name, words in dockerfile if name == "HEALTHCHECK")
     assert "/health/ready" in health
     assert ("EXPOSE", "8000") in dockerfile
-    assert ("VOLUME", "/artifacts") in dockerfile
+    assert ("VOLUME", "/artifacts /live") in dockerfile
 
 
 def test_every_variable_is_a_setting(dockerfile: list[tuple[str, str]], compose: dict[str, Any]) -> None:
