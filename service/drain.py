@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from uvicorn.supervisors import Multiprocess
 
 # Balancers and orchestrators ask every second or few, and take a moment to tell each other.
 DRAIN_S = 5.0
+_LOOKS_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _log = logging.getLogger(__name__)
 
@@ -60,11 +62,23 @@ class Drain:
 
         for number in _SIGNALS:
             signal.signal(number, on_signal)
+        orphan = loop.create_task(_when_orphaned()) if self._has_parent else None
         try:
             yield
         finally:
+            if orphan is not None:
+                orphan.cancel()
             for number in _SIGNALS:
                 signal.signal(number, handlers[number])
+
+
+async def _when_orphaned() -> None:
+    """End this process once its parent is gone, however it went; nobody else would."""
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
+        await asyncio.sleep(_LOOKS_S)
+    _log.error("the parent process is gone; this worker ends, too")
+    signal.raise_signal(signal.SIGTERM)
 
 
 class Workers(Multiprocess):

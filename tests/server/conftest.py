@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -88,7 +90,12 @@ def running_server(root: Path, **variables: object) -> Iterator[RunningServer]:
     environment = environment_of(**variables)
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(root), "--port", "0"]
     with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
     ) as process:
         server = RunningServer(process)
         ready = threading.Event()
@@ -100,7 +107,8 @@ def running_server(root: Path, **variables: object) -> Iterator[RunningServer]:
                 assert client.get("/health/ready").json() == {"status": "ready"}
             yield server
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):  # workers, if any, are in its session
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _listen(server: RunningServer, ready: threading.Event) -> None:

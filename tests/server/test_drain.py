@@ -153,3 +153,17 @@ def test_an_open_service_that_others_can_reach_warns_and_drains(start_server: St
     assert "no API keys are configured" in warned
     server.process.send_signal(signal.SIGTERM)
     until(lambda: any("draining for 5 s" in line for line in server.log), "the drain does not begin")
+
+
+def test_workers_do_not_outlive_their_parent(start_server: StartServer) -> None:
+    server = start_server(workers=2)
+    server.process.kill()
+    assert server.process.wait(30) == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(server.address, timeout=5).close()
+        except ConnectionRefusedError:
+            return  # nobody listens any more
+        time.sleep(0.2)
+    pytest.fail("the workers live on")
