@@ -309,6 +309,47 @@ class RedisCache:
         return replies
 
 
+class TwoLevelCache:
+    """A small cache of this process before one that is shared: what was found there need not be fetched again.
+
+    The near one is compared like the far one, so it may hold what the far one has lost or replaced, and nobody is told.
+
+    Args:
+        near: asked first; given everything the far one had.
+        far: asked for the rest; given everything that was computed.
+    """
+
+    def __init__(self, near: MemoryCache, far: EmbeddingCache) -> None:
+        self._near, self._far = near, far
+        self.kind = far.kind
+
+    async def get_many(self, wanted: Sequence[Provenance]) -> list[CachedEmbedding | Miss]:
+        """As ``EmbeddingCache``."""
+        found = await self._near.get_many(wanted)
+        missed = [at for at, one in enumerate(found) if isinstance(one, Miss)]
+        if missed:
+            fetched = await self._far.get_many([wanted[at] for at in missed])
+            for at, one in zip(missed, fetched, strict=True):
+                found[at] = one
+            come = zip(missed, fetched, strict=True)
+            await self._near.put_many([(wanted[at], one) for at, one in come if isinstance(one, CachedEmbedding)])
+        return found
+
+    async def put_many(self, entries: Sequence[tuple[Provenance, CachedEmbedding]]) -> int:
+        """As ``EmbeddingCache``; what the near one refuses is not counted."""
+        await self._near.put_many(entries)
+        return await self._far.put_many(entries)
+
+    def at_hand(self, wanted: Provenance) -> CachedEmbedding | None:
+        """As ``EmbeddingCache``."""
+        return self._near.at_hand(wanted)
+
+    async def close(self) -> None:
+        """As ``EmbeddingCache``."""
+        await self._near.close()
+        await self._far.close()
+
+
 @dataclass(frozen=True, slots=True)
 class _Lookup:
     wanted: Sequence[Provenance]

@@ -96,6 +96,12 @@ class Settings(BaseSettings):
         ge=0,
         description="Bound of the in-memory cache, in bytes; 256M is understood. 0 turns it off.",
     )
+    near_cache_bytes: int = Field(
+        16 * 2**20,
+        ge=0,
+        description="Bound of what a process keeps at hand of the Redis cache, in bytes; 16M is understood. 0 turns it "
+        "off. As every cached value it is compared before it is used.",
+    )
     cache_ttl_s: int = Field(86_400, ge=1, description="Lifetime of a cached embedding in Redis, in seconds.")
 
     batch_users: int = Field(64, ge=1, le=4096, description="Most users one encoder call embeds.")
@@ -127,7 +133,7 @@ class Settings(BaseSettings):
         """Where live events and the ledger of erasures are."""
         return self.live_dir or self.artifacts_dir / "live"
 
-    @field_validator("memory_limit_bytes", "cache_bytes", "body_bytes", mode="before")
+    @field_validator("memory_limit_bytes", "cache_bytes", "near_cache_bytes", "body_bytes", mode="before")
     @classmethod
     def _bytes(cls, value: object) -> object:
         if isinstance(value, str):

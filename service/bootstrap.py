@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from lurm.cache import EmbeddingCache, MemoryCache, RedisCache
+from lurm.cache import EmbeddingCache, MemoryCache, RedisCache, TwoLevelCache
 from lurm.histories import Histories
 from lurm.live.place import Live, open_live
 from lurm.release import Release
@@ -55,7 +55,8 @@ def cache_for(settings: Settings) -> EmbeddingCache:
     """
     if settings.redis_url is None:
         return MemoryCache(settings.cache_bytes)
-    return RedisCache(settings.redis_url, timeout_ms=settings.redis_timeout_ms, ttl_s=settings.cache_ttl_s)
+    shared = RedisCache(settings.redis_url, timeout_ms=settings.redis_timeout_ms, ttl_s=settings.cache_ttl_s)
+    return TwoLevelCache(MemoryCache(settings.near_cache_bytes), shared) if settings.near_cache_bytes else shared
 
 
 @contextlib.asynccontextmanager

@@ -19,13 +19,15 @@ from lurm.cache import (
     MemoryCache,
     Miss,
     Provenance,
+    RedisCache,
+    TwoLevelCache,
     decode,
     encode,
 )
 from tests.conformance.caches import MakeCache, embedding, provenance, redis_cache, same, using
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "both"])
 def make(request: pytest.FixtureRequest) -> MakeCache:
     """Opens the cache under test, always empty."""
     if request.param == "memory":
@@ -35,7 +37,8 @@ def make(request: pytest.FixtureRequest) -> MakeCache:
     def fresh() -> EmbeddingCache:
         with redis.Redis.from_url(server.url) as client:
             client.flushall()
-        return redis_cache(server.url)
+        far = redis_cache(server.url)
+        return TwoLevelCache(MemoryCache(2**24), far) if request.param == "both" else far
 
     return fresh
 
@@ -49,7 +52,7 @@ def test_what_was_put_comes_back_bit_for_bit(make: MakeCache) -> None:
         (found,) = await cache.get_many([provenance()])
         assert same(found, embedding())
         at_hand = cache.at_hand(provenance())
-        assert same(at_hand, embedding()) if cache.kind == "memory" else at_hand is None
+        assert at_hand is None if isinstance(cache, RedisCache) else same(at_hand, embedding())
 
     using(make, body)
 
@@ -226,3 +229,25 @@ def test_a_memory_cache_of_no_bytes_keeps_nothing_and_says_so() -> None:
         assert await cache.get_many([provenance()]) == [Miss.ABSENT]
 
     using(lambda: MemoryCache(0), body)
+
+
+# -- two levels ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_at_hand_outlives_the_far_cache_and_is_compared_all_the_same() -> None:
+    async def body() -> None:
+        near, far = MemoryCache(2**24), MemoryCache(2**24)
+        both = TwoLevelCache(near, far)
+        await far.put_many([(provenance(), embedding())])
+        assert both.at_hand(provenance()) is None
+        (fetched,) = await both.get_many([provenance()])
+        await far.close()
+        assert same(fetched, embedding())
+        assert same(both.at_hand(provenance()), embedding())
+        assert both.at_hand(provenance(seq=4)) is None
+        assert both.at_hand(provenance(space_id="other")) is None
+        (again, other) = await both.get_many([provenance(), provenance("u2")])
+        assert same(again, embedding())
+        assert other is Miss.ABSENT
+
+    asyncio.run(body())

@@ -118,7 +118,7 @@ def test_redis_killed_paused_or_poisoned_costs_time_and_never_an_answer(
     start_server: StartServer, start_redis: StartRedis, release: Release
 ) -> None:
     cache = start_redis()
-    server = start_server(redis_url=cache.url, redis_timeout_ms=50)
+    server = start_server(redis_url=cache.url, redis_timeout_ms=50, near_cache_bytes=0)
     ids = [release.history.users[at] for at in range(30)]
     expected = truths(release)
 

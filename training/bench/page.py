@@ -32,6 +32,7 @@ WANTED: Mapping[str, Mapping[str, float]] = {
         "batch_vs_single": 10,
         "miss_vs_bulk": 0.6,
         "vs_naive": 3.5,
+        "one_vs_four_workers": 1 / 1.3,
     },
 }
 _USERS = 10**9

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from lurm.errors import LurmError
 from lurm.release import Release
 from lurm.settings import one_thread_per_child
-from training.bench import arriving
+from training.bench import arriving, sharing
 from training.bench.load import Load, arrivals, drive, get, give_way, post
 from training.bench.made import LogSize
 from training.bench.race import Figures, Timing, Track
@@ -71,7 +71,8 @@ class Contender:
 
 
 def bench(track: Track, scale: str) -> Figures:
-    """Ratios {binary, json, p99}_vs_raw_asgi, batch_vs_single, miss_vs_bulk, ingest_vs_alone; with Redis vs_naive.
+    """Ratios {binary, json, p99}_vs_raw_asgi, batch_vs_single, miss_vs_bulk, ingest_vs_alone; with Redis vs_naive, on
+    Linux one_vs_four_workers.
 
     Raises:
         LurmError: an answer is not what it should be.
@@ -95,6 +96,8 @@ def bench(track: Track, scale: str) -> Figures:
         arrived, told = arriving.race(fresh, drive_fresh, release, track.folder, scale, track.rounds)
         facts |= told | arriving.read_your_write(fresh, release, scale)
         timings |= arrived
+        shared, told = sharing.one_vs_four(track.folder, root, partial(_driven_at, generator), track.threads)
+        facts |= told
         for name in ("json", "raw_json"):
             facts |= _latencies(name, contenders[name], load, speed[name] / 2, track.rounds, turn_s)
     ratios = {
@@ -105,6 +108,7 @@ def bench(track: Track, scale: str) -> Figures:
         "miss_vs_bulk": speed["miss"] / speed["bulk"],
         "ingest_vs_alone": timings["alone"].best / timings["ingest"].best,
     }
+    ratios |= shared
     if "naive" in speed:
         ratios["vs_naive"] = speed["json"] / speed["naive"]
     sizes = {
