@@ -104,6 +104,12 @@ class Settings(BaseSettings):
     )
     cache_ttl_s: int = Field(86_400, ge=1, description="Lifetime of a cached embedding in Redis, in seconds.")
 
+    audience_seeds: int = Field(
+        100,
+        ge=1,
+        description="Fewest seeds of a lookalike audience, and fewest people who share a reason that is told.",
+    )
+
     batch_users: int = Field(64, ge=1, le=4096, description="Most users one encoder call embeds.")
     batch_wait_ms: float = Field(
         1.0, ge=0, le=1000, description="Longest a request waits for others to share a batch, in ms."

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
 from lurm.settings import Settings
-from service import embeddings, events, operations, users
+from service import audiences, embeddings, events, operations, users
 from service.admission import Admission
 from service.answers import ProblemAnswer
 from service.direct import Door, describe_keys
@@ -23,7 +23,7 @@ from service.drain import Drain
 from service.keys import Keys, read_keys
 from service.problems import Malformed
 from service.releases import Source, open_releases
-from service.schemas import EmbeddingsRequest, EventsRequest, in_words
+from service.schemas import EmbeddingsRequest, EventsRequest, LookalikesRequest, in_words
 from service.telemetry import Telemetry
 
 _DESCRIPTION = """User embeddings from full-life event histories.
@@ -93,7 +93,7 @@ def create_api() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (embeddings, events, users, operations):
+    for module in (embeddings, events, users, audiences, operations):
         # Their own routes, not the routers: an included router is matched anew, twice, for every request.
         api.router.routes.extend(module.router.routes)
     operations.add_docs(api)
@@ -112,8 +112,9 @@ def create_api() -> FastAPI:
 
 def _complete(schema: dict[str, Any]) -> None:
     """Add the models that direct endpoints name, and take out FastAPI's own error, which is never sent."""
+    requests = (EmbeddingsRequest, EventsRequest, LookalikesRequest)
     _, models = models_json_schema(
-        [(EmbeddingsRequest, "validation"), (EventsRequest, "validation"), (ProblemAnswer, "serialization")],
+        [*((model, "validation") for model in requests), (ProblemAnswer, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
     components = schema["components"]["schemas"]

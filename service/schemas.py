@@ -38,6 +38,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
 EVENTS_AT_MOST = 1000
 """Of one POST /v1/events."""
+SEEDS_AT_MOST = 100_000
+"""Of one POST /v1/lookalikes."""
 _ERRORS_TOLD = 3
 
 
@@ -191,7 +193,60 @@ class EventsRequest(_Request):
     events: SkipValidation[list[UserEvent]] = Field(min_length=1, max_length=EVENTS_AT_MOST)
 
 
-_MODELS = (EmbeddingsRequest, EventsRequest, InlineHistory, UserEvent)
+class WeightedSeed(_Request):
+    """A seed that counts more or less than others."""
+
+    user_id: Id
+    weight: float = Field(1.0, ge=0, le=1e6)
+
+
+class AudienceSize(_Request):
+    """How large an audience is to be: exactly one of these."""
+
+    percent: float | None = Field(None, gt=0, le=100, description="Of all users who may be in it.")
+    count: int | None = Field(None, ge=1)
+    probability: float | None = Field(None, gt=0, le=1, description="All who are at least so probable.")
+
+
+class ActedFilter(_Request):
+    """Only users who acted in an interest."""
+
+    interest: int = Field(ge=0)
+    since: Moment = 0
+
+
+class LookalikesRequest(_Request):
+    """An audience of users like some users."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"seeds": ["u0000042", "u0000007"], "size": {"percent": 1}, "limit": 100}]}
+    )
+
+    seeds: list[Id | WeightedSeed] = Field(min_length=1, max_length=SEEDS_AT_MOST)
+    size: AudienceSize = AudienceSize(percent=1.0, count=None, probability=None)
+    negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
+    exclude: list[Id] = Field(
+        default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
+    )
+    include_seeds: bool = False
+    acted: ActedFilter | None = None
+    expected: float | None = Field(
+        None, gt=0, le=1e12, description="How many more of the seeds' kind there are; default: as many as seeds."
+    )
+    groups: int | None = Field(None, ge=1, le=8, description="Of seeds; default: as the data say.")
+    limit: int = Field(1000, ge=0, le=100_000, description="At most so many users are listed.")
+
+
+_MODELS = (
+    EmbeddingsRequest,
+    EventsRequest,
+    InlineHistory,
+    UserEvent,
+    LookalikesRequest,
+    AudienceSize,
+    ActedFilter,
+    WeightedSeed,
+)
 _FIELDS = {name for model in _MODELS for name in model.model_fields} | {"k"}
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
@@ -254,6 +309,15 @@ def parse_events(body: bytes) -> list[object]:
     if not 0 < len(given) <= EVENTS_AT_MOST:
         raise Malformed(f"events has {len(given)} entries, expected 1 to {EVENTS_AT_MOST}")
     return given
+
+
+def parse_lookalikes(body: bytes) -> LookalikesRequest:
+    """A request for an audience.
+
+    Raises:
+        Malformed: not JSON, or not such a request.
+    """
+    return _validated(LookalikesRequest, _parsed(body))
 
 
 def event_or_problem(document: object) -> Event | Malformed:
