@@ -99,7 +99,6 @@ class Audience:
         rows: (N,) int64 user rows.
         percentile: (N,) float32, part of the base that is less like the seeds, 0 to 100.
         probability: (N,) float32, see ``Lookalike.probability``.
-        cosine: (N,) float32 to the middle of the nearest group of seeds.
         n_eligible: how many it was chosen from.
         reach: sizes against quality, smallest first.
         health: of the seeds.
@@ -108,7 +107,6 @@ class Audience:
     rows: NDArray[np.int64]
     percentile: NDArray[np.float32]
     probability: NDArray[np.float32]
-    cosine: NDArray[np.float32]
     n_eligible: int
     reach: list[Reach]
     health: Health
@@ -165,14 +163,24 @@ class Lookalike:
         self._others_n = (sample_ne[~is_seed_n] @ directions_ke.T).max(1)
         self._middles_ke = self._middles(seeds_se, weights, directions_ke)
 
+    @property
+    def directions_ke(self) -> NDArray[np.float32]:
+        """(K, E) what vectors are multiplied with; the largest product, less what everybody has of it, is the score."""
+        return self._directions_ke
+
     def scores(self, reporter: Callable[[int], None] | None = None) -> NDArray[np.float32]:
         """(U,) how much each user is like the seeds; exact, block by block over the mapped vectors."""
-        scores_u = np.empty(len(self._vectors_ue), np.float32)
+        vectors_ue = self._vectors_ue.view(np.ndarray)
+        scores_u = np.empty(len(vectors_ue), np.float32)
         for start in range(0, len(scores_u), BLOCK):
-            block_ne = self._vectors_ue[start : start + BLOCK]
-            likeness_nk = block_ne @ self._directions_ke.T
-            likeness_nk -= self._offsets_k
-            scores_u[start : start + BLOCK] = likeness_nk.max(1)
+            block_ne, some_n = vectors_ue[start : start + BLOCK], scores_u[start : start + BLOCK]
+            if len(self._directions_ke) == 1:
+                np.dot(block_ne, self._directions_ke[0], out=some_n)
+                some_n -= self._offsets_k[0]
+            else:
+                likeness_kn = self._directions_ke @ block_ne.T
+                likeness_kn -= self._offsets_k[:, None]
+                likeness_kn.max(0, out=some_n)
             if reporter is not None:
                 reporter(len(block_ne))
         return scores_u
@@ -302,27 +310,33 @@ def cut(
         shares_g: (G,) the part each group is to have; groups that have too few leave their part to nobody.
     """
     rows = np.flatnonzero(eligible_u)
-    probable = lookalike.probability(scores_u[rows], n_expected)
+    scores_n = scores_u[rows]
     if size.probability is not None:
-        n = int((probable >= size.probability).sum())
+        n = int((lookalike.probability(scores_n, n_expected) >= size.probability).sum())
     else:
         n = size.count if size.count is not None else round(len(rows) * float(size.percent or 0) / 100)
     n = min(n, len(rows))
     if groups_u is None or shares_g is None:
-        chosen = _most(scores_u[rows], n)
+        chosen = _most(scores_n, n)
     else:
-        chosen = _balanced(scores_u[rows], groups_u[rows], shares_g, n)
-    ordered = np.sort(scores_u)
-    below = np.searchsorted(ordered, scores_u[rows[chosen]], "left") / len(ordered)
+        chosen = _balanced(scores_n, groups_u[rows], shares_g, n)
     return Audience(
         rows=rows[chosen],
-        percentile=(100 * below).astype(np.float32),
-        probability=probable[chosen],
-        cosine=lookalike.cosine(rows[chosen]),
+        percentile=_percentile(scores_n[chosen], scores_u),
+        probability=lookalike.probability(scores_n[chosen], n_expected),
         n_eligible=len(rows),
         reach=lookalike.reach(),
         health=health,
     )
+
+
+def _percentile(scores_n: NDArray[np.float32], scores_u: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) how many in a hundred of everybody have a lower score than each of these."""
+    if not len(scores_n):
+        return np.empty(0, np.float32)
+    top = np.sort(scores_u[scores_u >= scores_n.min()])
+    below = len(scores_u) - len(top) + np.searchsorted(top, scores_n, "left")
+    return (100 * below / len(scores_u)).astype(np.float32)
 
 
 def _balanced(
