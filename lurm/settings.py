@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         "Past it: 429. A rate in the key's own line goes before. Default: no limit.",
     )
 
+    otel_endpoint: str | None = Field(
+        None,
+        description="Collector of OpenTelemetry (OTLP over HTTP) that is told of every request, e.g. "
+        "http://collector:4318; needs lurm[otel]. Default: no tracing.",
+    )
+
     redis_url: str | None = Field(
         None, description="Redis used as embedding cache, e.g. redis://host:6379/0. Default: in-memory cache."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -26,6 +27,7 @@ from service.keys import Keys, read_keys
 from service.problems import Malformed
 from service.schemas import EmbeddingsRequest, EventsRequest, in_words
 from service.telemetry import Telemetry
+from service.tracing import tracing_for
 
 _DESCRIPTION = """User embeddings from full-life event histories.
 
@@ -42,8 +44,9 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
 
     Raises:
-        SettingsError: the API keys cannot be used.
+        SettingsError: the API keys, or LURM_OTEL_ENDPOINT, cannot be used.
     """
+    tracing = tracing_for(settings)
     telemetry = Telemetry(shared_metrics)
     keys = Keys(read_keys(settings), rate=settings.rate_limit, telemetry=telemetry, clock=time.monotonic)
     drain = Drain(settings.drain_s or 0, has_parent=shared_metrics is not None)
@@ -53,6 +56,8 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
         async with open_serving(settings, release, telemetry) as serving:
             with drain.on_signals():
                 yield {"serving": serving, "drain": drain}
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     api = create_api()
     api.router.lifespan_context = lifespan
@@ -71,6 +76,7 @@ def create_app(settings: Settings, release: Release, *, shared_metrics: Path | N
         body_bytes=settings.body_bytes,
         timeout_s=settings.request_timeout_s,
         clock=time.monotonic,
+        tracing=tracing,
     )
 
 
