@@ -61,6 +61,9 @@ class Settings(BaseSettings):
         description="Redis that keeps live events where several hosts serve, e.g. redis://host:6379/1. Default: a "
         "SQLite file in LURM_LIVE_DIR, for the processes of one host.",
     )
+    stream_url: str | None = Field(
+        None, description="Redis whose stream of events `lurm consume` reads, e.g. redis://host:6379/2."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 
     host: str = Field("127.0.0.1", description="Address `lurm serve` listens on.")
@@ -83,6 +86,12 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Requests per second with one key to one server process, inputs of a batch counted singly. "
         "Past it: 429. A rate in the key's own line goes before. Default: no limit.",
+    )
+
+    otel_endpoint: str | None = Field(
+        None,
+        description="Collector of OpenTelemetry (OTLP over HTTP) that is told of every request, e.g. "
+        "http://collector:4318; needs lurm[otel]. Default: no tracing.",
     )
 
     redis_url: str | None = Field(

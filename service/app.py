@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -25,6 +26,7 @@ from service.problems import Malformed
 from service.releases import Source, open_releases
 from service.schemas import EmbeddingsRequest, EventsRequest, LookalikesRequest, in_words
 from service.telemetry import Telemetry
+from service.tracing import tracing_for
 
 _DESCRIPTION = """User embeddings from full-life event histories.
 
@@ -42,8 +44,9 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
 
     Raises:
-        SettingsError: the API keys cannot be used.
+        SettingsError: the API keys, or LURM_OTEL_ENDPOINT, cannot be used.
     """
+    tracing = tracing_for(settings)
     telemetry = Telemetry(shared_metrics)
     keys = Keys(read_keys(settings), rate=settings.rate_limit, telemetry=telemetry, clock=time.monotonic)
     drain = Drain(settings.drain_s or 0, has_parent=shared_metrics is not None)
@@ -53,6 +56,8 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         async with open_releases(settings, source, release_id, telemetry) as releases:
             with drain.on_signals():
                 yield {"releases": releases, "drain": drain}
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     api = create_api()
     api.router.lifespan_context = lifespan
@@ -79,6 +84,7 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         body_bytes=settings.body_bytes,
         timeout_s=settings.request_timeout_s,
         clock=time.monotonic,
+        tracing=tracing,
     )
 
 

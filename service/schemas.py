@@ -26,8 +26,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lurm.cache import CachedEmbedding
+from lurm.erasure import Ledger
 from lurm.events import Event
+from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.live import Arriving, Receipt, Status
+from lurm.live.arriving import arriving
 from service.problems import Malformed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -320,15 +324,14 @@ def parse_lookalikes(body: bytes) -> LookalikesRequest:
     return _validated(LookalikesRequest, _parsed(body))
 
 
-def event_or_problem(document: object) -> Event | Malformed:
-    """One event of a request, or what is wrong with it."""
-    try:
-        if not isinstance(document, dict):
-            return Malformed("expected an object")
-        given = _validated(UserEvent, document)
-    except Malformed as error:
-        return error
-    return given.event_of(given.user_id)
+def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: int) -> list[Arriving | Receipt]:
+    """What is to be kept of events that were sent, and the receipts of what is not, in order. Reads from disk.
+
+    Args:
+        base, ledger, now: as ``arriving``.
+        sent: JSON documents, not checked yet.
+    """
+    return [_checked(base, ledger, document, now) for document in sent]
 
 
 def events_of(inline: InlineHistory, at: int) -> list[Event]:
@@ -369,6 +372,16 @@ def in_words(errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), o
         told.append(f"{where}: {what}" if where else what)
     more = len(errors) - _ERRORS_TOLD
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def _checked(base: HistoryBase, ledger: Ledger, document: object, now: int) -> Arriving | Receipt:
+    try:
+        if not isinstance(document, dict):
+            raise Malformed("expected an object")
+        given = _validated(UserEvent, document)
+    except Malformed as error:
+        return Receipt(Status.REJECTED, reason=str(error))
+    return arriving(base, ledger, given.event_of(given.user_id), now)
 
 
 def _parsed(body: bytes) -> object:
