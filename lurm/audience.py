@@ -30,7 +30,7 @@ _FOLDS = 5
 _PASSES = 20
 _JUDGED_AT = (0.01, 0.05, 0.1)  # shares of the base among which held-out seeds are looked for
 _CURVE_AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-_STEPS = 200  # of the calibration
+_STEPS, _IN_A_STEP = 200, 20  # of the calibration, and the fewest users its last one is judged by
 _AWAY = 0.5  # how much of what negative seeds have is taken off
 _COLD = 5  # events, fewer of which say little
 
@@ -205,7 +205,7 @@ class Lookalike:
         """
         n_others = max(len(self._vectors_ue) - len(self._seeds), 1)
         # finer at the top, where audiences are cut
-        shares = 1 - np.geomspace(1, 1 / len(self._others_n), _STEPS)
+        shares = 1 - np.geomspace(1, min(_IN_A_STEP / len(self._others_n), 1), _STEPS)
         edges = np.unique(np.quantile(self._others_n, shares))
         others = np.bincount(np.searchsorted(edges, self._others_n, "right"), minlength=len(edges) + 1)
         alike = np.bincount(np.searchsorted(edges, self._held_out_s, "right"), minlength=len(edges) + 1)
