@@ -6,6 +6,7 @@ events, of which there may be many, are checked later and in portions, away from
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
@@ -167,8 +168,10 @@ class EmbeddingsRequest(_Request):
     )
 
     input: SkipValidation[Id | InlineHistory | list[Id | InlineHistory]]
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of the little-endian float32 numbers."
+    encoding_format: Literal["float", "base64", "arrow"] = Field(
+        "float",
+        description="base64: of the little-endian float32 numbers. arrow: the whole answer is an Arrow stream, as it "
+        "is with `Accept: application/vnd.apache.arrow.stream` whatever stands here.",
     )
     model: str | None = Field(None, description="Accepted for OpenAI clients; the active release answers.")
 
@@ -268,6 +271,7 @@ def known_id(user_id: str) -> str:
         raise Malformed(f"user_id: {error.message()}") from None
 
 
+@functools.lru_cache(2**16)
 def iso_of(at: int) -> str:
     """A moment in epoch ms as ISO 8601, UTC."""
     return (_NAIVE_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds") + "Z"

@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lurm.erasure import Ledger
 from lurm.errors import LurmError
@@ -68,8 +68,7 @@ class Arriving:
     newest_at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LiveTail:
+class LiveTail(NamedTuple):
     """What has happened to a user since the store was begun.
 
     Attributes:
