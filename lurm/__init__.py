@@ -36,14 +36,17 @@ The map of the house, from the ground up. Each module may import only what stand
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled
     tally         bags straight from a log                                    (LURM)
+    reasons       why: interests that people share, or have more often
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     live          what users did since the base was built, kept durably
     encoder       the one protocol serving knows
     histories     base + live: every event of every user, up to this moment
     index         nearest users
     cache         the self-describing, compared cache
+    audience      who is like these people, and how sure that is
     release       one immutable folder that serves
     export        all embeddings as one table
+    lookalikes    audiences of a release: ids in, users and reasons out
     purge         the bytes of erased users, off the disk
     doctor        is this machine fit to build and serve?
     console       what the commands share

@@ -233,6 +233,94 @@ def export(
 
 
 @app.command()
+def lookalike(
+    seeds: Annotated[Path, typer.Argument(help="Text file of user ids, one a line.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="File to write: .parquet.", show_default=False)],
+    percent: Annotated[float | None, typer.Option(help="Of everybody else.", show_default=False)] = None,
+    count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
+    probability: Annotated[float | None, typer.Option(help="All at least so probable.", show_default=False)] = None,
+    negative: Annotated[Path | None, typer.Option(help="File of users it is to be unlike.", show_default=False)] = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="File of users who must not be in it.", show_default=False)
+    ] = None,
+    interest: Annotated[
+        int | None, typer.Option(help="Only users who acted in this interest.", show_default=False)
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="With --interest: since then, ISO 8601.", show_default=False)
+    ] = None,
+    expected: Annotated[
+        float | None,
+        typer.Option(help="How many more of their kind there are, for probabilities. Default: as many as seeds."),
+    ] = None,
+    include_seeds: Annotated[bool, typer.Option("--include-seeds", help="Seeds may be in it.")] = False,
+    groups: Annotated[int | None, typer.Option(help="Groups of seeds; default: as the data say.")] = None,
+    release: Annotated[
+        str | None, typer.Option(help="Release id; instead of the active one.", show_default=False)
+    ] = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the users most like some users, and say why.
+
+    Everybody is scanned, exactly. The file has one row a user, most alike first: rank, user_id, percentile,
+    probability, shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds
+    that were held out), and the interests that the audience has more often than everybody.
+
+    \b
+    Examples:
+      lurm lookalike customers.txt audience.parquet --percent 1
+      lurm lookalike customers.txt audience.parquet --count 50000 --exclude leavers.txt
+    """
+    from datetime import UTC, datetime
+
+    from lurm import lookalikes, settings
+    from lurm.audience import Size
+    from lurm.erasure import Ledger
+    from lurm.errors import UsageError
+    from lurm.progress import TerminalReporter
+    from lurm.release import Release
+
+    if since and interest is None:
+        raise UsageError("--since says since when somebody acted in an interest; add --interest")
+    try:
+        moment = datetime.fromisoformat(since) if since else datetime.fromtimestamp(0, UTC)
+    except ValueError as error:
+        raise UsageError(f"--since {since!r} is not a moment in ISO 8601") from error
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    asked = lookalikes.Asked(
+        _ids(seeds),
+        Size(percent, count, probability),
+        negatives=_ids(negative),
+        exclude=_ids(exclude),
+        include_seeds=include_seeds,
+        acted=None if interest is None else lookalikes.Acted(interest, int(moment.timestamp() * 1000)),
+        expected=expected,
+        n_groups=groups,
+    )
+    opened, reporter = Release.open(config.artifacts_dir, release), TerminalReporter()
+    ledger = Ledger.of(config.live_folder)
+    found = lookalikes.find(opened, asked, ledger=ledger, k_min=config.audience_seeds, reporter=reporter)
+    lookalikes.write(opened, found, destination, reporter)
+    result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, **lookalikes.facts(found)}
+    emit(result, as_json=as_json, text=f"{destination}: {lookalikes.in_words(found)}")
+
+
+def _ids(file: Path | None) -> list[str]:
+    """The ids of a text file, one a line."""
+    from lurm.errors import UsageError
+
+    if file is None:
+        return []
+    try:
+        lines = file.read_text("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read as a text file of ids, one a line ({error})") from error
+    return [line.rstrip("\r") for line in lines if line.strip()]
+
+
+@app.command()
 def erase(
     user_ids: Annotated[list[str] | None, typer.Argument(metavar="[USER_ID]...", help="Whom.")] = None,
     file: Annotated[Path | None, typer.Option(help="A text file of ids, one a line.", show_default=False)] = None,
@@ -264,8 +352,7 @@ def erase(
     from lurm.progress import TerminalReporter
     from lurm.purge import Erasing
 
-    ids = [*(user_ids or []), *(file.read_text().split("\n") if file else [])]
-    ids = list(dict.fromkeys(one for one in ids if one.strip()))
+    ids = list(dict.fromkeys([*(user_ids or []), *_ids(file)]))
     if not ids and not purge:
         raise UsageError("whom? Name users, or give a --file of ids; --purge alone takes out who was erased before")
     config = settings.load({"artifacts_dir": artifacts_dir})

@@ -20,7 +20,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -52,8 +52,7 @@ class Miss(StrEnum):
     PAUSED = "paused"  # not asked: the cache has not been answering
 
 
-@dataclass(frozen=True, slots=True)
-class Provenance:
+class Provenance(NamedTuple):
     """What an embedding is computed from.
 
     Attributes:
@@ -185,8 +184,11 @@ class MemoryCache:
 
     def at_hand(self, wanted: Provenance) -> CachedEmbedding | None:
         """As ``EmbeddingCache``."""
-        found = self._get(wanted)
-        return None if isinstance(found, Miss) else found
+        entry = self._entries.get((wanted.space_id, wanted.user_id))
+        if entry is None or entry[0] != wanted:
+            return None
+        self._entries.move_to_end((wanted.space_id, wanted.user_id))
+        return entry[1]
 
     async def close(self) -> None:
         """Forget everything."""

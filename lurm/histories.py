@@ -7,6 +7,7 @@ in between.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,8 @@ from lurm.events import Event
 from lurm.history import COLUMNS, History, HistoryBase
 from lurm.live import Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
+
+_REMEMBERED = 2**16  # standings
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Histories:
         self.live = live
         self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
+        self._standing = functools.lru_cache(_REMEMBERED)(functools.partial(_standing, base, self._through))
 
     async def standing(self, user_id: str) -> Standing:
         """How one user stands.
@@ -85,9 +89,10 @@ class Histories:
             tails = await self.live.tails(user_ids)
         except Unavailable as error:
             tails = await self._without_live.tails(user_ids)
-            found = (self._standing(user_id, tail) for user_id, tail in zip(user_ids, tails, strict=True))
-            return [replace(one, is_fresh=False) if isinstance(one, Standing) else error for one in found]
-        return [self._standing(user_id, tail) for user_id, tail in zip(user_ids, tails, strict=True)]
+            found = map(self._standing, user_ids, tails)
+            return [error if one is None else replace(one, is_fresh=False) for one in found]
+        found = map(self._standing, user_ids, tails)
+        return [one or UnknownUser(user_id) for one, user_id in zip(found, user_ids, strict=True)]
 
     async def read(self, standings: Sequence[Standing]) -> list[History | LurmError]:
         """The histories of users, in order; for those who were erased after they were asked for: ``UnknownUser``.
@@ -126,18 +131,6 @@ class Histories:
         whole = zip(standings, rows.tolist(), strict=True)
         return np.array([isinstance(o, Standing) and o.n_base == self.base.n_events_of(row) for o, row in whole], bool)
 
-    def _standing(self, user_id: str, tail: LiveTail) -> Standing | UnknownUser:
-        row = self.base.users.row(user_id)
-        n_base = n_whole = self.base.n_events_of(row) if row >= 0 else 0
-        if tail.erased_at and row >= 0:
-            n_base -= int(self.base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
-        is_live = tail.seq > self._through
-        if not n_base and not (is_live and tail.seq > tail.erased_seq):
-            return UnknownUser(user_id)
-        # An erasure the base has not seen leaves a life that is not the base's.
-        moved = is_live or n_base != n_whole
-        return Standing(user_id, row, n_base, tail if moved else replace(tail, seq=0))
-
     def _of_base(self, standing: Standing) -> History:
         return self.base.at(standing.row)
 
@@ -150,6 +143,20 @@ class Histories:
             whole = self.base.at(standing.row)
             own = whole.after(tail.erased_at) if tail.erased_at else whole
         return merge(self.base, standing.user_id, own, events)
+
+
+def _standing(base: HistoryBase, through: int, user_id: str, tail: LiveTail) -> Standing | None:
+    """How a user with this tail stands, on a base that holds arrivals up to ``through``; None: nothing of theirs."""
+    row = base.users.row(user_id)
+    n_base = n_whole = base.n_events_of(row) if row >= 0 else 0
+    if tail.erased_at and row >= 0:
+        n_base -= int(base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
+    is_live = tail.seq > through
+    if not n_base and not (is_live and tail.seq > tail.erased_seq):
+        return None
+    # An erasure the base has not seen leaves a life that is not the base's.
+    moved = is_live or n_base != n_whole
+    return Standing(user_id, row, n_base, tail if moved else tail._replace(seq=0))
 
 
 def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence[Event]) -> History:

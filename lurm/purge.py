@@ -25,7 +25,7 @@ from lurm.histories import erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import Identifiers, hash_ids
 from lurm.index import write_index
-from lurm.live import segments
+from lurm.live import letters, segments
 from lurm.live.place import open_live
 from lurm.progress import Reporter
 from lurm.release import Release, current, list_releases, publish, withdraw
@@ -150,6 +150,7 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
             shutil.rmtree(root / folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
+        letters.expunge(live_folder / letters.FILE, ledger)
     return Purged(active, n_users, removed, n_events)
 
 

@@ -22,7 +22,15 @@ _T = TypeVar("_T")
 
 
 class Unanswered(Exception):  # noqa: N818 - as in lurm.errors
-    """Redis gave no usable answer in time; the message is the kind of failure alone."""
+    """Redis gave no usable answer in time; the message is the kind of failure alone.
+
+    Attributes:
+        code: the word in capitals with which Redis refuses, e.g. NOGROUP; "": it did not say.
+    """
+
+    def __init__(self, kind: str, code: str = "") -> None:
+        super().__init__(kind)
+        self.code = code
 
 
 def connect(url: str, *, timeout_s: float, setting: str) -> Redis:
@@ -74,7 +82,8 @@ async def answered(trip: Awaitable[_T]) -> _T:
     try:
         return await trip
     except (RedisError, OSError, TimeoutError) as error:
-        raise Unanswered(type(error).__name__) from error
+        code = str(error).partition(" ")[0]
+        raise Unanswered(type(error).__name__, code if code.isupper() else "") from error
 
 
 class Breaker:

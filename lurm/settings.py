@@ -61,6 +61,9 @@ class Settings(BaseSettings):
         description="Redis that keeps live events where several hosts serve, e.g. redis://host:6379/1. Default: a "
         "SQLite file in LURM_LIVE_DIR, for the processes of one host.",
     )
+    stream_url: str | None = Field(
+        None, description="Redis whose stream of events `lurm consume` reads, e.g. redis://host:6379/2."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level logged.")
 
     host: str = Field("127.0.0.1", description="Address `lurm serve` listens on.")
@@ -85,6 +88,12 @@ class Settings(BaseSettings):
         "Past it: 429. A rate in the key's own line goes before. Default: no limit.",
     )
 
+    otel_endpoint: str | None = Field(
+        None,
+        description="Collector of OpenTelemetry (OTLP over HTTP) that is told of every request, e.g. "
+        "http://collector:4318; needs lurm[otel]. Default: no tracing.",
+    )
+
     redis_url: str | None = Field(
         None, description="Redis used as embedding cache, e.g. redis://host:6379/0. Default: in-memory cache."
     )
@@ -103,6 +112,12 @@ class Settings(BaseSettings):
         "off. As every cached value it is compared before it is used.",
     )
     cache_ttl_s: int = Field(86_400, ge=1, description="Lifetime of a cached embedding in Redis, in seconds.")
+
+    audience_seeds: int = Field(
+        100,
+        ge=1,
+        description="Fewest seeds of a lookalike audience, and fewest people who share a reason that is told.",
+    )
 
     batch_users: int = Field(64, ge=1, le=4096, description="Most users one encoder call embeds.")
     batch_wait_ms: float = Field(

@@ -1,4 +1,4 @@
-"""The commands of the service: serve a release over HTTP, make a key for it, or embed users without a server."""
+"""The commands of the service: serve a release, make a key, consume a stream of events, embed without a server."""
 
 # Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
 
@@ -19,7 +19,7 @@ _SHOWN = 6
 
 def register(app: typer.Typer) -> None:
     """Add the commands of the service to the front door."""
-    for command in (serve, key, embed):
+    for command in (serve, key, consume, embed):
         app.command(rich_help_panel="Service")(command)
 
 
@@ -96,6 +96,69 @@ def key(
     secret, made = new_key(name, scopes, rate)
     text = f"The key, for {name} alone:\n{secret}\n\nA line for LURM_API_KEYS_FILE:\n{made.line}"
     emit({"name": name, "key": secret, "line": made.line}, as_json=as_json, text=text)
+
+
+def consume(
+    stream: Annotated[str, typer.Option(help="Name of the stream.", show_default=False)],
+    url: Annotated[
+        str | None, typer.Option(help="Redis that holds it; instead of LURM_STREAM_URL.", show_default=False)
+    ] = None,
+    group: Annotated[str, typer.Option(help="Consumer group; each of them gets every entry.")] = "lurm",
+    consumer: Annotated[
+        str | None,
+        typer.Option(
+            help="Name within the group, of this process alone; default: host and process.", show_default=False
+        ),
+    ] = None,
+    dead_letter: Annotated[
+        Path | None,
+        typer.Option(help="File of entries that cannot be kept; default: in LURM_LIVE_DIR.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Most entries taken at a time.")] = 500,
+    claim_after: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which what another consumer did not finish is taken over.")
+    ] = 60.0,
+    from_now: Annotated[
+        bool, typer.Option("--from-now", help="A group that is new starts with what comes, not with what there is.")
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="End when the stream has been read.")] = False,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take live events from a Redis Stream.
+
+    An entry is a field `event` with JSON as POST /v1/events takes it, or fields named like those of an event. It is
+    checked the same way, kept at least once and counted once, and acknowledged when it is on disk. What cannot be kept
+    goes to the dead letters, with the reason. Goes on until SIGTERM or Ctrl-C, through losses of Redis, and follows the
+    current release; any number of processes may share a group.
+
+    \b
+    Examples:
+      lurm consume --url redis://localhost:6379/0 --stream clicks
+      lurm consume --stream clicks --once --json
+    """
+    import os
+    import socket
+
+    from lurm import settings
+    from lurm.progress import TerminalReporter
+    from service.consumer import Source, run
+
+    consumed = run(
+        settings.load({"stream_url": url, "artifacts_dir": artifacts_dir}),
+        Source(
+            stream=stream,
+            group=group,
+            consumer=consumer or f"{socket.gethostname()}-{os.getpid()}",
+            batch=batch,
+            claim_after_s=claim_after,
+            from_now=from_now,
+            once=once,
+            dead_letters=dead_letter,
+        ),
+        TerminalReporter(),
+    )
+    emit(consumed.to_json(), as_json=as_json, text=consumed.in_words())
 
 
 def embed(

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.problems import BodyTooLarge, Malformed, SlowRequest, TookTooLong, new_request_id, respond
 from service.telemetry import NO_ROUTE, Telemetry
+from service.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 App = Callable[[Scope, Receive, Send], Coroutine[Any, Any, None]]
@@ -36,6 +37,7 @@ class Admission:
         timeout_s: from the head of a request to the end of its answer; beyond, 408 if the body is not there yet
             and 503 otherwise.
         clock: monotonic seconds.
+        tracing: told of all of them, too; None: there is none.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class Admission:
         body_bytes: int,
         timeout_s: float,
         clock: Callable[[], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self._app = app
         self._telemetry = telemetry
         self._body_bytes = body_bytes
         self._timeout_s = timeout_s
         self._clock = clock
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -80,7 +84,10 @@ class Admission:
             await visit.fail(error)
         finally:
             route = getattr(scope.get("route"), "path_format", NO_ROUTE)
-            self._telemetry.answered(route, visit.status, self._clock() - started)
+            took_s = self._clock() - started
+            self._telemetry.answered(route, visit.status, took_s)
+            if self._tracing is not None:
+                self._tracing.answered(scope, route if route is not NO_ROUTE else None, visit.status, took_s)
 
 
 @types.coroutine

@@ -182,3 +182,55 @@ class ErasureAnswer(BaseModel):
 
     erased_at: str = Field(description="Events up to then are gone, ISO 8601 UTC.")
     n_events: int = Field(description="Events of the user that were known.")
+
+
+class AudienceUser(BaseModel):
+    """One user of an audience."""
+
+    user_id: str
+    rank: int = Field(description="1 is the most alike.")
+    percentile: float = Field(description="Part of all users who are less like the seeds, 0 to 100.")
+    probability: float = Field(description="Of being one of the `expected` further users of the seeds' kind.")
+    shared_interests: list[SharedInterest]
+
+
+class SeedHealth(BaseModel):
+    """What the seeds are like."""
+
+    n_given: int
+    n_found: int = Field(description="Known users among them, each once.")
+    n_cold: int = Field(description="With fewer than five events.")
+    n_groups: int
+    cohesion: float = Field(description="Mean cosine to the middle of their group, beyond that of everybody.")
+
+
+class ReachPoint(BaseModel):
+    """What a size buys, measured on seeds that were held out."""
+
+    share: float = Field(description="Of all users.")
+    recall: float = Field(description="Part of the held-out seeds among them.")
+    lift: float = Field(description="How many times as many as by chance.")
+
+
+class OverIndexedInterest(BaseModel):
+    """An interest that the audience has more often than everybody."""
+
+    interest: int
+    description: str
+    words: list[str]
+    lift: float
+    share: float = Field(description="Part of the audience that acted in it.")
+    base_share: float = Field(description="Part of everybody.")
+    n_users: int
+
+
+class LookalikesAnswer(BaseModel):
+    """An audience, most alike first."""
+
+    space_id: str
+    users: list[AudienceUser]
+    n_users: int = Field(description="Of the audience, listed or not.")
+    n_eligible: int
+    health: SeedHealth
+    reach: list[ReachPoint]
+    interests: list[OverIndexedInterest]

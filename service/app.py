@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
 from lurm.settings import Settings
-from service import embeddings, events, operations, users
+from service import audiences, embeddings, events, operations, users
 from service.admission import Admission
 from service.answers import ProblemAnswer
 from service.direct import Door, describe_keys
@@ -23,8 +24,9 @@ from service.drain import Drain
 from service.keys import Keys, read_keys
 from service.problems import Malformed
 from service.releases import Source, open_releases
-from service.schemas import EmbeddingsRequest, EventsRequest, in_words
+from service.schemas import EmbeddingsRequest, EventsRequest, LookalikesRequest, in_words
 from service.telemetry import Telemetry
+from service.tracing import tracing_for
 
 _DESCRIPTION = """User embeddings from full-life event histories.
 
@@ -42,8 +44,9 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
 
     Raises:
-        SettingsError: the API keys cannot be used.
+        SettingsError: the API keys, or LURM_OTEL_ENDPOINT, cannot be used.
     """
+    tracing = tracing_for(settings)
     telemetry = Telemetry(shared_metrics)
     keys = Keys(read_keys(settings), rate=settings.rate_limit, telemetry=telemetry, clock=time.monotonic)
     drain = Drain(settings.drain_s or 0, has_parent=shared_metrics is not None)
@@ -53,6 +56,8 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         async with open_releases(settings, source, release_id, telemetry) as releases:
             with drain.on_signals():
                 yield {"releases": releases, "drain": drain}
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
 
     api = create_api()
     api.router.lifespan_context = lifespan
@@ -79,6 +84,7 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         body_bytes=settings.body_bytes,
         timeout_s=settings.request_timeout_s,
         clock=time.monotonic,
+        tracing=tracing,
     )
 
 
@@ -93,7 +99,7 @@ def create_api() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (embeddings, events, users, operations):
+    for module in (embeddings, events, users, audiences, operations):
         # Their own routes, not the routers: an included router is matched anew, twice, for every request.
         api.router.routes.extend(module.router.routes)
     operations.add_docs(api)
@@ -112,8 +118,9 @@ def create_api() -> FastAPI:
 
 def _complete(schema: dict[str, Any]) -> None:
     """Add the models that direct endpoints name, and take out FastAPI's own error, which is never sent."""
+    requests = (EmbeddingsRequest, EventsRequest, LookalikesRequest)
     _, models = models_json_schema(
-        [(EmbeddingsRequest, "validation"), (EventsRequest, "validation"), (ProblemAnswer, "serialization")],
+        [*((model, "validation") for model in requests), (ProblemAnswer, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
     components = schema["components"]["schemas"]

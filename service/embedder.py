@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -30,8 +30,7 @@ from service.threads import on_one_core
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
+class Embedded(NamedTuple):
     """An embedding and where it came from."""
 
     embedding: CachedEmbedding
@@ -42,8 +41,7 @@ Flight = asyncio.Future[Embedded | LurmError]
 """An answer on its way; any number of requests may wait for it. It never holds an exception, and nobody cancels it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """A user with a history, as of one moment.
 
     Attributes:
@@ -153,10 +151,10 @@ class Embedder:
         Raises:
             LurmError: there is none, because too many users wait (``Overloaded``) or the encoder failed.
         """
-        at_hand = self._cache.at_hand(known.provenance)
+        at_hand = self._at_hand(known)
         if at_hand is not None:
-            self._telemetry.looked_up((at_hand,))
-            return Embedded(at_hand, "cache")
+            self._telemetry.hit(1)
+            return at_hand
         (answer,) = await self.embed([known])
         if isinstance(answer, LurmError):
             raise answer
@@ -168,6 +166,20 @@ class Embedder:
         Raises:
             Overloaded: too many users wait already.
         """
+        at_hand = [self._at_hand(one) for one in wanted]
+        missing = [one for one, answer in zip(wanted, at_hand, strict=True) if answer is None]
+        self._telemetry.hit(len(wanted) - len(missing))
+        if not missing:
+            return at_hand  # type: ignore[return-value]  # all of them
+        flown = iter(await self._fly(missing))
+        return [next(flown) if answer is None else answer for answer in at_hand]
+
+    def _at_hand(self, one: Known | History) -> Embedded | None:
+        found = self._cache.at_hand(one.provenance) if isinstance(one, Known) else None
+        return None if found is None else Embedded(found, "cache")
+
+    async def _fly(self, wanted: Sequence[Known | History]) -> list[Embedded | LurmError]:
+        """The embedding of each, from a flight that is under way or begins now."""
         loop = asyncio.get_running_loop()
         flights: list[Flight] = []
         mine: dict[Known, Flight] = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import functools
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
+import numpy as np
+import pyarrow as pa
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,10 +21,11 @@ from service.bootstrap import serving_of
 from service.direct import STALE, STALE_HEADER, Answer, DirectRoute, as_json, problems
 from service.embedder import Embedded, Known
 from service.keys import charge, needs
-from service.problems import Malformed, body_of
+from service.problems import Malformed, body_of, problem_of
 from service.schemas import InlineHistory, events_of, iso, known_id, parse_embeddings
 
 BINARY = b"application/octet-stream"
+ARROW = b"application/vnd.apache.arrow.stream"
 
 router = APIRouter(route_class=DirectRoute, tags=["embeddings"])
 
@@ -41,6 +44,12 @@ _AS_BYTES = {
     },
 }
 _UNCHANGED = {"description": "Nothing has changed since the ETag in `If-None-Match`."}
+_AS_ARROW = {
+    "description": "An embedding or an error for each input, in order. As an Arrow stream, a row each: index int32, "
+    "user_id string, embedding fixed-size list of float32, n_events int64, as_of timestamp (ms, UTC), source string, "
+    "error string (its title) and error_status int32, null where there is none; space_id is in the schema's metadata.",
+    "content": {ARROW.decode(): {"schema": {"type": "string", "format": "binary"}}},
+}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -100,7 +109,7 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     "/v1/embeddings",
     summary="Embed many users, known or not",
     response_model=EmbeddingsAnswer,
-    responses={200: {"headers": STALE_HEADER}, **problems(408, 413, 422, 429, 503)},
+    responses={200: {"headers": STALE_HEADER, **_AS_ARROW}, **problems(408, 413, 422, 429, 503)},
     openapi_extra=_BODY,
 )
 @needs("read")
@@ -130,6 +139,10 @@ async def embeddings(request: Request) -> Response:
     embedded = iter(await serving.embedder.embed([one for one in sources if not isinstance(one, LurmError)]))
     outcomes = [one if isinstance(one, LurmError) else next(embedded) for one in sources]
 
+    if asked.encoding_format == "arrow" or ARROW in dict(request.scope["headers"]).get(b"accept", b""):
+        return Answer(
+            headers, _as_arrow(inputs, outcomes, serving.release.encoder.dim, serving.release.space_id), ARROW
+        )
     request_id = request.scope["state"]["request_id"]
     as_base64 = asked.encoding_format == "base64"
     data = [_item(at, one, outcomes[at], request_id, as_base64=as_base64) for at, one in enumerate(inputs)]
@@ -162,14 +175,54 @@ def _item(
     embedding = outcome.embedding
     vector: Any = embedding.vector_e
     if as_base64:
-        vector = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    user_id = asked.user_id if isinstance(asked, InlineHistory) else asked
-    return {
+        vector = binascii.b2a_base64(vector.astype("<f4", copy=False), newline=False).decode()
+    item = {
         "object": "embedding",
         "index": at,
         "embedding": vector,
-        **({} if user_id is None else {"user_id": user_id}),
         "n_events": embedding.n_events,
         "as_of": iso(embedding),
         "source": outcome.source,
     }
+    user_id = _name_of(asked)
+    if user_id is not None:
+        item["user_id"] = user_id
+    return item
+
+
+def _as_arrow(
+    inputs: Sequence[str | InlineHistory | Malformed],
+    outcomes: Sequence[Embedded | LurmError],
+    dim: int,
+    space_id: str,
+) -> bytes:
+    """The answers to all inputs, as one Arrow stream."""
+    found = [one if isinstance(one, Embedded) else None for one in outcomes]
+    embeddings = [one and one.embedding for one in found]
+    problems = [problem_of(one) if isinstance(one, LurmError) else None for one in outcomes]
+    nobody_e = np.zeros(dim, np.float32)
+    vectors = np.frombuffer(b"".join((one.vector_e if one else nobody_e).data for one in embeddings), np.float32)
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), dim)
+    as_of = [one.as_of if one and one.n_events else None for one in embeddings]
+    columns = {
+        "index": pa.array(range(len(inputs)), pa.int32()),
+        "user_id": pa.array([one and _name_of(asked) for one, asked in zip(found, inputs, strict=True)], pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(vectors, type=vector, mask=pa.array([not one for one in found])),
+        "n_events": pa.array([one.n_events if one else 0 for one in embeddings], pa.int64()),
+        "as_of": pa.array(as_of, pa.timestamp("ms", "UTC")),
+        "source": pa.array([one and one.source for one in found], pa.string()),
+        "error": pa.array([one and one.title for one in problems], pa.string()),
+        "error_status": pa.array([one and one.status for one in problems], pa.int32()),
+    }
+    batch = pa.record_batch(columns, metadata={"space_id": space_id})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as out:
+        out.write_batch(batch)
+    return bytes(sink.getvalue())
+
+
+def _name_of(asked: str | InlineHistory | Malformed) -> str | None:
+    """What to call an input in the answer to it."""
+    if isinstance(asked, InlineHistory):
+        return asked.user_id
+    return asked if isinstance(asked, str) else None

@@ -6,7 +6,6 @@ import functools
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -14,20 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.erasure import Ledger
 from lurm.errors import UnknownUser
-from lurm.events import DAY_MS, Event, EventsConfig
-from lurm.history import HistoryBase
-from lurm.live import Arriving, Receipt, Status, Unavailable, identity_of
+from lurm.live import Arriving, Status, Unavailable
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.keys import caller_of, charge, needs
-from service.problems import Malformed
-from service.schemas import event_or_problem, iso_of, known_id, parse_events
+from service.schemas import all_checked, iso_of, known_id, parse_events
 
 _BELOW = re.compile(rb"/v1/users/.+/(interests|neighbors)")  # an id that ends so is sent with %2F
-EARLIEST = int(EventsConfig().earliest.timestamp() * 1000)
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
@@ -58,7 +52,8 @@ async def append(request: Request) -> Response:
     live, ledger = serving.live.written_to()
     sent = parse_events(await request.body())
     charge(request.scope, len(sent) - 1)
-    checked = await serving.threads.run(functools.partial(_checked, serving.release.history, ledger, sent, time.time()))
+    check = functools.partial(all_checked, serving.release.history, ledger, sent, int(time.time() * 1000))
+    checked = await serving.threads.run(check)
     kept = iter(await live.append([one for one in checked if isinstance(one, Arriving)]))
     receipts = [next(kept) if isinstance(one, Arriving) else one for one in checked]
     counts = Counter(receipt.status for receipt in receipts)
@@ -115,36 +110,3 @@ async def _known_of(serving: Serving, user_id: str) -> tuple[int, int]:
     except UnknownUser:
         return 0, 0
     return len(history), int(history.timestamps[-1]) if len(history) else 0
-
-
-def _checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now_s: float) -> list[Arriving | Receipt]:
-    """What is to be kept, and the receipts of what is not. Reads from disk."""
-    return [_checked_one(base, ledger, event_or_problem(one), int(now_s * 1000)) for one in sent]
-
-
-def _checked_one(base: HistoryBase, ledger: Ledger, event: Event | Malformed, now: int) -> Arriving | Receipt:
-    if isinstance(event, Malformed):
-        return Receipt(Status.REJECTED, reason=str(event))
-    if why := _refused(base, event, now):
-        return Receipt(Status.REJECTED, reason=why)
-    row = base.users.row(event.user_id)
-    newest_at = 0
-    if row >= 0:
-        own = base.at(row)
-        if base.drops_duplicates and base.repeats(own, event) and not ledger.erased_at(event.user_id):
-            return Receipt(Status.DUPLICATE)
-        newest_at = int(own.timestamps[-1])
-    return Arriving(event, identity_of(event, ledger, drops_duplicates=base.drops_duplicates), newest_at)
-
-
-def _refused(base: HistoryBase, event: Event, now: int) -> str | None:
-    """Why a log would set this event aside; None when it would not."""
-    if not event.user_id.strip():
-        return "user_id: blank"
-    if event.timestamp > now + DAY_MS:
-        return "timestamp: more than a day in the future"
-    if event.timestamp < EARLIEST:
-        return "timestamp: too long ago to be real"
-    if not (event.item_id or "").strip() and event.behavior not in base.itemless_behaviors:
-        return "item_id: events of this behavior name an item"
-    return None

@@ -6,6 +6,7 @@ events, of which there may be many, are checked later and in portions, away from
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
@@ -26,8 +27,12 @@ from pydantic import (
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lurm.cache import CachedEmbedding
+from lurm.erasure import Ledger
 from lurm.events import Event
+from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.live import Arriving, Receipt, Status
+from lurm.live.arriving import arriving
 from service.problems import Malformed
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,6 +43,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
 EVENTS_AT_MOST = 1000
 """Of one POST /v1/events."""
+SEEDS_AT_MOST = 100_000
+"""Of one POST /v1/lookalikes."""
 _ERRORS_TOLD = 3
 
 
@@ -169,8 +176,10 @@ class EmbeddingsRequest(_Request):
     )
 
     input: SkipValidation[Id | InlineHistory | Annotated[list[Id | InlineHistory], Field(min_length=1)]]
-    encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: of the little-endian float32 numbers."
+    encoding_format: Literal["float", "base64", "arrow"] = Field(
+        "float",
+        description="base64: of the little-endian float32 numbers. arrow: the whole answer is an Arrow stream, as it "
+        "is with `Accept: application/vnd.apache.arrow.stream` whatever stands here.",
     )
     model: str | None = Field(None, description="Accepted for OpenAI clients; the active release answers.")
 
@@ -199,7 +208,60 @@ class EventsRequest(_Request):
     events: SkipValidation[list[UserEvent]] = Field(min_length=1, max_length=EVENTS_AT_MOST)
 
 
-_MODELS = (EmbeddingsRequest, EventsRequest, InlineHistory, UserEvent)
+class WeightedSeed(_Request):
+    """A seed that counts more or less than others."""
+
+    user_id: Id
+    weight: float = Field(1.0, ge=0, le=1e6)
+
+
+class AudienceSize(_Request):
+    """How large an audience is to be: exactly one of these."""
+
+    percent: float | None = Field(None, gt=0, le=100, description="Of all users who may be in it.")
+    count: int | None = Field(None, ge=1)
+    probability: float | None = Field(None, gt=0, le=1, description="All who are at least so probable.")
+
+
+class ActedFilter(_Request):
+    """Only users who acted in an interest."""
+
+    interest: int = Field(ge=0)
+    since: Moment = 0
+
+
+class LookalikesRequest(_Request):
+    """An audience of users like some users."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"seeds": ["u0000042", "u0000007"], "size": {"percent": 1}, "limit": 100}]}
+    )
+
+    seeds: list[Id | WeightedSeed] = Field(min_length=1, max_length=SEEDS_AT_MOST)
+    size: AudienceSize = AudienceSize(percent=1.0, count=None, probability=None)
+    negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
+    exclude: list[Id] = Field(
+        default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
+    )
+    include_seeds: bool = False
+    acted: ActedFilter | None = None
+    expected: float | None = Field(
+        None, gt=0, le=1e12, description="How many more of the seeds' kind there are; default: as many as seeds."
+    )
+    groups: int | None = Field(None, ge=1, le=8, description="Of seeds; default: as the data say.")
+    limit: int = Field(1000, ge=0, le=100_000, description="At most so many users are listed.")
+
+
+_MODELS = (
+    EmbeddingsRequest,
+    EventsRequest,
+    InlineHistory,
+    UserEvent,
+    LookalikesRequest,
+    AudienceSize,
+    ActedFilter,
+    WeightedSeed,
+)
 _FIELDS = {name for model in _MODELS for name in model.model_fields} | {"k"}
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
@@ -217,6 +279,7 @@ def known_id(user_id: str) -> str:
         raise Malformed(f"user_id: {error.message()}") from None
 
 
+@functools.lru_cache(2**16)
 def iso_of(at: int) -> str:
     """A moment in epoch ms as ISO 8601, UTC."""
     return (_NAIVE_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds") + "Z"
@@ -264,15 +327,23 @@ def parse_events(body: bytes) -> list[object]:
     return given
 
 
-def event_or_problem(document: object) -> Event | Malformed:
-    """One event of a request, or what is wrong with it."""
-    try:
-        if not isinstance(document, dict):
-            return Malformed("expected an object")
-        given = _validated(UserEvent, document)
-    except Malformed as error:
-        return error
-    return given.event_of(given.user_id)
+def parse_lookalikes(body: bytes) -> LookalikesRequest:
+    """A request for an audience.
+
+    Raises:
+        Malformed: not JSON, or not such a request.
+    """
+    return _validated(LookalikesRequest, _parsed(body))
+
+
+def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: int) -> list[Arriving | Receipt]:
+    """What is to be kept of events that were sent, and the receipts of what is not, in order. Reads from disk.
+
+    Args:
+        base, ledger, now: as ``arriving``.
+        sent: JSON documents, not checked yet.
+    """
+    return [_checked(base, ledger, document, now) for document in sent]
 
 
 def events_of(inline: InlineHistory, at: int) -> list[Event]:
@@ -313,6 +384,16 @@ def in_words(errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), o
         told.append(f"{where}: {what}" if where else what)
     more = len(errors) - _ERRORS_TOLD
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")
+
+
+def _checked(base: HistoryBase, ledger: Ledger, document: object, now: int) -> Arriving | Receipt:
+    try:
+        if not isinstance(document, dict):
+            raise Malformed("expected an object")
+        given = _validated(UserEvent, document)
+    except Malformed as error:
+        return Receipt(Status.REJECTED, reason=str(error))
+    return arriving(base, ledger, given.event_of(given.user_id), now)
 
 
 def _parsed(body: bytes) -> object:

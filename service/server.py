@@ -31,6 +31,7 @@ from service.drain import DRAIN_S, Workers
 from service.keys import read_keys
 from service.protocol import GuardedProtocol
 from service.releases import Source, vetting
+from service.tracing import tracing_for
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
@@ -47,13 +48,15 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
     Raises:
         UsageError: the address cannot be listened on.
         ArtifactError: there is no release, or it is damaged, or the live events are, or the ledger of erasures.
-        SettingsError: LURM_REDIS_URL, LURM_LIVE_URL or the API keys cannot be used.
+        SettingsError: LURM_REDIS_URL, LURM_LIVE_URL, LURM_OTEL_ENDPOINT or the API keys cannot be used.
         Unavailable: the Redis of live events does not answer.
     """
     with _listen(settings.host, settings.port) as listener:
         source = Source(settings.artifacts_dir)
         release = source.open(settings.release)
         cache_for(settings)  # what is wrong with it is said here, not by every worker
+        if (tracing := tracing_for(settings)) is not None:  # likewise
+            tracing.close()
         n_keys = len(read_keys(settings))
         local = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
         if settings.drain_s is None:  # nobody balances load between this process and others who cannot be reached

@@ -126,6 +126,11 @@ class Telemetry:
         """Count one request that was refused because of its key, which goes by its name."""
         self._refusals.labels(key, reason).inc()
 
+    def hit(self, n: int) -> None:
+        """Count embeddings the cache had at hand."""
+        if n:
+            self._outcomes["hit"].inc(n)
+
     def looked_up(self, found: Iterable[CachedEmbedding | Miss]) -> None:
         """Count what a lookup brought."""
         for one in found:

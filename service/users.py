@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,12 +12,12 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.boi import BagConfig, BagOfInterests, interest_profile
+from lurm.boi import interest_profile
 from lurm.errors import LurmError
 from lurm.history import History, HistoryBatch
 from lurm.index import Neighbors
+from lurm.reasons import Interests
 from lurm.release import Release
-from lurm.sequences import life
 from service.answers import InterestsAnswer, NeighborsAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import STALE, STALE_HEADER, as_json, problems
@@ -93,34 +91,15 @@ def _interests(release: Release, history: History, k: int) -> dict[str, Any]:
 
 
 def _neighbors(release: Release, history: History, found: Neighbors, k: int) -> dict[str, Any]:
-    shared = _shared_interests(release, history, found.rows)
-    near = zip(release.history.users.take(found.rows), found.scores.tolist(), shared, strict=True)
+    interests = Interests(release.vocabulary)
+    mine_k = interests.profile(HistoryBatch.of([history]))
+    shared = interests.shared(mine_k, release.history.batch(found.rows), _SHARED)
+    describe = release.vocabulary.describe
+    why = [[{"interest": one, "description": describe(one).description} for one in some] for some in shared]
+    near = zip(release.history.users.take(found.rows), found.scores.tolist(), why, strict=True)
     return {
         "user_id": history.user_id,
         "space_id": release.space_id,
         "k": k,
-        "neighbors": [{"user_id": who, "score": score, "shared_interests": why} for who, score, why in near],
+        "neighbors": [{"user_id": who, "score": score, "shared_interests": some} for who, score, some in near],
     }
-
-
-def _shared_interests(release: Release, history: History, others: NDArray[np.int64]) -> list[list[dict[str, Any]]]:
-    """For each other user, the interests both have: most of both lives first, rare interests before common ones."""
-    vocabulary = release.vocabulary
-    bags = BagOfInterests(vocabulary, BagConfig(grains=False, weighting="count", idf=False))
-    mine_k = np.zeros(len(vocabulary), np.float32)
-    for which, share in _shares(bags, HistoryBatch.of([history])):
-        mine_k[which] = share
-    shared = []
-    for which, share in _shares(bags, release.history.batch(others)):
-        weight = np.minimum(share, mine_k[which]) * vocabulary.idf_k[which]
-        best = np.argsort(-weight, kind="stable")[:_SHARED]
-        common = which[best[weight[best] > 0]].tolist()
-        shared.append([{"interest": one, "description": vocabulary.describe(one).description} for one in common])
-    return shared
-
-
-def _shares(bags: BagOfInterests, batch: HistoryBatch) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-    """Each history's interests, and what part of its events falls into each."""
-    counts = bags.count(batch, life(batch))
-    for start, stop in itertools.pairwise(counts.indptr.tolist()):
-        yield counts.indices[start:stop], counts.data[start:stop] / max(counts.data[start:stop].sum(), 1)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx
@@ -24,6 +25,7 @@ from lurm.errors import LurmError, UnknownUser
 if TYPE_CHECKING:
     import pyarrow as pa
 
+ARROW = "application/vnd.apache.arrow.stream"
 _Record = TypeVar("_Record")
 
 
@@ -153,7 +155,9 @@ class Embeddings:
 
     @classmethod
     def of(cls, response: httpx.Response, user_ids: Sequence[str]) -> Embeddings:
-        """The embeddings in an answer that has them in base64; where none was found, E is 0."""
+        """The embeddings in an answer that has them in base64, or as Arrow; where none was found, E may be 0."""
+        if response.headers.get("content-type") == ARROW:
+            return cls._of_arrow(response.content, user_ids)
         document = orjson.loads(response.content)
         items = document["data"]
         if [item["index"] for item in items] != list(range(len(user_ids))):
@@ -174,6 +178,27 @@ class Embeddings:
                 if item["object"] != "embedding"
             },
         )
+
+    @classmethod
+    def _of_arrow(cls, content: bytes, user_ids: Sequence[str]) -> Embeddings:
+        import pyarrow as pa
+
+        with pa.ipc.open_stream(content) as stream:
+            space_id = stream.schema.metadata[b"space_id"].decode()
+            rows = stream.read_all().combine_chunks().to_batches()[0]
+        if rows["index"].to_pylist() != list(range(len(user_ids))):
+            raise ValueError("another number of answers than of inputs, or in another order")
+        vectors, found_n = rows["embedding"], rows["embedding"].is_valid().to_numpy(zero_copy_only=False)
+        vectors_ne = vectors.values.to_numpy().reshape(len(user_ids), vectors.type.list_size).copy()
+        vectors_ne[~found_n] = np.nan
+        errors = {}
+        for at in np.flatnonzero(~found_n).tolist():
+            title, status = rows["error"][at].as_py(), rows["error_status"][at].as_py()
+            kind = "urn:lurm:problem:" + title.lower().replace(" ", "-")
+            detail = "not a user id: it is empty, or too long" if status == HTTPStatus.UNPROCESSABLE_ENTITY else title
+            errors[at] = error_of({"type": kind, "title": title, "status": status, "detail": detail}, user_ids[at])
+        as_of_n = rows["as_of"].to_numpy(zero_copy_only=False).astype("datetime64[ms]")
+        return cls(user_ids, vectors_ne, space_id, found_n, rows["n_events"].to_numpy(), as_of_n, errors)
 
     @classmethod
     def joined(cls, parts: Sequence[Embeddings], space_id: str, dim: int) -> Embeddings:

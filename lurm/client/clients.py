@@ -13,6 +13,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from uuid import uuid4
@@ -22,7 +23,7 @@ import orjson
 
 import lurm
 from lurm.ahead import each
-from lurm.client.answers import Embedding, Embeddings, Info, Interest, Memory, Neighbor, Receipts, chunks
+from lurm.client.answers import ARROW, Embedding, Embeddings, Info, Interest, Memory, Neighbor, Receipts, chunks
 from lurm.client.exchange import (
     Outcome,
     Retries,
@@ -46,6 +47,8 @@ _TransportT = TypeVar("_TransportT")
 _PauseT = TypeVar("_PauseT")
 _BINARY = {"accept": "application/octet-stream"}
 _JSON = {"content-type": "application/json"}
+# Decoded 10 times faster, where it can be; a service that does not know it answers in base64.
+_FOR_IDS = _JSON | ({"accept": f"{ARROW}, application/json;q=0.5"} if find_spec("pyarrow") else {})
 _BEFORE_INPUTS, _AFTER_INPUTS = b'{"input":[', b'],"encoding_format":"base64"}'
 _EVENTS_AT_ONCE = 1000
 _EVENT_BYTES_AT_ONCE = 2**20
@@ -152,7 +155,7 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
             LurmError: the service refused, or did not answer.
         """
         ids = [id_of(one) for one in user_ids]
-        return (yield from self._embed(ids, [orjson.dumps(one) for one in ids], [0] * len(ids)))
+        return (yield from self._embed(ids, [orjson.dumps(one) for one in ids], [0] * len(ids), _FOR_IDS))
 
     @Method
     def embed_histories(self, histories: Mapping[str, Sequence[Mapping[str, object]]]) -> Steps[Embeddings]:
@@ -271,7 +274,9 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
     @abstractmethod
     def _pause(self, seconds: float) -> _PauseT: ...
 
-    def _embed(self, ids: list[str], inputs: list[bytes], n_events: list[int]) -> Steps[Embeddings]:
+    def _embed(
+        self, ids: list[str], inputs: list[bytes], n_events: list[int], headers: Mapping[str, str] = _JSON
+    ) -> Steps[Embeddings]:
         known = self._known if ids else None
         if known is None:
             known = yield from self._ask_info()
@@ -282,7 +287,7 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
 
         def ask(cut: range) -> Steps[Embeddings]:
             body = _BEFORE_INPUTS + b",".join(inputs[cut.start : cut.stop]) + _AFTER_INPUTS
-            response = yield from self._exchange(Send("POST", "/v1/embeddings", _JSON, body))
+            response = yield from self._exchange(Send("POST", "/v1/embeddings", headers, body))
             return read(response, lambda it: Embeddings.of(it, ids[cut.start : cut.stop]))
 
         try:

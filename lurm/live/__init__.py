@@ -4,6 +4,8 @@
     live.sqlite         one host, any number of processes: the default
     live.redis          several hosts
     live.absent         none: a folder that cannot be written
+    live.stream         where events may come from: entries of a Redis Stream
+    live.letters        those of its entries that are no events
 
 Every accepted event gets an arrival, a number that only grows; a user's ``seq`` is the arrival of the last thing that
 happened to them. Arrivals decide freshness, timestamps decide windows. Stores know users by the digest of the ledger of
@@ -16,7 +18,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lurm.erasure import Ledger
 from lurm.errors import LurmError
@@ -70,8 +72,7 @@ class Arriving:
     newest_at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class LiveTail:
+class LiveTail(NamedTuple):
     """What has happened to a user since the store was begun.
 
     Attributes:

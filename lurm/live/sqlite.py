@@ -37,6 +37,7 @@ _READER_BUSY_S = 0.25
 _AT_ONCE = 20_000  # events of one transaction
 _MOST_WAITING = 100_000  # events
 _LOCK = ".live.lock"
+_REMEMBERED = 2**16  # users
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counter (one INTEGER PRIMARY KEY CHECK (one = 1), arrival INTEGER NOT NULL);
@@ -85,7 +86,7 @@ class SqliteLiveEvents:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
             self._lineage = self._lineage or _fact(self._writer, "lineage")
             self._place = self._where()
-            self._tails = self._connect(_READER_BUSY_S)
+            self._tails = _Tails(self._connect(_READER_BUSY_S), ledger)
             self._reader = self._connect(_BUSY_S)
         except (sqlite3.Error, OSError) as error:
             if self._lock is not None:
@@ -127,7 +128,7 @@ class SqliteLiveEvents:
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """As ``LiveEvents``; a look into the page cache, for which no thread is worth waking."""
         with _unavailable():
-            return [_tail(self._tails, self._ledger.digest(user_id)) for user_id in user_ids]
+            return self._tails.of(user_ids)
 
     async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
         """As ``LiveEvents``."""
@@ -184,7 +185,7 @@ class SqliteLiveEvents:
             await self._writing
         for thread in (self._write_thread, self._read_thread):
             thread.shutdown()
-        for connection in (self._tails, self._reader, self._writer):
+        for connection in (self._tails.connection, self._reader, self._writer):
             connection.close()
         if self._lock is not None:
             self._lock.close()
@@ -289,6 +290,52 @@ class SqliteLiveEvents:
             with _transaction(writer):
                 for user, erased_at in erased.items():
                     _erase(writer, user, erased_at)
+
+
+class _Tails:
+    """The tails of users, remembered for as long as nobody writes anything.
+
+    Args:
+        connection: reads, and nothing else: SQLite gives the file a new version whenever another connection commits.
+        ledger: knows the digests of users.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, ledger: Ledger) -> None:
+        self.connection = connection
+        self._ledger = ledger
+        self._looked = False
+        self._version: tuple[int] | None = None
+        self._is_empty = False
+        self._known: dict[str, LiveTail] = {}
+
+    def of(self, user_ids: Sequence[str]) -> list[LiveTail]:
+        """The tail of each user, in order."""
+        if not self._looked:
+            self._look()
+        if self._is_empty:
+            return [NOTHING] * len(user_ids)
+        return [self._known.get(user_id) or self._look_up(user_id) for user_id in user_ids]
+
+    def _look(self) -> None:
+        """See whether anybody has written, once in a turn of the event loop.
+
+        All that goes on in a turn was there when it began, so nobody in it can know of a commit that came later.
+        """
+        # Asked before the rows are: what is committed in between is read now, and again under the next version.
+        version = self.connection.execute("PRAGMA data_version").fetchone()
+        if version != self._version or len(self._known) > _REMEMBERED:
+            self._known.clear()
+            self._is_empty = self.connection.execute("SELECT 1 FROM users LIMIT 1").fetchone() is None
+            self._version = version
+        self._looked = True
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._looked = False
+
+    def _look_up(self, user_id: str) -> LiveTail:
+        tail = self._known[user_id] = _tail(self.connection, self._ledger.digest(user_id))
+        return tail
 
 
 class _Appending:

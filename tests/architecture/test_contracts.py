@@ -52,6 +52,7 @@ def copy(repository: Path, tmp_path: Path) -> Path:
         ("lurm/errors.py", "import training", "service and training stand"),
         ("service/attic.py", "import training", "service and training stand"),
         ("service/attic.py", "import redis.asyncio", "redis: only"),
+        ("service/attic.py", "import opentelemetry.trace", "opentelemetry: only"),
         ("training/attic.py", "import faiss", "faiss: only"),
         ("lurm/boi.py", "from torch import nn", "torch: only"),
         ("lurm/boi.py", "import numba", "numba: only"),

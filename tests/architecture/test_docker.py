@@ -167,5 +167,5 @@ def test_ci_starts_with_a_shell_that_understands_it(repository: Path) -> None:
 def test_the_image_installs_extras_that_there_are(repository: Path) -> None:
     named = set(re.findall(r"extras\['(\w+)'\]", (repository / "docker/Dockerfile").read_text()))
     extras = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert named == {"redis", "evaluate"}
+    assert named == {"redis", "evaluate", "otel"}
     assert named <= extras.keys()

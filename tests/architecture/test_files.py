@@ -18,10 +18,10 @@ MOST_LINES = 500
 
 # The only file that reads the environment.
 ENVIRONMENT = {"lurm/settings.py"}
-# Commands import what they need when they run, so that `lurm --help` answers at once; a doctor and the door to
-# Redis must live where an optional library does not; a client must load nothing it may never need.
+# Commands import what they need when they run, so that `lurm --help` answers at once; a doctor and the doors to
+# Redis and OpenTelemetry must live where an optional library does not; a client must load nothing it may never need.
 LATE_IMPORTS = {"lurm/__main__.py", "service/__main__.py", "training/__main__.py", "lurm/doctor.py", "lurm/remote.py"}
-LATE_IMPORTS |= {"lurm/client/__init__.py", "lurm/client/answers.py"}
+LATE_IMPORTS |= {"service/tracing.py", "lurm/client/__init__.py", "lurm/client/answers.py"}
 
 REPOSITORY = Path(__file__).parents[2]
 

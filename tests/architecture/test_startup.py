@@ -20,6 +20,7 @@ HEAVY = {
     "pydantic_settings",
     "fastapi",
     "redis",
+    "opentelemetry",
     "sklearn",
     "matplotlib",
     "jinja2",
@@ -46,18 +47,29 @@ def test_the_client_loads_what_it_needs_and_scikit_learn_where_asked_for(reposit
     assert "sklearn" in loaded_by("from lurm.client import UserEmbeddings", repository)
 
 
+def test_who_does_not_trace_loads_nothing_for_it(repository: Path) -> None:
+    code = (
+        "import sys\nfrom service import server, tracing\nfrom lurm.settings import Settings\n"
+        "assert tracing.tracing_for(Settings()) is None\n"
+        "assert 'opentelemetry.sdk' not in sys.modules\n"  # FastAPI has the API, which does nothing by itself
+        "tracing.Tracing('http://localhost:9').close()\n"
+        "assert 'opentelemetry.sdk' in sys.modules"
+    )
+    loaded_by(code, repository)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["build", "--help"], ["release", "--help"], ["--version"]])
 def test_help_answers_at_once(arguments: list[str], repository: Path) -> None:
     code = f"from lurm.__main__ import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert loaded_by(code, repository) & HEAVY == set()
 
 
-WITHOUT_REDIS = """
+WITHOUT_EXTRAS = """
 import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "redis":
+        if name.startswith(("redis", "opentelemetry.sdk", "opentelemetry.exporter")):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())
@@ -73,17 +85,25 @@ for package in (lurm, service):
         importlib.import_module(module.name)
         print(module.name)
 
+from lurm.errors import SettingsError
+from service.tracing import Tracing
+try:
+    Tracing("http://collector:4318")
+except SettingsError as error:
+    print(error)
+
 from lurm.__main__ import main
 main(["config", "--json"])
 """
 
 
-def test_everything_imports_and_runs_without_redis(repository: Path) -> None:
+def test_everything_imports_and_runs_without_redis_and_opentelemetry(repository: Path) -> None:
     outcome = subprocess.run(
-        [sys.executable, "-c", WITHOUT_REDIS], cwd=repository, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", WITHOUT_EXTRAS], cwd=repository, capture_output=True, text=True, check=False, timeout=120
     )
     assert outcome.returncode == 0, outcome.stderr
-    said, _, document = outcome.stdout.partition("[")
+    assert "pip install 'lurm[otel]'" in outcome.stdout
+    said, _, document = outcome.stdout.replace("lurm[otel]", "").partition("[")
     assert said.splitlines()[0] == "redis is absent"
     assert {"lurm.cache", "lurm.release"} <= set(said.splitlines())
     assert any(row["variable"] == "LURM_REDIS_URL" for row in json.loads("[" + document))

@@ -79,7 +79,7 @@ def test_any_other_provenance_is_a_miss(make: MakeCache, wanted: Provenance, exp
 
 def test_the_last_put_wins(make: MakeCache) -> None:
     async def body(cache: EmbeddingCache) -> None:
-        newer = replace(provenance(), seq=4)
+        newer = provenance()._replace(seq=4)
         await cache.put_many([(provenance(), embedding(1)), (newer, embedding(2))])
         old, new = await cache.get_many([provenance(), newer])
         assert old is Miss.STALE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -236,6 +237,68 @@ def test_two_processes_see_each_others_events_at_once(stores: Stores) -> None:
             ((_, events),) = await reader.events(["u"], after=n)
             assert [one.arrival for one in events] == [n + 1]
         await other.close()
+
+    stores.using(body)
+
+
+OTHER_PROCESS = """
+import asyncio, sys
+from pathlib import Path
+from lurm.erasure import Ledger
+from lurm.events import Event
+from lurm.live import Arriving
+from lurm.live.redis import RedisLiveEvents
+from lurm.live.sqlite import SqliteLiveEvents
+
+async def main(kind, folder, url):
+    ledger = Ledger.open(Path(folder))
+    path = Path(folder) / "live" / "live.sqlite"
+    store = SqliteLiveEvents(path, ledger) if kind == "sqlite" else await RedisLiveEvents.open(url, ledger)
+    for line in sys.stdin:
+        what, user, at = line.split()
+        if what == "append":
+            await store.append([Arriving(Event(user, "i", "view", int(at)), None)])
+        elif what == "erase":
+            await store.erase(user, int(at))
+        elif what == "prune":
+            await store.prune(int(at), forget_before=0)
+        print((await store.tails([user]))[0].seq, flush=True)
+    await store.close()
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_what_another_process_wrote_is_in_the_very_next_look(stores: Stores) -> None:
+    users = ["u", "v", "w"]
+    whole = [("append", user) for user in users * 3] + [
+        ("erase", "u"),
+        ("append", "u"),
+        ("prune", "v"),
+        ("append", "w"),
+    ]
+
+    async def body(store: LiveEvents) -> None:
+        other = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", OTHER_PROCESS, stores.kind, str(stores.folder), stores.url),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert await store.tails(users) == [LiveTail()] * 3, "the empty store is remembered as well"
+        for n, (what, user) in enumerate(whole):
+            upto = await store.last() if what == "prune" else AT + n
+            other.stdin.write(f"{what} {user} {upto}\n".encode())
+            seq = int(await other.stdout.readline())
+            for _ in range(2):
+                tails = await store.tails(users)
+                assert tails[users.index(user)].seq == seq
+                assert tails == [tail for tail, _ in await store.events(users, after=0)]
+            (receipt,) = await store.append(stores.arriving(event(user, 100 + n, event_id=str(n))))
+            assert (await store.tails(users))[users.index(user)].seq == receipt.seq
+        other.stdin.close()
+        await other.wait()
 
     stores.using(body)
 

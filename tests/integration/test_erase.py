@@ -18,6 +18,8 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing
 from lurm.events import Event
 from lurm.history import HistoryBatch
+from lurm.live.letters import FILE, DeadLetter, DeadLetters
+from lurm.live.stream import Entry
 from lurm.release import Release, list_releases, rollback, verify
 from tests.integration.test_living import rebuilt, seen, send
 
@@ -43,6 +45,10 @@ def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back
     release = rebuilt(tiny, root)
     send(root, release, [Event(gone, items[4], "view", end + 10)])
 
+    letters = DeadLetters(root / "live" / FILE, "clicks")
+    told = (("1-0", {b"user_id": gone.encode()}), ("2-0", {b"event": b'{"user_id": "%s"}' % newcomer.encode()}))
+    letters.add([DeadLetter(Entry(id_, fields), "odd") for id_, fields in (*told, ("3-0", {b"user_id": b"other"}))])
+
     (erased, _) = lurm(root, "erase", gone, newcomer)["erased"]
     assert erased["erased_at"] >= end
     everybody = [gone, newcomer, other]
@@ -61,6 +67,7 @@ def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back
     result = lurm(root, "erase", "--purge")["purged"]
     assert (result["n_users"], result["removed"]) == (2, [older.release_id, release.release_id])
     assert lurm(root, "erase", gone, newcomer, "--verify")["remains"] == []
+    assert len((root / "live" / FILE).read_bytes().splitlines()) == 1, "the letters of others stay"
     left = Release.open(root)
     assert left.release_id == result["release_id"] == verify(root)
     assert left.space_id == release.space_id

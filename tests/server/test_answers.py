@@ -6,11 +6,13 @@ import base64
 import json
 import re
 import socket
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
@@ -21,6 +23,7 @@ from service.direct import DirectRoute
 from tests.server.conftest import RunningServer, problem, read_all
 
 BINARY = {"accept": "application/octet-stream"}
+ARROW = "application/vnd.apache.arrow.stream"
 
 
 def somebody(release: Release, row: int = 0) -> str:
@@ -73,6 +76,55 @@ def test_every_way_to_ask_gives_the_same_bits(client: httpx.Client, release: Rel
         assert base64.b64decode(encoded["embedding"]) == expected
         published = release.embeddings.vectors_ue[row]
         assert np.abs(np.frombuffer(expected, np.float32) - published).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("headers", "more"),
+    [({}, {"encoding_format": "arrow"}), ({"accept": ARROW}, {}), ({"accept": ARROW}, {"encoding_format": "base64"})],
+)
+def test_an_arrow_stream_says_what_json_says(
+    client: httpx.Client, release: Release, headers: dict[str, str], more: dict[str, str]
+) -> None:
+    known, other = somebody(release, 4), somebody(release, 5)
+    inputs = [known, "nobody", {"events": []}, "x" * 600, {"events": [{}]}, {"user_id": "me", "events": []}, other]
+    as_json = post(client, *inputs, encoding_format="base64")
+    response = client.post("/v1/embeddings", json={"input": inputs, **more}, headers=headers)
+    assert (response.status_code, response.headers["content-type"]) == (200, ARROW)
+    table = pa.ipc.open_stream(response.content).read_all()
+    number = pa.field("item", pa.float32(), nullable=False)
+    assert list(zip(table.column_names, table.schema.types, strict=True)) == [
+        ("index", pa.int32()),
+        ("user_id", pa.string()),
+        ("embedding", pa.list_(number, release.encoder.dim)),
+        ("n_events", pa.int64()),
+        ("as_of", pa.timestamp("ms", "UTC")),
+        ("source", pa.string()),
+        ("error", pa.string()),
+        ("error_status", pa.int32()),
+    ]
+    assert table.schema.metadata == {b"space_id": release.space_id.encode()}
+    assert table["index"].to_pylist() == list(range(7))
+    assert table["user_id"].to_pylist() == [known, None, None, None, None, "me", other]
+    for row, item in zip(table.to_pylist(), as_json["data"], strict=True):
+        if item["object"] == "error":
+            assert (row["error"], row["error_status"]) == (item["error"]["title"], item["error"]["status"])
+            assert (row["embedding"], row["as_of"], row["source"], row["n_events"]) == (None, None, None, 0)
+        else:
+            assert np.array(row["embedding"], "<f4").tobytes() == base64.b64decode(item["embedding"])
+            assert (row["error"], row["error_status"]) == (None, None)
+            assert row["n_events"] == item["n_events"]
+            as_of = item.get("as_of")
+            assert row["as_of"] == (datetime.fromisoformat(as_of) if as_of else None)
+    assert table["error_status"].to_pylist() == [None, 404, None, 422, 422, None, None]
+
+
+def test_an_arrow_stream_of_errors_alone_is_one_too(client: httpx.Client, release: Release) -> None:
+    response = client.post("/v1/embeddings", json={"input": "nobody", "encoding_format": "arrow"})
+    (row,) = pa.ipc.open_stream(response.content).read_all().to_pylist()
+    assert (row["error"], row["error_status"], row["embedding"]) == ("Unknown user", 404, None)
+    assert b"nobody" not in response.content
+    described = client.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]["responses"]["200"]["content"]
+    assert sorted(described) == ["application/json", ARROW]
 
 
 def test_the_facts_of_an_embedding_are_those_of_the_history(client: httpx.Client, release: Release) -> None:

@@ -23,6 +23,7 @@ ENDPOINTS = {
     "/v1/users/{user_id}/neighbors": {"get": {200, 401, 403, 404, 422, 429, 503}},
     "/v1/users/{user_id}": {"delete": {200, 401, 403, 422, 429, 503}},
     "/v1/events": {"post": {200, 401, 403, 408, 413, 422, 429, 503}},
+    "/v1/lookalikes": {"post": {200, 401, 403, 408, 413, 422, 429, 503}},
     "/info": {"get": {200, 401, 403, 429}},
     "/health/live": {"get": {200}},
     "/health/ready": {"get": {200, 503}},

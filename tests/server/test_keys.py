@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -29,6 +30,7 @@ TABLE = {
     "/v1/users/{user_id}/neighbors": "read",
     "/v1/users/{user_id}": "admin",
     "/v1/events": "write",
+    "/v1/lookalikes": "read",
     "/info": "read",
     "/metrics": "read",
     "/health/live": PUBLIC,
@@ -71,7 +73,8 @@ def stranger(guarded: RunningServer) -> Iterator[httpx.Client]:
 def ask(client: httpx.Client, release: Release, method: str, path: str, secret: str | None) -> httpx.Response:
     user_id = "nobody" if method == "DELETE" else release.history.users[0]
     event = {"user_id": "nobody", "item_id": "i", "timestamp": 1_700_000_000_000}
-    body = {"events": [event]} if path == "/v1/events" else {"input": user_id}
+    seeds = {"seeds": release.history.users.take(np.arange(100)), "limit": 3}
+    body = {"/v1/events": {"events": [event]}, "/v1/lookalikes": seeds}.get(path, {"input": user_id})
     url = path.replace("{user_id}", user_id).replace("{path}", "favicon.png")
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
     return client.request(method, url, headers=headers, json=body if method == "POST" else None)

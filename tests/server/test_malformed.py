@@ -210,6 +210,7 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(
         options += ["--phases", "examples,coverage,fuzzing", "--header", f"Authorization: Bearer {key[0]}"]
         done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
-        assert "Tested: 10" in done.stdout
+        n_operations = sum(len(methods) for methods in create_api().openapi()["paths"].values())
+        assert f"Tested: {n_operations}" in done.stdout
         with server.client() as client:
             assert client.get("/health/ready").json() == {"status": "ready"}

@@ -48,11 +48,15 @@ RATIOS = {
         "batch_vs_single",
         "miss_vs_bulk",
         "vs_naive",
+        "ingest_vs_alone",
+        "one_vs_four_workers",
     },
+    "audience": {"vs_bare_scan", "eight_vs_bare_scan"},
 }
 CONTENDERS = {
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
-    "serve": {"json", "binary", "batch", "miss", "raw_json", "raw_binary", "naive", "bulk"},
+    "serve": {"json", "binary", "batch", "miss", "raw_json", "raw_binary", "naive", "bulk", "ingest", "alone"},
+    "audience": {"one", "eight", "bare"},
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
 
@@ -105,7 +109,8 @@ def test_names_are_one_or_all_and_others_are_refused() -> None:
     assert bench.names_of("boi") == ("boi",)
     assert set(bench.names_of("all")) == set(bench.BENCHMARKS) == set(RATIOS)
     with pytest.raises(
-        UsageError, match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, serve, and all"
+        UsageError,
+        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, serve, audience, and all",
     ):
         bench.names_of("bio")
     with pytest.raises(UsageError, match="scale is 'huge', expected one of tiny, small, full"):

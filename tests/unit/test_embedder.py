@@ -211,6 +211,19 @@ def test_what_was_computed_is_served_from_the_cache_bit_for_bit(
     assert f'lurm_cache_lookups_total{{outcome="absent"}} {N_USERS}.0' in exposed
 
 
+@pytest.mark.parametrize("cache", [lambda: MemoryCache(2**24)], indirect=True)
+def test_what_is_at_hand_and_what_is_not_keep_their_places(using: Using, history: HistoryBase) -> None:
+    async def body(embedder: Embedder) -> None:
+        await embedder.embed([await embedder.known(one) for one in ("u001", "u003")])
+        await until(lambda: not embedder._puts)
+        asked = ["u000", "u001", "u002", "u003", "u001"]
+        answers = await embedder.embed([await embedder.known(one) for one in asked])
+        assert [vector_of(one) for one in answers] == [truth(history, one) for one in asked]
+        assert [served(one).source for one in answers] == ["computed", "cache", "computed", "cache", "cache"]
+
+    using(body)
+
+
 def test_five_hundred_requests_for_one_cold_user_are_one_computation(
     using: Using, encoder: WatchedEncoder, history: HistoryBase
 ) -> None:

@@ -3,11 +3,12 @@
     race         contenders take turns; seconds, rows per second, memory; what machine it was
     made         the logs they run on
     duck         DuckDB, the peer that speaks SQL
-    history boi interests embed train scale serve      one benchmark each
-    served load peers      for serve: processes that answer, one that asks, and what lurm is compared with
+    history boi interests embed train scale serve audience      one benchmark each
+    served load peers arriving sharing      for serve: who answers, who asks, what lurm is compared with
     page         BENCHMARKS.md, from the results that were kept
 
-A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm. Every benchmark
+A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm, but for those of
+audience, which are times over times. Every benchmark
 compares the answers before it says a number; a fast wrong answer is an error.
 """
 
@@ -28,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import Reporter
-from training.bench import boi, embed, history, interests, serve, train
+from training.bench import audience, boi, embed, history, interests, serve, train
 from training.bench import scale as growth
 from training.bench.race import Figures, Track, machine
 
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Callable[[Track, str], Figures]] = {
     "train": train.bench,
     "scale": growth.bench,
     "serve": serve.bench,
+    "audience": audience.bench,
 }
 SCALES = ("tiny", "small", "full")
 

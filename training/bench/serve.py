@@ -150,7 +150,9 @@ def _driven(generator: ProcessPoolExecutor, asked: Contender, n: int, due_n: NDA
     return made.result()
 
 
-def _driven_at(generator: ProcessPoolExecutor, server: Server, requests: Sequence[bytes], connections: int) -> Load:
+def _driven_at(
+    generator: ProcessPoolExecutor, server: Server, requests: Sequence[bytes], connections: int = CONNECTIONS
+) -> Load:
     """The load of each request once, made by another process."""
     return generator.submit(drive, server.port, requests, len(requests), connections=connections).result()
 

@@ -1,0 +1,394 @@
+"""Audiences: who is like these people, how sure that is, and why.
+
+    seeds -> directions -> exact scan of everybody -> cut by size -> percentiles, probabilities, reasons
+
+A user counts as like the seeds by how far their vector lies in the direction in which the seeds differ from everybody,
+every dimension measured in its own spread. Seeds that are several groups get several directions, as many as help to
+find seeds that were held out. Whatever is said of quality is measured on held-out seeds.
+
+Departure: no paper of the house treats audiences. Cosine to the mean of the seeds is what is left of this when all
+dimensions have one spread and everybody has mean zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from lurm.bounds import AT_LEAST_ONE, Bound
+from lurm.errors import UsageError
+
+BLOCK = 65_536
+_SPREAD_OF = 20_000  # users, of whom a prefix of the rows is a fair sample
+_GROUPS = (1, 2, 3, 4, 6, 8)
+_SEEDS_PER_GROUP = 20
+_FOLDS = 5
+_PASSES = 20
+_JUDGED_AT = (0.01, 0.05, 0.1)  # shares of the base among which held-out seeds are looked for
+_CURVE_AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+_STEPS, _IN_A_STEP = 200, 20  # of the calibration, and the fewest users its last one is judged by
+_AWAY = 0.5  # how much of what negative seeds have is taken off
+_COLD = 5  # events, fewer of which say little
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large an audience is to be; exactly one of these.
+
+    Attributes:
+        percent: of those who may be in it.
+        count: users, or all if there are fewer.
+        probability: everybody who is at least so probable.
+    """
+
+    percent: float | None = None
+    count: int | None = None
+    probability: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [one for one in (self.percent, self.count, self.probability) if one is not None]
+        if len(given) != 1:
+            raise UsageError(f"size: {len(given)} of percent, count and probability are given, expected exactly one")
+        Bound(above=0, most=100).check("size: percent", self.percent)
+        AT_LEAST_ONE.check("size: count", self.count)
+        Bound(above=0, most=1).check("size: probability", self.probability)
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What a size buys, measured on seeds that were held out.
+
+    Attributes:
+        share: of the base.
+        recall: part of the held-out seeds among them.
+        lift: how many times as many as by chance.
+    """
+
+    share: float
+    recall: float
+    lift: float
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the seeds are like.
+
+    Attributes:
+        n_given, n_found: ids given, and how many of them the release knows, each once.
+        n_cold: with fewer than five events.
+        n_groups: groups they fall into.
+        cohesion: mean cosine to the middle of their group, beyond that of everybody; 0: no more alike than anybody.
+    """
+
+    n_given: int
+    n_found: int
+    n_cold: int
+    n_groups: int
+    cohesion: float
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """Who is like the seeds, most alike first; N users.
+
+    Attributes:
+        rows: (N,) int64 user rows.
+        percentile: (N,) float32, part of the base that is less like the seeds, 0 to 100.
+        probability: (N,) float32, see ``Lookalike.probability``.
+        n_eligible: how many it was chosen from.
+        reach: sizes against quality, smallest first.
+        health: of the seeds.
+    """
+
+    rows: NDArray[np.int64]
+    percentile: NDArray[np.float32]
+    probability: NDArray[np.float32]
+    n_eligible: int
+    reach: list[Reach]
+    health: Health
+
+
+class Lookalike:
+    """What sets seeds apart from everybody, learned.
+
+    Args:
+        vectors_ue: (U, E) unit rows of the whole base, memory-mapped; any prefix is a fair sample.
+        seeds: (S,) rows, each once.
+        weights_s: (S,) how much each seed counts; None: all the same.
+        negatives: rows of users the audience is to be unlike.
+        n_groups: of seeds; None: as many as help to find held-out seeds.
+        seed: of folds and groups.
+    """
+
+    def __init__(
+        self,
+        vectors_ue: NDArray[np.float32],
+        seeds: NDArray[np.int64],
+        *,
+        weights_s: NDArray[np.float32] | None = None,
+        negatives: NDArray[np.int64] | None = None,
+        n_groups: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._vectors_ue, self._seeds = vectors_ue, seeds
+        self._rng = np.random.default_rng(seed)
+        sample_ne = np.asarray(vectors_ue[:_SPREAD_OF])
+        self._mean_e = sample_ne.mean(0)
+        self._inverse_e = 1 / np.sqrt(np.maximum(sample_ne.var(0), 1e-12))
+        seeds_se = np.asarray(vectors_ue[seeds])
+        weights = np.ones(len(seeds), np.float32) if weights_s is None else weights_s
+        away_e = np.zeros(vectors_ue.shape[1], np.float32)
+        if negatives is not None and len(negatives):
+            away_e = _AWAY * self._standard(vectors_ue[negatives]).mean(0)
+        standard_se = self._standard(seeds_se)
+        sample_ne = self._standard(sample_ne)
+
+        folds = self._rng.permutation(len(seeds)) % _FOLDS
+        tried = [n_groups] if n_groups else [k for k in _GROUPS if k == 1 or k * _SEEDS_PER_GROUP <= len(seeds)]
+        held_out = {k: self._held_out(standard_se, weights, sample_ne, away_e, folds, k) for k in tried}
+        found = {k: _found(*scores) for k, scores in held_out.items()}
+        best = max(found.values(), key=lambda one: one.mean())
+        enough = best.mean() - best.std() / np.sqrt(len(best))
+        self.n_groups = min(k for k, one in found.items() if one.mean() >= enough)
+        directions_ke = self._directions(standard_se, weights, away_e, self.n_groups)
+        # One product a user: standardising is linear, so it goes into the directions.
+        self._directions_ke = np.ascontiguousarray(directions_ke * self._inverse_e, np.float32)
+        self._offsets_k = (self._directions_ke @ self._mean_e).astype(np.float32)
+        self._held_out_s = held_out[self.n_groups][0]
+        is_seed_n = np.isin(np.arange(len(sample_ne)), seeds)
+        self._others_n = (sample_ne[~is_seed_n] @ directions_ke.T).max(1)
+        self._middles_ke = self._middles(seeds_se, weights, directions_ke)
+
+    @property
+    def directions_ke(self) -> NDArray[np.float32]:
+        """(K, E) what vectors are multiplied with; the largest product, less what everybody has of it, is the score."""
+        return self._directions_ke
+
+    def scores(self, reporter: Callable[[int], None] | None = None) -> NDArray[np.float32]:
+        """(U,) how much each user is like the seeds; exact, block by block over the mapped vectors."""
+        vectors_ue = self._vectors_ue.view(np.ndarray)
+        scores_u = np.empty(len(vectors_ue), np.float32)
+        for start in range(0, len(scores_u), BLOCK):
+            block_ne, some_n = vectors_ue[start : start + BLOCK], scores_u[start : start + BLOCK]
+            if len(self._directions_ke) == 1:
+                np.dot(block_ne, self._directions_ke[0], out=some_n)
+                some_n -= self._offsets_k[0]
+            else:
+                likeness_kn = self._directions_ke @ block_ne.T
+                likeness_kn -= self._offsets_k[:, None]
+                likeness_kn.max(0, out=some_n)
+            if reporter is not None:
+                reporter(len(block_ne))
+        return scores_u
+
+    def reach(self) -> list[Reach]:
+        """Sizes against quality, smallest first."""
+        edges = np.quantile(self._others_n, [1 - share for share in _CURVE_AT])
+        recalls = [(self._held_out_s >= edge).mean() for edge in edges]
+        return [
+            Reach(share, float(recall), float(recall / share)) for share, recall in zip(_CURVE_AT, recalls, strict=True)
+        ]
+
+    def probability(self, scores: NDArray[np.float32], n_expected: float) -> NDArray[np.float32]:
+        """How probably somebody of each score is one of the seeds' kind.
+
+        Of ``n_expected`` further ones in the base, spread over scores as held-out seeds are; the part of all users of
+        that score that they are, never falling as scores rise.
+
+        Args:
+            scores: of users who are no seeds, as ``scores`` says.
+            n_expected: how many more of their kind there are.
+        """
+        n_others = max(len(self._vectors_ue) - len(self._seeds), 1)
+        # finer at the top, where audiences are cut
+        shares = 1 - np.geomspace(1, min(_IN_A_STEP / len(self._others_n), 1), _STEPS)
+        edges = np.unique(np.quantile(self._others_n, shares))
+        others = np.bincount(np.searchsorted(edges, self._others_n, "right"), minlength=len(edges) + 1)
+        alike = np.bincount(np.searchsorted(edges, self._held_out_s, "right"), minlength=len(edges) + 1)
+        users = np.maximum(others / len(self._others_n) * n_others, 1)
+        ratio = np.minimum(alike / len(self._held_out_s) * n_expected / users, 1)
+        steps = isotonic_regression(ratio, weights=users).x
+        probable: NDArray[np.float32] = steps[np.searchsorted(edges, scores, "right")].astype(np.float32)
+        return probable
+
+    def cosine(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(N,) cosine of some users to the middle of the nearest group of seeds."""
+        cosines: NDArray[np.float32] = (self._vectors_ue[rows] @ self._middles_ke.T).max(1, initial=-1)
+        return cosines
+
+    def cohesion(self) -> float:
+        """Mean cosine of seeds to the middle of their group, beyond that of everybody."""
+        everybody = np.arange(min(len(self._vectors_ue), _SPREAD_OF))
+        return float(self.cosine(self._seeds).mean() - self.cosine(everybody).mean())
+
+    def _standard(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
+        standard_ne: NDArray[np.float32] = (vectors_ne - self._mean_e) * self._inverse_e
+        return standard_ne
+
+    def _directions(
+        self, standard_se: NDArray[np.float32], weights_s: NDArray[np.float32], away_e: NDArray[np.float32], k: int
+    ) -> NDArray[np.float32]:
+        """(K, E) unit rows: the middles of k groups of seeds."""
+        if k == 1:
+            return _unit(np.average(standard_se, 0, weights_s)[None] - away_e)
+        unit_se = _unit(standard_se)
+        middles_ke = unit_se[self._spread_out(unit_se, k)]
+        for _ in range(_PASSES):
+            nearest_s = (unit_se @ middles_ke.T).argmax(1)
+            sums_ke = np.zeros_like(middles_ke)
+            np.add.at(sums_ke, nearest_s, standard_se * weights_s[:, None])
+            alive = np.abs(sums_ke).sum(1) > 0
+            middles_ke = _unit(sums_ke[alive])
+        return _unit(middles_ke - away_e / max(float(np.linalg.norm(standard_se.mean(0))), 1e-6))
+
+    def _spread_out(self, unit_se: NDArray[np.float32], k: int) -> list[int]:
+        """Seeds to begin groups with: each next one far from those before (k-means++)."""
+        chosen = [int(self._rng.integers(len(unit_se)))]
+        apart = np.ones(len(unit_se))
+        while len(chosen) < k:
+            apart = np.minimum(apart, np.maximum(1 - unit_se @ unit_se[chosen[-1]], 0))
+            total = apart.sum()
+            chosen.append(int(self._rng.choice(len(unit_se), p=apart / total if total > 0 else None)))
+        return chosen
+
+    def _held_out(
+        self,
+        standard_se: NDArray[np.float32],
+        weights_s: NDArray[np.float32],
+        sample_ne: NDArray[np.float32],
+        away_e: NDArray[np.float32],
+        folds: NDArray[np.int64],
+        k: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(S,) the score of each seed by directions that do not know it; and those of users of the sample."""
+        held_out_s = np.empty(len(folds), np.float32)
+        others = []
+        is_seed = np.isin(np.arange(len(sample_ne)), self._seeds)
+        for fold in range(_FOLDS):
+            out = folds == fold
+            directions_ke = self._directions(standard_se[~out], weights_s[~out], away_e, k)
+            held_out_s[out] = (standard_se[out] @ directions_ke.T).max(1, initial=-np.inf)
+            others.append((sample_ne[~is_seed] @ directions_ke.T).max(1))
+        return held_out_s, np.mean(others, 0)
+
+    def _middles(
+        self, seeds_se: NDArray[np.float32], weights_s: NDArray[np.float32], directions_ke: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(K, E) unit rows, the middles of the groups in the space of the vectors."""
+        nearest_s = (self._standard(seeds_se) @ directions_ke.T).argmax(1)
+        own = [nearest_s == group for group in range(len(directions_ke)) if (nearest_s == group).any()]
+        return _unit(np.stack([np.average(seeds_se[one], 0, weights_s[one]) for one in own]))
+
+
+def cut(
+    scores_u: NDArray[np.float32],
+    eligible_u: NDArray[np.bool_],
+    size: Size,
+    lookalike: Lookalike,
+    *,
+    n_expected: float,
+    health: Health,
+    groups_u: NDArray[np.int64] | None = None,
+    shares_g: NDArray[np.float64] | None = None,
+) -> Audience:
+    """The audience of a size: the most alike of those who may be in it, ties in the order of rows.
+
+    Equal requests of a smaller size give the head of the same list, so 1 % is within 2 %, unless it is balanced.
+
+    Args:
+        scores_u: (U,) of everybody.
+        eligible_u: (U,) who may be in it.
+        size: how many.
+        lookalike: what the scores come from.
+        n_expected: see ``Lookalike.probability``.
+        health: of the seeds.
+        groups_u: (U,) each user's group in the attribute to be balanced, -1: none.
+        shares_g: (G,) the part each group is to have; groups that have too few leave their part to nobody.
+    """
+    rows = np.flatnonzero(eligible_u)
+    scores_n = scores_u[rows]
+    if size.probability is not None:
+        n = int((lookalike.probability(scores_n, n_expected) >= size.probability).sum())
+    else:
+        n = size.count if size.count is not None else round(len(rows) * float(size.percent or 0) / 100)
+    n = min(n, len(rows))
+    if groups_u is None or shares_g is None:
+        chosen = _most(scores_n, n)
+    else:
+        chosen = _balanced(scores_n, groups_u[rows], shares_g, n)
+    return Audience(
+        rows=rows[chosen],
+        percentile=_percentile(scores_n[chosen], scores_u),
+        probability=lookalike.probability(scores_n[chosen], n_expected),
+        n_eligible=len(rows),
+        reach=lookalike.reach(),
+        health=health,
+    )
+
+
+def _percentile(scores_n: NDArray[np.float32], scores_u: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) how many in a hundred of everybody have a lower score than each of these."""
+    if not len(scores_n):
+        return np.empty(0, np.float32)
+    top = np.sort(scores_u[scores_u >= scores_n.min()])
+    below = len(scores_u) - len(top) + np.searchsorted(top, scores_n, "left")
+    return (100 * below / len(scores_u)).astype(np.float32)
+
+
+def _balanced(
+    scores_n: NDArray[np.float32], groups_n: NDArray[np.int64], shares_g: NDArray[np.float64], n: int
+) -> NDArray[np.int64]:
+    """The most alike of each group, as many as its share of n; most alike first."""
+    wanted = shares_g * n
+    quotas = np.floor(wanted).astype(np.int64)
+    for group in np.argsort(quotas - wanted, kind="stable")[: n - int(quotas.sum())]:
+        quotas[group] += 1
+    chosen = []
+    for group, quota in enumerate(quotas.tolist()):
+        own = np.flatnonzero(groups_n == group)
+        chosen.append(own[_most(scores_n[own], min(quota, len(own)))])
+    some = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+    return some[_most(scores_n[some], len(some))]
+
+
+def _most(scores_n: NDArray[np.float32], n: int) -> NDArray[np.int64]:
+    """Positions of the n largest, largest first, ties in order."""
+    if not n:
+        return np.empty(0, np.int64)
+    edge = np.partition(scores_n, len(scores_n) - n)[len(scores_n) - n]
+    above = np.flatnonzero(scores_n > edge)
+    level = np.flatnonzero(scores_n == edge)[: n - len(above)]
+    return np.concatenate([above[np.argsort(-scores_n[above], kind="stable")], level])
+
+
+def _found(held_out_s: NDArray[np.float32], others_n: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(S,) how well each held-out seed is found: the part of the sizes it is judged at that it is within."""
+    edges = np.quantile(others_n, [1 - share for share in _JUDGED_AT])
+    found: NDArray[np.float64] = (held_out_s[:, None] >= edges).mean(1)
+    return found
+
+
+def _unit(rows_ne: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit: NDArray[np.float32] = (rows_ne / np.maximum(np.linalg.norm(rows_ne, axis=1, keepdims=True), 1e-12)).astype(
+        np.float32
+    )
+    return unit
+
+
+def health_of(
+    n_given: int, rows: Sequence[int] | NDArray[np.int64], n_events_u: NDArray[np.int64], lookalike: Lookalike
+) -> Health:
+    """What seeds are like.
+
+    Args:
+        n_given: ids, repeats and unknown ones included.
+        rows: of those found, each once.
+        n_events_u: (U,) of everybody.
+        lookalike: learned from them.
+    """
+    events = np.asarray(n_events_u)[np.asarray(rows)]
+    return Health(n_given, len(rows), int((events < _COLD).sum()), lookalike.n_groups, lookalike.cohesion())

@@ -1,0 +1,276 @@
+"""Lookalikes of users of a release: ids in, an audience with reasons out.
+
+Everybody is scanned, exactly. Left out are seeds (unless they are wanted), whoever is excluded, whoever was erased, and
+who does not pass the filter. Fewer seeds than ``k_min`` are refused, and no reason is told that fewer people share.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lurm.audience import Audience, Lookalike, Size, cut, health_of
+from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
+from lurm.erasure import Ledger
+from lurm.errors import DataError, UsageError
+from lurm.histories import erased_up_to
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.progress import Reporter
+from lurm.reasons import Interests, OverIndexed
+from lurm.release import Release
+
+K_MIN = 100
+_REASONS = 10
+_EVENTS_AT_ONCE = 4_000_000
+_ROWS = 32_768
+_EXPLAINED_AT_ONCE = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """Who acted in an interest.
+
+    Attributes:
+        interest: its number.
+        since: epoch ms; earlier events do not count.
+    """
+
+    interest: int
+    since: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An audience as it is asked for.
+
+    Attributes:
+        seeds: ids of users the audience is to be like.
+        size: how many.
+        weights: how much each seed counts; None: all the same.
+        negatives: ids of users it is to be unlike.
+        exclude: ids of users who must not be in it.
+        include_seeds: whether seeds may be in it.
+        acted: who alone may be in it; None: everybody.
+        expected: how many more of the seeds' kind there are; None: as many as there are seeds.
+        n_groups: of seeds; None: as the data say.
+        seed: of what is random: folds and groups.
+    """
+
+    seeds: Sequence[str]
+    size: Size
+    weights: Sequence[float] | None = None
+    negatives: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    include_seeds: bool = False
+    acted: Acted | None = None
+    expected: float | None = None
+    n_groups: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        POSITIVE.check("expected", self.expected)
+        AT_LEAST_ONE.check("n_groups", self.n_groups)
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.seeds):
+            raise UsageError(f"{len(self.weights)} weights for {len(self.seeds)} seeds, expected one for each")
+        for weight in self.weights:
+            AT_LEAST_ZERO.check("a weight", weight)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An audience and why it is one.
+
+    Attributes:
+        audience: rows and scores, most alike first.
+        interests: that it has more often than everybody.
+        seeds: rows of the seeds.
+    """
+
+    audience: Audience
+    interests: list[OverIndexed]
+    seeds: NDArray[np.int64]
+
+
+def find(
+    release: Release, asked: Asked, *, ledger: Ledger | None, k_min: int, reporter: Reporter, reasons: int = _REASONS
+) -> Found:
+    """The audience that is asked for.
+
+    Args:
+        release: whose users.
+        asked: what for.
+        ledger: of erasures; None: nobody was erased.
+        k_min: fewest seeds, and fewest people who share a reason.
+        reporter: told about the scan.
+        reasons: at most so many interests.
+
+    Raises:
+        DataError: too few of the seeds are known.
+        UsageError: there is no such interest.
+    """
+    users = release.history.users
+    erased_u = np.zeros(len(users), bool) if ledger is None else erased_up_to(release.history, ledger) >= 0
+    seeds, weights_s = _seeds(release, asked, erased_u)
+    if len(seeds) < k_min:
+        raise DataError(
+            f"seeds: {len(asked.seeds):,} ids are given and {len(seeds):,} different users of them known, expected at "
+            f"least {k_min:,}; with fewer, an audience would tell who they are"
+        )
+    lookalike = Lookalike(
+        release.embeddings.vectors_ue,
+        seeds,
+        weights_s=weights_s,
+        negatives=_rows(release, asked.negatives),
+        n_groups=asked.n_groups,
+        seed=asked.seed,
+    )
+    with reporter.task("scan", len(users), "users") as task:
+        scores_u = lookalike.scores(task.advance)
+    eligible_u = ~erased_u
+    eligible_u[_rows(release, asked.exclude)] = False
+    if not asked.include_seeds:
+        eligible_u[seeds] = False
+    if asked.acted is not None:
+        eligible_u &= acted_in(release.history, release.vocabulary, asked.acted)
+    audience = cut(
+        scores_u,
+        eligible_u,
+        asked.size,
+        lookalike,
+        n_expected=len(seeds) if asked.expected is None else asked.expected,
+        health=health_of(len(asked.seeds), seeds, release.embeddings.n_events, lookalike),
+    )
+    interests = Interests(release.vocabulary).over_indexed(release.history, audience.rows, top=reasons, k_min=k_min)
+    return Found(audience, interests, seeds)
+
+
+def acted_in(base: HistoryBase, vocabulary: InterestVocabulary, acted: Acted) -> NDArray[np.bool_]:
+    """(U,) who acted in an interest since a moment.
+
+    Raises:
+        UsageError: there is no such interest.
+    """
+    if not 0 <= acted.interest < len(vocabulary):
+        raise UsageError(f"there is no interest {acted.interest}, expected 0 to {len(vocabulary) - 1}")
+    acted_u, start = np.zeros(len(base), bool), 0
+    for batch in base.scan(max_events=_EVENTS_AT_ONCE, max_users=2**20):
+        counts = (vocabulary.interest_of(batch.item_rows) == acted.interest) & (batch.timestamps >= acted.since)
+        acted_u[start + batch.user_of_event[counts]] = True
+        start += len(batch)
+    return acted_u
+
+
+def why(release: Release, found: Found, rows: NDArray[np.int64], top: int) -> list[list[int]]:
+    """For each of some users of an audience, the interests they share with its seeds, most of both first."""
+    interests = Interests(release.vocabulary)
+    profile_k = interests.profile(release.history.batch(found.seeds[:_EXPLAINED_AT_ONCE]))
+    shared = []
+    for start in range(0, len(rows), _EXPLAINED_AT_ONCE):
+        some = release.history.batch(rows[start : start + _EXPLAINED_AT_ONCE])
+        shared += interests.shared(profile_k, some, top)
+    return shared
+
+
+def facts(found: Found) -> dict[str, Any]:
+    """What there is to say of an audience, who is in it aside: JSON values."""
+    audience = found.audience
+    return {
+        "n_users": len(audience.rows),
+        "n_eligible": audience.n_eligible,
+        "health": asdict(audience.health),
+        "reach": [asdict(one) for one in audience.reach],
+        "interests": [asdict(one) for one in found.interests],
+    }
+
+
+def in_words(found: Found) -> str:
+    """The same for a person to read."""
+    audience, health = found.audience, found.audience.health
+    return "\n".join(
+        [
+            f"{len(audience.rows):,} of {audience.n_eligible:,} users",
+            f"seeds: {health.n_found:,} of {health.n_given:,} known, {health.n_cold:,} with fewer than 5 events, "
+            f"{health.n_groups} group{'s' * (health.n_groups > 1)}, cohesion {health.cohesion:.2f}",
+            "what a size buys, by seeds held out:",
+            *(
+                f"  {one.share:6.1%} of all users: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
+                for one in audience.reach
+            ),
+            "more often than everybody:",
+            *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {one.description}" for one in found.interests),
+        ]
+    )
+
+
+def write(release: Release, found: Found, destination: Path, reporter: Reporter) -> None:
+    """Write an audience as Parquet: rank, user_id, percentile, probability, shared_interests (words), space_id.
+
+    Raises:
+        UsageError: the folder does not exist, or the name does not end in ``.parquet``.
+    """
+    if destination.suffix != ".parquet" or not destination.parent.is_dir():
+        raise UsageError(f"{destination} cannot be written: expected a .parquet file in a folder that is there")
+    schema = pa.schema(
+        [
+            pa.field("rank", pa.int64(), nullable=False),
+            pa.field("user_id", pa.string(), nullable=False),
+            pa.field("percentile", pa.float32(), nullable=False),
+            pa.field("probability", pa.float32(), nullable=False),
+            pa.field("shared_interests", pa.list_(pa.string()), nullable=False),
+            pa.field("space_id", pa.string(), nullable=False),
+        ]
+    )
+    audience, describe = found.audience, release.vocabulary.describe
+    aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with (
+            pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as out,
+            reporter.task("write", len(audience.rows), "users") as task,
+        ):
+            for start in range(0, len(audience.rows), _ROWS):
+                some = slice(start, start + _ROWS)
+                rows = audience.rows[some]
+                words = [[describe(one).description for one in own] for own in why(release, found, rows, 3)]
+                columns = [
+                    pa.array(np.arange(start + 1, start + len(rows) + 1)),
+                    pa.array(release.history.users.take(rows), pa.string()),
+                    pa.array(audience.percentile[some]),
+                    pa.array(audience.probability[some]),
+                    pa.array(words, pa.list_(pa.string())),
+                    pa.array([release.space_id] * len(rows), pa.string()),
+                ]
+                out.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+                task.advance(len(rows))
+        aside.replace(destination)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _seeds(
+    release: Release, asked: Asked, erased_u: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+    """(S,) rows of the seeds that are known and not erased, ascending, each once with all of its weight."""
+    rows = release.history.users.rows(asked.seeds).astype(np.int64)
+    known = (rows >= 0) & ~erased_u[rows]
+    weights = np.ones(len(rows)) if asked.weights is None else np.asarray(asked.weights, np.float64)
+    known &= weights > 0
+    seeds, inverse = np.unique(rows[known], return_inverse=True)
+    if asked.weights is None:
+        return seeds, None
+    return seeds, np.bincount(inverse, weights[known], minlength=len(seeds)).astype(np.float32)
+
+
+def _rows(release: Release, ids: Sequence[str]) -> NDArray[np.int64]:
+    rows = release.history.users.rows(ids).astype(np.int64)
+    return rows[rows >= 0]

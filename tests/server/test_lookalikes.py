@@ -1,0 +1,159 @@
+"""Lookalikes over HTTP and on the command line: of planted interests, explained, and private."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lurm.release import Release
+from service.answers import LookalikesAnswer
+from tests.server.conftest import problem, running_server
+
+K_MIN = 8
+
+
+@pytest.fixture(scope="module")
+def asked(release_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Connected to a server for which eight seeds are enough, and whose users may be erased."""
+    own = {"audience_seeds": K_MIN, "live_dir": tmp_path_factory.mktemp("live")}
+    with running_server(release_root, **own) as server, server.client() as client:
+        yield client
+
+
+def main_interest(release: Release) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(U,) the interest in which each user acts most."""
+    base, found = release.history, []
+    for row in range(len(base)):
+        interests = release.vocabulary.interest_of(base.at(row).item_rows)
+        found.append(np.bincount(interests[interests >= 0], minlength=len(release.vocabulary)).argmax())
+    return np.array(found)
+
+
+def kind_of(release: Release) -> tuple[list[str], list[str]]:
+    """Users of the commonest main interest: half of them as seeds, the other half hidden."""
+    mains = main_interest(release)
+    rows = np.flatnonzero(mains == np.bincount(mains).argmax())
+    ids = release.history.users.take(rows)
+    return ids[: len(ids) // 2], ids[len(ids) // 2 :]
+
+
+def ask(client: httpx.Client, seeds: list[Any], **more: Any) -> dict[str, Any]:
+    response = client.post("/v1/lookalikes", json={"seeds": seeds, **more})
+    assert response.status_code == 200, response.text
+    return LookalikesAnswer.model_validate(response.json()).model_dump()
+
+
+def test_people_of_one_interest_are_found_by_half_of_them_and_it_is_named(
+    asked: httpx.Client, release: Release
+) -> None:
+    seeds, hidden = kind_of(release)
+    assert len(seeds) >= K_MIN
+    found = ask(asked, seeds, size={"count": len(hidden)})
+    users = [one["user_id"] for one in found["users"]]
+    assert found["n_users"] == len(users) == len(hidden)
+    by_chance = len(hidden) / (len(release.history) - len(seeds))
+    assert len(set(users) & set(hidden)) / len(users) > 2 * by_chance
+    assert not set(users) & set(seeds)
+    assert [one["rank"] for one in found["users"]] == list(range(1, len(users) + 1))
+    percentiles = [one["percentile"] for one in found["users"]]
+    assert percentiles == sorted(percentiles, reverse=True)
+    assert found["health"]["n_found"] == len(seeds)
+    assert all(one["n_users"] >= K_MIN for one in found["interests"])
+    assert found["interests"][0]["lift"] > 1
+    shared = [one["interest"] for user in found["users"][:5] for one in user["shared_interests"]]
+    assert shared
+
+
+def test_sizes_are_nested_and_seeds_excluded_users_and_the_erased_stay_out(
+    asked: httpx.Client, release: Release
+) -> None:
+    seeds, hidden = kind_of(release)
+    erased, excluded = hidden[0], hidden[1]
+    asked.delete(f"/v1/users/{erased}").raise_for_status()
+    smaller, larger = (ask(asked, seeds, exclude=[excluded], size={"percent": p}) for p in (5, 50))
+    head = [one["user_id"] for one in smaller["users"]]
+    assert head == [one["user_id"] for one in larger["users"]][: len(head)]
+    everybody = ask(asked, seeds, exclude=[excluded], size={"percent": 100})
+    users = {one["user_id"] for one in everybody["users"]}
+    assert users == set(release.history.users.ids.to_pylist()) - set(seeds) - {erased, excluded}
+    own = ask(asked, [*seeds, erased], include_seeds=True, size={"percent": 100}, limit=5)
+    assert own["health"]["n_found"] == len(seeds)
+    assert own["n_users"] == len(release.history) - 1
+    assert len(own["users"]) == 5
+
+
+def test_only_who_acted_in_an_interest(asked: httpx.Client, release: Release) -> None:
+    seeds, _ = kind_of(release)
+    interest, base = int(np.bincount(main_interest(release)).argmax()), release.history
+    since = int(np.median(base.history(base.users[0]).timestamps))
+    expected = {
+        base.users[row]
+        for row in range(len(base))
+        for own in [base.at(row)]
+        if ((release.vocabulary.interest_of(own.item_rows) == interest) & (own.timestamps >= since)).any()
+    }
+    size = {"percent": 100}
+    found = ask(asked, seeds, acted={"interest": interest, "since": since}, include_seeds=True, size=size)
+    users = {one["user_id"] for one in found["users"]}
+    erased = set(base.users.ids.to_pylist()) - {
+        one["user_id"] for one in ask(asked, seeds, include_seeds=True, size=size)["users"]
+    }
+    assert users == expected - erased
+    none = asked.post("/v1/lookalikes", json={"seeds": seeds, "acted": {"interest": 10**6}})
+    problem(none, 422, "unusable-request")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"seeds": []},
+        {"seeds": "u1"},
+        {"seeds": ["a"], "size": {}},
+        {"seeds": ["a"], "size": {"percent": 1, "count": 1}},
+        {"seeds": ["a"], "size": {"percent": 0}},
+        {"seeds": ["a"], "limit": -1},
+        {"seeds": [{"user_id": "a", "weight": -1}]},
+        {"seeds": ["a"], "more": 1},
+    ],
+)
+def test_what_is_no_request_is_422(asked: httpx.Client, body: dict[str, Any]) -> None:
+    answer = asked.post("/v1/lookalikes", json=body)
+    assert answer.status_code == 422, answer.text
+
+
+def test_fewer_seeds_than_protect_anybody_are_refused(asked: httpx.Client, release: Release) -> None:
+    few = release.history.users.take(np.arange(K_MIN - 1))
+    for seeds in (few, few * 3, [*few, *(f"stranger {n}" for n in range(50))]):
+        answer = problem(asked.post("/v1/lookalikes", json={"seeds": seeds}), 422, "unusable-events")
+        assert str(K_MIN) in str(answer["detail"])
+        assert few[0] not in str(answer["detail"])
+
+
+def test_the_command_writes_what_the_service_says(release_root: Path, release: Release, tmp_path: Path) -> None:
+    seeds, hidden = kind_of(release)
+    (tmp_path / "seeds.txt").write_text("\n".join(seeds) + "\n")
+    environment = {**os.environ, "LURM_AUDIENCE_SEEDS": str(K_MIN), "LURM_LIVE_DIR": str(tmp_path / "live")}
+    words = ["lookalike", str(tmp_path / "seeds.txt"), str(tmp_path / "audience.parquet"), "--count", str(len(hidden))]
+    command = [sys.executable, "-m", "lurm", *words, "--artifacts-dir", str(release_root)]
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    table = pq.read_table(tmp_path / "audience.parquet")
+    assert table["rank"].to_pylist() == list(range(1, len(hidden) + 1))
+    assert told["n_users"] == len(hidden)
+    assert set(table["space_id"].to_pylist()) == {release.space_id}
+    assert len(set(table["user_id"].to_pylist()) & set(hidden)) > len(hidden) / 4
+    assert all(isinstance(one, list) for one in table["shared_interests"].to_pylist())
+    read = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert "what a size buys, by seeds held out:" in read
+    none = subprocess.run([*command[:-2], "--artifacts-dir", str(release_root), "--percent", "3"], env=environment)
+    assert none.returncode == 2, "count and percent"

@@ -1,0 +1,204 @@
+"""Audiences on planted people: exact, nested, balanced, and as sure as they say."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lurm.audience import Audience, Lookalike, Size, _most, cut, health_of
+from lurm.errors import UsageError
+
+DIM = 16
+
+
+def people(n: int, groups: list[int], *, apart: float = 3.0, seed: int = 0) -> tuple[NDArray[np.float32], NDArray]:  # type: ignore[type-arg]
+    """Unit vectors of n people, and the group of each: 0 is everybody else, others lie apart in their own directions.
+
+    Dimensions have very different spreads, and rows are in no order.
+    """
+    rng = np.random.default_rng(seed)
+    spread = np.geomspace(1, 0.05, DIM)
+    group_n = np.zeros(n, np.int64)
+    vectors = rng.normal(size=(n, DIM))
+    start = 0
+    for number, size in enumerate(groups, 1):
+        direction = rng.normal(size=DIM)
+        some = slice(start, start + size)
+        vectors[some] += apart * direction / np.linalg.norm(direction)
+        group_n[some] = number
+        start += size
+    order = rng.permutation(n)
+    vectors = (vectors * spread)[order] + 0.3
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), group_n[order]
+
+
+def audience_of(
+    vectors: NDArray[np.float32], seeds: NDArray[np.int64], size: Size, *, n_expected: float = 100, **options: object
+) -> Audience:
+    lookalike = Lookalike(vectors, seeds, **options)  # type: ignore[arg-type]
+    eligible = np.ones(len(vectors), bool)
+    eligible[seeds] = False
+    health = health_of(len(seeds), seeds, np.full(len(vectors), 9), lookalike)
+    return cut(lookalike.scores(), eligible, size, lookalike, n_expected=n_expected, health=health)
+
+
+def halves(group_n: NDArray[np.int64], seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Half of those who are in a group, to be seeds, and the hidden other half."""
+    own = np.random.default_rng(seed).permutation(np.flatnonzero(group_n > 0))
+    return np.sort(own[: len(own) // 2]), own[len(own) // 2 :]
+
+
+def recall(found: Audience, hidden: NDArray[np.int64]) -> float:
+    return float(np.isin(hidden, found.rows).mean())
+
+
+def test_the_hidden_half_of_a_group_is_found_far_better_than_by_the_mean_of_the_seeds() -> None:
+    vectors, group_n = people(8000, [400])
+    seeds, hidden = halves(group_n)
+    found = audience_of(vectors, seeds, Size(count=400))
+    plain = np.argsort(-(vectors @ vectors[seeds].mean(0)))
+    plain = plain[~np.isin(plain, seeds)][:400]
+    assert recall(found, hidden) > 0.7
+    assert recall(found, hidden) > np.isin(hidden, plain).mean() + 0.2
+
+
+def test_the_scan_is_exact_in_whatever_blocks() -> None:
+    vectors, group_n = people(70_000, [300])
+    seeds, _ = halves(group_n)
+    lookalike = Lookalike(vectors, seeds, n_groups=1)
+    mean, spread = vectors[:20_000].mean(0), vectors[:20_000].std(0)
+    direction = ((vectors[seeds] - mean) / spread).mean(0)
+    expected = ((vectors - mean) / spread) @ (direction / np.linalg.norm(direction))
+    assert np.allclose(lookalike.scores(), expected, atol=1e-4)
+
+
+def test_seeds_of_two_groups_get_two_directions_and_find_both() -> None:
+    vectors, group_n = people(8000, [200, 200], apart=4)
+    seeds, hidden = halves(group_n)
+    as_data_say = Lookalike(vectors, seeds)
+    assert as_data_say.n_groups >= 2
+    several, one = (audience_of(vectors, seeds, Size(count=250), n_groups=k) for k in (None, 1))
+    assert recall(several, hidden) >= 1.2 * recall(one, hidden)
+    for group in (1, 2):
+        assert recall(several, hidden[group_n[hidden] == group]) > 0.7
+
+
+def test_one_group_is_not_split() -> None:
+    assert [Lookalike(*_one_group(seed)).n_groups for seed in range(3)] == [1, 1, 1]
+
+
+def _one_group(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    vectors, group_n = people(4000, [300], seed=seed)
+    return vectors, halves(group_n)[0]
+
+
+def test_a_smaller_audience_is_the_head_of_a_larger_one() -> None:
+    vectors, group_n = people(3000, [200])
+    vectors[1000:2000] = vectors[1000]  # many who are exactly as alike
+    seeds, _ = halves(group_n)
+    sizes = [audience_of(vectors, seeds, Size(percent=percent)).rows for percent in (0.5, 1, 2, 20, 70, 100)]
+    for smaller, larger in itertools.pairwise(sizes):
+        assert larger[: len(smaller)].tolist() == smaller.tolist()
+    assert len(sizes[-1]) == 3000 - len(seeds)
+    assert not np.isin(sizes[-1], seeds).any()
+    assert np.unique(sizes[-1]).size == len(sizes[-1])
+
+
+def test_probabilities_are_kept_by_those_who_were_hidden() -> None:
+    errors = []
+    for seed in range(5):
+        vectors, group_n = people(20_000, [1500], apart=2, seed=seed)
+        seeds, hidden = halves(group_n, seed)
+        found = audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden))
+        is_hidden = np.isin(found.rows, hidden)
+        assert (np.diff(found.probability) <= 1e-6).all(), "the more alike, the more probable"
+        parts = np.array_split(np.arange(len(found.rows)), 20)
+        errors += [abs(found.probability[some].mean() - is_hidden[some].mean()) for some in parts]
+        assert found.probability.sum() == pytest.approx(len(hidden), rel=0.15)
+        sure = audience_of(vectors, seeds, Size(probability=0.2), n_expected=len(hidden))
+        assert len(sure.rows)
+        assert sure.probability.min() >= 0.2
+    assert np.mean(errors) < 0.03
+
+
+def test_the_reach_that_is_promised_is_kept() -> None:
+    vectors, group_n = people(20_000, [1000], apart=2)
+    seeds, hidden = halves(group_n)
+    whole = audience_of(vectors, seeds, Size(percent=100))
+    for point in whole.reach:
+        n = round(point.share * len(whole.rows))
+        assert point.recall == pytest.approx(np.isin(hidden, whole.rows[:n]).mean(), abs=0.06)
+        assert point.lift == pytest.approx(point.recall / point.share)
+    recalls = [point.recall for point in whole.reach]
+    assert recalls == sorted(recalls)
+
+
+def test_what_negative_seeds_are_like_is_avoided() -> None:
+    vectors, group_n = people(6000, [300, 300], apart=3)
+    first = np.flatnonzero(group_n == 1)
+    second = np.flatnonzero(group_n == 2)
+    mixed = np.sort(np.concatenate([first[:150], second[:100]]))
+    plain = audience_of(vectors, mixed, Size(count=300), n_groups=1)
+    against = audience_of(vectors, mixed, Size(count=300), n_groups=1, negatives=second[100:200])
+    hidden_wanted, hidden_unwanted = first[150:], second[200:]
+    assert recall(against, hidden_unwanted) < recall(plain, hidden_unwanted)
+    assert recall(against, hidden_wanted) >= recall(plain, hidden_wanted) - 0.02
+
+
+def test_weights_count_as_repeats_do() -> None:
+    vectors, group_n = people(3000, [200, 200])
+    seeds, _ = halves(group_n)
+    weights = np.where(group_n[seeds] == 1, 3, 1).astype(np.float32)
+    weighed = Lookalike(vectors, seeds, weights_s=weights, n_groups=1).scores()
+    repeated = Lookalike(vectors, np.repeat(seeds, weights.astype(int)), n_groups=1).scores()
+    assert np.allclose(weighed, repeated, atol=1e-4)
+
+
+def test_a_balanced_audience_has_the_mix_it_is_told_to_have() -> None:
+    vectors, group_n = people(4000, [300])
+    seeds, _ = halves(group_n)
+    attribute = np.random.default_rng(1).choice([-1, 0, 1, 2], len(vectors), p=[0.1, 0.6, 0.2, 0.1])
+    lookalike = Lookalike(vectors, seeds)
+    eligible = np.ones(len(vectors), bool)
+    scores = lookalike.scores()
+    health = health_of(len(seeds), seeds, np.full(len(vectors), 9), lookalike)
+    shares = np.array([0.2, 0.3, 0.5])
+    found = cut(
+        scores,
+        eligible,
+        Size(count=301),
+        lookalike,
+        n_expected=9,
+        health=health,
+        groups_u=attribute,
+        shares_g=shares,
+    )
+    assert np.bincount(attribute[found.rows], minlength=3).tolist() in ([60, 90, 151], [60, 91, 150], [61, 90, 150])
+    assert (np.diff(scores[found.rows]) <= 0).all()
+    for group in range(3):
+        own = np.flatnonzero(attribute == group)
+        mine = found.rows[attribute[found.rows] == group]
+        assert set(mine) == set(own[np.argsort(-scores[own], kind="stable")[: len(mine)]])
+
+
+@pytest.mark.parametrize("given", [{}, {"percent": 1, "count": 3}, {"percent": 0}, {"percent": 101}, {"count": 0}])
+def test_a_size_is_exactly_one_thing(given: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="size"):
+        Size(**given)  # type: ignore[arg-type]
+
+
+@settings(max_examples=50)
+@given(
+    scores=st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=30),
+    n=st.integers(0, 30),
+)
+def test_the_most_alike_are_taken_ties_in_order(scores: list[float], n: int) -> None:
+
+    n = min(n, len(scores))
+    expected = sorted(range(len(scores)), key=lambda at: (-scores[at], at))[:n]
+    assert _most(np.array(scores, np.float32), n).tolist() == expected
