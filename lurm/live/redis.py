@@ -1,6 +1,6 @@
 """Live events in Redis, for several hosts.
 
-    {P}store        hash: id of the store, format
+    {P}store        hash: id of the store, up to which arrival pruned
     {P}arrival      the last arrival
     {P}log          stream: <arrival>-0 -> user, moment of arrival, the event
     {P}u:<digest>   hash: seq, newest timestamp, when and at which arrival erased
@@ -74,7 +74,7 @@ local P, after = KEYS[1], tonumber(ARGV[2])
 if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
     return false
 end
-local answers = {}
+local answers, pruned = {}, redis.call('HGET', P .. 'store', 'pruned') or '0'
 for at = 3, #ARGV do
     local entries = {}
     for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. ARGV[at], 0, -1)) do
@@ -82,7 +82,8 @@ for at = 3, #ARGV do
             entries[#entries + 1] = redis.call('XRANGE', P .. 'log', arrival .. '-0', arrival .. '-0')[1] or false
         end
     end
-    answers[#answers + 1] = {redis.call('HMGET', P .. 'u:' .. ARGV[at], 'seq', 'erased_at', 'erased_seq'), entries}
+    local tail = redis.call('HMGET', P .. 'u:' .. ARGV[at], 'seq', 'erased_at', 'erased_seq')
+    answers[#answers + 1] = {tail, entries, pruned}
 end
 return answers
 """
@@ -104,6 +105,7 @@ return {arrival, text, arrival}
 """
 _PRUNE = """
 local P, upto = KEYS[1], tonumber(ARGV[1])
+redis.call('HSET', P .. 'store', 'pruned', ARGV[1])
 local entries = redis.call('XRANGE', P .. 'log', '-', ARGV[1], 'COUNT', 1000)
 for _, entry in ipairs(entries) do
     local user = entry[2][2]
@@ -275,17 +277,15 @@ class RedisLiveEvents:
     async def _begin(self) -> None:
         await self._command("HSETNX", f"{PREFIX}store", "id", uuid.uuid4().hex)
         self._store_id = str((await self._command("HGET", f"{PREFIX}store", "id")).decode())
-        server = await self._command("INFO", "server")
-        memory = await self._command("INFO", "memory")
+        server, memory = [await self._command("INFO", part) for part in ("server", "memory")]
         if memory["maxmemory"] and memory["maxmemory_policy"] != "noeviction":
             raise SettingsError(
                 f"the Redis of LURM_LIVE_URL has maxmemory-policy {memory['maxmemory_policy']} and would drop "
                 "acknowledged events; set noeviction, and keep the cache in another Redis"
             )
         version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
-        always_syncs = await self._always_syncs()
-        self._syncs_on_demand = version >= (7, 2) and not always_syncs
-        if not self._syncs_on_demand and not always_syncs:
+        self._syncs_on_demand = not (syncs := await self._always_syncs()) and version >= (7, 2)
+        if not (syncs or self._syncs_on_demand):
             _log.warning(
                 "Redis does not sync what it acknowledges, so a power cut can lose events; set appendonly yes and "
                 "appendfsync always, or use Redis 7.2 or later"
@@ -374,7 +374,7 @@ class RedisLiveEvents:
             _log.log(logging.DEBUG if was_other else logging.ERROR, why)
             raise Unavailable(why)
 
-    def _own(self, user: str, after: int, answer: Any, entries: Sequence[Any]) -> tuple[LiveTail, list[Arrived]]:
+    def _own(self, user: str, after: int, answer: Any, entries: Any, pruned: bytes) -> tuple[LiveTail, list[Arrived]]:
         """A user's tail and events, if they belong together.
 
         Raises:
@@ -382,7 +382,7 @@ class RedisLiveEvents:
         """
         tail, found = _tail(answer), [_arrived(entry) for entry in entries]
         last = found[-1].arrival if found else 0
-        is_whole = last == tail.seq or tail.seq <= max(after, tail.erased_seq)
+        is_whole = last == tail.seq or tail.seq <= max(after, tail.erased_seq, int(pruned))
         if not is_whole or any(self._digest(one.event.user_id) != user for one in found):
             raise _damaged()
         return tail, found
