@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reading = threading.RLock()
         self._size = 0
         self._head = _NOTHING
         self._salt = b""
@@ -153,8 +155,17 @@ class Ledger:
 
     def _read(self) -> None:
         """Read what was added since the last look; half a line is none yet."""
-        size = self.path.stat().st_size
-        if size <= self._size and self._salt:
+        with self._reading:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError:
+            raise self._corrupt() from None
+        if size < self._size:
+            raise self._corrupt()
+        if size == self._size and self._salt:
             return
         with self.path.open("rb") as file:
             file.seek(self._size)

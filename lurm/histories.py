@@ -18,7 +18,7 @@ from lurm.erasure import Ledger
 from lurm.errors import LurmError, UnknownUser
 from lurm.events import Event
 from lurm.history import COLUMNS, History, HistoryBase
-from lurm.live import Arrived, LiveEvents, LiveTail, Unavailable
+from lurm.live import Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
 
 _REMEMBERED = 2**16  # standings
@@ -43,8 +43,8 @@ class Standing:
 
     @property
     def seq(self) -> int:
-        """Changes with every event and erasure, and only grows, as long as the base is the same."""
-        return self.n_base + self.live.seq
+        """Tells all states of a history apart that are not settled, within one base and one lineage of live events."""
+        return self.live.seq or self.n_base
 
     @property
     def is_settled(self) -> bool:
@@ -98,11 +98,20 @@ class Histories:
         """The histories of users, in order; for those who were erased after they were asked for: ``UnknownUser``.
 
         Raises:
-            Unavailable: the live store does not answer.
+            Unavailable: the live store does not answer. What it holds of a user alone is ``Damaged`` in their place.
         """
-        moved = [one.user_id for one in standings if not one.is_settled]
-        found = iter(await self.live.events(moved, after=self._through)) if moved else iter(())
-        return [self._of_base(one) if one.is_settled else self._merged(one, *next(found)) for one in standings]
+        moved = [one for one in standings if not one.is_settled]
+        found = iter(await self._read_moved(moved) if moved else ())
+        return [self._of_base(one) if one.is_settled else next(found) for one in standings]
+
+    async def _read_moved(self, standings: Sequence[Standing]) -> list[History | LurmError]:
+        try:
+            found = await self.live.events([one.user_id for one in standings], after=self._through)
+            return [self._merged(one, *own) for one, own in zip(standings, found, strict=True)]
+        except Damaged as error:
+            if len(standings) == 1:
+                return [error]
+            return [own for one in standings for own in await self._read_moved([one])]
 
     async def history(self, user_id: str) -> History:
         """One user's history as of now.

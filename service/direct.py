@@ -23,6 +23,14 @@ from starlette.types import Receive, Scope, Send
 from service.keys import PUBLIC, Keys, needed_by
 from service.problems import MEDIA_TYPE
 
+STALE = (b"x-lurm-stale", b"live-events-unavailable")
+STALE_HEADER: dict[str, Any] = {
+    "X-Lurm-Stale": {
+        "schema": {"type": "string"},
+        "description": "Why the newest events may be missing; absent when they are not.",
+    }
+}
+
 
 class _Id(Convertor[str]):
     """Whatever stands between two known pieces of a path, slashes and line ends included."""
@@ -78,10 +86,10 @@ class Door:
         found: tuple[BaseRoute, Scope] | None = None
         for route in self._router.routes:
             match, details = route.matches(scope)
-            if match is Match.FULL or (match is Match.PARTIAL and found is None):
+            if match is not Match.NONE:  # of those that would take another method, the last says it best
                 found = route, details
-                if match is Match.FULL:
-                    break
+            if match is Match.FULL:
+                break
         if found is None:
             raise HTTPException(404)
         scope.update(found[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -88,6 +89,9 @@ class Embedder:
         self._encoder = encoder
         self._space_id = space_id
         self._base = histories.base.artifact.manifest.fingerprint
+        lineage = histories.live.lineage
+        # ``seq`` of who has live events counts within their store
+        self._moved = hashlib.sha256(f"{self._base} {lineage}".encode()).hexdigest() if lineage else self._base
         self._cache = cache
         self._telemetry = telemetry
         self._batch_users = batch_users
@@ -271,13 +275,17 @@ class Embedder:
                 found = iter(await self._histories.read(moved))
             except LurmError as error:
                 found = iter([error] * len(moved))
+            except Exception as error:  # it must not end the batches of everybody
+                _log.error("histories could not be read", exc_info=error)
+                found = iter([LurmError("the history cannot be read; see the log")] * len(moved))
         return [
             one if isinstance(one, History) else one.standing.row if one.standing.is_settled else next(found)
             for one in asked
         ]
 
     def _provenance(self, standing: Standing) -> Provenance:
-        return Provenance(standing.user_id, self._base, standing.seq, self._space_id)
+        base = self._base if standing.is_settled else self._moved
+        return Provenance(standing.user_id, base, standing.seq, self._space_id)
 
     def _put(self, landed: Sequence[tuple[Known | History, Embedded | LurmError]]) -> None:
         known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]

@@ -18,8 +18,8 @@ from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
-from service.direct import Answer, DirectRoute, as_json, problems
-from service.embedder import Embedded
+from service.direct import STALE, STALE_HEADER, Answer, DirectRoute, as_json, problems
+from service.embedder import Embedded, Known
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
 from service.schemas import InlineHistory, events_of, iso, known_id, parse_embeddings
@@ -40,10 +40,7 @@ _AS_BYTES = {
             "schema": {"type": "string"},
             "description": "Changes with the user's history and the release.",
         },
-        "X-Lurm-Stale": {
-            "schema": {"type": "string"},
-            "description": "Why the newest events may be missing; absent when they are not.",
-        },
+        **STALE_HEADER,
     },
 }
 _UNCHANGED = {"description": "Nothing has changed since the ETag in `If-None-Match`."}
@@ -80,7 +77,7 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     etag = f'W/"{provenance.space_id}-{provenance.base[:12]}-{provenance.seq}"'.encode()
     headers = [(b"etag", etag), (b"vary", b"Accept"), (b"cache-control", b"private, no-cache")]
     if not known.standing.is_fresh:
-        headers.append((b"x-lurm-stale", b"live-events-unavailable"))
+        headers.append(STALE)
     sent = dict(request.scope["headers"])
     if etag in sent.get(b"if-none-match", b""):
         return Answer(headers, None, status=304)
@@ -112,7 +109,7 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     "/v1/embeddings",
     summary="Embed many users, known or not",
     response_model=EmbeddingsAnswer,
-    responses={200: _AS_ARROW, **problems(408, 413, 422, 429, 503)},
+    responses={200: {"headers": STALE_HEADER, **_AS_ARROW}, **problems(408, 413, 422, 429, 503)},
     openapi_extra=_BODY,
 )
 @needs("read")
@@ -132,7 +129,9 @@ async def embeddings(request: Request) -> Response:
     if any(isinstance(one, InlineHistory) for one in inputs):
         read = functools.partial(_histories_of, serving.release.history, inputs)
         histories = await serving.threads.run(read)
-    known = iter(await serving.embedder.all_known([one for one in inputs if isinstance(one, str)]))
+    standing = await serving.embedder.all_known([one for one in inputs if isinstance(one, str)])
+    headers = [STALE] if any(isinstance(one, Known) and not one.standing.is_fresh for one in standing) else []
+    known = iter(standing)
     sources = [
         histories[at] if isinstance(one, InlineHistory) else one if isinstance(one, Malformed) else next(known)
         for at, one in enumerate(inputs)
@@ -141,13 +140,15 @@ async def embeddings(request: Request) -> Response:
     outcomes = [one if isinstance(one, LurmError) else next(embedded) for one in sources]
 
     if asked.encoding_format == "arrow" or ARROW in dict(request.scope["headers"]).get(b"accept", b""):
-        return Answer((), _as_arrow(inputs, outcomes, serving.release.encoder.dim, serving.release.space_id), ARROW)
+        return Answer(
+            headers, _as_arrow(inputs, outcomes, serving.release.encoder.dim, serving.release.space_id), ARROW
+        )
     request_id = request.scope["state"]["request_id"]
     as_base64 = asked.encoding_format == "base64"
     data = [_item(at, one, outcomes[at], request_id, as_base64=as_base64) for at, one in enumerate(inputs)]
     n_events = sum(one.embedding.n_events for one in outcomes if isinstance(one, Embedded))
     usage = {"prompt_tokens": n_events, "total_tokens": n_events}
-    return as_json({"object": "list", "model": serving.release.space_id, "data": data, "usage": usage})
+    return as_json({"object": "list", "model": serving.release.space_id, "data": data, "usage": usage}, headers)
 
 
 def _histories_of(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import functools
+import re
 import time
 from collections import Counter
 from typing import Annotated
 
 from fastapi import APIRouter, Path
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.errors import UnknownUser
-from lurm.live import Arriving, Status
+from lurm.live import Arriving, Status, Unavailable
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
+
+_BELOW = re.compile(rb"/v1/users/.+/(interests|neighbors)")  # an id that ends so is sent with %2F
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
@@ -80,6 +84,8 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     """
     serving = serving_of(request)
     known_id(user_id)
+    if _BELOW.fullmatch(request.scope["raw_path"]):
+        raise HTTPException(405, headers={"Allow": "GET"})
     live, ledger = serving.live.written_to()
     n_events, newest_at = await _known_of(serving, user_id)
     erased_at = max(int(time.time() * 1000), newest_at)
@@ -88,7 +94,10 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     record = functools.partial(
         ledger.record, user_id, erased_at, by=f"key {caller_of(request.scope)}", request_id=request_id
     )
-    await serving.threads.run(record)
+    try:
+        await serving.threads.run(record)
+    except OSError as error:
+        raise Unavailable(f"the ledger of erasures cannot be written now ({error.strerror}); try again") from error
     await live.erase(user_id, erased_at)
     serving.telemetry.erased()
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})

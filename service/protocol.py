@@ -26,6 +26,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     _in_head = False
     _in_body = False
+    _has_ended = False
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -38,6 +39,12 @@ class GuardedProtocol(HttpToolsProtocol):
         """Expect nothing more."""
         self._expect_within(None)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """No further request comes; those that came whole are still answered."""
+        self._has_ended = True
+        cycle: RequestResponseCycle | None = self.cycle
+        return not (cycle is None or cycle.response_complete or self._in_head or self._in_body)
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to an unfinished head."""
@@ -84,6 +91,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """The answer is out; what is left of the body may not take for ever."""
         super().on_response_complete()
+        if self._has_ended and self.cycle.response_complete:
+            self.transport.close()
         if self._in_body and not self.transport.is_closing():
             self._expect_within(self.timeout_keep_alive)
 

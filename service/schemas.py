@@ -85,7 +85,15 @@ Model = TypeVar("Model", bound=BaseModel)
 Id = Annotated[
     str,
     BeforeValidator(checked_id),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES}, {"type": "integer"}]}),
+    # 5.0 is a whole number to JSON Schema, but no id to us
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_ID_BYTES,
+            "description": "Whole numbers are taken as their digits.",
+        }
+    ),
 ]
 Moment = Annotated[
     int,
@@ -167,7 +175,7 @@ class EmbeddingsRequest(_Request):
         }
     )
 
-    input: SkipValidation[Id | InlineHistory | list[Id | InlineHistory]]
+    input: SkipValidation[Id | InlineHistory | Annotated[list[Id | InlineHistory], Field(min_length=1)]]
     encoding_format: Literal["float", "base64", "arrow"] = Field(
         "float",
         description="base64: of the little-endian float32 numbers. arrow: the whole answer is an Arrow stream, as it "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import ipaddress
@@ -20,6 +21,7 @@ from uvicorn import Config, Server
 import lurm
 from lurm.console import emit
 from lurm.errors import UsageError
+from lurm.live.place import open_live
 from lurm.release import Release
 from lurm.settings import Settings
 from service import logs
@@ -45,8 +47,9 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
 
     Raises:
         UsageError: the address cannot be listened on.
-        ArtifactError: there is no release, or it is damaged.
-        SettingsError: LURM_REDIS_URL, LURM_OTEL_ENDPOINT or the API keys cannot be used.
+        ArtifactError: there is no release, or it is damaged, or the live events are, or the ledger of erasures.
+        SettingsError: LURM_REDIS_URL, LURM_LIVE_URL, LURM_OTEL_ENDPOINT or the API keys cannot be used.
+        Unavailable: the Redis of live events does not answer.
     """
     with _listen(settings.host, settings.port) as listener:
         source = Source(settings.artifacts_dir)
@@ -60,6 +63,7 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
             settings = settings.model_copy(update={"drain_s": 0.0 if local else DRAIN_S})
         signal.signal(signal.SIGTERM, _end)
         logging.config.dictConfig(logs.configuration(settings.log_level))
+        asyncio.run(_look_at(settings))
         if not n_keys and not local:
             _log.warning(
                 "LURM_HOST lets other machines in and no API keys are configured, so all of them may ask anything; "
@@ -72,6 +76,12 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
             _run_here(settings, listener, source, release_id)
         else:
             _run_workers(settings, listener, source, release_id)
+
+
+async def _look_at(settings: Settings) -> None:
+    """Say what is wrong with live events or the ledger here, too."""
+    async with open_live(settings.live_folder, settings.live_url):
+        pass
 
 
 def _run_here(settings: Settings, listener: socket.socket, source: Source, release_id: str) -> None:

@@ -20,7 +20,7 @@ from lurm.reasons import Interests
 from lurm.release import Release
 from service.answers import InterestsAnswer, NeighborsAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import as_json, problems
+from service.direct import STALE, STALE_HEADER, as_json, problems
 from service.keys import needs
 from service.schemas import iso_of, known_id
 
@@ -37,21 +37,25 @@ K = Annotated[int, Query(ge=1, le=MOST, description="At most so many.")]
     "/{user_id:id}/interests",
     summary="Interests of a user, in words",
     response_model=InterestsAnswer,
-    responses=problems(404, 422, 429, 503),
+    responses={200: {"headers": STALE_HEADER}, **problems(404, 422, 429, 503)},
 )
 @needs("read")
 async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
     """What a user is interested in: how much, since when, and what it is about."""
     serving = serving_of(request)
-    history = await serving.histories.history(known_id(user_id))
-    return as_json(await serving.threads.run(lambda: _interests(serving.release, history, k)))
+    standing = await serving.histories.standing(known_id(user_id))
+    (history,) = await serving.histories.read([standing])
+    if isinstance(history, LurmError):
+        raise history
+    found = await serving.threads.run(lambda: _interests(serving.release, history, k))
+    return as_json(found, [] if standing.is_fresh else [STALE])
 
 
 @router.get(
     "/{user_id:id}/neighbors",
     summary="Users most like a user",
     response_model=NeighborsAnswer,
-    responses=problems(404, 422, 429, 503),
+    responses={200: {"headers": STALE_HEADER}, **problems(404, 422, 429, 503)},
 )
 @needs("read")
 async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
@@ -63,7 +67,8 @@ async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
         raise history
     vector_e = (await serving.embedder.embed_one(known)).embedding.vector_e
     found = await _alive_near(serving, vector_e, k, known.standing.row)
-    return as_json(await serving.threads.run(lambda: _neighbors(serving.release, history, found, k)))
+    answer = await serving.threads.run(lambda: _neighbors(serving.release, history, found, k))
+    return as_json(answer, [] if known.standing.is_fresh else [STALE])
 
 
 async def _alive_near(serving: Serving, vector_e: NDArray[np.float32], k: int, own_row: int) -> Neighbors:

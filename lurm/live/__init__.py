@@ -31,6 +31,10 @@ class Unavailable(LurmError):  # noqa: N818 - as in lurm.errors
     """The live store cannot be written to, or read, now; nothing of the request was kept."""
 
 
+class Damaged(Unavailable):
+    """What the live store holds of somebody is not what was written there."""
+
+
 class Status(StrEnum):
     """What became of an event that was sent."""
 
@@ -114,6 +118,11 @@ class LiveEvents(Protocol):
     @property
     def store_id(self) -> str:
         """Names this store; another one, or the same begun anew, has another."""
+        ...
+
+    @property
+    def lineage(self) -> str:
+        """Within one, equal ``seq`` of a user mean equal events; a store put back from a copy begins another."""
         ...
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:

@@ -70,7 +70,8 @@ async def open_live(folder: Path, url: str | None) -> AsyncIterator[Live]:
         why = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"
         _log.warning("no live events: %s", why)
         known = Ledger.of(folder)
-        yield Live(AbsentLiveEvents(known, why), known, why)
+        has_some = url is not None or (folder / FILE).exists()
+        yield Live(AbsentLiveEvents(known, why, has_some=has_some), known, why)
         return
     live: LiveEvents = (
         SqliteLiveEvents(folder / FILE, ledger) if url is None else await RedisLiveEvents.open(url, ledger)

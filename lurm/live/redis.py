@@ -7,8 +7,10 @@
     {P}e:<digest>   list: arrivals of the user's events
     {P}i:<digest>   an identity, for as long as repeats may come
 
-One script per request, so a request is kept whole or not at all. Redis acknowledges what it has synced only with
-``appendonly yes`` and ``appendfsync always``, or from 7.2 on when it is asked to (``WAITAOF``), which is done.
+One script per request, so a request is kept whole or not at all. Every answer says of which store it is: a Redis
+that was emptied is not taken for the one that acknowledged events, until a restart begins anew. Redis acknowledges
+what it has synced only with ``appendonly yes`` and ``appendfsync always``, or from 7.2 on when it is asked to
+(``WAITAOF``), which is done.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import orjson
 
 from lurm.erasure import Ledger
+from lurm.errors import SettingsError
 from lurm.events import Event
-from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
+from lurm.live import NOTHING, Arrived, Arriving, Damaged, LiveTail, Receipt, Status, Unavailable
 from lurm.remote import Breaker, Unanswered, answered, connect
 
 if TYPE_CHECKING:
@@ -34,39 +37,49 @@ if TYPE_CHECKING:
 PREFIX = "lurm:{live}:"  # one slot, should it be a cluster
 IDENTITIES_S = 30 * 86_400
 _USERS_PER_TRIP = 256
+_LARGEST = 2**53  # beyond, Lua counts no more
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _APPEND = """
-local P, now, lifetime = KEYS[1], ARGV[1], ARGV[2]
+local P, now, lifetime = KEYS[1], ARGV[2], ARGV[3]
+if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
+    return false
+end
 local answers = {}
-for at = 3, #ARGV, 5 do
+for at = 4, #ARGV, 5 do
     local user, identity, stamp, newest = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
     local key = P .. 'u:' .. user
     local known = redis.call('HMGET', key, 'newest_at', 'erased_at')
     newest = math.max(newest, tonumber(known[1] or '0'))
     if stamp <= tonumber(known[2] or '0') then
         answers[#answers + 1] = -1
-    elseif identity ~= '' and not redis.call('SET', P .. 'i:' .. identity, '', 'NX', 'EX', lifetime) then
+    elseif identity ~= '' and redis.call('EXISTS', P .. 'i:' .. identity) == 1 then
         answers[#answers + 1] = -2
     else
         local arrival = redis.call('INCR', P .. 'arrival')
         redis.call('XADD', P .. 'log', arrival .. '-0', 'u', user, 't', now, 'e', ARGV[at + 4])
         redis.call('RPUSH', P .. 'e:' .. user, arrival)
         redis.call('HSET', key, 'seq', arrival, 'newest_at', string.format('%.0f', math.max(newest, stamp)))
+        if identity ~= '' then -- last: where one of these fails, it may come once more
+            redis.call('SET', P .. 'i:' .. identity, '', 'EX', lifetime)
+        end
         answers[#answers + 1] = stamp < newest and {arrival} or arrival
     end
 end
 return answers
 """
 _EVENTS = """
-local P, after = KEYS[1], tonumber(ARGV[1])
+local P, after = KEYS[1], tonumber(ARGV[2])
+if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
+    return false
+end
 local answers = {}
-for at = 2, #ARGV do
+for at = 3, #ARGV do
     local entries = {}
     for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. ARGV[at], 0, -1)) do
         if tonumber(arrival) > after then
-            entries[#entries + 1] = redis.call('XRANGE', P .. 'log', arrival .. '-0', arrival .. '-0')[1]
+            entries[#entries + 1] = redis.call('XRANGE', P .. 'log', arrival .. '-0', arrival .. '-0')[1] or false
         end
     end
     answers[#answers + 1] = {redis.call('HMGET', P .. 'u:' .. ARGV[at], 'seq', 'erased_at', 'erased_seq'), entries}
@@ -74,7 +87,10 @@ end
 return answers
 """
 _ERASE = """
-local P, user, moment = KEYS[1], ARGV[1], tonumber(ARGV[2])
+local P, user, moment = KEYS[1], ARGV[2], tonumber(ARGV[3])
+if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
+    return false
+end
 for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. user, 0, -1)) do
     redis.call('XDEL', P .. 'log', arrival .. '-0')
 end
@@ -110,8 +126,8 @@ return #entries
 class RedisLiveEvents:
     """As ``LiveEvents``, in Redis. Open it with ``await RedisLiveEvents.open(...)``.
 
-    Lookups of tails that wait at the same moment travel together. They stand in the way of answers, so they wait less
-    than everything else, and not at all while Redis has not been answering.
+    Lookups of tails that wait at the same moment travel together, and so do appends. Lookups stand in the way of
+    answers, so they wait less than everything else, and not at all while Redis has not been answering.
 
     Args:
         redis: connected when it is first used.
@@ -137,12 +153,13 @@ class RedisLiveEvents:
         self._redis, self._ledger, self._clock = redis, ledger, clock
         self._timeout_s, self._lookup_s = timeout_s, lookup_s
         self._breaker = Breaker(monotonic)
-        self._append, self._events, self._erase, self._prune = (
-            redis.register_script(script) for script in (_APPEND, _EVENTS, _ERASE, _PRUNE)
-        )
+        self._events, self._prune = redis.register_script(_EVENTS), redis.register_script(_PRUNE)
+        self._writes: deque[tuple[list[Any], asyncio.Future[list[Receipt]]]] = deque()
+        self._writing: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[list[str], asyncio.Future[list[LiveTail]]]] = deque()
         self._asking: asyncio.Task[None] | None = None
         self._store_id = ""
+        self._is_other = False
         self._syncs_on_demand = False
 
     @classmethod
@@ -163,7 +180,8 @@ class RedisLiveEvents:
             ledger, timeout_s, lookup_s, clock, monotonic: as above.
 
         Raises:
-            SettingsError: the redis package is missing, or the URL is not one.
+            SettingsError: the redis package is missing, the URL is not one, or this Redis drops what it runs short of
+                memory for.
             Unavailable: Redis does not answer.
         """
         redis = connect(url, timeout_s=timeout_s, setting="LURM_LIVE_URL")
@@ -180,6 +198,11 @@ class RedisLiveEvents:
         """As ``LiveEvents``."""
         return self._store_id
 
+    @property
+    def lineage(self) -> str:
+        """As ``LiveEvents``."""
+        return self._store_id
+
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """As ``LiveEvents``."""
         if not arriving:
@@ -189,9 +212,11 @@ class RedisLiveEvents:
             identity = one.identity.hex() if one.identity is not None else ""
             arguments += [self._digest(one.event.user_id), identity, one.event.timestamp, one.newest_at]
             arguments.append(_packed(one.event))
-        answers = await self._trip(self._append(keys=[PREFIX], args=arguments))
-        await self._sync()
-        return [_receipt(answer) for answer in answers]
+        receipts: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
+        self._writes.append((arguments, receipts))
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        return await receipts
 
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """As ``LiveEvents``."""
@@ -199,15 +224,20 @@ class RedisLiveEvents:
         self._waiting.append(([self._digest(user_id) for user_id in user_ids], tails))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
-        return await tails
+        return [self._by_ledger(user_id, tail) for user_id, tail in zip(user_ids, await tails, strict=True)]
 
     async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
         """As ``LiveEvents``."""
         found: list[tuple[LiveTail, list[Arrived]]] = []
         for start in range(0, len(user_ids), _USERS_PER_TRIP):
-            users = [self._digest(user_id) for user_id in user_ids[start : start + _USERS_PER_TRIP]]
-            answers = await self._trip(self._events(keys=[PREFIX], args=[after, *users]))
-            found += [(_tail(tail), [_arrived(entry) for entry in entries if entry]) for tail, entries in answers]
+            some = user_ids[start : start + _USERS_PER_TRIP]
+            users = [self._digest(user_id) for user_id in some]
+            answers = await self._trip(self._events(keys=[PREFIX], args=[self._store_id, after, *users]))
+            self._check_store(answers is not None)
+            for user_id, user, answer in zip(some, users, answers, strict=True):
+                tail, events = self._own(user, after, *answer)
+                known = self._by_ledger(user_id, tail)
+                found.append((known, events if known is tail else []))
         return found
 
     async def last(self) -> int:
@@ -228,9 +258,7 @@ class RedisLiveEvents:
 
     async def erase(self, user_id: str, erased_at: int) -> LiveTail:
         """As ``LiveEvents``."""
-        tail = await self._erase_digest(self._digest(user_id), erased_at)
-        await self._sync()
-        return tail
+        return await self._erase_digest(self._digest(user_id), erased_at)
 
     async def scrub(self) -> None:
         """As ``LiveEvents``: the append-only file, if there is one, is written anew."""
@@ -239,25 +267,33 @@ class RedisLiveEvents:
 
     async def close(self) -> None:
         """As ``LiveEvents``."""
-        if self._asking is not None:
-            await self._asking
+        for task in (self._writing, self._asking):
+            if task is not None:
+                await task
         await self._redis.aclose()
 
     async def _begin(self) -> None:
         await self._command("HSETNX", f"{PREFIX}store", "id", uuid.uuid4().hex)
         self._store_id = str((await self._command("HGET", f"{PREFIX}store", "id")).decode())
         server = await self._command("INFO", "server")
+        memory = await self._command("INFO", "memory")
+        if memory["maxmemory"] and memory["maxmemory_policy"] != "noeviction":
+            raise SettingsError(
+                f"the Redis of LURM_LIVE_URL has maxmemory-policy {memory['maxmemory_policy']} and would drop "
+                "acknowledged events; set noeviction, and keep the cache in another Redis"
+            )
         version = tuple(int(part) for part in str(server["redis_version"]).split(".")[:2])
-        self._syncs_on_demand = version >= (7, 2)
-        if not self._syncs_on_demand and not await self._always_syncs():
+        always_syncs = await self._always_syncs()
+        self._syncs_on_demand = version >= (7, 2) and not always_syncs
+        if not self._syncs_on_demand and not always_syncs:
             _log.warning(
                 "Redis does not sync what it acknowledges, so a power cut can lose events; set appendonly yes and "
                 "appendfsync always, or use Redis 7.2 or later"
             )
         erased = list(self._ledger.all_erased().items())
-        known = await self._tails_of([user.hex() for user, _ in erased])
+        _, *known = await self._tails_of([user.hex() for user, _ in erased])
         for (user, erased_at), tail in zip(erased, known, strict=True):
-            if tail.erased_at < erased_at:
+            if _tail(tail).erased_at < erased_at:
                 await self._erase_digest(user.hex(), erased_at)
 
     async def _always_syncs(self) -> bool:
@@ -275,55 +311,110 @@ class RedisLiveEvents:
                 self._waiting.clear()
                 try:
                     answers = iter(await self._looked_up([user for users, _ in some for user in users]))
-                except Unavailable as error:
+                except Exception as error:
                     for _, tails in some:
                         if not tails.done():
                             tails.set_exception(error)
                 else:
                     for users, tails in some:
                         own = [next(answers) for _ in users]
-                        if not tails.done():
-                            tails.set_result(own)
+                        _land(tails, lambda own=own: [_tail(one) for one in own])  # type: ignore[misc]
         finally:
             self._asking = None
 
-    async def _looked_up(self, users: Sequence[str]) -> list[LiveTail]:
-        if not self._breaker.allows():
-            raise Unavailable("Redis, which holds the live events, has not been answering; try again shortly")
+    async def _write(self) -> None:
+        """Send what waits, together, until nothing does."""
         try:
-            async with asyncio.timeout(self._lookup_s):
-                tails = await self._tails_of(users)
-        except (Unavailable, TimeoutError) as error:
-            self._breaker.failed()
-            raise Unavailable("Redis, which holds the live events, does not answer in time") from error
-        self._breaker.succeeded()
-        return tails
+            while self._writes:
+                some = list(self._writes)
+                self._writes.clear()
+                try:
+                    answers = await self._kept([(_APPEND, arguments) for arguments, _ in some])
+                except Exception as error:
+                    for _, receipts in some:
+                        if not receipts.done():
+                            receipts.set_exception(error)
+                else:
+                    for (_, receipts), answer in zip(some, answers, strict=True):
+                        _land(receipts, lambda answer=answer: [_receipt(one) for one in self._unless_failed(answer)])  # type: ignore[misc]
+        finally:
+            self._writing = None
 
-    async def _tails_of(self, users: Sequence[str]) -> list[LiveTail]:
-        found: list[LiveTail] = []
-        for start in range(0, len(users), _USERS_PER_TRIP):
-            trip = self._redis.pipeline(transaction=False)
-            for user in users[start : start + _USERS_PER_TRIP]:
-                trip.hmget(f"{PREFIX}u:{user}", "seq", "erased_at", "erased_seq")
-            found += [_tail(answer) for answer in await self._trip(trip.execute())]
-        return found
-
-    async def _erase_digest(self, user: str, erased_at: int) -> LiveTail:
-        return _tail(await self._trip(self._erase(keys=[PREFIX], args=[user, erased_at])))
-
-    async def _sync(self) -> None:
-        """Wait until Redis has synced what it was given, where it can be asked to.
+    async def _kept(self, scripts: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """What scripts answer, or how each fails, once Redis has synced what they wrote, where it can be asked to.
 
         Raises:
             Unavailable: it was kept, but may not be on disk; sent once more, it is a duplicate.
         """
+        trip = self._redis.pipeline(transaction=False)
+        for script, arguments in scripts:
+            trip.eval(script, 1, PREFIX, self._store_id, *arguments)
+        if self._syncs_on_demand:  # over the same connection: Redis waits for what came over this one
+            trip.execute_command("WAITAOF", 1, 0, int(self._timeout_s * 900))
+        answers = await self._trip(trip.execute(raise_on_error=False))
         if self._syncs_on_demand:
-            try:
-                (synced, _) = await self._command("WAITAOF", 1, 0, int(self._timeout_s * 1000))
-            except Unavailable as error:
-                raise Unavailable("Redis keeps no append-only file; set appendonly yes for live events") from error
-            if not synced:
+            synced = answers.pop()
+            if isinstance(synced, Exception):
+                raise Unavailable("Redis keeps no append-only file; set appendonly yes for live events") from synced
+            if not synced[0]:
                 raise Unavailable("Redis has not synced the events in time; send them once more")
+        return answers
+
+    def _unless_failed(self, answer: Any) -> Any:
+        if isinstance(answer, Exception):
+            raise Unavailable(f"Redis could not keep what it was given ({type(answer).__name__})") from answer
+        self._check_store(answer is not None)
+        return answer
+
+    def _check_store(self, is_this: bool) -> None:
+        """Refuse what another store says, or one that was emptied."""
+        was_other, self._is_other = self._is_other, not is_this
+        if not is_this:
+            why = "Redis does not hold the live events it was given; restore it, or restart to begin anew"
+            _log.log(logging.DEBUG if was_other else logging.ERROR, why)
+            raise Unavailable(why)
+
+    def _own(self, user: str, after: int, answer: Any, entries: Sequence[Any]) -> tuple[LiveTail, list[Arrived]]:
+        """A user's tail and events, if they belong together.
+
+        Raises:
+            Damaged: they do not.
+        """
+        tail, found = _tail(answer), [_arrived(entry) for entry in entries]
+        last = found[-1].arrival if found else 0
+        is_whole = last == tail.seq or tail.seq <= max(after, tail.erased_seq)
+        if not is_whole or any(self._digest(one.event.user_id) != user for one in found):
+            raise _damaged()
+        return tail, found
+
+    async def _looked_up(self, users: Sequence[str]) -> list[Any]:
+        if not self._breaker.allows():
+            raise Unavailable("Redis, which holds the live events, has not been answering; try again shortly")
+        try:
+            async with asyncio.timeout(self._lookup_s):
+                store, *tails = await self._tails_of(users)
+        except (Unavailable, TimeoutError) as error:
+            self._breaker.failed()
+            raise Unavailable("Redis, which holds the live events, does not answer in time") from error
+        self._breaker.succeeded()
+        self._check_store(store == self._store_id.encode())
+        return tails
+
+    async def _tails_of(self, users: Sequence[str]) -> list[Any]:
+        """The id of the store, and what it says of each user."""
+        found: list[Any] = []
+        for start in range(0, max(len(users), 1), _USERS_PER_TRIP):
+            trip = self._redis.pipeline(transaction=False)
+            if not start:
+                trip.hget(f"{PREFIX}store", "id")
+            for user in users[start : start + _USERS_PER_TRIP]:
+                trip.hmget(f"{PREFIX}u:{user}", "seq", "erased_at", "erased_seq")
+            found += await self._trip(trip.execute(raise_on_error=False))
+        return found
+
+    async def _erase_digest(self, user: str, erased_at: int) -> LiveTail:
+        (answer,) = await self._kept([(_ERASE, [user, erased_at])])
+        return _tail(self._unless_failed(answer))
 
     async def _command(self, *words: str | int) -> Any:
         return await self._trip(self._redis.execute_command(*words))  # type: ignore[no-untyped-call]
@@ -336,6 +427,13 @@ class RedisLiveEvents:
             raise Unavailable(
                 f"Redis, which holds the live events, does not answer ({str(error) or 'in time'}); try again shortly"
             ) from error
+
+    def _by_ledger(self, user_id: str, tail: LiveTail) -> LiveTail:
+        """The same tail, or where Redis does not know of an erasure, yet or any more, that of who was just erased."""
+        erased_at = self._ledger.erased_at(user_id)
+        if erased_at <= tail.erased_at:
+            return tail
+        return LiveTail(max(tail.seq, 1), erased_at, max(tail.seq, 1))
 
     def _digest(self, user_id: str) -> str:
         return self._ledger.digest(user_id).hex()
@@ -356,16 +454,42 @@ def _packed(event: Event) -> bytes:
 
 
 def _arrived(entry: tuple[bytes, dict[bytes, bytes] | list[bytes]]) -> Arrived:
-    arrival, fields = entry
-    if isinstance(fields, list):  # as a script returns them
-        fields = dict(zip(fields[::2], fields[1::2], strict=True))
-    user_id, item_id, behavior, timestamp, value, location, event_id = orjson.loads(fields[b"e"])
-    event = Event(user_id, item_id, behavior, timestamp, value, location, event_id)
-    return Arrived(int(arrival.partition(b"-")[0]), int(fields[b"t"]), event)
+    try:
+        arrival, fields = entry
+        if isinstance(fields, list):  # as a script returns them
+            fields = dict(zip(fields[::2], fields[1::2], strict=True))
+        user_id, item_id, behavior, timestamp, value, location, event_id = orjson.loads(fields[b"e"])
+        texts = (user_id, behavior, location, event_id) + ((item_id,) if item_id is not None else ())
+        if not (all(type(one) is str for one in texts) and type(timestamp) is int and type(value) in (int, float)):
+            raise _damaged()
+        event = Event(user_id, item_id, behavior, timestamp, value, location, event_id)
+        return Arrived(int(arrival.partition(b"-")[0]), int(fields[b"t"]), event)
+    except (TypeError, ValueError, KeyError) as error:
+        raise _damaged() from error
 
 
-def _tail(answer: Sequence[Any]) -> LiveTail:
-    return LiveTail(*(int(part or 0) for part in answer)) if any(answer) else NOTHING
+def _tail(answer: Any) -> LiveTail:
+    try:
+        seq, erased_at, erased_seq = (int(part or 0) for part in answer)
+    except (TypeError, ValueError) as error:
+        raise _damaged() from error
+    if not (0 <= erased_seq <= seq < _LARGEST and 0 <= erased_at < _LARGEST):
+        raise _damaged()
+    return LiveTail(seq, erased_at, erased_seq) if seq else NOTHING
+
+
+def _damaged() -> Damaged:
+    return Damaged("what Redis holds of a user's live events is not what was written there; restore it from a copy")
+
+
+def _land(flight: asyncio.Future[_T], answer: Callable[[], _T]) -> None:
+    """Give whoever waits what came, or how it fails; they may have left."""
+    if flight.done():
+        return
+    try:
+        flight.set_result(answer())
+    except Exception as error:
+        flight.set_exception(error)
 
 
 def _receipt(answer: int | list[int]) -> Receipt:

@@ -7,22 +7,27 @@
 
 Appends that wait at the same moment become one transaction, synced once (``synchronous=FULL`` in WAL mode), written by
 one thread. Readers never wait for it, and see what was acknowledged in any process.
+
+Beside the file lies a lock that every process shares while it has the file open. Who finds it free is the first,
+perhaps after somebody has put a copy in the file's place, and begins a new lineage.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import logging
 import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactError
+from lurm.errors import ArtifactError, Overloaded
 from lurm.events import Event
 from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
 
@@ -30,6 +35,8 @@ FORMAT = 1
 _BUSY_S = 5.0  # a writer waits so long for the writer of another process
 _READER_BUSY_S = 0.25
 _AT_ONCE = 20_000  # events of one transaction
+_MOST_WAITING = 100_000  # events
+_LOCK = ".live.lock"
 _REMEMBERED = 2**16  # users
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -45,6 +52,7 @@ INSERT OR IGNORE INTO counter VALUES (1, 0);
 """
 _EVENT = "arrival, arrived_at, user_id, item_id, behavior, timestamp, value, location, event_id"
 _T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 
 class SqliteLiveEvents:
@@ -63,16 +71,26 @@ class SqliteLiveEvents:
 
     def __init__(self, path: Path, ledger: Ledger, *, clock: Callable[[], float] = time.time) -> None:
         self._path, self._ledger, self._clock = path, ledger, clock
-        self._store_id = ""
+        self._store_id = self._lineage = ""
+        self._is_lost = False
         self._waiting: list[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = []
+        self._n_waiting = 0
         self._writing: asyncio.Task[None] | None = None
+        self._lock: TextIO | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = (path.parent / _LOCK).open("w")
+            is_first = _locked_alone(self._lock.fileno())
             self._writer = self._connect(_BUSY_S)
-            self._prepare()
+            self._prepare(is_first=is_first)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            self._lineage = self._lineage or _fact(self._writer, "lineage")
+            self._place = self._where()
             self._tails = _Tails(self._connect(_READER_BUSY_S), ledger)
             self._reader = self._connect(_BUSY_S)
         except (sqlite3.Error, OSError) as error:
+            if self._lock is not None:
+                self._lock.close()
             raise ArtifactError(
                 f"{path} cannot be used to keep live events ({error}); make it writable, or move it away to begin anew"
             ) from error
@@ -84,13 +102,25 @@ class SqliteLiveEvents:
         """As ``LiveEvents``."""
         return self._store_id
 
+    @property
+    def lineage(self) -> str:
+        """As ``LiveEvents``."""
+        return self._lineage
+
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
-        """As ``LiveEvents``; what waits at the same moment is synced together."""
+        """As ``LiveEvents``; what waits at the same moment is synced together.
+
+        Raises:
+            Overloaded: too many events wait already.
+        """
         if not arriving:
             return []
+        if self._n_waiting + len(arriving) > _MOST_WAITING:
+            raise Overloaded("too many events wait to be written; try again shortly")
         loop = asyncio.get_running_loop()
         receipts: asyncio.Future[list[Receipt]] = loop.create_future()
         self._waiting.append((arriving, receipts))
+        self._n_waiting += len(arriving)
         if self._writing is None:
             self._writing = loop.create_task(self._write())
         return await receipts
@@ -157,6 +187,8 @@ class SqliteLiveEvents:
             thread.shutdown()
         for connection in (self._tails.connection, self._reader, self._writer):
             connection.close()
+        if self._lock is not None:
+            self._lock.close()
 
     async def _write(self) -> None:
         """Write what waits, in transactions of bounded size, until nothing does."""
@@ -167,22 +199,31 @@ class SqliteLiveEvents:
                 while self._waiting and n_events + len(self._waiting[0][0]) <= _AT_ONCE:
                     n_events += len(self._waiting[0][0])
                     some.append(self._waiting.pop(0))
+                self._n_waiting -= n_events
+                some = [one for one in some if not one[1].done()]  # whoever asked may have left
+                if not some:
+                    continue
                 batches = [arriving for arriving, _ in some]
                 try:
                     written = await self._in_writer(lambda batches=batches: self._append(batches))  # type: ignore[misc]
-                except Unavailable as error:
+                except Exception as error:
                     for _, receipts in some:
                         if not receipts.done():
                             receipts.set_exception(error)
                 else:
                     for (_, receipts), given in zip(some, written, strict=True):
-                        if not receipts.done():  # whoever asked may have left
+                        if not receipts.done():
                             receipts.set_result(given)
         finally:
             self._writing = None
 
     async def _in_writer(self, call: Callable[[], _T]) -> _T:
-        return await _in_thread(self._write_thread, call)
+        def checked() -> _T:
+            outcome = call()
+            self._check_place()
+            return outcome
+
+        return await _in_thread(self._write_thread, checked)
 
     async def _in_reader(self, call: Callable[[], _T]) -> _T:
         return await _in_thread(self._read_thread, call)
@@ -206,22 +247,48 @@ class SqliteLiveEvents:
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
-    def _prepare(self) -> None:
-        """Make what is not there yet, and take over erasures the store does not know."""
+    def _where(self) -> list[tuple[int, int]]:
+        """Which files the names stand for, on which device."""
+        found = [self._path.with_name(self._path.name + ending).stat() for ending in ("", "-wal")]
+        return [(one.st_dev, one.st_ino) for one in found]
+
+    def _check_place(self) -> None:
+        """Refuse what was written to a file that nobody will find again."""
+        try:
+            is_lost = self._where() != self._place
+        except OSError:
+            is_lost = True
+        if is_lost and not self._is_lost:
+            _log.error("%s was moved or removed while it was in use; put it back, or restart to begin anew", self._path)
+        self._is_lost = is_lost
+        if is_lost:
+            raise Unavailable("the file of live events is not where it was; put it back, or restart to begin anew")
+
+    def _prepare(self, *, is_first: bool) -> None:
+        """Make what is not there yet, begin a lineage, and take over erasures the store does not know."""
         writer = self._writer
         (found,) = writer.execute("PRAGMA user_version").fetchone()
         if found > FORMAT:
             raise ArtifactError(
                 f"{self._path} has format {found}, this lurm reads up to {FORMAT}; upgrade lurm, or move it away"
             )
-        with _transaction(writer):
-            for statement in filter(str.strip, _SCHEMA.split(";")):
-                writer.execute(statement)
-            writer.execute(f"PRAGMA user_version = {FORMAT}")
-            writer.execute("INSERT OR IGNORE INTO facts VALUES ('store_id', ?)", (uuid.uuid4().hex,))
-            (self._store_id,) = writer.execute("SELECT value FROM facts WHERE name = 'store_id'").fetchone()
-            for user, erased_at in self._ledger.all_erased().items():
-                if _tail(writer, user).erased_at < erased_at:
+        if found < FORMAT:
+            with _transaction(writer):
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    writer.execute(statement)
+                writer.execute(f"PRAGMA user_version = {FORMAT}")
+                writer.execute("INSERT OR IGNORE INTO facts VALUES ('store_id', ?)", (uuid.uuid4().hex,))
+        self._store_id = _fact(writer, "store_id")
+        if is_first:
+            lineage = uuid.uuid4().hex
+            try:
+                writer.execute("INSERT OR REPLACE INTO facts VALUES ('lineage', ?)", (lineage,))
+            except sqlite3.OperationalError:  # a full disk, say, on which there is much to read
+                self._lineage = lineage
+        erased = {u: at for u, at in self._ledger.all_erased().items() if _tail(writer, u).erased_at < at}
+        if erased:
+            with _transaction(writer):
+                for user, erased_at in erased.items():
                     _erase(writer, user, erased_at)
 
 
@@ -368,6 +435,21 @@ def _snapshot(reader: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         reader.execute("COMMIT")
+
+
+def _locked_alone(lock: int) -> bool:
+    """Take a lock, shared with others if there are any; whether there are none."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # held alone, by who opens the file first, only for a moment
+        return False
+    return True
+
+
+def _fact(connection: sqlite3.Connection, name: str) -> str:
+    row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+    return str(row[0]) if row else ""
 
 
 def _tail(connection: sqlite3.Connection, user: bytes) -> LiveTail:

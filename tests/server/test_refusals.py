@@ -221,12 +221,29 @@ def test_a_path_nobody_answers_is_404(client: httpx.Client, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/embed/x"), ("GET", "/v1/embeddings"), ("DELETE", "/info"), ("GET", "/v1/users/x")]
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/embed/x", "GET"),
+        ("GET", "/v1/embeddings", "POST"),
+        ("GET", "/v1/events", "POST"),
+        ("DELETE", "/info", "GET"),
+        ("GET", "/v1/users/x", "DELETE"),
+        ("GET", "/v1/users/x/nothing", "DELETE"),
+        ("POST", "/v1/users/x/interests", "GET"),
+        ("DELETE", "/v1/users/x/interests", "GET"),
+        ("DELETE", "/v1/users/x/neighbors", "GET"),
+        ("OPTIONS", "/v1/users/x/neighbors", "GET"),
+    ],
 )
-def test_another_method_is_405_and_says_which(client: httpx.Client, method: str, path: str) -> None:
+def test_another_method_is_405_and_says_which(client: httpx.Client, method: str, path: str, allowed: str) -> None:
     answer = client.request(method, path)
     problem(answer, 405, "method-not-allowed")
-    assert answer.headers["allow"]
+    assert answer.headers["allow"] == allowed
+
+
+@pytest.mark.parametrize("path", ["/v1/users/interests", "/v1/users/x%2Finterests", "/v1/users/x/nothing"])
+def test_an_id_may_end_like_a_path(client: httpx.Client, path: str) -> None:
+    assert client.delete(path).status_code == 200
 
 
 @pytest.mark.parametrize("k", ["0", "-1", "1001", "x", "1.5", "", "1e3", "9" * 5000, "٣٣٣٣"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -90,3 +91,31 @@ def test_events_up_to_the_erasure_are_left_out_of_a_log(tmp_path: Path) -> None:
     kept = ledger.keep(batch)
     assert kept.select("user_id", "timestamp").rows() == [("a", 1), ("a", 5), ("a", 6), ("a", 9), ("b", 6), ("b", 9)]
     assert kept.equals(batch.filter(pl.col("row").is_in(kept["row"].to_list())))
+
+
+def test_threads_that_read_while_others_write_never_take_a_line_twice(tmp_path: Path) -> None:
+    ledger, beside = Ledger.open(tmp_path), Ledger.open(tmp_path)
+
+    def write(thread: int) -> None:
+        for n in range(40):
+            (ledger if n % 2 else beside).record(f"user {thread} {n}", n + 1, by="test")
+
+    def read(_: int) -> None:
+        for n in range(2000):
+            ledger.erased_at(f"user 0 {n % 40}")
+
+    with ThreadPoolExecutor(6) as pool:
+        done = [pool.submit(work, at) for work in (write, read, read) for at in range(2)]
+        for one in done:
+            one.result()
+    assert len(ledger) == len(beside) == len(Ledger.open(tmp_path)) == 80
+
+
+@pytest.mark.parametrize("how", ["shorter", "gone"])
+def test_a_ledger_that_lost_lines_while_it_is_open_is_corrupt(tmp_path: Path, how: str) -> None:
+    ledger = Ledger.open(tmp_path)
+    ledger.record("u", 1, by="test")
+    lines = ledger.path.read_bytes().splitlines(keepends=True)
+    ledger.path.unlink() if how == "gone" else ledger.path.write_bytes(lines[0])
+    with pytest.raises(ArtifactCorrupt):
+        ledger.erased_at("u")

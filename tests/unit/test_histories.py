@@ -138,10 +138,12 @@ def _texts(base: HistoryBase, history: History) -> list[tuple[object, ...]]:
 
 def test_every_event_changes_the_standing_and_the_history(using: Using, base: HistoryBase) -> None:
     async def body(histories: Histories) -> None:
-        seen = {(await histories.standing("u")).seq}
+        seen = {0}
+        assert (await histories.standing("u")).is_settled
         for n in range(5):
             await using.send(histories.live, [Event("u", "a", "view", 1005 * DAY_MS + n)])
             standing = await histories.standing("u")
+            assert not standing.is_settled
             assert standing.seq > max(seen)
             seen.add(standing.seq)
             assert len(await histories.history("u")) == base.tail("u") + n + 1

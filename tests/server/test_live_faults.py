@@ -1,0 +1,573 @@
+"""Live events when disks fill up, files vanish, processes die, Redis forgets: none is lost in silence."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import redis
+
+from lurm.erasure import FILE as LEDGER
+from lurm.erasure import Ledger
+from lurm.live.place import FILE
+from lurm.live.redis import PREFIX
+from lurm.live.sqlite import SqliteLiveEvents
+from lurm.release import Release
+from lurm.settings import environment_of
+from tests.conftest import RedisServer
+from tests.server.conftest import RunningServer, problem
+from tests.server.test_live import embedded, event, send, statuses, truth
+from tests.server.test_swaps import until, workers_of
+
+pytestmark = pytest.mark.slow
+
+Start = Callable[..., RunningServer]
+StartRedis = Callable[..., RedisServer]
+SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
+AT = 1_700_000_000_000
+
+
+def post(client: httpx.Client, *events: object) -> httpx.Response:
+    return client.post("/v1/events", json={"events": list(events)})
+
+
+def stop(server: RunningServer) -> None:
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+
+
+def refused(answer: httpx.Response) -> None:
+    problem(answer, 503, "live-events-unavailable")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+# -- disks -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def limited_files(server: RunningServer, folder: Path) -> Iterator[None]:
+    """No file of the server may become longer than the log is now, and a little, as on a disk that is full."""
+    limit = (folder / f"{FILE}-wal").stat().st_size + 10_000
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    yield
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@contextmanager
+def filled_disk(folder: Path) -> Iterator[None]:
+    """The disk is full, to the last byte."""
+    with (folder / "filler").open("wb", buffering=0) as file:
+        block = 2**16
+        while block:
+            try:
+                file.write(bytes(block))
+            except OSError:
+                block //= 2
+    yield
+    (folder / "filler").unlink()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_on_a_full_disk_events_are_refused_at_once_reads_go_on_and_it_recovers(
+    start_server: Start,
+    tmp_path: Path,
+    release: Release,
+) -> None:
+    folder = tmp_path / "live"
+    server, known = start_server(live_dir=folder), release.history.users[0]
+    numbers, acknowledged = itertools.count(), set[int]()
+
+    def batch(n_events: int = 40) -> tuple[list[int], list[object]]:
+        some = [next(numbers) for _ in range(n_events)]
+        return some, [event("writer", f"i{n}", AT + n, event_id=str(n), location="x" * 500) for n in some]
+
+    def take(client: httpx.Client) -> httpx.Response:
+        some, events = batch()
+        answer = post(client, *events)
+        if answer.status_code == 200:
+            acknowledged.update(some)
+        return answer
+
+    with server.client() as client:
+        assert take(client).status_code == 200
+        with limited_files(server, folder):
+            answers = [take(client) for _ in range(60)]
+            assert answers[-1].status_code == 503, "the disk is not full"
+            for one in answers:
+                if one.status_code != 200:
+                    refused(one)
+                    assert one.elapsed.total_seconds() < 1
+            assert embedded(client, known)[1] == release.history.tail(known)
+            assert embedded(client, "writer")[1] == len(acknowledged)
+            assert client.delete("/v1/users/stranger").status_code in (200, 503)
+        until(lambda: take(client).status_code == 200)
+        assert embedded(client, "writer")[1] == len(acknowledged)
+        assert client.delete("/v1/users/stranger").status_code == 200
+    server.process.kill()
+    with start_server(live_dir=folder).client() as client:
+        assert embedded(client, "writer")[1] == len(acknowledged)
+
+
+def test_a_server_that_begins_on_a_full_disk_reads_what_is_there(
+    start_server: Start, small_disk: Path, release: Release
+) -> None:
+    first = start_server(live_dir=small_disk)
+    with first.client() as client:
+        send(client, event("u", "i", AT))
+        with filled_disk(small_disk):
+            refused(post(client, *(event("u", f"i{n}", AT + n, location="x" * 500) for n in range(1000))))
+            assert embedded(client, "u")[1] == 1
+            first.process.kill()
+            first.process.wait()
+            second = start_server(live_dir=small_disk)
+            with second.client() as client:
+                assert embedded(client, "u")[1] == 1
+                refused(post(client, *(event("u", f"i{n}", AT + n, location="x" * 500) for n in range(100))))
+        with second.client() as client:
+            assert statuses(send(client, event("u", "j", AT + 1))) == ["accepted"]
+
+
+# -- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [FILE, f"{FILE}-wal"])
+def test_a_file_that_is_taken_away_takes_no_acknowledged_event_along(
+    start_server: Start, tmp_path: Path, release: Release, name: str
+) -> None:
+    folder = tmp_path / "live"
+    server = start_server(live_dir=folder)
+    file = folder / name
+    with server.client() as client:
+        assert statuses(send(client, event("u", "i", AT))) == ["accepted"]
+        file.rename(tmp_path / "aside")
+        for n in range(4):
+            refused(post(client, event("u", f"after {n}", AT + n)))
+            assert embedded(client, "u")[1] >= 1, "what was acknowledged can still be read"
+            file.write_bytes(os.urandom(20_000))
+        assert any("was moved or removed" in line for line in server.log)
+        (tmp_path / "aside").rename(file)
+        assert statuses(send(client, event("u", "back", AT + 100))) == ["accepted"], "put back, it goes on"
+        n_events = embedded(client, "u")[1]
+    server.process.kill()
+    with start_server(live_dir=folder).client() as client:
+        assert embedded(client, "u")[1] == n_events
+
+
+def test_a_file_that_is_overwritten_in_its_place_is_never_a_500_nor_believed(
+    start_server: Start, tmp_path: Path, release: Release
+) -> None:
+    users, folder = release.history.users.take(np.arange(20)), tmp_path / "live"
+    server = start_server(live_dir=folder)
+    with server.client() as client:
+        for n in range(30):
+            send(client, *(event(user, f"i{n}", AT + n, location="x" * 200) for user in users))
+    stop(server)
+    server = start_server(live_dir=folder)
+    with server.client() as client:
+        with (folder / FILE).open("r+b") as file:
+            file.write(os.urandom((folder / FILE).stat().st_size))
+        for user in users:
+            answer = client.get(f"/embed/{user}")
+            if answer.status_code == 200 and "x-lurm-stale" not in answer.headers:
+                assert answer.json()["n_events"] == release.history.tail(user) + 30
+            elif answer.status_code != 200:
+                problem(answer, 503, "live-events-unavailable")
+            for path in (f"/v1/users/{user}/neighbors", f"/v1/users/{user}/interests"):
+                assert client.get(path).status_code in (200, 503)
+            assert post(client, event(user, "i", AT)).status_code in (200, 503)
+
+
+@pytest.mark.parametrize(
+    ("workers", "name", "complaint"), [(2, LEDGER, "ledger of erasures"), (1, FILE, "keep live events")]
+)
+def test_what_is_damaged_before_the_start_is_named_and_nothing_is_served(
+    release_root: Path, tmp_path: Path, workers: int, name: str, complaint: str
+) -> None:
+    (tmp_path / name).write_bytes(b"{" + os.urandom(5_000) + b"\n")
+    command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
+    environment = environment_of(live_dir=tmp_path, workers=workers)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 4
+    assert complaint in done.stderr
+    assert "serves" not in done.stderr
+
+
+def test_events_that_cannot_be_opened_are_not_taken_for_none(
+    start_server: Start, tmp_path: Path, release: Release
+) -> None:
+    known, folder = release.history.users[0], tmp_path / "live"
+    server = start_server(live_dir=folder)
+    with server.client() as client:
+        send(client, event(known, "i", AT), event("new", "i", AT))
+        client.delete(f"/v1/users/{release.history.users[1]}").raise_for_status()
+    stop(server)
+    (folder / ".erasures.lock").unlink()
+    (folder / ".erasures.lock").mkdir()
+    with start_server(live_dir=folder).client() as client:
+        paths = (f"/embed/{known}", f"/v1/users/{known}/interests", f"/v1/users/{known}/neighbors")
+        for answer in (*map(client.get, paths), client.post("/v1/embeddings", json={"input": [known]})):
+            assert answer.status_code == 200
+            assert answer.headers["x-lurm-stale"]
+        for user in ("new", release.history.users[1]):
+            problem(client.get(f"/embed/{user}"), 503, "live-events-unavailable")
+        refused(post(client, event("u", "i", AT)))
+
+
+# -- processes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_servers", [1, 2])
+def test_processes_that_die_while_others_go_on_lose_and_double_nothing(
+    start_server: Start, tmp_path: Path, n_servers: int
+) -> None:
+    """Two workers of one server, one of which is killed again and again; or two servers on one folder."""
+    servers = [start_server(live_dir=tmp_path / "live", workers=3 - n_servers) for _ in range(n_servers)]
+    acknowledged, numbers, lock = set[int](), itertools.count(), threading.Lock()
+    ends = threading.Event()
+
+    def write(server: RunningServer) -> None:
+        client = server.client()
+        while not ends.is_set():
+            with lock:
+                some = [next(numbers) for _ in range(5)]
+            events = [event(f"user {n % 4}", f"i{n}", AT + n, event_id=str(n)) for n in some]
+            try:
+                answer = post(client, *events)
+            except httpx.TransportError:
+                client.close()
+                client = server.client()
+                continue
+            assert answer.status_code in (200, 503), answer.text
+            if answer.status_code == 200:
+                with lock:
+                    acknowledged.update(some)
+        client.close()
+
+    with ThreadPoolExecutor(4) as pool:
+        writing = [pool.submit(write, servers[n % n_servers]) for n in range(4)]
+        for _ in range(3):
+            enough = len(acknowledged) + 200
+            until(lambda enough=enough: len(acknowledged) >= enough or any(one.done() for one in writing))  # type: ignore[misc]
+            if n_servers == 1:
+                old = workers_of(servers[0])
+                os.kill(int(min(old)), signal.SIGKILL)
+                until(lambda old=old: len(workers_of(servers[0]) - old) == 1 or any(o.done() for o in writing))  # type: ignore[misc]
+        ends.set()
+        for one in writing:
+            one.result()
+    number = next(numbers)
+    sent = [event(f"user {n % 4}", f"i{n}", AT + n, event_id=str(n)) for n in range(number)]
+    with servers[0].client() as client, servers[-1].client() as other:
+        receipts = [one for at in range(0, number, 1000) for one in statuses(send(client, *sent[at : at + 1000]))]
+        assert acknowledged <= {n for n, status in enumerate(receipts) if status == "duplicate"}, "lost"
+        for client_ in (client, other):
+            assert sum(embedded(client_, f"user {n}")[1] for n in range(4)) == number, "doubled"
+
+
+# -- what is cached outlives what it was made of -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["from a copy", "emptied"])
+def test_a_store_that_starts_over_is_not_answered_for_from_the_cache_of_before(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release, how: str
+) -> None:
+    cache, user = start_redis(), release.history.users[0]
+    settings: dict[str, object] = {"live_dir": tmp_path / "live", "redis_url": cache.url, "redis_timeout_ms": 1000}
+    if how == "emptied":
+        store = start_redis(*SYNCED)
+        settings["live_url"] = store.url
+    items = release.history.items
+    before = event(user, items[1], release.history.watermark + 1)
+    after = event(user, items[2], release.history.watermark + 2)
+    if how == "from a copy":
+        begun = SqliteLiveEvents(tmp_path / "live" / FILE, Ledger.open(tmp_path / "live"))
+        asyncio.run(begun.close())
+        shutil.copytree(tmp_path / "live", tmp_path / "copy")
+    server = start_server(**settings)
+    with server.client() as client:
+        first = send(client, before)["receipts"][0]["seq"]
+        assert embedded(client, user)[0].tobytes() == truth(release, user, [before]).tobytes()
+        etag = client.get(f"/embed/{user}").headers["etag"]
+    stop(server)
+    if how == "emptied":
+        with redis.Redis.from_url(store.url) as plain:
+            plain.flushall()
+    else:
+        for file in (tmp_path / "live").glob(f"{FILE}*"):
+            file.unlink()
+        shutil.copy(tmp_path / "copy" / FILE, tmp_path / "live" / FILE)
+    with start_server(**settings).client() as client:
+        assert send(client, after)["receipts"][0]["seq"] == first, "the same number was to be given twice"
+        assert client.get(f"/embed/{user}", headers={"if-none-match": etag}).status_code == 200
+        assert embedded(client, user)[0].tobytes() == truth(release, user, [after]).tobytes()
+
+
+def test_a_copy_of_before_an_erasure_does_not_bring_anybody_back(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
+) -> None:
+    cache, user, friend = start_redis(), *release.history.users.take(np.arange(2))
+    settings: dict[str, object] = {"live_dir": tmp_path / "live", "redis_url": cache.url, "redis_timeout_ms": 1000}
+    server = start_server(**settings)
+    with server.client() as client:
+        send(client, event(user, "i", AT), event("new", "i", AT))
+    stop(server)
+    shutil.copytree(tmp_path / "live", tmp_path / "copy")
+    server = start_server(**settings)
+    with server.client() as client:
+        embedded(client, user), embedded(client, "new")
+        for one in (user, "new"):
+            client.delete(f"/v1/users/{one}").raise_for_status()
+            problem(client.get(f"/embed/{one}"), 404, "unknown-user")
+    server.process.kill()
+    server.process.wait()
+    for file in (tmp_path / "live").glob(f"{FILE}*"):
+        file.unlink()
+    shutil.copy(tmp_path / "copy" / FILE, tmp_path / "live" / FILE)
+    with start_server(**settings).client() as client:
+        for one in (user, "new"):
+            problem(client.get(f"/embed/{one}"), 404, "unknown-user")
+            assert statuses(send(client, event(one, "i", AT))) == ["rejected"]
+        near = client.get(f"/v1/users/{friend}/neighbors?k=1000").json()["neighbors"]
+        assert user not in [one["user_id"] for one in near]
+
+
+# -- Redis -------------------------------------------------------------------------------------------------------
+
+
+def test_redis_killed_and_started_again_keeps_what_was_acknowledged(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
+) -> None:
+    store, known = start_redis(*SYNCED), release.history.users[0]
+    server = start_server(live_dir=tmp_path / "live", live_url=store.url)
+    folder = store.socket.parent
+    place = ["--port", "0", "--unixsocket", str(store.socket), "--dir", str(folder), "--save", "", *SYNCED]
+    n_kept, running = 0, store.process
+    with server.client() as client:
+        for turn in range(2):
+            for n in range(20):
+                sent = event("u", f"i{n}", AT + n, event_id=f"{turn}-{n}")
+                assert statuses(send(client, sent))[0] in ("accepted", "late")
+                n_kept += 1
+            running.kill()
+            running.wait()
+            refused(post(client, event("u", "i", AT)))
+            assert client.get(f"/embed/{known}").headers["x-lurm-stale"]
+            problem(client.get("/embed/u"), 503, "live-events-unavailable")
+            running = subprocess.Popen(["redis-server", *place], stdout=subprocess.DEVNULL, text=True)
+            try:
+                until(lambda: client.get("/embed/u").status_code == 200)
+                assert embedded(client, "u")[1] == n_kept
+                until(lambda: "x-lurm-stale" not in client.get(f"/embed/{known}").headers)
+            except BaseException:
+                running.kill()
+                raise
+        running.kill()
+        running.wait()
+
+
+def test_a_redis_that_forgets_is_noticed_and_not_answered_for(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
+) -> None:
+    """What it had acknowledged is gone: that is said until somebody restores it, or accepts it with a restart."""
+    store = start_redis(*SYNCED)
+    settings: dict[str, object] = {"live_dir": tmp_path / "live", "live_url": store.url}
+    server = start_server(**settings)
+    known, erased = release.history.users.take(np.arange(2))
+    with server.client() as client, redis.Redis.from_url(store.url) as plain:
+        send(client, event(known, "i", AT), event("new", "i", AT))
+        client.delete(f"/v1/users/{erased}").raise_for_status()
+        copies = {key: plain.dump(key) for key in plain.keys(f"{PREFIX}*")}
+        writing, flushed = threading.Event(), threading.Event()
+
+        def write() -> list[int]:
+            with server.client() as own:
+                found = []
+                for n in range(150):
+                    found.append(post(own, event(f"w{n}", "i", AT)).status_code)
+                    if n == 20:
+                        writing.set()
+                    if n == 30:
+                        assert flushed.wait(30)
+                return found
+
+        with ThreadPoolExecutor(3) as pool:
+            others = [pool.submit(write) for _ in range(3)]
+            assert writing.wait(30)
+            plain.flushall()
+            flushed.set()
+            assert all(set(one.result()[31:]) == {503} for one in others), "taken by a store that had lost some"
+        assert not plain.keys(f"{PREFIX}*"), "nothing was begun anew in silence"
+        refused(post(client, event(known, "i", AT)))
+        answer = client.get(f"/embed/{known}")
+        assert answer.headers["x-lurm-stale"]
+        assert answer.json()["n_events"] == release.history.tail(known)
+        for user in ("new", erased):
+            problem(client.get(f"/embed/{user}"), 503, "live-events-unavailable")
+        near = client.get(f"/v1/users/{known}/neighbors?k=1000").json()["neighbors"]
+        assert erased not in [one["user_id"] for one in near]
+        assert any("does not hold the live events" in line for line in server.log)
+        for key, value in copies.items():
+            plain.restore(key, 0, value)
+        until(lambda: "x-lurm-stale" not in client.get(f"/embed/{known}").headers)
+        assert embedded(client, "new")[1] == 1
+        problem(client.get(f"/embed/{erased}"), 404, "unknown-user")
+        plain.flushall()
+    stop(server)
+    with start_server(**settings).client() as client:
+        problem(client.get(f"/embed/{erased}"), 404, "unknown-user")
+        again = send(client, event("w0", "i", AT), event(known, "i", AT), event(erased, "i", AT))
+        assert statuses(again) == ["accepted", "late", "rejected"]
+
+
+def _plantings(user: str, other: str, arrival: int) -> dict[str, list[tuple[str, ...]]]:
+    """Commands that spoil what Redis holds of a user."""
+    own, events, log = f"{PREFIX}u:{user}", f"{PREFIX}e:{user}", f"{PREFIX}log"
+    stream = ("XADD", log, f"{arrival + 1000}-0", "u", user, "t", "1", "e")
+    pointed = [("RPUSH", events, str(arrival + 1000)), ("HSET", own, "seq", str(arrival + 1000))]
+    return {
+        "a string for a hash": [("DEL", own), ("SET", own, "x")],
+        "a list of words": [("RPUSH", events, "garbage")],
+        "a hash for a list": [("DEL", events), ("HSET", events, "a", "b")],
+        **{f"seq {seq[:9]}": [("HSET", own, "seq", seq)] for seq in ("x", "-5", "1e3", "9" * 40, "\ud7ff", "77")},
+        "erased at nonsense": [("HSET", own, "erased_at", "yesterday")],
+        "erased after the end": [("HSET", own, "erased_seq", "999999")],
+        "no list": [("DEL", events)],
+        "no log": [("DEL", log)],
+        "somebody else's events": [("RPUSH", events, *other.split())],
+        "arrivals that start over": [("SET", f"{PREFIX}arrival", "0")],
+        "arrivals of words": [("SET", f"{PREFIX}arrival", "many")],
+        "another store": [("HSET", f"{PREFIX}store", "id", "x")],
+        "a store of words": [("DEL", f"{PREFIX}store"), ("SET", f"{PREFIX}store", "x")],
+        **{
+            f"the event {text[:12]}": [(*stream, text), *pointed]
+            for text in ("", "x", "[]", "{}", "null", '["u",1]', "[1,2,3,4,5,6,7]", '["u","i","v",1e300,1,"",""]')
+        },
+        "an event of the far future": [(*stream, json.dumps([user, "i", "v", 2**70, 1, "", ""])), *pointed],
+    }
+
+
+def test_garbage_planted_in_redis_is_never_a_500_and_never_believed(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
+) -> None:
+    store = start_redis(*SYNCED)
+    server = start_server(live_dir=tmp_path / "live", live_url=store.url)
+    ledger = Ledger.open(tmp_path / "live")
+    user, other = release.history.users.take(np.arange(2))
+    n_known = {one: release.history.tail(one) for one in (user, other)}
+    n_refused = 0
+    with server.client() as client, redis.Redis.from_url(store.url) as plain:
+        sent = [event(user, "i", AT), event(other, "i", AT), event(user, "j", AT)]
+        send(client, *sent)
+        copies = {key: plain.dump(key) for key in plain.keys(f"{PREFIX}*")}
+        for name, commands in _plantings(ledger.digest(user).hex(), "2", 3).items():
+            for command in commands:
+                plain.execute_command(*command)
+            for one, n_live in ((user, 2), (other, 1)):
+                answer = client.get(f"/embed/{one}")
+                assert answer.status_code in (200, 503), (name, answer.text)
+                if answer.status_code == 200:
+                    n_events = answer.json()["n_events"]
+                    stale = "x-lurm-stale" in answer.headers
+                    assert n_events == n_known[one] + (0 if stale else n_live), name
+                n_refused += answer.status_code == 503 or stale
+            batch = client.post("/v1/embeddings", json={"input": [user, other, "stranger"]})
+            assert batch.status_code == 200, (name, batch.text)
+            for path in ("interests", "neighbors"):
+                assert client.get(f"/v1/users/{user}/{path}").status_code in (200, 503), name
+            for n in range(2):
+                taken = post(client, event(user, "new", AT, event_id=name))
+                assert taken.status_code in (200, 503), (name, taken.text)
+                if taken.status_code == 200 and not n:
+                    assert statuses(taken.json()) != ["duplicate"], (name, "what is not kept is no duplicate")
+            assert client.delete("/v1/users/stranger").status_code in (200, 503), name
+            plain.flushall()
+            for key, value in copies.items():
+                plain.restore(key, 0, value)
+            until(lambda: embedded(client, user)[1] == n_known[user] + 2)
+        assert client.get("/health/ready").status_code == 200
+        assert n_refused >= 20, "what was planted had no effect"
+
+
+def test_a_redis_that_would_drop_events_is_not_taken(
+    release_root: Path, start_redis: StartRedis, tmp_path: Path
+) -> None:
+    store = start_redis(*SYNCED, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
+    environment = environment_of(live_dir=tmp_path, live_url=store.url)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "noeviction" in done.stderr
+
+
+# -- the order of things -----------------------------------------------------------------------------------------
+
+_CALL = re.compile(r"^(\d+) +[\d.]+ (?:<\.\.\. )?(\w+)(?:\(| resumed>)(.*)$")
+
+
+def test_no_acknowledgement_leaves_before_its_events_are_synced(start_server: Start, tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    server, trace = start_server(live_dir=tmp_path / "live"), tmp_path / "trace"
+    watched = "pwrite64,fdatasync,fsync,write,writev,sendto,sendmsg"
+    command = ["strace", "-f", "-y", "-ttt", "-s", "4096", "-e", f"trace={watched}", "-o", trace]
+    with subprocess.Popen([*command, "-p", str(server.process.pid)], stderr=subprocess.PIPE, text=True) as watcher:
+        assert watcher.stderr is not None
+        if "attached" not in watcher.stderr.readline():
+            watcher.kill()
+            pytest.skip("strace may not watch here")
+        threading.Thread(target=watcher.stderr.read, daemon=True).start()
+
+        def write(user: int) -> dict[str, int]:
+            with server.client() as client:
+                marks = [f"mark-{user}-{n}-" for n in range(15)]
+                return {one: send(client, event(f"user {user}", one, AT))["receipts"][0]["seq"] for one in marks}
+
+        with ThreadPoolExecutor(3) as pool:
+            arrivals = {mark: seq for own in pool.map(write, range(3)) for mark, seq in own.items()}
+        watcher.send_signal(signal.SIGINT)
+        watcher.wait(30)
+    written: dict[str, set[str]] = {}  # thread -> marks that it wrote and did not sync
+    synced_at: dict[str, int] = {}
+    acknowledged_at: dict[int, int] = {}
+    for at, call in enumerate(map(_CALL.match, trace.read_text().splitlines())):
+        if call is None:
+            continue
+        thread, name, rest = call.groups()
+        if name == "pwrite64" and f"{FILE}-wal" in rest:
+            written.setdefault(thread, set()).update(re.findall(r"mark-\d+-\d+-", rest))
+        elif name in ("fdatasync", "fsync") and rest.endswith("= 0"):  # it has returned
+            for mark in written.pop(thread, ()):
+                synced_at.setdefault(mark, at)
+        elif "receipts" in rest:
+            for seq in re.findall(r'seq\\":(\d+)', rest):
+                acknowledged_at.setdefault(int(seq), at)
+    assert len(arrivals) == 45
+    for mark, seq in arrivals.items():
+        assert synced_at[mark] < acknowledged_at[seq], "acknowledged before it was synced"

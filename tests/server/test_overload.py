@@ -1,0 +1,96 @@
+"""Far more of everything than can be answered: what is refused is told so at once, the rest comes in time.
+
+``LURM_TEST_SECONDS`` says for how long; CI does it for a few.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lurm.release import Release
+from tests.server.conftest import RunningServer
+from tests.server.test_live import event
+
+pytestmark = pytest.mark.slow
+
+SECONDS = float(os.environ.get("LURM_TEST_SECONDS", "6"))
+N_CLIENTS = 240
+DEADLINE_S = 2.0
+MOST_GROWTH = 16 * 2**20  # bytes, from the first third to the end
+
+
+def resident_bytes(server: RunningServer) -> int:
+    pages = int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_ten_times_too_much_is_refused_in_order_and_what_is_admitted_is_answered_in_time(
+    start_server: Callable[..., RunningServer], tmp_path: Path, release: Release
+) -> None:
+    limits = {"request_timeout_s": DEADLINE_S, "queue_users": 4, "batch_users": 2, "batch_wait_ms": 0}
+    server = start_server(**limits, live_dir=tmp_path / "live", cache_bytes=20_000)
+    users, numbers = release.history.users.take(np.arange(100)), itertools.count()
+    statuses: Counter[tuple[str, int]] = Counter()
+    slowest: Counter[int] = Counter()
+
+    def request(kind: str, n: int) -> bytes:
+        user = users[n % 100]
+        if kind == "POST":
+            events = [event(f"w{n % 50}", f"i{n}-{at}", 1_700_000_000_000 + n) for at in range(20)]
+            body = json.dumps({"events": events}).encode()
+            return b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+        path = {
+            "cached": f"/embed/{users[0]}",
+            "uncached": f"/embed/{user}",
+            "neighbors": f"/v1/users/{user}/neighbors?k=50",
+        }
+        return f"GET {path[kind]} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+
+    async def ask(kind: str, ends: float) -> None:
+        reader, writer = await asyncio.open_connection(*server.address)
+        while time.monotonic() < ends:
+            writer.write(request(kind, next(numbers)))
+            started = time.monotonic()
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            taken = time.monotonic() - started
+            fields = dict(line.split(b": ", 1) for line in head.split(b"\r\n")[1:-2])
+            content = await reader.readexactly(int(fields[b"content-length"]))
+            status = int(head.split(b" ", 2)[1])
+            statuses[kind, status] += 1
+            slowest[status] = max(slowest[status], int(1000 * taken))  # type: ignore[assignment]
+            if status != 200:
+                assert status in (429, 503), content
+                assert int(fields[b"retry-after"]) >= 1
+                assert fields[b"content-type"] == b"application/problem+json"
+        writer.close()
+
+    async def load(seconds: float) -> None:
+        ends = time.monotonic() + seconds
+        kinds = itertools.cycle(("cached", "uncached", "POST", "neighbors"))
+        await asyncio.gather(*(ask(kind, ends) for _, kind in zip(range(N_CLIENTS), kinds, strict=False)))
+
+    asyncio.run(load(SECONDS / 3))
+    before = resident_bytes(server)
+    asyncio.run(load(SECONDS * 2 / 3))
+    growth = resident_bytes(server) - before
+    refused = sum(n for (_, status), n in statuses.items() if status != 200)
+    print(dict(statuses), "slowest, ms:", dict(slowest), "growth, bytes:", growth)  # noqa: T201
+    assert refused > 100, "this was no overload"
+    for kind in ("cached", "uncached", "POST", "neighbors"):
+        assert statuses[kind, 200] > 0, "nothing of this kind was admitted"
+    assert slowest[200] < 1000 * DEADLINE_S * 1.5
+    assert slowest[503] < 1000 * DEADLINE_S * 1.5
+    assert growth < MOST_GROWTH
+    with server.client() as client:
+        assert client.get(f"/embed/{users[0]}").status_code == 200
+        assert client.post("/v1/events", json={"events": [event("w", "i", 1_700_000_000_000)]}).status_code == 200

@@ -1,0 +1,71 @@
+"""What SqliteLiveEvents promises beyond LiveEvents: bounds, and knowing its file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from lurm.erasure import Ledger
+from lurm.errors import Overloaded
+from lurm.events import Event
+from lurm.live import Arriving, Unavailable
+from lurm.live.sqlite import SqliteLiveEvents
+
+
+def arriving(n: int = 1) -> list[Arriving]:
+    return [Arriving(Event("u", "i", "view", 1_700_000_000_000), None)] * n
+
+
+def opened(folder: Path) -> SqliteLiveEvents:
+    return SqliteLiveEvents(folder / "live.sqlite", Ledger.open(folder))
+
+
+def test_what_waits_is_bounded_and_what_nobody_waits_for_is_not_written(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = opened(tmp_path)
+        waiting = [asyncio.create_task(store.append(arriving(5_000))) for _ in range(20)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await store.append(arriving())
+        for one in waiting[1:]:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert len(await store.append(arriving())) == 1, "it takes more when there is room"
+        assert await store.last() < 100_000
+        await store.close()
+
+    asyncio.run(run())
+
+
+def test_only_who_finds_the_file_unused_begins_a_lineage(tmp_path: Path) -> None:
+    async def run() -> list[str]:
+        first, second = opened(tmp_path), opened(tmp_path)
+        await first.close()
+        third = opened(tmp_path)
+        await second.close()
+        await third.close()
+        fourth = opened(tmp_path)
+        await fourth.close()
+        assert len({store.store_id for store in (first, second, third, fourth)}) == 1
+        return [store.lineage for store in (first, second, third, fourth)]
+
+    first, second, third, fourth = asyncio.run(run())
+    assert first == second == third != fourth != ""
+
+
+def test_an_event_written_to_a_file_that_was_moved_is_not_acknowledged(tmp_path: Path) -> None:
+    async def run() -> None:
+        store = opened(tmp_path)
+        await store.append(arriving())
+        (tmp_path / "live.sqlite").rename(tmp_path / "aside")
+        with pytest.raises(Unavailable, match="not where it was"):
+            await store.append(arriving())
+        (tail,) = await store.tails(["u"])
+        assert tail.seq >= 1
+        (tmp_path / "aside").rename(tmp_path / "live.sqlite")
+        assert len(await store.append(arriving())) == 1
+        await store.close()
+
+    asyncio.run(run())
