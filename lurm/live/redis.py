@@ -74,7 +74,7 @@ local P, after = KEYS[1], tonumber(ARGV[2])
 if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
     return false
 end
-local answers, pruned = {}, redis.call('HGET', P .. 'store', 'pruned') or '0'
+local answers, pruned = {}, tonumber(redis.call('HGET', P .. 'store', 'pruned') or '0') or 0
 for at = 3, #ARGV do
     local entries = {}
     for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. ARGV[at], 0, -1)) do
@@ -374,7 +374,7 @@ class RedisLiveEvents:
             _log.log(logging.DEBUG if was_other else logging.ERROR, why)
             raise Unavailable(why)
 
-    def _own(self, user: str, after: int, answer: Any, entries: Any, pruned: bytes) -> tuple[LiveTail, list[Arrived]]:
+    def _own(self, user: str, after: int, answer: Any, entries: Any, pruned: int) -> tuple[LiveTail, list[Arrived]]:
         """A user's tail and events, if they belong together.
 
         Raises:
@@ -382,7 +382,7 @@ class RedisLiveEvents:
         """
         tail, found = _tail(answer), [_arrived(entry) for entry in entries]
         last = found[-1].arrival if found else 0
-        is_whole = last == tail.seq or tail.seq <= max(after, tail.erased_seq, int(pruned))
+        is_whole = last == tail.seq or tail.seq <= max(after, tail.erased_seq, pruned)
         if not is_whole or any(self._digest(one.event.user_id) != user for one in found):
             raise _damaged()
         return tail, found

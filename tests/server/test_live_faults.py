@@ -463,6 +463,7 @@ def _plantings(user: str, other: str, arrival: int) -> dict[str, list[tuple[str,
         "somebody else's events": [("RPUSH", events, *other.split())],
         "arrivals that start over": [("SET", f"{PREFIX}arrival", "0")],
         "arrivals of words": [("SET", f"{PREFIX}arrival", "many")],
+        "pruned up to words": [("DEL", events), ("HSET", f"{PREFIX}store", "pruned", "many")],
         "another store": [("HSET", f"{PREFIX}store", "id", "x")],
         "a store of words": [("DEL", f"{PREFIX}store"), ("SET", f"{PREFIX}store", "x")],
         **{
