@@ -218,16 +218,20 @@ class WeightedSeed(_Request):
 class AudienceSize(_Request):
     """How large an audience is to be: exactly one of these."""
 
-    percent: float | None = Field(None, gt=0, le=100, description="Of all users who may be in it.")
-    count: int | None = Field(None, ge=1)
-    probability: float | None = Field(None, gt=0, le=1, description="All who are at least so probable.")
+    model_config = ConfigDict(
+        json_schema_extra={"minProperties": 1, "maxProperties": 1}, extra="forbid", strict=True, frozen=True
+    )
+
+    percent: float = Field(0.0, gt=0, le=100, description="Of all users who may be in it.")
+    count: int = Field(0, ge=1)
+    probability: float = Field(0.0, gt=0, le=1, description="All who are at least so probable.")
 
 
 class ActedFilter(_Request):
     """Only users who acted in an interest."""
 
-    interest: int = Field(ge=0)
-    since: Moment = 0
+    interest: int = Field(ge=0, le=2**31 - 1)
+    since: int = Field(0, ge=0, le=_LATEST, description="Epoch milliseconds.")
 
 
 class LookalikesRequest(_Request):
@@ -238,7 +242,7 @@ class LookalikesRequest(_Request):
     )
 
     seeds: list[Id | WeightedSeed] = Field(min_length=1, max_length=SEEDS_AT_MOST)
-    size: AudienceSize = AudienceSize(percent=1.0, count=None, probability=None)
+    size: AudienceSize = AudienceSize.model_construct(percent=1.0)
     negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
     exclude: list[Id] = Field(
         default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
