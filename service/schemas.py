@@ -81,6 +81,11 @@ def _epoch_ms(value: object) -> int:
     return value
 
 
+def _whole(value: object) -> object:
+    """A number without a fraction as an integer, which is what it is in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Model = TypeVar("Model", bound=BaseModel)
 Id = Annotated[
     str,
@@ -223,15 +228,15 @@ class AudienceSize(_Request):
     )
 
     percent: float = Field(0.0, gt=0, le=100, description="Of all users who may be in it.")
-    count: int = Field(0, ge=1)
+    count: Annotated[int, Field(ge=1), BeforeValidator(_whole)] = 0
     probability: float = Field(0.0, gt=0, le=1, description="All who are at least so probable.")
 
 
 class ActedFilter(_Request):
     """Only users who acted in an interest."""
 
-    interest: int = Field(ge=0, le=2**31 - 1)
-    since: int = Field(0, ge=0, le=_LATEST, description="Epoch milliseconds.")
+    interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)]
+    since: Annotated[int, Field(ge=0, le=_LATEST, description="Epoch milliseconds."), BeforeValidator(_whole)] = 0
 
 
 class LookalikesRequest(_Request):
@@ -249,11 +254,15 @@ class LookalikesRequest(_Request):
     )
     include_seeds: bool = False
     acted: ActedFilter | None = None
-    expected: float | None = Field(
-        None, gt=0, le=1e12, description="How many more of the seeds' kind there are; default: as many as seeds."
+    expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
+        None, description="How many more of the seeds' kind there are; default: as many as seeds."
     )
-    groups: int | None = Field(None, ge=1, le=8, description="Of seeds; default: as the data say.")
-    limit: int = Field(1000, ge=0, le=100_000, description="At most so many users are listed.")
+    groups: Annotated[int, Field(ge=1, le=8), BeforeValidator(_whole)] | None = Field(
+        None, description="Of seeds; default: as the data say."
+    )
+    limit: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_whole)] = Field(
+        1000, description="At most so many users are listed."
+    )
 
 
 _MODELS = (
