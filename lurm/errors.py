@@ -4,6 +4,7 @@
     ├── UsageError               exit 2   HTTP 422   the caller asked for something that cannot be
     │   └── SettingsError        exit 2              a LURM_* variable or a recipe is wrong
     ├── DataError                exit 3   HTTP 422   the event log, or inline events, cannot be used
+    │   └── Unfulfillable        exit 3   HTTP 409   what is asked for cannot be had of this release
     ├── ArtifactError            exit 4   HTTP 503   a folder on disk is not what its manifest says
     │   ├── ArtifactMissing      exit 4   HTTP 503
     │   ├── ArtifactCorrupt      exit 4   HTTP 503
@@ -41,6 +42,10 @@ class DataError(LurmError):
     """Events, items or users that cannot be read or used."""
 
     exit_code = 3
+
+
+class Unfulfillable(DataError):
+    """What is asked for is well-formed, but cannot be had of this release and its users."""
 
 
 class ArtifactError(LurmError):

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
-from lurm.errors import DataError, UsageError
+from lurm.errors import Unfulfillable, UsageError
 from lurm.histories import erased_up_to
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -116,14 +116,13 @@ def find(
         reasons: at most so many interests.
 
     Raises:
-        DataError: too few of the seeds are known.
-        UsageError: there is no such interest.
+        Unfulfillable: too few of the seeds are known, or there is no such interest.
     """
     users = release.history.users
     erased_u = np.zeros(len(users), bool) if ledger is None else erased_up_to(release.history, ledger) >= 0
     seeds, weights_s = _seeds(release, asked, erased_u)
     if len(seeds) < k_min:
-        raise DataError(
+        raise Unfulfillable(
             f"seeds: {len(asked.seeds):,} ids are given and {len(seeds):,} different users of them known, expected at "
             f"least {k_min:,}; with fewer, an audience would tell who they are"
         )
@@ -159,10 +158,10 @@ def acted_in(base: HistoryBase, vocabulary: InterestVocabulary, acted: Acted) ->
     """(U,) who acted in an interest since a moment.
 
     Raises:
-        UsageError: there is no such interest.
+        Unfulfillable: there is no such interest.
     """
     if not 0 <= acted.interest < len(vocabulary):
-        raise UsageError(f"there is no interest {acted.interest}, expected 0 to {len(vocabulary) - 1}")
+        raise Unfulfillable(f"there is no interest {acted.interest}, expected 0 to {len(vocabulary) - 1}")
     acted_u, start = np.zeros(len(base), bool), 0
     for batch in base.scan(max_events=_EVENTS_AT_ONCE, max_users=2**20):
         counts = (vocabulary.interest_of(batch.item_rows) == acted.interest) & (batch.timestamps >= acted.since)

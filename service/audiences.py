@@ -35,7 +35,7 @@ _BODY = {
     "/v1/lookalikes",
     summary="Find the users most like some users",
     response_model=LookalikesAnswer,
-    responses=problems(408, 413, 422, 429, 503),
+    responses=problems(408, 409, 413, 422, 429, 503),
     openapi_extra=_BODY,
 )
 @needs("read")
@@ -57,7 +57,7 @@ def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
     weights = [1.0 if isinstance(one, str) else one.weight for one in asked.seeds]
     wanted = lookalikes.Asked(
         ids,
-        Size(asked.size.percent, asked.size.count, asked.size.probability),
+        Size(**asked.size.model_dump(exclude_unset=True)),
         weights=None if set(weights) == {1.0} else weights,
         negatives=asked.negatives,
         exclude=asked.exclude,

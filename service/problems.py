@@ -7,6 +7,7 @@ UsageError         422      the request asks for something that cannot be
   HeadTooLarge     431      request line and headers past the server's cap
   BrokenRequest    400      not HTTP at all
 DataError          422      inline events that cannot be used
+  Unfulfillable    409      it cannot be had of this release and its users
 Unauthorized       401      an API key is needed, and there is none, or none of ours
 Forbidden          403      the API key lacks the scope the route needs
 SlowRequest        408      the request did not arrive within LURM_REQUEST_TIMEOUT_S
@@ -34,7 +35,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from lurm.errors import ArtifactError, DataError, LurmError, Overloaded, UnknownUser, UsageError
+from lurm.errors import ArtifactError, DataError, LurmError, Overloaded, Unfulfillable, UnknownUser, UsageError
 from lurm.live import Unavailable
 
 MEDIA_TYPE = "application/problem+json"
@@ -104,6 +105,7 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     Malformed: Problem(422, "malformed-request", "Malformed request"),
     UsageError: Problem(422, "unusable-request", "Unusable request"),
     DataError: Problem(422, "unusable-events", "Unusable events"),
+    Unfulfillable: Problem(409, "unfulfillable", "Unfulfillable"),
     Unauthorized: Problem(401, "unauthorized", "Unauthorized"),
     Forbidden: Problem(403, "forbidden", "Forbidden"),
     SlowRequest: Problem(408, "slow-request", "Slow request"),

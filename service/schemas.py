@@ -81,6 +81,11 @@ def _epoch_ms(value: object) -> int:
     return value
 
 
+def _whole(value: object) -> object:
+    """A number without a fraction as an integer, which is what it is in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Model = TypeVar("Model", bound=BaseModel)
 Id = Annotated[
     str,
@@ -218,16 +223,20 @@ class WeightedSeed(_Request):
 class AudienceSize(_Request):
     """How large an audience is to be: exactly one of these."""
 
-    percent: float | None = Field(None, gt=0, le=100, description="Of all users who may be in it.")
-    count: int | None = Field(None, ge=1)
-    probability: float | None = Field(None, gt=0, le=1, description="All who are at least so probable.")
+    model_config = ConfigDict(
+        json_schema_extra={"minProperties": 1, "maxProperties": 1}, extra="forbid", strict=True, frozen=True
+    )
+
+    percent: float = Field(0.0, gt=0, le=100, description="Of all users who may be in it.")
+    count: Annotated[int, Field(ge=1), BeforeValidator(_whole)] = 0
+    probability: float = Field(0.0, gt=0, le=1, description="All who are at least so probable.")
 
 
 class ActedFilter(_Request):
     """Only users who acted in an interest."""
 
-    interest: int = Field(ge=0)
-    since: Moment = 0
+    interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)]
+    since: Annotated[int, Field(ge=0, le=_LATEST, description="Epoch milliseconds."), BeforeValidator(_whole)] = 0
 
 
 class LookalikesRequest(_Request):
@@ -238,18 +247,22 @@ class LookalikesRequest(_Request):
     )
 
     seeds: list[Id | WeightedSeed] = Field(min_length=1, max_length=SEEDS_AT_MOST)
-    size: AudienceSize = AudienceSize(percent=1.0, count=None, probability=None)
+    size: AudienceSize = AudienceSize.model_construct(percent=1.0)
     negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
     exclude: list[Id] = Field(
         default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
     )
     include_seeds: bool = False
     acted: ActedFilter | None = None
-    expected: float | None = Field(
-        None, gt=0, le=1e12, description="How many more of the seeds' kind there are; default: as many as seeds."
+    expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
+        None, description="How many more of the seeds' kind there are; default: as many as seeds."
     )
-    groups: int | None = Field(None, ge=1, le=8, description="Of seeds; default: as the data say.")
-    limit: int = Field(1000, ge=0, le=100_000, description="At most so many users are listed.")
+    groups: Annotated[int, Field(ge=1, le=8), BeforeValidator(_whole)] | None = Field(
+        None, description="Of seeds; default: as the data say."
+    )
+    limit: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_whole)] = Field(
+        1000, description="At most so many users are listed."
+    )
 
 
 _MODELS = (

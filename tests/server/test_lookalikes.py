@@ -110,7 +110,7 @@ def test_only_who_acted_in_an_interest(asked: httpx.Client, release: Release) ->
     }
     assert users == expected - erased
     none = asked.post("/v1/lookalikes", json={"seeds": seeds, "acted": {"interest": 10**6}})
-    problem(none, 422, "unusable-request")
+    problem(none, 409, "unfulfillable")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_what_is_no_request_is_422(asked: httpx.Client, body: dict[str, Any]) ->
 def test_fewer_seeds_than_protect_anybody_are_refused(asked: httpx.Client, release: Release) -> None:
     few = release.history.users.take(np.arange(K_MIN - 1))
     for seeds in (few, few * 3, [*few, *(f"stranger {n}" for n in range(50))]):
-        answer = problem(asked.post("/v1/lookalikes", json={"seeds": seeds}), 422, "unusable-events")
+        answer = problem(asked.post("/v1/lookalikes", json={"seeds": seeds}), 409, "unfulfillable")
         assert str(K_MIN) in str(answer["detail"])
         assert few[0] not in str(answer["detail"])
 
