@@ -158,7 +158,7 @@ def test_kept_results_are_named_by_benchmark_machine_and_day(tmp_path: Path) -> 
 
 def test_results_that_were_kept_have_the_shape_of_today(repository: Path) -> None:
     kept = [json.loads(path.read_text()) for path in (repository / "tests/benchmarks/results").glob("*.json")]
-    assert {document["name"] for document in kept} == set(RATIOS)
+    assert {document["name"] for document in kept} <= set(RATIOS)
     assert all(set(document["ratios"]) == RATIOS[document["name"]] for document in kept)
 
 
