@@ -89,8 +89,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_nobody_who_heeds_readiness_fails_through_a_signal_under_load(
     start_server: StartServer, release: Release, workers: int, number: signal.Signals
 ) -> None:

@@ -314,7 +314,7 @@ def _killed_while_writing(server: RunningServer, first: int, rng: random.Random)
 def test_killed_while_it_takes_events_it_loses_and_doubles_none(start_server: Start, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     rng, acknowledged, number = random.Random(seed), set(), 0
-    for _ in range(8):
+    for _ in range(4):
         some, number = _killed_while_writing(start_server(live_dir=tmp_path / "live"), number, rng)
         acknowledged |= some
     with start_server(live_dir=tmp_path / "live").client() as client:

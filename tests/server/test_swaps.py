@@ -284,8 +284,7 @@ def _lose(folder: Path) -> None:
     (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("damage", [_flip, _cut, _lose])
+@pytest.mark.parametrize(("workers", "damage"), [(1, _flip), (2, _cut), (1, _lose)])
 def test_a_damaged_release_is_refused_once_and_served_when_it_is_whole(
     own: tuple[Path, str, str], serve: StartServer, damage: Callable[[Path], None], workers: int
 ) -> None:
