@@ -243,7 +243,7 @@ def test_events_that_cannot_be_opened_are_not_taken_for_none(
 # -- processes ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_servers", [1, 2])
+@pytest.mark.parametrize("n_servers", [2])
 def test_processes_that_die_while_others_go_on_lose_and_double_nothing(
     start_server: Start, tmp_path: Path, n_servers: int
 ) -> None:
