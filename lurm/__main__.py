@@ -40,6 +40,10 @@ _REFUSALS = {
     errno.EMFILE: "allow more open files: ulimit -n 4096",
 }
 
+_ReleaseId = Annotated[
+    str | None, typer.Option("--release", help="Release id; instead of the active one.", show_default=False)
+]
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 releases = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(releases, name="release")
@@ -197,9 +201,7 @@ def validate(
 @app.command()
 def export(
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet or .arrow.", show_default=False)],
-    release: Annotated[
-        str | None, typer.Option(help="Release id; instead of the active one.", show_default=False)
-    ] = None,
+    release: _ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -255,9 +257,7 @@ def lookalike(
     ] = None,
     include_seeds: Annotated[bool, typer.Option("--include-seeds", help="Seeds may be in it.")] = False,
     groups: Annotated[int | None, typer.Option(help="Groups of seeds; default: as the data say.")] = None,
-    release: Annotated[
-        str | None, typer.Option(help="Release id; instead of the active one.", show_default=False)
-    ] = None,
+    release: _ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:

@@ -136,7 +136,7 @@ def draft(
         )
         write_durably(folder / MANIFEST, _dump(manifest))
         for name in files:
-            _sync(folder / name)
+            sync(folder / name)
         _sync_folders(folder)
         _appear(folder, destination)
     except BaseException:
@@ -224,12 +224,12 @@ def replacing(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     try:
         yield aside
-        _sync(aside)
+        sync(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def remove_drafts(folder: Path) -> int:
@@ -280,7 +280,7 @@ def _appear(folder: Path, destination: Path) -> None:
         if destination.exists():
             raise ArtifactError(f"{destination} was published by another process meanwhile") from error
         raise
-    _sync(destination.parent)
+    sync(destination.parent)
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -316,7 +316,8 @@ def _dump(manifest: Manifest) -> bytes:
     return orjson.dumps(raw, option=orjson.OPT_INDENT_2)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have what is in a file, or which names are in a folder, on disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -326,4 +327,4 @@ def _sync(path: Path) -> None:
 
 def _sync_folders(folder: Path) -> None:
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        _sync(path)
+        sync(path)

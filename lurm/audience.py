@@ -145,11 +145,11 @@ class Lookalike:
         if negatives is not None and len(negatives):
             away_e = _AWAY * self._standard(vectors_ue[negatives]).mean(0)
         standard_se = self._standard(seeds_se)
-        sample_ne = self._standard(sample_ne)
+        others_ne = self._standard(sample_ne[~np.isin(np.arange(len(sample_ne)), seeds)])
 
         folds = self._rng.permutation(len(seeds)) % _FOLDS
         tried = [n_groups] if n_groups else [k for k in _GROUPS if k == 1 or k * _SEEDS_PER_GROUP <= len(seeds)]
-        held_out = {k: self._held_out(standard_se, weights, sample_ne, away_e, folds, k) for k in tried}
+        held_out = {k: self._held_out(standard_se, weights, others_ne, away_e, folds, k) for k in tried}
         found = {k: _found(*scores) for k, scores in held_out.items()}
         best = max(found.values(), key=lambda one: one.mean())
         enough = best.mean() - best.std() / np.sqrt(len(best))
@@ -159,8 +159,7 @@ class Lookalike:
         self._directions_ke = np.ascontiguousarray(directions_ke * self._inverse_e, np.float32)
         self._offsets_k = (self._directions_ke @ self._mean_e).astype(np.float32)
         self._held_out_s = held_out[self.n_groups][0]
-        is_seed_n = np.isin(np.arange(len(sample_ne)), seeds)
-        self._others_n = (sample_ne[~is_seed_n] @ directions_ke.T).max(1)
+        self._others_n = (others_ne @ directions_ke.T).max(1)
         self._middles_ke = self._middles(seeds_se, weights, directions_ke)
 
     @property
@@ -259,20 +258,19 @@ class Lookalike:
         self,
         standard_se: NDArray[np.float32],
         weights_s: NDArray[np.float32],
-        sample_ne: NDArray[np.float32],
+        others_ne: NDArray[np.float32],
         away_e: NDArray[np.float32],
         folds: NDArray[np.int64],
         k: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(S,) the score of each seed by directions that do not know it; and those of users of the sample."""
+        """(S,) the score of each seed by directions that do not know it; and those of users who are no seeds."""
         held_out_s = np.empty(len(folds), np.float32)
         others = []
-        is_seed = np.isin(np.arange(len(sample_ne)), self._seeds)
         for fold in range(_FOLDS):
             out = folds == fold
             directions_ke = self._directions(standard_se[~out], weights_s[~out], away_e, k)
             held_out_s[out] = (standard_se[out] @ directions_ke.T).max(1, initial=-np.inf)
-            others.append((sample_ne[~is_seed] @ directions_ke.T).max(1))
+            others.append((others_ne @ directions_ke.T).max(1))
         return held_out_s, np.mean(others, 0)
 
     def _middles(

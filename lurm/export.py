@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lurm.artifacts import replacing
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
 from lurm.histories import erased_up_to
@@ -42,23 +42,19 @@ def export(release: Release, destination: Path, reporter: Reporter, ledger: Ledg
     if not destination.parent.is_dir():
         raise UsageError(f"there is no folder {destination.parent}; make it first")
     schema = _schema(release.encoder.dim)
-    aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
     n_users, n_written = len(release.history), 0
-    try:
-        with (
-            pa.OSFile(str(aside), "wb") as sink,
-            pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True, use_dictionary=["space_id"])
-            if destination.suffix == ".parquet"
-            else pa.ipc.new_file(sink, schema) as out,
-            reporter.task("export", n_users, "users") as task,
-        ):
-            for batch in batches(release, ledger):
-                out.write_batch(batch)
-                n_written += batch.num_rows
-                task.advance(batch.num_rows)
-        aside.replace(destination)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        replacing(destination) as aside,
+        pa.OSFile(str(aside), "wb") as sink,
+        pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True, use_dictionary=["space_id"])
+        if destination.suffix == ".parquet"
+        else pa.ipc.new_file(sink, schema) as out,
+        reporter.task("export", n_users, "users") as task,
+    ):
+        for batch in batches(release, ledger):
+            out.write_batch(batch)
+            n_written += batch.num_rows
+            task.advance(batch.num_rows)
     return n_written
 
 

@@ -134,10 +134,7 @@ class HistoryBatch:
 
     def users(self, which: NDArray[np.integer]) -> HistoryBatch:
         """Some users, in this order (copied)."""
-        n_events = self.n_events[which]
-        offsets = np.zeros(len(which) + 1, np.int64)
-        np.cumsum(n_events, out=offsets[1:])
-        at = np.arange(offsets[-1]) + np.repeat(self.offsets[which] - offsets[:-1], n_events)
+        offsets, at = _gathered(self.offsets, which)
         columns = (getattr(self, name)[at] for name in COLUMNS)
         return HistoryBatch([self.user_ids[user] for user in which.tolist()], offsets, *columns)
 
@@ -257,10 +254,7 @@ class HistoryBase:
 
     def batch(self, rows: NDArray[np.integer]) -> HistoryBatch:
         """The histories of these user rows, in that order (copied)."""
-        starts, stops = self._offsets[rows], self._offsets[rows + 1]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(stops - starts, out=offsets[1:])
-        at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)
+        offsets, at = _gathered(self._offsets, rows)
         return HistoryBatch(self.users.take(rows), offsets, *(self._columns[name][at] for name in COLUMNS))
 
     def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192) -> Iterator[HistoryBatch]:
@@ -322,6 +316,14 @@ class HistoryBase:
         if row < 0:
             raise UnknownUser(user_id)
         return row
+
+
+def _gathered(offsets: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(B+1,) offsets of some users laid one after another, and (E,) where each of their events is."""
+    starts, stops = offsets[rows], offsets[rows + 1]
+    laid = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum(stops - starts, out=laid[1:])
+    return laid, np.arange(laid[-1]) + np.repeat(starts - laid[:-1], stops - starts)
 
 
 def shortage(n_users: int, n_item_events: int) -> str | None:

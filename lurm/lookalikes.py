@@ -6,7 +6,6 @@ who does not pass the filter. Fewer seeds than ``k_min`` are refused, and no rea
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from lurm.artifacts import replacing
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
@@ -231,29 +231,25 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
         ]
     )
     audience, describe = found.audience, release.vocabulary.describe
-    aside = destination.with_name(f".{destination.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with (
-            pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as out,
-            reporter.task("write", len(audience.rows), "users") as task,
-        ):
-            for start in range(0, len(audience.rows), _ROWS):
-                some = slice(start, start + _ROWS)
-                rows = audience.rows[some]
-                words = [[describe(one).description for one in own] for own in why(release, found, rows, 3)]
-                columns = [
-                    pa.array(np.arange(start + 1, start + len(rows) + 1)),
-                    pa.array(release.history.users.take(rows), pa.string()),
-                    pa.array(audience.percentile[some]),
-                    pa.array(audience.probability[some]),
-                    pa.array(words, pa.list_(pa.string())),
-                    pa.array([release.space_id] * len(rows), pa.string()),
-                ]
-                out.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
-                task.advance(len(rows))
-        aside.replace(destination)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        replacing(destination) as aside,
+        pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as out,
+        reporter.task("write", len(audience.rows), "users") as task,
+    ):
+        for start in range(0, len(audience.rows), _ROWS):
+            some = slice(start, start + _ROWS)
+            rows = audience.rows[some]
+            words = [[describe(one).description for one in own] for own in why(release, found, rows, 3)]
+            columns = [
+                pa.array(np.arange(start + 1, start + len(rows) + 1)),
+                pa.array(release.history.users.take(rows), pa.string()),
+                pa.array(audience.percentile[some]),
+                pa.array(audience.probability[some]),
+                pa.array(words, pa.list_(pa.string())),
+                pa.array([release.space_id] * len(rows), pa.string()),
+            ]
+            out.write_batch(pa.RecordBatch.from_arrays(columns, schema=schema))
+            task.advance(len(rows))
 
 
 def _seeds(

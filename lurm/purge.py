@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lurm.arrays import ArrayWriter
+from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
 from lurm.erasure import Erasure, Ledger
 from lurm.errors import DataError
@@ -28,7 +29,7 @@ from lurm.index import write_index
 from lurm.live import letters, segments
 from lurm.live.place import open_live
 from lurm.progress import Reporter
-from lurm.release import Release, current, list_releases, publish, withdraw
+from lurm.release import EmbeddingsWriter, Release, current, list_releases, publish, withdraw
 
 _SHORTEST_ID = 6  # bytes; a shorter one occurs in files by chance
 _BLOCK = 2**24
@@ -189,8 +190,8 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
         facts = _Rewriting(release, history.path, embeddings.path).all(ends_u, reporter)
         history.metrics.update({**release.history.artifact.manifest.metrics, **facts})
         embeddings.metrics.update(n_users=facts["n_users"], dim=release.encoder.dim)
-        vectors = np.load(embeddings.path / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        index.metrics.update(write_index(index.path, vectors))
+        vectors_ue = map_array(embeddings.path / "vectors.npy", np.dtype("<f4"), 2)
+        index.metrics.update(write_index(index.path, vectors_ue))
     made |= {part: open_artifact(path, part) for part, path in writing.items()}
     metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
     return publish(root, made, name=release.name, metrics=metrics), n_users
@@ -214,20 +215,20 @@ class _Rewriting:
         """
         base, ids, n_events = self._release.history, list[str](), 0
         first_at, watermark, n_item_events = 2**62, -(2**62), 0
-        columns = {name: ArrayWriter(self._history / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
-        offsets = ArrayWriter(self._history / "offsets.npy", np.dtype("<i8"))
-        vectors = ArrayWriter(self._embeddings / "vectors.npy", np.dtype("<f4"), self._release.encoder.dim)
-        as_of = ArrayWriter(self._embeddings / "as_of.npy", np.dtype("<i8"))
-        known = ArrayWriter(self._embeddings / "n_events.npy", np.dtype("<i8"))
-        offsets.append(np.zeros(1, np.int64))
-        with reporter.task("take out erased users", len(base), "users") as task:
+        with ExitStack() as files:
+            enter = files.enter_context
+            columns = {
+                name: enter(ArrayWriter(self._history / f"{name}.npy", dtype)) for name, dtype in COLUMNS.items()
+            }
+            offsets = enter(ArrayWriter(self._history / "offsets.npy", np.dtype("<i8")))
+            embeddings = enter(EmbeddingsWriter(self._embeddings, self._release.encoder.dim))
+            task = enter(reporter.task("take out erased users", len(base), "users"))
+            offsets.append(np.zeros(1, np.int64))
             for left, vectors_be in self._left(ends_u):
                 for name, column in columns.items():
                     column.append(getattr(left, name))
                 offsets.append(n_events + left.offsets[1:])
-                vectors.append(vectors_be)
-                as_of.append(left.last_at)
-                known.append(left.n_events)
+                embeddings.append(left, vectors_be)
                 ids += left.user_ids
                 n_events += len(left.timestamps)
                 n_item_events += int((left.item_rows >= 0).sum())
@@ -235,8 +236,6 @@ class _Rewriting:
                     first_at = min(first_at, int(left.timestamps.min()))
                     watermark = max(watermark, int(left.timestamps.max()))
                 task.advance(len(left))
-        for writer in (*columns.values(), offsets, vectors, as_of, known):
-            writer.__exit__()
         if lacking := shortage(len(ids), n_item_events):
             raise DataError(f"without the erased there is no release: {lacking}; withdraw the releases instead")
         Identifiers(pa.array(ids, pa.large_string()), hash_ids(ids)).save(self._history, "users")

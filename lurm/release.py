@@ -10,15 +10,16 @@ The release id is its time of publication and the head of its fingerprint, so id
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.arrays import map_array
+from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import (
     Artifact,
     digest_of,
@@ -31,7 +32,7 @@ from lurm.artifacts import (
 )
 from lurm.encoder import UserEncoder, open_encoder
 from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
-from lurm.history import HistoryBase
+from lurm.history import HistoryBase, HistoryBatch
 from lurm.index import UserIndex
 from lurm.interests import InterestVocabulary
 
@@ -77,6 +78,35 @@ class Embeddings:
     def open(cls, folder: Path, *, verify: bool = True) -> Embeddings:
         """Map published embeddings."""
         return cls(open_artifact(folder, "embeddings", verify=verify))
+
+
+class EmbeddingsWriter:
+    """Writes what ``Embeddings`` maps into a draft, user by user in row order; open it with ``with``.
+
+    Args:
+        folder: the draft.
+        dim: width of the vectors.
+    """
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        self._files = ExitStack()
+        enter = self._files.enter_context
+        self._vectors = enter(ArrayWriter(folder / "vectors.npy", np.dtype("<f4"), dim))
+        self._as_of, self._n_events = (
+            enter(ArrayWriter(folder / f"{name}.npy", np.dtype("<i8"))) for name in ("as_of", "n_events")
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def append(self, batch: HistoryBatch, vectors_be: NDArray[np.float32]) -> None:
+        """Add the next users: their histories and their (B, E) vectors."""
+        self._vectors.append(vectors_be)
+        self._as_of.append(batch.last_at)
+        self._n_events.append(batch.n_events)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from lurm.audience import Size
 from lurm.progress import Silent
 from service.answers import LookalikesAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import DirectRoute, as_json, problems
+from service.direct import DirectRoute, as_json, in_body, problems
 from service.keys import needs
 from service.schemas import LookalikesRequest, parse_lookalikes
 
@@ -23,20 +23,13 @@ _SHARED = 3
 
 router = APIRouter(route_class=DirectRoute, tags=["audiences"])
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/LookalikesRequest"}}},
-    }
-}
-
 
 @router.post(
     "/v1/lookalikes",
     summary="Find the users most like some users",
     response_model=LookalikesAnswer,
     responses=problems(408, 409, 413, 422, 429, 503),
-    openapi_extra=_BODY,
+    openapi_extra=in_body("LookalikesRequest"),
 )
 @needs("read")
 async def find(request: Request) -> Response:

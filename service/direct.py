@@ -170,6 +170,12 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _WHEN[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses}
 
 
+def in_body(model: str) -> dict[str, Any]:
+    """What OpenAPI shows for a direct endpoint whose body is this model, which the application adds to its schemas."""
+    schema = {"$ref": f"#/components/schemas/{model}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
 def describe_keys(schema: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
     """Add to an OpenAPI document which keys its operations need, and how they answer without."""
     schema["components"]["securitySchemes"] = {

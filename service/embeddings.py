@@ -18,7 +18,7 @@ from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE, STALE_HEADER, Answer, DirectRoute, as_json, problems
+from service.direct import STALE, STALE_HEADER, Answer, DirectRoute, as_json, in_body, problems
 from service.embedder import Embedded, Known
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
@@ -49,12 +49,6 @@ _AS_ARROW = {
     "user_id string, embedding fixed-size list of float32, n_events int64, as_of timestamp (ms, UTC), source string, "
     "error string (its title) and error_status int32, null where there is none; space_id is in the schema's metadata.",
     "content": {ARROW.decode(): {"schema": {"type": "string", "format": "binary"}}},
-}
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EmbeddingsRequest"}}},
-    }
 }
 
 
@@ -110,7 +104,7 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     summary="Embed many users, known or not",
     response_model=EmbeddingsAnswer,
     responses={200: {"headers": STALE_HEADER, **_AS_ARROW}, **problems(408, 413, 422, 429, 503)},
-    openapi_extra=_BODY,
+    openapi_extra=in_body("EmbeddingsRequest"),
 )
 @needs("read")
 async def embeddings(request: Request) -> Response:

@@ -17,7 +17,7 @@ from lurm.errors import UnknownUser
 from lurm.live import Arriving, Status, Unavailable
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import DirectRoute, as_json, problems
+from service.direct import DirectRoute, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
 
@@ -25,20 +25,13 @@ _BELOW = re.compile(rb"/v1/users/.+/(interests|neighbors)")  # an id that ends s
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/EventsRequest"}}},
-    }
-}
-
 
 @router.post(
     "/v1/events",
     summary="Take live events",
     response_model=EventsAnswer,
     responses=problems(408, 413, 422, 429, 503),
-    openapi_extra=_BODY,
+    openapi_extra=in_body("EventsRequest"),
 )
 @needs("write")
 async def append(request: Request) -> Response:

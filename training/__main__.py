@@ -416,8 +416,8 @@ def _living(config: Settings, *, take: bool = False) -> Living:
 
     from lurm import release
     from lurm.erasure import Ledger
-    from lurm.live import segments
-    from lurm.live.place import REPEATS_S, is_begun, open_live
+    from lurm.live import REPEATS_S, segments
+    from lurm.live.place import is_begun, open_live
 
     folder = config.live_folder
 

@@ -29,7 +29,6 @@ from threadpoolctl import threadpool_limits
 
 import lurm
 from lurm.ahead import ahead
-from lurm.arrays import ArrayWriter
 from lurm.artifacts import (
     Artifact,
     Draft,
@@ -54,7 +53,7 @@ from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.live.segments import Living
 from lurm.meanings import name_interests
 from lurm.progress import Reporter, Silent
-from lurm.release import Embeddings, Release, current, publish, referenced
+from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
 from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
@@ -341,15 +340,11 @@ class _Build:
 
     def _embeddings(self, work: Draft, history: HistoryBase, encoder: SmenEncoder) -> None:
         with (
-            ArrayWriter(work.path / "vectors.npy", np.dtype("<f4"), encoder.dim) as vectors,
-            ArrayWriter(work.path / "as_of.npy", np.dtype("<i8")) as as_of,
-            ArrayWriter(work.path / "n_events.npy", np.dtype("<i8")) as n_events,
+            EmbeddingsWriter(work.path, encoder.dim) as embeddings,
             self._reporter.task("embed", len(history), "users") as task,
         ):
             for batch, vectors_be in embed_all(encoder, history, self._threads):
-                vectors.append(vectors_be)
-                as_of.append(batch.last_at)
-                n_events.append(batch.n_events)
+                embeddings.append(batch, vectors_be)
                 task.advance(len(batch))
         work.metrics.update(n_users=len(history), dim=encoder.dim)
 

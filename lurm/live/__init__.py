@@ -25,6 +25,8 @@ from lurm.errors import LurmError
 from lurm.events import Event
 
 IDENTITY_BYTES = 16
+REPEATS_S = 30 * 86_400
+"""How long a store knows an event again at least, should it be sent once more."""
 
 
 class Unavailable(LurmError):  # noqa: N818 - as in lurm.errors
@@ -56,6 +58,9 @@ class Receipt:
     status: Status
     seq: int | None = None
     reason: str | None = None
+
+
+ERASED = Receipt(Status.REJECTED, reason="the user was erased after this event")
 
 
 @dataclass(frozen=True, slots=True)

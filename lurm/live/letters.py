@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lurm.artifacts import write_durably
+from lurm.artifacts import sync, write_durably
 from lurm.erasure import Ledger
 from lurm.live.stream import Entry
 
@@ -64,7 +64,7 @@ class DeadLetters:
                 lines = lines[file.write(lines) :]
             os.fsync(file.fileno())
         if is_new:
-            _sync_folder(self.path.parent)
+            sync(self.path.parent)
 
     def _line(self, letter: DeadLetter) -> bytes:
         fields = {_text(name): _text(value) for name, value in letter.entry.fields.items()}
@@ -79,14 +79,6 @@ class DeadLetters:
 
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def expunge(path: Path, ledger: Ledger) -> int:

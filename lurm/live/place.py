@@ -15,8 +15,6 @@ from lurm.live.redis import RedisLiveEvents
 from lurm.live.sqlite import SqliteLiveEvents
 
 FILE = "live.sqlite"
-REPEATS_S = 30 * 86_400
-"""How long a store knows an event again after a base has taken it over."""
 _log = logging.getLogger(__name__)
 
 

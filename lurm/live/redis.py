@@ -28,14 +28,13 @@ import orjson
 from lurm.erasure import Ledger
 from lurm.errors import SettingsError
 from lurm.events import Event
-from lurm.live import NOTHING, Arrived, Arriving, Damaged, LiveTail, Receipt, Status, Unavailable
+from lurm.live import ERASED, NOTHING, REPEATS_S, Arrived, Arriving, Damaged, LiveTail, Receipt, Status, Unavailable
 from lurm.remote import Breaker, Unanswered, answered, connect
 
 if TYPE_CHECKING:
     from lurm.remote import Redis
 
 PREFIX = "lurm:{live}:"  # one slot, should it be a cluster
-IDENTITIES_S = 30 * 86_400
 _USERS_PER_TRIP = 256
 _LARGEST = 2**53  # beyond, Lua counts no more
 _log = logging.getLogger(__name__)
@@ -209,7 +208,7 @@ class RedisLiveEvents:
         """As ``LiveEvents``."""
         if not arriving:
             return []
-        arguments: list[Any] = [int(self._clock() * 1000), IDENTITIES_S]
+        arguments: list[Any] = [int(self._clock() * 1000), REPEATS_S]
         for one in arriving:
             identity = one.identity.hex() if one.identity is not None else ""
             arguments += [self._digest(one.event.user_id), identity, one.event.timestamp, one.newest_at]
@@ -496,5 +495,5 @@ def _receipt(answer: int | list[int]) -> Receipt:
     if isinstance(answer, list):
         return Receipt(Status.LATE, answer[0])
     if answer == -1:
-        return Receipt(Status.REJECTED, reason="the user was erased after this event")
+        return ERASED
     return Receipt(Status.DUPLICATE) if answer == -2 else Receipt(Status.ACCEPTED, answer)

@@ -29,7 +29,7 @@ from typing import TextIO, TypeVar
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Overloaded
 from lurm.events import Event
-from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
+from lurm.live import ERASED, NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
 
 FORMAT = 1
 _BUSY_S = 5.0  # a writer waits so long for the writer of another process
@@ -367,7 +367,7 @@ class _Appending:
         user = self._ledger.digest(event.user_id)
         tail, newest_at = self._users.get(user) or self._user(user)
         if event.timestamp <= tail.erased_at:
-            return Receipt(Status.REJECTED, reason="the user was erased after this event")
+            return ERASED
         if arriving.identity is not None:
             kept = self._writer.execute(
                 "INSERT OR IGNORE INTO identities VALUES (?, ?)", (arriving.identity, self._now)

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-from lurm.arrays import ArrayWriter
 from lurm.artifacts import draft, open_artifact
 from lurm.boi import BagOfInterests
 from lurm.encoder import embed_all
 from lurm.errors import LurmError
 from lurm.index import write_index
 from lurm.progress import resident_bytes
-from lurm.release import PARTS, Release, publish
+from lurm.release import PARTS, EmbeddingsWriter, Release, publish
 from lurm.settings import environment_of
 from lurm.smen import SmenConfig, SmenEncoder, write_encoder
 from training.bench.embed import random_network
@@ -49,14 +48,10 @@ def release_of(size: LogSize, root: Path, threads: int) -> Release:
     encoder = SmenEncoder.of(open_artifact(stages / "encoder", "encoder"), vocabulary)
     with (
         draft(stages / "embeddings", kind="embeddings", key="bench", config={}) as work,
-        ArrayWriter(work.path / "vectors.npy", np.dtype("<f4"), encoder.dim) as vectors,
-        ArrayWriter(work.path / "as_of.npy", np.dtype("<i8")) as as_of,
-        ArrayWriter(work.path / "n_events.npy", np.dtype("<i8")) as n_events,
+        EmbeddingsWriter(work.path, encoder.dim) as embeddings,
     ):
         for batch, vectors_be in embed_all(encoder, base, threads):
-            vectors.append(vectors_be)
-            as_of.append(batch.last_at)
-            n_events.append(batch.n_events)
+            embeddings.append(batch, vectors_be)
     with draft(stages / "index", kind="index", key="bench", config={}) as work:
         write_index(work.path, np.load(stages / "embeddings/vectors.npy"))
     publish(root, {part: open_artifact(stages / part, part) for part in PARTS}, name="bench", metrics={})
