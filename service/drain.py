@@ -93,6 +93,13 @@ class Workers(Multiprocess):
         for number in _SIGNALS:
             signal.signal(number, self._pass_on)
 
+    def keep_subprocess_alive(self) -> None:
+        """Start anew whoever has ended, or gives no sign of life."""
+        for worker in self.processes:
+            # The worker has its own end of the pipe. Were ours open, the silence of a dead one would be waited for.
+            worker.child_conn.close()
+        super().keep_subprocess_alive()
+
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         for worker in self.processes:
             if self._ending:

@@ -243,11 +243,11 @@ def test_events_that_cannot_be_opened_are_not_taken_for_none(
 # -- processes ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_servers", [2])
+@pytest.mark.parametrize("n_servers", [1, 2])
 def test_processes_that_die_while_others_go_on_lose_and_double_nothing(
     start_server: Start, tmp_path: Path, n_servers: int
 ) -> None:
-    """Two workers of one server, one of which is killed; or two servers on one folder."""
+    """Two workers of one server, one of which is killed again and again; or two servers on one folder."""
     servers = [start_server(live_dir=tmp_path / "live", workers=3 - n_servers) for _ in range(n_servers)]
     acknowledged, numbers, lock = set[int](), itertools.count(), threading.Lock()
     ends = threading.Event()
@@ -272,7 +272,7 @@ def test_processes_that_die_while_others_go_on_lose_and_double_nothing(
 
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(write, servers[n % n_servers]) for n in range(4)]
-        for _ in range(1 if n_servers == 1 else 3):  # a parent takes its time to see that a worker is gone
+        for _ in range(3):
             enough = len(acknowledged) + 200
             until(lambda enough=enough: len(acknowledged) >= enough or any(one.done() for one in writing))  # type: ignore[misc]
             if n_servers == 1:
