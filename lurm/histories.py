@@ -120,10 +120,31 @@ class Histories:
             UnknownUser: there is none.
             Unavailable: the live store does not answer.
         """
-        (found,) = await self.read([await self.standing(user_id)])
+        return await self.one(await self.standing(user_id))
+
+    async def one(self, standing: Standing) -> History:
+        """One user's history as it stood.
+
+        Raises:
+            UnknownUser: they were erased since.
+            Unavailable: the live store does not answer.
+        """
+        (found,) = await self.read([standing])
         if isinstance(found, LurmError):
             raise found
         return found
+
+    async def extent(self, user_id: str) -> tuple[int, int]:
+        """How many events there are of a user, and when the newest was, epoch ms; 0 and 0 of a stranger.
+
+        Raises:
+            Unavailable: the live store does not answer.
+        """
+        try:
+            history = await self.history(user_id)
+        except UnknownUser:
+            return 0, 0
+        return len(history), int(history.timestamps[-1]) if len(history) else 0
 
     async def alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) whether nothing that the base has of the users of these rows has been erased."""

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
 from lurm.erasure import Erasure, Ledger
 from lurm.errors import DataError
-from lurm.histories import erased_up_to
+from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import Identifiers, hash_ids
 from lurm.index import write_index
@@ -96,9 +95,11 @@ class Erasing:
         """
         async with open_live(self._live_folder, self._live_url) as live:
             events, ledger = live.written_to()
-            erased = []
+            base, erased = self._base(), []
+            histories = None if base is None else Histories(base, events, ledger)
             for user_id in user_ids:
-                erased_at = max(int(self._clock() * 1000), self._newest_at(user_id))
+                _, newest_at = (0, 0) if histories is None else await histories.extent(user_id)
+                erased_at = max(int(self._clock() * 1000), newest_at)
                 erased.append(ledger.record(user_id, erased_at, by="command"))
                 await events.erase(user_id, erased_at)
             if not purge:
@@ -115,14 +116,9 @@ class Erasing:
         files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
         return [path for path in files if _holds(path, wanted)]
 
-    @cached_property
     def _base(self) -> HistoryBase | None:
         active = current(self._root)
         return None if active is None else HistoryBase.open(self._root / "releases" / active / "history", verify=False)
-
-    def _newest_at(self, user_id: str) -> int:
-        row = -1 if self._base is None else self._base.users.row(user_id)
-        return int(self._base.at(row).timestamps[-1]) if self._base is not None and row >= 0 else 0
 
 
 def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:

@@ -13,10 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.errors import UnknownUser
 from lurm.live import Arriving, Status, Unavailable
 from service.answers import ErasureAnswer, EventsAnswer
-from service.bootstrap import Serving, serving_of
+from service.bootstrap import serving_of
 from service.direct import DirectRoute, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
@@ -80,7 +79,7 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     if _BELOW.fullmatch(request.scope["raw_path"]):
         raise HTTPException(405, headers={"Allow": "GET"})
     live, ledger = serving.live.written_to()
-    n_events, newest_at = await _known_of(serving, user_id)
+    n_events, newest_at = await serving.histories.extent(user_id)
     erased_at = max(int(time.time() * 1000), newest_at)
     # The ledger first: what follows can be done again from it, and is when a store is opened.
     request_id = request.scope["state"]["request_id"]
@@ -94,12 +93,3 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     await live.erase(user_id, erased_at)
     serving.telemetry.erased()
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})
-
-
-async def _known_of(serving: Serving, user_id: str) -> tuple[int, int]:
-    """How many events there are of a user, and when the newest was; 0 and 0 of a stranger."""
-    try:
-        history = await serving.histories.history(user_id)
-    except UnknownUser:
-        return 0, 0
-    return len(history), int(history.timestamps[-1]) if len(history) else 0

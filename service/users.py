@@ -13,7 +13,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.boi import interest_profile
-from lurm.errors import LurmError
 from lurm.history import History, HistoryBatch
 from lurm.index import Neighbors
 from lurm.reasons import Interests
@@ -44,9 +43,7 @@ async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
     """What a user is interested in: how much, since when, and what it is about."""
     serving = serving_of(request)
     standing = await serving.histories.standing(known_id(user_id))
-    (history,) = await serving.histories.read([standing])
-    if isinstance(history, LurmError):
-        raise history
+    history = await serving.histories.one(standing)
     found = await serving.threads.run(lambda: _interests(serving.release, history, k))
     return as_json(found, [] if standing.is_fresh else [STALE])
 
@@ -62,9 +59,7 @@ async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
     """The users whose embeddings are nearest, and which interests they share with this one."""
     serving = serving_of(request)
     known = await serving.embedder.known(known_id(user_id))
-    (history,) = await serving.histories.read([known.standing])
-    if isinstance(history, LurmError):
-        raise history
+    history = await serving.histories.one(known.standing)
     vector_e = (await serving.embedder.embed_one(known)).embedding.vector_e
     found = await _alive_near(serving, vector_e, k, known.standing.row)
     answer = await serving.threads.run(lambda: _neighbors(serving.release, history, found, k))
