@@ -28,6 +28,7 @@ The map of the house, from the ground up. Each module may import only what stand
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core
     sequences     histories -> windows
+    transformer   attention, blocks, places, caches: what the models of sequences share
     items         item embeddings, from co-occurrence and text
     cells         the nearest of many centroids, without looking at most of them
     clustering    spherical k-means, up to millions of vectors
