@@ -27,11 +27,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def files() -> Iterator[Path]:
-    """Every file of the checkout that is ours: no hidden folders but .ci, nothing that git ignores as made."""
+    """Every file of the checkout that is ours: no hidden folders but .ci, nothing that git makes or ignores."""
     made = {"artifacts", "build", "dist", "__pycache__", "node_modules"}
     for folder, inner, names in os.walk(REPOSITORY):
         inner[:] = [name for name in inner if (not name.startswith(".") and name not in made) or name == ".ci"]
-        yield from (Path(folder) / name for name in names if not name.startswith(".coverage"))
+        yield from (Path(folder) / name for name in names if name != ".git" and not name.startswith(".coverage"))
 
 
 def sources() -> list[Path]:
