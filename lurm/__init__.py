@@ -20,6 +20,7 @@ The map of the house, from the ground up. Each module may import only what stand
     events        event logs of any shape -> clean batches, bad rows set aside
     erasure       who was erased, and when, without saying who
     dataset       a log and its tables of items, users and calendar
+    attributes    what is known of users beside what they do, by row
     history       every event of every user, oldest first: the only truth
     spectrum      truncated singular values of a sparse matrix
     meanings      interests in words

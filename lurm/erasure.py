@@ -153,6 +153,12 @@ class Ledger:
         covered = batch.select("user_id", "timestamp").join(erased, on="user_id", how="left", maintain_order="left")
         return batch.filter(covered.select((pl.col("timestamp") > pl.col("erased_at")).fill_null(True)).to_series())
 
+    def keep_users(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The rows of a table of users, with user_id, who were never erased."""
+        if not self._erased_at:
+            return table
+        return table.filter([self.digest(user_id) not in self._erased_at for user_id in table["user_id"].to_list()])
+
     def _read(self) -> None:
         """Read what was added since the last look; half a line is none yet."""
         with self._reading:

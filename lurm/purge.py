@@ -172,7 +172,7 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
     key = digest_of([release.release_id, ledger.head])
     folder = root / "stages"
     made = {part: open_artifact(release.path / part, part, verify=False) for part in ("interests", "encoder")}
-    writing = {part: folder / f"{part}-{key[:16]}" for part in ("history", "embeddings", "index")}
+    writing = {part: folder / f"{part}-{key[:16]}" for part in ("history", "embeddings", "index", "attributes")}
     for part in writing.values():
         if part.exists():
             discard(part)
@@ -183,21 +183,31 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
         draft(writing["embeddings"], kind="embeddings", key=key, config=config, parents=parents) as embeddings,
         draft(writing["index"], kind="index", key=key, config=config, parents=parents) as index,
     ):
-        facts = _Rewriting(release, history.path, embeddings.path).all(ends_u, reporter)
+        rewriting = _Rewriting(release, history.path, embeddings.path)
+        facts = rewriting.all(ends_u, reporter)
         history.metrics.update({**release.history.artifact.manifest.metrics, **facts})
         embeddings.metrics.update(n_users=facts["n_users"], dim=release.encoder.dim)
         vectors_ue = map_array(embeddings.path / "vectors.npy", np.dtype("<f4"), 2)
         index.metrics.update(write_index(index.path, vectors_ue))
-    made |= {part: open_artifact(path, part) for part, path in writing.items()}
+    if len(release.attributes):
+        with draft(writing["attributes"], kind="attributes", key=key, config=config, parents=parents) as attributes:
+            # Who has acted since is a new life; nothing is known of it.
+            release.attributes.write(attributes.path, rewriting.rows, unknown=ends_u[rewriting.rows] >= 0)
+    made |= {part: open_artifact(path, part) for part, path in writing.items() if path.exists()}
     metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
     return publish(root, made, name=release.name, metrics=metrics), n_users
 
 
 class _Rewriting:
-    """A history base and its embeddings, written once more without some events."""
+    """A history base and its embeddings, written once more without some events.
+
+    Attributes:
+        rows: (N,) that the users who are left had before, once all is written.
+    """
 
     def __init__(self, release: Release, history: Path, embeddings: Path) -> None:
         self._release, self._history, self._embeddings = release, history, embeddings
+        self.rows = np.empty(0, np.int64)
 
     def all(self, ends_u: NDArray[np.int64], reporter: Reporter) -> dict[str, int]:
         """Write everything; facts for the manifest.
@@ -209,7 +219,7 @@ class _Rewriting:
         Raises:
             DataError: fewer than two users would be left.
         """
-        base, ids, n_events = self._release.history, list[str](), 0
+        base, ids, n_events, rows = self._release.history, list[str](), 0, []
         first_at, watermark, n_item_events = 2**62, -(2**62), 0
         with ExitStack() as files:
             enter = files.enter_context
@@ -220,7 +230,8 @@ class _Rewriting:
             embeddings = enter(EmbeddingsWriter(self._embeddings, self._release.encoder.dim))
             task = enter(reporter.task("take out erased users", len(base), "users"))
             offsets.append(np.zeros(1, np.int64))
-            for left, vectors_be in self._left(ends_u):
+            for left, left_rows, vectors_be in self._left(ends_u):
+                rows.append(left_rows)
                 for name, column in columns.items():
                     column.append(getattr(left, name))
                 offsets.append(n_events + left.offsets[1:])
@@ -234,6 +245,7 @@ class _Rewriting:
                 task.advance(len(left))
         if lacking := shortage(len(ids), n_item_events):
             raise DataError(f"without the erased there is no release: {lacking}; withdraw the releases instead")
+        self.rows = np.concatenate(rows)
         Identifiers(pa.array(ids, pa.large_string()), hash_ids(ids)).save(self._history, "users")
         for name in ("items", "behaviors", "locations"):
             getattr(base, name).save(self._history, name)
@@ -245,19 +257,20 @@ class _Rewriting:
             "watermark": watermark,
         }
 
-    def _left(self, ends_u: NDArray[np.int64]) -> Iterator[tuple[HistoryBatch, NDArray[np.float32]]]:
-        """The users who are left, in row order, with what is left of them and their vectors."""
+    def _left(self, ends_u: NDArray[np.int64]) -> Iterator[tuple[HistoryBatch, NDArray[np.int64], NDArray[np.float32]]]:
+        """What is left of the users who are left, in row order; their rows, and their vectors."""
         start = 0
         for batch in self._release.history.scan():
             ends_b = ends_u[start : start + len(batch)]
             vectors_be = np.array(self._release.embeddings.vectors_ue[start : start + len(batch)])
+            rows = np.arange(start, start + len(batch))
             start += len(batch)
             if (ends_b >= 0).any():
                 kept = batch.keep(batch.timestamps > np.repeat(ends_b, batch.n_events))
                 alive = np.flatnonzero(kept.n_events > 0)
-                vectors_be = vectors_be[alive]
+                rows, vectors_be = rows[alive], vectors_be[alive]
                 shorter = kept.n_events[alive] < batch.n_events[alive]
                 batch = kept.users(alive)
                 if shorter.any():
                     vectors_be[shorter] = self._release.encoder.embed(batch.users(np.flatnonzero(shorter)))
-            yield batch, vectors_be
+            yield batch, rows, vectors_be

@@ -1,7 +1,8 @@
 """A release: one immutable folder that holds everything serving needs, and the pointer to the current one.
 
     <root>/stages/<kind>-<key>/    artifacts of a build, kept so that the next build skips what has not changed
-    <root>/releases/<id>/          manifest.json and history/ interests/ encoder/ embeddings/ index/ (hard links)
+    <root>/releases/<id>/          manifest.json and history/ interests/ encoder/ embeddings/ index/ (hard links),
+                                   attributes/ where the dataset has a table of users
     <root>/current                 the id of the active release; on a second line the one before it, for rollback
 
 The release id is its time of publication and the head of its fingerprint, so ids sort by age.
@@ -9,7 +10,7 @@ The release id is its time of publication and the head of its fingerprint, so id
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ from lurm.artifacts import (
     read_manifest,
     write_durably,
 )
+from lurm.attributes import Attributes
 from lurm.encoder import UserEncoder, open_encoder
 from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from lurm.history import HistoryBase, HistoryBatch
@@ -41,6 +43,7 @@ _VERIFIED_USERS = 256
 _SAME = 1e-5  # as far as vectors of one user may be apart, say on another processor
 
 PARTS = ("history", "interests", "encoder", "embeddings", "index")
+OPTIONAL = ("attributes",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Release:
     Attributes:
         space_id: content hash of everything that determines the vector space; vectors of different spaces
             must never be compared.
+        attributes: of users; none where the dataset has no table of them.
     """
 
     release_id: str
@@ -129,6 +133,7 @@ class Release:
     encoder: UserEncoder
     embeddings: Embeddings
     index: UserIndex
+    attributes: Attributes
 
     @classmethod
     def open(cls, root: Path, release_id: str | None = None, *, verify: bool = True) -> Release:
@@ -145,11 +150,15 @@ class Release:
         manifest = read_manifest(path)
         if manifest.kind != KIND:
             raise ArtifactError(f"{path} holds a {manifest.kind!r} artifact, expected a release")
-        for part in PARTS:
+        for part in _parts(manifest.parents):
             found = read_manifest(path / part).fingerprint
             if found != manifest.parents[part]:
                 raise ArtifactCorrupt(f"{path / part} is not the {part} this release was published with")
         vocabulary = InterestVocabulary.open(path / "interests", verify=verify)
+        history = HistoryBase.open(path / "history", verify=verify)
+        attributes = Attributes(len(history))
+        if "attributes" in manifest.parents:
+            attributes = Attributes.open(path / "attributes", verify=verify)
         release = cls(
             release_id=id_,
             space_id=str(manifest.config["space_id"]),
@@ -157,13 +166,14 @@ class Release:
             name=str(manifest.config["name"]),
             created_at=manifest.created_at,
             metrics=manifest.metrics,
-            history=HistoryBase.open(path / "history", verify=verify),
+            history=history,
             vocabulary=vocabulary,
             encoder=open_encoder(path / "encoder", vocabulary, verify=verify),
             embeddings=Embeddings.open(path / "embeddings", verify=verify),
             index=UserIndex.open(path / "index", verify=verify),
+            attributes=attributes,
         )
-        sizes = {len(release.history), len(release.embeddings.vectors_ue), len(release.index)}
+        sizes = {len(history), len(release.embeddings.vectors_ue), len(release.index), attributes.n_users}
         widths = {release.encoder.dim, release.embeddings.vectors_ue.shape[1], release.index.dim}
         if len(sizes) != 1 or len(widths) != 1:
             raise ArtifactCorrupt(f"{path}: its parts do not fit together (users {sizes}, widths {widths})")
@@ -175,14 +185,14 @@ def publish(root: Path, parts: Mapping[str, Artifact], *, name: str, metrics: Ma
 
     Args:
         root: the artifacts folder.
-        parts: one artifact for each of ``PARTS``.
+        parts: one artifact for each of ``PARTS``, and for those of ``OPTIONAL`` that there are.
         name: of the dataset.
         metrics: facts for people, e.g. counts and probe results.
 
     Returns:
         the release id; an existing one when exactly this release is active already.
     """
-    parents = {part: parts[part].manifest.fingerprint for part in PARTS}
+    parents = {part: parts[part].manifest.fingerprint for part in _parts(parts)}
     active = current(root)
     if active is not None and _is_sound(root, active, name, parents):
         return active
@@ -191,7 +201,8 @@ def publish(root: Path, parts: Mapping[str, Artifact], *, name: str, metrics: Ma
     release_id = f"{now:%Y%m%dT%H%M%S}{now.microsecond // 1000:03d}-{key[:8]}"
     config = {"name": name, "space_id": space_id_of(parts)}
     with draft(root / "releases" / release_id, kind=KIND, key=key, config=config, parents=parents) as work:
-        for part, artifact in parts.items():
+        for part in parents:
+            artifact = parts[part]
             for file in ("manifest.json", *artifact.manifest.files):
                 link_or_copy(artifact.path / file, work.path / part / file)
         work.metrics.update(metrics)
@@ -341,6 +352,11 @@ def verify(root: Path, release_id: str | None = None) -> str:
     return release.release_id
 
 
+def _parts(there: Container[str]) -> list[str]:
+    """What a release is made of, where it has these optional parts."""
+    return [*PARTS, *(part for part in OPTIONAL if part in there)]
+
+
 def _folder(root: Path, release_id: str) -> Path:
     if "/" in release_id or release_id.startswith("."):
         raise ArtifactMissing(f"{release_id!r} is not a release id; `lurm release list` shows them")
@@ -359,7 +375,7 @@ def _is_sound(root: Path, release_id: str, name: str, parents: Mapping[str, str]
         manifest = read_manifest(folder)
         if manifest.parents != parents or manifest.config["name"] != name:
             return False
-        for part in PARTS:
+        for part in _parts(parents):
             open_artifact(folder / part, part)
     except ArtifactError:
         return False

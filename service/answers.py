@@ -132,6 +132,18 @@ class LimitsAnswer(BaseModel):
     body_bytes: int = Field(description="Largest body of a request.")
 
 
+class AttributeItem(BaseModel):
+    """What is known of users beside what they do; filters name it."""
+
+    name: str
+    kind: Literal["category", "number", "moment"]
+    n_known: int = Field(description="Users of whom it is known.")
+    n_values: int = Field(description="Of a category; 0 of other kinds.")
+    values: list[str] = Field(description="Of a category, the most frequent first; at most 20.")
+    low: float | None = Field(description="98 % of all lie from here; of moments, epoch ms.")
+    high: float | None = Field(description="98 % of all lie up to here.")
+
+
 class InfoAnswer(BaseModel):
     """What is being served."""
 
@@ -147,6 +159,7 @@ class InfoAnswer(BaseModel):
     n_events: int
     n_items: int
     n_interests: int
+    attributes: list[AttributeItem]
     limits: LimitsAnswer
 
 

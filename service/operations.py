@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,7 @@ async def info(request: Request) -> Response:
             "n_events": release.history.n_events,
             "n_items": len(release.history.items),
             "n_interests": len(release.vocabulary),
+            "attributes": [dataclasses.asdict(one) for one in release.attributes.facts],
             "limits": {name: getattr(serving.settings, name) for name in LimitsAnswer.model_fields},
         }
     )

@@ -1,6 +1,6 @@
 """The build: an event log becomes a release, stage by stage.
 
-    history -> items -> interests -> encoder -> embeddings -> index -> gate -> publish
+    history -> attributes -> items -> interests -> encoder -> embeddings -> index -> gate -> publish
 
 Every stage is an artifact under ``<root>/stages``, named by the hash of all that goes into it. A stage that is
 there already is skipped, so a killed build goes on where it stopped, and nothing becomes visible to serving
@@ -40,6 +40,7 @@ from lurm.artifacts import (
     read_manifest,
     remove_drafts,
 )
+from lurm.attributes import attributes_of, left_out_in_words
 from lurm.boi import BagOfInterests
 from lurm.dataset import Dataset
 from lurm.encoder import embed_all
@@ -63,7 +64,7 @@ from training.recipes import Recipe
 from training.subject import Subject, catalog_of, texts_of
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
-_VERSIONS = {"history": 1, "items": 1, "interests": 2, "encoder": 4, "embeddings": 1, "index": 1}
+_VERSIONS = {"history": 1, "attributes": 1, "items": 1, "interests": 2, "encoder": 4, "embeddings": 1, "index": 1}
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
@@ -195,6 +196,9 @@ class _Build:
             log["living"] = self._living.fingerprint
         self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
+        if "users" in dataset.tables:
+            known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}
+            self._stage("attributes", known, ("history",), lambda work: self._attributes(work, history))
         items = {**asdict(recipe.item_embeddings), **table}
         self._stage("items", items, ("history",), lambda work: self._items(work, history))
         interests = {**asdict(recipe.interests), **table}
@@ -292,6 +296,17 @@ class _Build:
             f"  {summary.n_events:,} events of {summary.n_users:,} users on {summary.n_items:,} items; "
             f"{summary.n_bad:,} bad rows and {summary.n_duplicates:,} duplicates set aside"
         )
+
+    def _attributes(self, work: Draft, history: HistoryBase) -> None:
+        table = self._dataset.users()
+        assert table is not None
+        # A users table does not say since when it knows what: what it has of the erased is never taken again.
+        attributes, left_out = attributes_of(self._living.without_erased_users(table), history.users)
+        attributes.write(work.path)
+        work.metrics.update(attributes=[asdict(one) for one in attributes.facts], left_out=left_out)
+        self._reporter.say(f"  {', '.join(one.name for one in attributes) or 'none'}")
+        if left_out:
+            self._reporter.say(f"  {left_out_in_words(left_out)}")
 
     def _items(self, work: Draft, history: HistoryBase) -> None:
         table = catalog_of(history, self._items_table)

@@ -57,8 +57,13 @@ class Living:
         """What a base depends on beside its log; None where there is nothing."""
         if not self.through and not (self.ledger and len(self.ledger)):
             return None
-        head = self.ledger.head if self.ledger is not None else ""
-        return {"segments": [path.name for path in self.segments], "through": self.through, "erasures": head}
+        segments = [path.name for path in self.segments]
+        return {"segments": segments, "through": self.through, "erasures": self.erasures}
+
+    @property
+    def erasures(self) -> str:
+        """Stands for all erasures; "" where there is no ledger."""
+        return self.ledger.head if self.ledger is not None else ""
 
     @property
     def names(self) -> list[str]:
@@ -100,6 +105,10 @@ class Living:
     def without_erased(self, batch: pl.DataFrame) -> pl.DataFrame:
         """The rows of a batch of events that no erasure covers."""
         return batch if self.ledger is None else self.ledger.keep(batch)
+
+    def without_erased_users(self, table: pl.DataFrame) -> pl.DataFrame:
+        """The rows of a table of users, with user_id, who were never erased."""
+        return table if self.ledger is None else self.ledger.keep_users(table)
 
 
 def living(folder: Path, ledger: Ledger | None) -> Living:

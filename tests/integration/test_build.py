@@ -25,7 +25,7 @@ from lurm.progress import Silent
 from lurm.release import Release, activate, current, list_releases, rollback, verify, withdraw
 from tests.integration.conftest import Built, build
 
-STAGES = ["history", "items", "interests", "encoder", "embeddings", "index"]
+STAGES = ["history", "attributes", "items", "interests", "encoder", "embeddings", "index"]
 
 
 def parts_of(root: Path) -> dict[str, str]:
@@ -66,6 +66,17 @@ def test_inline_events_get_the_vector_they_would_have_had_in_the_log(small: Buil
         assert np.abs(inline - release.embeddings.vectors_ue[row]).max() < 1e-5
 
 
+def test_attributes_are_those_of_the_users_table(small: Built) -> None:
+    release = small.release()
+    known = pl.DataFrame({"user_id": release.history.users.ids.to_pylist()}).join(
+        pl.read_parquet(small.dataset / "users.parquet"), on="user_id", how="left", maintain_order="left"
+    )
+    assert [one.name for one in release.attributes] == known.columns[1:]
+    sign, registered = release.attributes["star_sign"], release.attributes["registered_at"]
+    assert [sign.values[cell - 1] for cell in sign.cells_u.tolist()] == known["star_sign"].to_list()
+    assert registered.cells_u.tolist() == known["registered_at"].dt.epoch("ms").to_list()
+
+
 def test_the_planted_groups_are_recovered(small: Built) -> None:
     release = small.release()
     seen = release.history.item_counts() > 0
@@ -96,7 +107,7 @@ def test_what_changes_rebuilds_only_what_stands_on_it(small: Built, tmp_path: Pa
     root = tmp_path / "artifacts"
     shutil.copytree(small.root, root)
     again = build(small.dataset, root, training={"epochs": 1})
-    assert again.skipped == ["history", "items", "interests"]
+    assert again.skipped == ["history", "attributes", "items", "interests"]
     assert again.release_id != small.built.release_id
     assert rollback(root) == small.built.release_id
     assert Release.open(root).release_id == small.built.release_id
@@ -281,7 +292,7 @@ def test_a_damaged_stage_is_made_anew_and_the_release_with_it(small: Built, tmp_
     weights.write_bytes(sound[:-1] + bytes([sound[-1] ^ 1]))
     (next((root / "stages").glob("index-*")) / "manifest.json").unlink()
     again = build(small.dataset, root)
-    assert again.skipped == ["history", "items", "encoder", "embeddings"]
+    assert again.skipped == ["history", "attributes", "items", "encoder", "embeddings"]
     assert verify(root) == small.built.release_id
 
 
@@ -359,17 +370,24 @@ def test_given_vectors_of_no_one_length_are_refused(tmp_path: Path, vectors: lis
         build(tmp_path / "log", tmp_path / "artifacts")
 
 
-def test_users_tables_do_not_matter_to_a_build_but_its_name_does(small: Built, tmp_path: Path) -> None:
+def test_a_users_table_changes_attributes_alone_and_a_name_makes_a_release(small: Built, tmp_path: Path) -> None:
     world, root = tmp_path / "world", tmp_path / "artifacts"
     shutil.copytree(small.dataset, world)
     shutil.copytree(small.root, root)
     first = build(world, root)
     pl.read_parquet(world / "users.parquet").head(10).write_parquet(world / "users.parquet")
-    assert build(world, root).skipped == STAGES
+    again = build(world, root)
+    assert again.skipped == [stage for stage in STAGES if stage != "attributes"]
+    assert Release.open(root).attributes["star_sign"].known_u.sum() == 10
+    assert Release.open(root).space_id == Release.open(root, first.release_id).space_id
+    (world / "users.parquet").unlink()
+    without = build(world, root)
+    assert without.skipped == [stage for stage in STAGES if stage != "attributes"]
+    assert not len(Release.open(root).attributes)
     config = (world / "dataset.toml").read_text().replace("simulated world", "another name")
     (world / "dataset.toml").write_text(config)
     renamed = build(world, root)
-    assert renamed.release_id != first.release_id
+    assert renamed.release_id != without.release_id
     assert Release.open(root).name == "another name"
 
 

@@ -79,6 +79,10 @@ def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back
     kept = [row for row, user in enumerate(release.history.users.ids.to_pylist()) if user not in (gone, newcomer)]
     assert left.history.users.ids.to_pylist() == release.history.users.take(np.array(kept))
     assert np.array_equal(left.embeddings.vectors_ue, release.embeddings.vectors_ue[kept])
+    for was_known, known in zip(release.attributes, left.attributes, strict=True):
+        assert [known.values[cell - 1] if known.values else cell for cell in known.cells_u.tolist()] == [
+            was_known.values[cell - 1] if was_known.values else cell for cell in was_known.cells_u[kept].tolist()
+        ]
     for row in (0, len(kept) - 1):
         mine, was = left.history.at(row), release.history.at(kept[row])
         assert mine.timestamps.tobytes() == was.timestamps.tobytes()
@@ -96,8 +100,11 @@ def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back
     row = shorter.history.users.row(back)
     expected = shorter.encoder.embed(HistoryBatch.of([rest]))[0]
     assert shorter.embeddings.vectors_ue[row].tobytes() == expected.tobytes()
+    assert not any(one.known_u[row] for one in shorter.attributes), "nothing is known of a new life"
     rebuilt_again = rebuilt(tiny, root)
     assert rebuilt_again.history.users.row(gone) < 0
+    assert not any(one.known_u[rebuilt_again.history.users.row(back)] for one in rebuilt_again.attributes)
+    assert rebuilt_again.attributes["star_sign"].known_u.sum() == len(rebuilt_again.history) - 1
     assert len(rebuilt_again.history.history(back)) == len(rest)
     assert read_manifest(rebuilt_again.path / "history").metrics["live_through"]
 
