@@ -200,7 +200,10 @@ def validate(
 
 @app.command()
 def export(
-    destination: Annotated[Path, typer.Argument(help="File to write: .parquet or .arrow.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="File to write: .parquet, .arrow or .npy.", show_default=False)],
+    users: Annotated[
+        Path | None, typer.Option(help="Text file of user ids, one a line: these alone.", show_default=False)
+    ] = None,
     release: _ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
@@ -210,20 +213,28 @@ def export(
     One row a user: user_id, embedding (float32, unit length), space_id, as_of (last event known), n_events. Who was
     erased is left out; events that were sent live are in the next release's.
 
+    The suffix decides: Parquet, Arrow IPC, or a pair: OUT.npy holds the vectors as one array, OUT.users.arrow the
+    other columns, row by row. Arrow files and the pair can be memory-mapped. Memory is that of a block, however many
+    users there are.
+
     \b
     Examples:
       lurm export embeddings.parquet
       duckdb -c "select user_id, embedding[1] from 'embeddings.parquet' limit 3"
+      lurm export embeddings.npy --users customers.txt
     """
+    from lurm import export as exports
     from lurm import settings
     from lurm.erasure import Ledger
-    from lurm.export import export as write
     from lurm.progress import TerminalReporter
     from lurm.release import Release
 
+    exports.check(destination)
+    wanted = None if users is None else _ids(users)
     config = settings.load({"artifacts_dir": artifacts_dir})
     opened = Release.open(config.artifacts_dir, release)
-    n_users = write(opened, destination, TerminalReporter(), Ledger.of(config.live_folder))
+    ledger = Ledger.of(config.live_folder)
+    n_users = exports.export(opened, destination, TerminalReporter(), ledger, users=wanted)
     result = {
         "path": destination,
         "release": opened.release_id,
@@ -231,7 +242,11 @@ def export(
         "n_users": n_users,
         "dim": opened.encoder.dim,
     }
-    emit(result, as_json=as_json, text=f"{destination}: {n_users:,} users × {opened.encoder.dim}")
+    said = f"{destination}: {n_users:,} users × {opened.encoder.dim}"
+    if wanted is not None:
+        result["n_unknown"] = len(set(wanted)) - n_users
+        said += f"; {result['n_unknown']:,} of the list are unknown"
+    emit(result, as_json=as_json, text=said)
 
 
 @app.command()

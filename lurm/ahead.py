@@ -1,10 +1,11 @@
-"""What comes next, made by threads while what is there is used."""
+"""What comes next, made by threads or tasks while what is there is used."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar, cast
@@ -36,6 +37,33 @@ def each(
         finally:
             for one in under_way:
                 one.cancel()
+
+
+async def all_awaited(
+    work: Callable[[Item], Awaitable[Answer]], items: Iterable[Item], *, at_most: int
+) -> list[Answer]:
+    """What is made of each item, in the order of the items, by tasks of this event loop; the first error ends all.
+
+    Args:
+        work: called in tasks.
+        items: all are taken at once.
+        at_most: under way at a time.
+    """
+    gate = asyncio.Semaphore(at_most)
+
+    async def some_at_a_time(item: Item) -> Answer:
+        async with gate:
+            return await work(item)
+
+    failures: Sequence[Exception] = ()
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(some_at_a_time(item)) for item in items]
+    except ExceptionGroup as several:
+        failures = several.exceptions
+    if failures:
+        raise failures[0]
+    return [task.result() for task in tasks]
 
 
 def ahead(items: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:

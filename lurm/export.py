@@ -1,14 +1,26 @@
-"""All embeddings of a release as one table a data scientist can join: Parquet, or Arrow IPC."""
+"""Embeddings of a release as one table a data scientist can join: all users, some, or as they were known at moments.
+
+    OUT.parquet                     zstd, with page checksums
+    OUT.arrow                       Arrow IPC, nothing compressed, so that it can be mapped
+    OUT.npy and OUT.users.arrow     the vectors as (N, E) float32, and the other columns; row n of one is row n of the
+                                    other, and both can be mapped
+
+Whatever the size, memory is that of some blocks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from lurm.arrays import ArrayWriter
 from lurm.artifacts import replacing
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
@@ -16,20 +28,33 @@ from lurm.histories import erased_up_to
 from lurm.progress import Reporter
 from lurm.release import Release
 
+SUFFIXES = (".parquet", ".arrow", ".npy")
+PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["space_id"]}
 _ROWS = 32_768
 
+Write = Callable[[pa.RecordBatch], None]
 
-def export(release: Release, destination: Path, reporter: Reporter, ledger: Ledger | None = None) -> int:
+
+def export(
+    release: Release,
+    destination: Path,
+    reporter: Reporter,
+    ledger: Ledger | None = None,
+    *,
+    users: Sequence[str] | None = None,
+) -> int:
     """Write one row per user; the file appears whole or not at all.
 
     Columns: user_id string, embedding fixed-size list of float32 (unit length), space_id string, as_of timestamp
-    (ms, UTC; the user's last event the vector knows), n_events int64. Rows are in user-row order.
+    (ms, UTC; the user's last event the vector knows), n_events int64. Rows are in user-row order, or in that of
+    ``users``. The schema's metadata says release and space_id.
 
     Args:
         release: what to export.
-        destination: ``.parquet`` (with page checksums) or ``.arrow``; replaced if it exists.
+        destination: its suffix decides the format; replaced if it exists.
         reporter: told about the rows.
         ledger: of erasures; who was erased since the release was built is left out. None: nobody was.
+        users: these alone; whom the release does not know is left out, and who stands twice is there once.
 
     Returns:
         number of rows.
@@ -37,54 +62,164 @@ def export(release: Release, destination: Path, reporter: Reporter, ledger: Ledg
     Raises:
         UsageError: another suffix, or the folder does not exist.
     """
-    if destination.suffix not in (".parquet", ".arrow"):
-        raise UsageError(f"{destination.name} ends in {destination.suffix!r}; export writes .parquet or .arrow")
+    check(destination)
+    rows = None if users is None else known_rows(release, users)
+    n_rows = len(release.history) if rows is None else len(rows)
+    return write(destination, schema_of(release), batches(release, ledger, rows=rows), n_rows, reporter)
+
+
+def check(destination: Path) -> None:
+    """Whether ``write`` can write there.
+
+    Raises:
+        UsageError: another suffix, or the folder does not exist.
+    """
+    if destination.suffix not in SUFFIXES:
+        suffixes = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise UsageError(f"{destination.name} ends in {destination.suffix!r}; export writes {suffixes}")
     if not destination.parent.is_dir():
         raise UsageError(f"there is no folder {destination.parent}; make it first")
-    schema = _schema(release.encoder.dim)
-    n_users, n_written = len(release.history), 0
-    with (
-        replacing(destination) as aside,
-        pa.OSFile(str(aside), "wb") as sink,
-        pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True, use_dictionary=["space_id"])
-        if destination.suffix == ".parquet"
-        else pa.ipc.new_file(sink, schema) as out,
-        reporter.task("export", n_users, "users") as task,
-    ):
-        for batch in batches(release, ledger):
-            out.write_batch(batch)
+
+
+def write(
+    destination: Path, schema: pa.Schema, rows: Iterable[pa.RecordBatch], n_expected: int, reporter: Reporter
+) -> int:
+    """Write batches of one schema, as the suffix says; number of rows.
+
+    Args:
+        destination: checked; what is there is replaced when the last row is written.
+        schema: of the batches, with a column ``embedding``.
+        rows: taken one after another.
+        n_expected: at most so many rows.
+        reporter: told about them.
+    """
+    n_written = 0
+    opened = {".parquet": _parquet, ".arrow": _arrow, ".npy": _npy}[destination.suffix]
+    with opened(destination, schema) as write_batch, reporter.task("export", n_expected, "rows") as task:
+        for batch in rows:
+            write_batch(batch)
             n_written += batch.num_rows
             task.advance(batch.num_rows)
     return n_written
 
 
-def batches(release: Release, ledger: Ledger | None = None) -> Iterator[pa.RecordBatch]:
-    """The rows of the export, block by block; memory is one block."""
-    schema = _schema(release.encoder.dim)
-    erased_u = None if ledger is None or not len(ledger) else erased_up_to(release.history, ledger) >= 0
-    embeddings = release.embeddings
-    for start in range(0, len(release.history), _ROWS):
-        rows = slice(start, min(start + _ROWS, len(release.history)))
-        n = rows.stop - rows.start
-        vectors = pa.array(np.ascontiguousarray(embeddings.vectors_ue[rows]).ravel())
-        columns = [
-            release.history.users.ids.slice(start, n).cast(pa.string()),
-            pa.FixedSizeListArray.from_arrays(vectors, type=schema.field("embedding").type),
-            pa.array([release.space_id] * n, pa.string()),
-            pa.array(embeddings.as_of[rows]).cast(pa.timestamp("ms", tz="UTC")),
-            pa.array(embeddings.n_events[rows]),
-        ]
-        batch = pa.RecordBatch.from_arrays(columns, schema=schema)
-        yield batch if erased_u is None else batch.filter(pa.array(~erased_u[rows]))
+def known_rows(release: Release, users: Sequence[str]) -> NDArray[np.int64]:
+    """(N,) the rows of those users a release knows, each once, in the order given."""
+    rows = release.history.users.rows(list(dict.fromkeys(users))).astype(np.int64)
+    return rows[rows >= 0]
 
 
-def _schema(dim: int) -> pa.Schema:
+def batches(
+    release: Release,
+    ledger: Ledger | None = None,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    at_once: int = _ROWS,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the export, block by block; memory is one block.
+
+    Who is erased while this goes on is in no later block.
+
+    Args:
+        release: what to export.
+        ledger: of erasures.
+        rows: of some users; None: of all.
+        at_once: rows of one block.
+    """
+    n_rows = len(release.history) if rows is None else len(rows)
+    for start in range(0, n_rows, at_once):
+        stop = min(start + at_once, n_rows)
+        yield _block(release, ledger, slice(start, stop) if rows is None else rows[start:stop])
+
+
+def schema_of(release: Release, *fields: pa.Field) -> pa.Schema:
+    """The columns of an export of a release, more of them at the end."""
+    vector = pa.list_(pa.field("item", pa.float32(), nullable=False), release.encoder.dim)
     return pa.schema(
         [
             pa.field("user_id", pa.string(), nullable=False),
-            pa.field("embedding", pa.list_(pa.field("item", pa.float32(), nullable=False), dim), nullable=False),
+            pa.field("embedding", vector, nullable=False),
             pa.field("space_id", pa.string(), nullable=False),
-            pa.field("as_of", pa.timestamp("ms", tz="UTC"), nullable=False),
+            pa.field("as_of", pa.timestamp("ms", tz="UTC"), nullable=bool(fields)),
             pa.field("n_events", pa.int64(), nullable=False),
-        ]
+            *fields,
+        ],
+        metadata={"release": release.release_id, "space_id": release.space_id},
     )
+
+
+def record(schema: pa.Schema, user_ids: pa.Array, vectors_ne: NDArray[np.float32], *others: pa.Array) -> pa.RecordBatch:
+    """Rows of an export.
+
+    Args:
+        schema: of ``schema_of``.
+        user_ids: (N,) strings.
+        vectors_ne: (N, E).
+        others: the columns from ``as_of`` on.
+    """
+    flat = pa.array(np.ascontiguousarray(vectors_ne).ravel())
+    columns = [
+        user_ids,
+        pa.FixedSizeListArray.from_arrays(flat, type=schema.field("embedding").type),
+        pa.repeat(pa.scalar(schema.metadata[b"space_id"].decode()), len(user_ids)),
+        *others,
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _block(release: Release, ledger: Ledger | None, rows: slice | NDArray[np.int64]) -> pa.RecordBatch:
+    history, embeddings = release.history, release.embeddings
+    ids = history.users.ids
+    some = ids.slice(rows.start, rows.stop - rows.start) if isinstance(rows, slice) else ids.take(pa.array(rows))
+    batch = record(
+        schema_of(release),
+        some.cast(pa.string()),
+        embeddings.vectors_ue[rows],
+        pa.array(embeddings.as_of[rows]).cast(pa.timestamp("ms", tz="UTC")),
+        pa.array(embeddings.n_events[rows]),
+    )
+    if ledger is None or not len(ledger):
+        return batch
+    at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    return batch.filter(pa.array(erased_up_to(history, ledger, at) < 0))
+
+
+@contextlib.contextmanager
+def _parquet(destination: Path, schema: pa.Schema) -> Iterator[Write]:
+    with (
+        replacing(destination) as aside,
+        pa.OSFile(str(aside), "wb") as sink,
+        pq.ParquetWriter(
+            sink, schema, compression="zstd", write_page_checksum=True, use_dictionary=["space_id"]
+        ) as out,
+    ):
+        yield out.write_batch
+
+
+@contextlib.contextmanager
+def _arrow(destination: Path, schema: pa.Schema) -> Iterator[Write]:
+    with (
+        replacing(destination) as aside,
+        pa.OSFile(str(aside), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as out,
+    ):
+        yield out.write_batch
+
+
+@contextlib.contextmanager
+def _npy(destination: Path, schema: pa.Schema) -> Iterator[Write]:
+    """The pair; the vectors take their place last, and nothing is in it while the users' is taken."""
+    at = schema.get_field_index("embedding")
+    others, dim = schema.remove(at), schema.field(at).type.list_size
+    with (
+        replacing(destination) as aside,
+        _arrow(destination.with_suffix(".users.arrow"), others) as out,
+        ArrayWriter(aside, np.dtype("<f4"), dim) as vectors,
+    ):
+
+        def write_batch(batch: pa.RecordBatch) -> None:
+            vectors.append(batch.column(at).flatten().to_numpy().reshape(-1, dim))
+            out(pa.RecordBatch.from_arrays([batch.column(name) for name in others.names], schema=others))
+
+        yield write_batch
+        destination.unlink(missing_ok=True)

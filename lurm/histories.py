@@ -22,6 +22,7 @@ from lurm.live import Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
 
 _REMEMBERED = 2**16  # standings
+_LOOKED_AT = 2**15  # users
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +202,21 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     return History(user_id, seq=len(order), **{name: column[order] for name, column in columns.items()})
 
 
-def erased_up_to(base: HistoryBase, ledger: Ledger) -> NDArray[np.int64]:
-    """(U,) up to when events that the base still has of each user are erased, epoch ms; -1 where none is."""
+def erased_up_to(base: HistoryBase, ledger: Ledger, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """(N,) up to when events that the base still has of each user are erased, epoch ms; -1 where none is.
+
+    Args:
+        base: whose users.
+        ledger: of erasures.
+        rows: (N,) of the users asked about; None: all.
+    """
     erased = ledger.all_erased()
-    ends_u = np.full(len(base), -1, np.int64)
-    if not erased:
-        return ends_u
-    for row, user_id in enumerate(base.users.ids.to_pylist()):
-        moment = erased.get(ledger.digest(user_id))
-        if moment is not None and base.n_events_of(row) and base.at(row).timestamps[0] <= moment:
-            ends_u[row] = moment
-    return ends_u
+    n_rows = len(base) if rows is None else len(rows)
+    ends_n = np.full(n_rows, -1, np.int64)
+    for start in range(0, n_rows if erased else 0, _LOOKED_AT):
+        some = np.arange(start, min(start + _LOOKED_AT, n_rows)) if rows is None else rows[start : start + _LOOKED_AT]
+        for at, (row, user_id) in enumerate(zip(some.tolist(), base.users.take(some), strict=True), start):
+            moment = erased.get(ledger.digest(user_id))
+            if moment is not None and base.n_events_of(row) and base.at(row).timestamps[0] <= moment:
+                ends_n[at] = moment
+    return ends_n

@@ -129,6 +129,7 @@ class Settings(BaseSettings):
     request_events: int = Field(
         50_000, ge=1, le=10_000_000, description="Most inline events of one POST /v1/embeddings."
     )
+    exports: int = Field(2, ge=1, le=64, description="Most exports of one server process at a time; past it: 429.")
     body_bytes: int = Field(
         8 * 2**20, ge=1024, description="Largest request body, in bytes; 8M is understood. Past it: 413."
     )

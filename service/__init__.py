@@ -10,6 +10,7 @@ direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
 users        /v1/users: neighbours, interests
 audiences    /v1/lookalikes
+exports      GET /v1/export
 events       POST /v1/events, DELETE /v1/users
 operations   /info, /health, /metrics, /docs
 embedder     the read path: cache, one flight per user, bounded queue, micro-batches

@@ -34,8 +34,8 @@ class Admission:
         app: where admitted requests go.
         telemetry: counts all of them.
         body_bytes: longest body read; beyond, 413.
-        timeout_s: from the head of a request to the end of its answer; beyond, 408 if the body is not there yet
-            and 503 otherwise.
+        timeout_s: from the head of a request to the end of its answer, or from one piece of a streamed answer to the
+            next; beyond, 408 if the body is not there yet, 503 otherwise, and a stream is cut off.
         clock: monotonic seconds.
         tracing: told of all of them, too; None: there is none.
     """
@@ -63,7 +63,7 @@ class Admission:
             await self._app(scope, receive, send)
             return
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # the server, which knows better, leaves the body out
+            scope = {**scope, "method": "GET", "is_head": True}  # the server, which knows better, leaves the body out
         started = self._clock()
         visit = _Visit(scope, receive, send, self._body_bytes)
         deadline: asyncio.Timeout | None = None
@@ -75,6 +75,7 @@ class Admission:
             except StopIteration:
                 return  # nothing was waited for: a deadline would cost more than finding an embedding in the cache
             async with asyncio.timeout(self._timeout_s) as deadline:
+                visit.deadline = deadline, self._timeout_s
                 await _go_on(work, waits_for)
         except ClientDisconnect:
             visit.status = visit.status or GONE
@@ -115,6 +116,7 @@ class _Visit:
         self._n_received = 0
         self._reading = False
         self.status = 0  # nothing answered yet
+        self.deadline: tuple[asyncio.Timeout, float] | None = None
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self._headers.get(b"x-request-id", b"")
         self._request_id = given.decode() if _OURS.fullmatch(given) else new_request_id()
@@ -157,13 +159,18 @@ class _Visit:
             message.setdefault("headers", [])
             message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
         await self._send(message)
+        if self.deadline is not None and message.get("more_body"):
+            deadline, timeout_s = self.deadline
+            deadline.reschedule(asyncio.get_running_loop().time() + timeout_s)
 
     async def fail(self, error: Exception) -> None:
-        """End in an error: as an answer, if there is none yet."""
+        """End in an error: as an answer, if there is none yet; what has begun is cut off."""
         answer = respond(error, self._request_id)
         if answer.status_code == 500:
             _log.error("request %s failed", self._request_id, exc_info=error)
-        if not self.status:
+        if self.status:
+            _log.warning("the answer to request %s was cut off (%s)", self._request_id, type(error).__name__)
+        else:
             await answer(self._scope, self._receive, self.send)
 
     def late(self) -> Exception:

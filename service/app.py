@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
 from lurm.settings import Settings
-from service import audiences, embeddings, events, operations, users
+from service import audiences, embeddings, events, exports, operations, users
 from service.admission import Admission
 from service.answers import ProblemAnswer
 from service.direct import Door, describe_keys
@@ -99,7 +99,7 @@ def create_api() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (embeddings, events, users, audiences, operations):
+    for module in (embeddings, events, users, audiences, exports, operations):
         # Their own routes, not the routers: an included router is matched anew, twice, for every request.
         api.router.routes.extend(module.router.routes)
     operations.add_docs(api)

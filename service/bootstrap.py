@@ -15,7 +15,7 @@ from lurm.release import Release
 from lurm.settings import Settings
 from service.embedder import Embedder
 from service.telemetry import Telemetry
-from service.threads import Threads
+from service.threads import Exports, Threads
 
 # Interests and neighbours are computed in so many threads; so many such requests may be open.
 _THREADS = 2
@@ -33,6 +33,7 @@ class Serving:
     cache: EmbeddingCache
     embedder: Embedder
     threads: Threads
+    exports: Exports
     telemetry: Telemetry
 
 
@@ -44,6 +45,7 @@ class Shared:
     live: Live
     cache: EmbeddingCache
     threads: Threads
+    exports: Exports
     telemetry: Telemetry
 
 
@@ -74,7 +76,7 @@ async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator
         threads = Threads(_THREADS, _OPEN)
         opened.callback(threads.close)
         live = await opened.enter_async_context(open_live(settings.live_folder, settings.live_url))
-        yield Shared(settings, live, cache, threads, telemetry)
+        yield Shared(settings, live, cache, threads, Exports(settings.exports), telemetry)
 
 
 @contextlib.asynccontextmanager
@@ -93,7 +95,17 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
         queue_users=settings.queue_users,
     )
     async with embedder:
-        yield Serving(settings, release, histories, live, shared.cache, embedder, shared.threads, shared.telemetry)
+        yield Serving(
+            settings,
+            release,
+            histories,
+            live,
+            shared.cache,
+            embedder,
+            shared.threads,
+            shared.exports,
+            shared.telemetry,
+        )
 
 
 def serving_of(request: Request) -> Serving:

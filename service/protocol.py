@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service.problems import MEDIA_TYPE, BrokenRequest, HeadTooLarge, SlowRequest, body_of, new_request_id
 
 HEAD_BYTES = 64 * 1024
+_LINGER_S = 10.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -154,7 +155,9 @@ class _Together(asyncio.Transport):
             self._head = bytes(data)
 
     def close(self) -> None:
-        """Send what was kept, and close."""
+        """Send what was kept, and close; whoever does not take it is not waited for long."""
         if self._head:
             self._transport.write(self._head)
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(_LINGER_S, self._transport.abort)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from lurm.errors import Overloaded
 
 _T = TypeVar("_T")
+_EXPORT_S = 10.0  # after which an export may have ended
 
 
 def on_one_core() -> None:
@@ -56,3 +58,32 @@ class Threads:
 
     def _closed(self) -> None:
         self._n_open -= 1
+
+
+class Exports:
+    """Threads for answers that go on for long, one each.
+
+    Args:
+        most: how many there may be at a time; beyond, ``Overloaded``.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._n_open = 0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[ThreadPoolExecutor]:
+        """A thread for one answer; what it is at when the answer ends is not waited for.
+
+        Raises:
+            Overloaded: there are as many as may be.
+        """
+        if self._n_open >= self._most:
+            raise Overloaded(f"{self._n_open} exports are under way (LURM_EXPORTS); try again later", _EXPORT_S)
+        self._n_open += 1
+        thread = ThreadPoolExecutor(1, "export", initializer=on_one_core)
+        try:
+            yield thread
+        finally:
+            thread.shutdown(wait=False, cancel_futures=True)
+            self._n_open -= 1

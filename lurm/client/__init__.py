@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lurm.client.answers import (
     Embedding,
     Embeddings,
+    Export,
     Info,
     Interest,
     Limits,
@@ -28,7 +29,8 @@ from lurm.client.answers import (
     Receipts,
     SharedInterest,
 )
-from lurm.client.clients import AsyncClient, Client, with_event_ids
+from lurm.client.clients import AsyncClient, Client
+from lurm.client.exchange import with_event_ids
 
 if TYPE_CHECKING:
     from lurm.client.transformer import UserEmbeddings
@@ -38,6 +40,7 @@ __all__ = [
     "Client",
     "Embedding",
     "Embeddings",
+    "Export",
     "Info",
     "Interest",
     "Limits",

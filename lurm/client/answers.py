@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import itertools
 import operator
@@ -12,7 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from uuid import uuid4
 
 import httpx
 import numpy as np
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ARROW = "application/vnd.apache.arrow.stream"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 _Record = TypeVar("_Record")
 
 
@@ -262,6 +266,37 @@ class Info:
 
 
 @dataclass(frozen=True, slots=True)
+class Export:
+    """Everybody's embeddings, in a file.
+
+    Attributes:
+        path: an Arrow IPC stream of the columns that ``lurm export`` writes.
+        space_id: of all vectors.
+        release: of all rows.
+        n_users: of the release; who was erased since has no row.
+    """
+
+    path: Path
+    space_id: str
+    release: str
+    n_users: int
+
+    @classmethod
+    def of(cls, response: httpx.Response, path: Path, file: BinaryIO) -> Export:
+        """What the head of an answer says of the stream that is in a file.
+
+        Raises:
+            ValueError: the stream does not come to its end.
+        """
+        file.flush()
+        file.seek(-len(_END_OF_STREAM), 2)
+        if response.headers["content-type"] != ARROW or file.read() != _END_OF_STREAM:
+            raise ValueError("no whole Arrow stream")
+        facts = response.headers
+        return cls(path, facts["x-lurm-space-id"], facts["x-lurm-release"], int(facts["x-lurm-n-users"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Interest:
     """One interest of a user.
 
@@ -354,6 +389,18 @@ class Receipts:
         receipts = [one for part in kept for one in part.receipts]
         counts = ((part.accepted, part.duplicate, part.late, part.rejected) for part in kept)
         return cls(receipts, *(sum(fate) for fate in zip((0, 0, 0, 0), *counts, strict=True)))
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write and read, which takes the place of ``path`` if nothing goes wrong."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.draft")
+    try:
+        with aside.open("w+b") as file:
+            yield file
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def chunks(weights: Iterable[Sequence[int]], most: Sequence[int]) -> Iterator[range]:

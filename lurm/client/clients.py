@@ -14,16 +14,28 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
+from pathlib import Path
 from types import MethodType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
-from uuid import uuid4
 
 import httpx
 import orjson
 
 import lurm
-from lurm.ahead import each
-from lurm.client.answers import ARROW, Embedding, Embeddings, Info, Interest, Memory, Neighbor, Receipts, chunks
+from lurm.ahead import all_awaited, each
+from lurm.client.answers import (
+    ARROW,
+    Embedding,
+    Embeddings,
+    Export,
+    Info,
+    Interest,
+    Memory,
+    Neighbor,
+    Receipts,
+    chunks,
+    whole,
+)
 from lurm.client.exchange import (
     Outcome,
     Retries,
@@ -38,6 +50,7 @@ from lurm.client.exchange import (
     in_json,
     quoted,
     read,
+    with_event_ids,
 )
 from lurm.errors import LurmError, Overloaded, ServiceError, UsageError
 
@@ -53,6 +66,7 @@ _BEFORE_INPUTS, _AFTER_INPUTS = b'{"input":[', b'],"encoding_format":"base64"}'
 _EVENTS_AT_ONCE = 1000
 _EVENT_BYTES_AT_ONCE = 2**20
 _ROUNDS = 4
+_PIECE_BYTES = 2**20  # of a body that goes into a file
 
 
 class Method(Generic[_P, _T]):
@@ -79,15 +93,6 @@ class Method(Generic[_P, _T]):
             return client.drive(steps(*args, **kwargs))
 
         return call
-
-
-def with_event_ids(events: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
-    """The events, each with an ``event_id``: its own, or a fresh one.
-
-    The service takes an event of the same user and id only once, so who has stamped events may send them again,
-    whatever came of the first time.
-    """
-    return [{**event, "event_id": event.get("event_id") or uuid4().hex} for event in events]
 
 
 class _Methods(ABC, Generic[_TransportT, _PauseT]):
@@ -198,6 +203,25 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
         asked = id_of(user_id)
         response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/neighbors?k={int(k)}"), asked)
         return read(response, Neighbor.all_of)
+
+    @Method
+    def export(self, destination: str | Path) -> Steps[Export]:
+        """Write everybody's embeddings to a file: an Arrow IPC stream, all of one release, a row a user.
+
+        The file appears whole or not at all. Memory is that of a piece; if the connection fails in the middle, all of
+        it is asked for again.
+
+        Args:
+            destination: replaced if it exists; ``pyarrow.ipc.open_stream`` and ``polars.read_ipc_stream`` read it.
+
+        Raises:
+            OSError: the file cannot be written.
+            LurmError: the service refused, did not answer, or cut the stream off.
+        """
+        path = Path(destination)
+        with whole(path) as file:
+            response = yield from self._exchange(Send("GET", "/v1/export", sink=file))
+            return read(response, lambda answer: Export.of(answer, path, file))
 
     @Method
     def send(self, events: Iterable[Mapping[str, object]]) -> Steps[Receipts]:
@@ -392,7 +416,13 @@ class Client(_Methods[httpx.BaseTransport, None]):
     def _send(self, asked: Send) -> Outcome:
         try:
             with closing(self._transport.handle_request(self._request(asked))) as response:
-                response.read()
+                if asked.sink is None or response.is_error:
+                    response.read()
+                    return response
+                asked.sink.seek(0)
+                asked.sink.truncate()
+                for piece in response.iter_bytes(_PIECE_BYTES):
+                    asked.sink.write(piece)
                 return response
         except httpx.RequestError as error:
             return error
@@ -444,35 +474,24 @@ class AsyncClient(_Methods[httpx.AsyncBaseTransport, Awaitable[None]]):
             case Wait(seconds):
                 return await self._sleep(seconds)
             case Together(ways):
-                return await self._together(ways)
+                return await all_awaited(self.drive, ways, at_most=self._in_flight)
 
     async def _send(self, asked: Send) -> Outcome:
         try:
             response = await self._transport.handle_async_request(self._request(asked))
             try:
-                await response.aread()
+                if asked.sink is None or response.is_error:
+                    await response.aread()
+                    return response
+                asked.sink.seek(0)
+                asked.sink.truncate()
+                async for piece in response.aiter_bytes(_PIECE_BYTES):
+                    await asyncio.to_thread(asked.sink.write, piece)
                 return response
             finally:
                 await response.aclose()
         except httpx.RequestError as error:
             return error
-
-    async def _together(self, ways: Sequence[Steps[Any]]) -> list[Any]:
-        gate = asyncio.Semaphore(self._in_flight)
-
-        async def some_at_a_time(way: Steps[Any]) -> Any:
-            async with gate:
-                return await self.drive(way)
-
-        failures: Sequence[Exception] = ()
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(some_at_a_time(way)) for way in ways]
-        except ExceptionGroup as several:
-            failures = several.exceptions
-        if failures:
-            raise failures[0]
-        return [task.result() for task in tasks]
 
     def _new_transport(self) -> httpx.AsyncBaseTransport:
         return httpx.AsyncHTTPTransport(verify=self._encrypted)

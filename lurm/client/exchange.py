@@ -14,13 +14,14 @@ from __future__ import annotations
 import itertools
 import random
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import responses
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 import orjson
@@ -38,12 +39,17 @@ _LONGEST_WAIT_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A step: send this request. Back comes the whole response, or the error in place of it."""
+    """A step: send this request. Back comes the whole response, or the error in place of it.
+
+    Attributes:
+        sink: where the body of a successful answer goes, from its beginning, instead of into the response.
+    """
 
     method: str
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
+    sink: BinaryIO | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +231,15 @@ def in_json(value: object, what: str, at: int) -> bytes:
         return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError as error:
         raise UsageError(f"{what} number {at} cannot be sent as JSON: {error}") from None
+
+
+def with_event_ids(events: Iterable[Mapping[str, object]]) -> list[dict[str, object]]:
+    """The events, each with an ``event_id``: its own, or a fresh one.
+
+    The service takes an event of the same user and id only once, so who has stamped events may send them again,
+    whatever came of the first time.
+    """
+    return [{**event, "event_id": event.get("event_id") or uuid4().hex} for event in events]
 
 
 def _refused(response: httpx.Response, user_id: str) -> LurmError:

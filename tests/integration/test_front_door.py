@@ -48,7 +48,7 @@ def test_export_writes_what_a_data_scientist_joins(small: Built, tmp_path: Path)
     ("words", "code", "message"),
     [
         (["build", "no/such/folder"], 2, "no/such/folder"),
-        (["export", "embeddings.csv"], 2, "export writes .parquet or .arrow"),
+        (["export", "embeddings.csv"], 2, "export writes .parquet, .arrow or .npy"),
         (["export", "nowhere/embeddings.parquet"], 2, "make it first"),
         (["export", "e.parquet", "--release", "../../etc"], 4, "is not a release id"),
         (["release", "activate", "20200101T000000-00000000"], 4, "there is no release"),

@@ -117,6 +117,16 @@ def test_the_table_is_the_export(ask: Callable[..., Any], release: Release, ids:
     assert table.cast(exported.schema).combine_chunks().equals(exported.combine_chunks())
 
 
+def test_everybody_goes_into_a_file(ask: Callable[..., Any], release: Release, tmp_path: Path) -> None:
+    found = ask("export", tmp_path / "all.arrows")
+    assert (found.space_id, found.release) == (release.space_id, release.release_id)
+    exported = pa.Table.from_batches(export.batches(release))
+    with pa.ipc.open_stream(found.path) as stream:
+        assert stream.read_all().combine_chunks().equals(exported.combine_chunks(), check_metadata=True)
+    assert found.n_users == exported.num_rows
+    assert [path.name for path in tmp_path.iterdir()] == ["all.arrows"]
+
+
 def test_threads_share_a_client(server: RunningServer, release: Release, ids: list[str]) -> None:
     start = threading.Barrier(8)
     with Client(server.url, remember=50) as client, ThreadPoolExecutor(8) as pool:

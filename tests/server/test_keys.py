@@ -31,6 +31,7 @@ TABLE = {
     "/v1/users/{user_id}": "admin",
     "/v1/events": "write",
     "/v1/lookalikes": "read",
+    "/v1/export": "export",
     "/info": "read",
     "/metrics": "read",
     "/health/live": PUBLIC,

@@ -7,6 +7,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -63,6 +64,29 @@ def test_who_is_remembered_is_asked_about_only_whether_something_changed() -> No
     assert first is second
     assert third.space_id == "t"
     assert asked == [None, '"1"', '"1"', None, None]  # "u" made room for "v"
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff\xff\xff\xff\0\0\0"])
+def test_a_file_is_only_replaced_by_a_whole_stream(connect: Callable[..., Ask], tmp_path: Path, end: bytes) -> None:
+    file = tmp_path / "all.arrows"
+    file.write_bytes(b"what was there")
+    facts = {"X-Lurm-Space-Id": "s", "X-Lurm-Release": "r", "X-Lurm-N-Users": "1"}
+    cut_off = Said(200, b"some rows" + end, {"Content-Type": "application/vnd.apache.arrow.stream", **facts})
+    for said in (cut_off, a_problem(403, "forbidden")):
+        with scripted(lambda _, said=said: said) as server, pytest.raises(ServiceError):
+            connect(server.url)("export", file)
+    assert file.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_stream_that_was_refused_is_asked_for_again(connect: Callable[..., Ask], tmp_path: Path) -> None:
+    facts = {"X-Lurm-Space-Id": "s", "X-Lurm-Release": "r", "X-Lurm-N-Users": "1"}
+    body = b"rows" + b"\xff\xff\xff\xff\0\0\0\0"
+    whole = Said(200, body, {"Content-Type": "application/vnd.apache.arrow.stream", **facts})
+    said = iter([a_problem(429, "overloaded", **{"Retry-After": "0"}), whole])
+    with scripted(lambda _: next(said)) as server:
+        found = connect(server.url)("export", str(tmp_path / "all.arrows"))
+    assert (found.path.read_bytes(), found.n_users) == (body, 1)
 
 
 # -- many ---------------------------------------------------------------------------------------------------------
