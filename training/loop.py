@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,8 +29,8 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
-from training.checkpoint import Checkpoint, Standing
 from training.foresight import foresight
+from training.passes import between, passes, schedule, set_rate
 from training.ranks import ALONE, Ranks
 from training.views import two_views
 
@@ -166,10 +166,11 @@ class Trainer:
                 self._head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
         sparse = [network.interests_he.weight]
         dense = [p for p in network.parameters() if p is not network.interests_he.weight]
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.SparseAdam(sparse, lr=config.learning_rate),
             torch.optim.Adam([*dense, *self._head.parameters()], lr=config.learning_rate),
         )
+        self.parts: Mapping[str, nn.Module] = {"network": network, "head": self._head}
         self._epochs = config.epochs_for(history.n_events, len(history))
 
     def start(self) -> None:
@@ -243,31 +244,21 @@ class Trainer:
         """
         if len(self._train_rows) < 2:
             raise UsageError(f"the log has {len(self._history)} users; contrastive learning needs at least 2")
-        begun: Mapping[str, Tensor]
-        best: Mapping[str, Tensor]
-        with Checkpoint(self._checkpoint, self._reporter) as checkpoint:
-            kept = self._kept(checkpoint)
-            if kept is None:
-                self.start()
-                epoch, held_out = 0, [self._held_out_loss()]
-                begun = best = _copy(self._network)
-                self._keep(checkpoint, epoch, held_out, begun, best)
-            else:
-                epoch, held_out = kept.epoch, kept.held_out
-                begun, best = self._resume(kept)
-            while epoch < self._epochs and epoch - int(np.argmin(held_out)) < self._config.patience:
-                self._pass(epoch)
-                epoch += 1
-                held_out.append(self._held_out_loss())
-                if held_out[-1] == min(held_out):
-                    best = _copy(self._network)
-                self._keep(checkpoint, epoch, held_out, begun, best)
+        passed = passes(
+            self,
+            epochs=self._epochs,
+            patience=self._config.patience,
+            folder=self._checkpoint,
+            reporter=self._reporter,
+            ranks=self._ranks,
+        )
         share = self._config.blend if self._config.start == "spectrum" else 1.0
-        self._network.load_state_dict(_between(begun, best, share))
+        self._network.load_state_dict(between(passed.begun, passed.best, share))
         self._measure()
-        return Outcome(epoch, held_out, int(np.argmin(held_out)), self._held_out_recall(), self._in_sample)
+        return Outcome(passed.epochs, passed.held_out, passed.best_epoch, self._held_out_recall(), self._in_sample)
 
-    def _pass(self, epoch: int) -> None:
+    def train(self, epoch: int) -> None:
+        """One pass over the users that train."""
         config, ranks = self._config, self._ranks
         order = np.random.default_rng([config.seed, epoch]).permutation(self._train_rows)
         batches = [rows for rows in _chunks(order, config.batch_users) if len(rows) > 1]
@@ -277,18 +268,15 @@ class Trainer:
         with self._reporter.task(title, len(order), "users") as task, closing(self._steps(epoch, batches)) as steps:
             mean = 0.0
             for at, (one, two, interests) in enumerate(steps):
-                rate = config.learning_rate * _schedule((epoch * len(batches) + at) / total, config.warmup)
-                for optimizer in self._optimizers:
-                    for group in optimizer.param_groups:
-                        group["lr"] = rate
-                    optimizer.zero_grad(set_to_none=True)
+                rate = config.learning_rate * schedule((epoch * len(batches) + at) / total, config.warmup)
+                set_rate(self.optimizers, rate)
                 own = (self._compared(self._network(view)) for view in (one, two))
                 ones_be, twos_be = (ranks.gathered(own_be, len(batches[at])) for own_be in own)
                 loss = contrastive_loss(ones_be, twos_be, config.temperature)
                 imbalance = self._network.imbalance(interests) / ranks.n  # the same at every rank, and added up
                 (loss + config.usage_weight * imbalance).backward()  # type: ignore[no-untyped-call]
                 ranks.add_up_gradients([*self._network.parameters(), *self._head.parameters()])
-                for optimizer in self._optimizers:
+                for optimizer in self.optimizers:
                     optimizer.step()
                 mean += (self._finite(float(loss.detach()), title) - mean) / (at + 1)
                 task.advance(len(batches[at]), f"loss {mean:.3f}")
@@ -346,7 +334,8 @@ class Trainer:
         return torch.cat(ones), torch.cat(twos)
 
     @torch.no_grad()
-    def _held_out_loss(self) -> float:
+    def held_out_loss(self) -> float:
+        """The contrastive loss of users that never train."""
         ones_be, twos_be = (self._compared(interests_be) for interests_be in self._held_out_views())
         loss = contrastive_loss(ones_be, twos_be, self._config.temperature)
         return self._finite(self._ranks.agreed(float(loss)), "held-out users")
@@ -354,46 +343,6 @@ class Trainer:
     def _held_out_recall(self) -> float:
         ones_be, twos_be = (F.normalize(interests_be, dim=-1, eps=1e-6) for interests_be in self._held_out_views())
         return float(((ones_be @ twos_be.T).argmax(1) == torch.arange(len(ones_be))).float().mean())
-
-    def _kept(self, checkpoint: Checkpoint) -> Standing | None:
-        """The standing to go on from.
-
-        Raises:
-            LurmError: the ranks do not find the same one.
-        """
-        kept = checkpoint.load()
-        epoch = -1 if kept is None else kept.epoch
-        if epoch != (leaders := int(self._ranks.agreed(epoch))):
-            raise LurmError(
-                f"rank {self._ranks.rank} finds a checkpoint after pass {epoch}, the leader one after pass {leaders} "
-                "(-1: none); all ranks need one artifacts folder"
-            )
-        return kept
-
-    def _resume(self, standing: Standing) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """Take up what was kept; gives the weights at the start and at best."""
-        self._network.load_state_dict(_under(standing.tensors, "network."))
-        self._head.load_state_dict(_under(standing.tensors, "head."))
-        for i, optimizer in enumerate(self._optimizers):
-            _load_optimizer(optimizer, _under(standing.tensors, f"optimizer{i}."))
-        self._reporter.say(f"  resuming after pass {standing.epoch}")
-        return _under(standing.tensors, "begun."), _under(standing.tensors, "best.")
-
-    def _keep(
-        self,
-        checkpoint: Checkpoint,
-        epoch: int,
-        held_out: list[float],
-        begun: Mapping[str, Tensor],
-        best: Mapping[str, Tensor],
-    ) -> None:
-        if not self._ranks.leads:
-            return
-        parts: dict[str, Mapping[str, Tensor]] = {"begun": begun, "best": best}
-        parts |= {"network": self._network.state_dict(), "head": self._head.state_dict()}
-        parts |= {f"optimizer{i}": _optimizer_tensors(optimizer) for i, optimizer in enumerate(self._optimizers)}
-        tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-        checkpoint.keep(Standing(epoch, held_out, tensors))
 
 
 def contrastive_loss(one_be: Tensor, two_be: Tensor, temperature: float) -> Tensor:
@@ -411,47 +360,5 @@ def contrastive_loss(one_be: Tensor, two_be: Tensor, temperature: float) -> Tens
     return (cross_entropy(scores_bb, target_b) + cross_entropy(scores_bb.T, target_b)) / 2
 
 
-def _schedule(done: float, warmup: float) -> float:
-    """Share of the learning rate when ``done`` of all steps are: linear warm-up, then a cosine to a twentieth."""
-    if done < warmup:
-        return (done + 1e-3) / warmup
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
-
-
 def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-def _copy(network: Smen) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
-
-
-def _between(begun: Mapping[str, Tensor], best: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Weights on the line from one to the other, so far along it."""
-    return {
-        name: torch.lerp(begun[name], tensor, share) if tensor.is_floating_point() else tensor
-        for name, tensor in best.items()
-    }
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{parameter}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for parameter, values in state.items()
-        for name, value in values.items()
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    sparse = isinstance(optimizer, torch.optim.SparseAdam)
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        parameter, name = key.split(".", 1)
-        value: Tensor | int = int(tensor) if sparse and name == "step" else tensor
-        state.setdefault(int(parameter), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
