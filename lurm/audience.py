@@ -150,7 +150,7 @@ class Lookalike:
         folds = self._rng.permutation(len(seeds)) % _FOLDS
         tried = [n_groups] if n_groups else [k for k in _GROUPS if k == 1 or k * _SEEDS_PER_GROUP <= len(seeds)]
         held_out = {k: self._held_out(standard_se, weights, others_ne, away_e, folds, k) for k in tried}
-        found = {k: _found(*scores) for k, scores in held_out.items()}
+        found = {k: _found(shares_s) for k, shares_s in held_out.items()}
         best = max(found.values(), key=lambda one: one.mean())
         enough = best.mean() - best.std() / np.sqrt(len(best))
         self.n_groups = min(k for k, one in found.items() if one.mean() >= enough)
@@ -158,8 +158,8 @@ class Lookalike:
         # One product a user: standardising is linear, so it goes into the directions.
         self._directions_ke = np.ascontiguousarray(directions_ke * self._inverse_e, np.float32)
         self._offsets_k = (self._directions_ke @ self._mean_e).astype(np.float32)
-        self._held_out_s = held_out[self.n_groups][0]
-        self._others_n = (others_ne @ directions_ke.T).max(1)
+        self._held_out_s = held_out[self.n_groups]
+        self._others_n = np.sort((others_ne @ directions_ke.T).max(1))
         self._middles_ke = self._middles(seeds_se, weights, directions_ke)
 
     @property
@@ -186,8 +186,7 @@ class Lookalike:
 
     def reach(self) -> list[Reach]:
         """Sizes against quality, smallest first."""
-        edges = np.quantile(self._others_n, [1 - share for share in _CURVE_AT])
-        recalls = [(self._held_out_s >= edge).mean() for edge in edges]
+        recalls = [(self._held_out_s <= share).mean() for share in _CURVE_AT]
         return [
             Reach(share, float(recall), float(recall / share)) for share, recall in zip(_CURVE_AT, recalls, strict=True)
         ]
@@ -204,14 +203,12 @@ class Lookalike:
         """
         n_others = max(len(self._vectors_ue) - len(self._seeds), 1)
         # finer at the top, where audiences are cut
-        shares = 1 - np.geomspace(1, min(_IN_A_STEP / len(self._others_n), 1), _STEPS)
-        edges = np.unique(np.quantile(self._others_n, shares))
-        others = np.bincount(np.searchsorted(edges, self._others_n, "right"), minlength=len(edges) + 1)
-        alike = np.bincount(np.searchsorted(edges, self._held_out_s, "right"), minlength=len(edges) + 1)
-        users = np.maximum(others / len(self._others_n) * n_others, 1)
+        edges = np.geomspace(min(_IN_A_STEP / len(self._others_n), 1), 1, _STEPS)
+        users = np.maximum(np.diff(edges, prepend=0) * n_others, 1)
+        alike = np.bincount(np.searchsorted(edges, self._held_out_s), minlength=_STEPS)
         ratio = np.minimum(alike / len(self._held_out_s) * n_expected / users, 1)
-        steps = isotonic_regression(ratio, weights=users).x
-        probable: NDArray[np.float32] = steps[np.searchsorted(edges, scores, "right")].astype(np.float32)
+        steps = isotonic_regression(ratio, weights=users, increasing=False).x
+        probable: NDArray[np.float32] = steps[np.searchsorted(edges, _share(scores, self._others_n))].astype(np.float32)
         return probable
 
     def cosine(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -262,16 +259,21 @@ class Lookalike:
         away_e: NDArray[np.float32],
         folds: NDArray[np.int64],
         k: int,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(S,) the score of each seed by directions that do not know it; and those of users who are no seeds."""
-        held_out_s = np.empty(len(folds), np.float32)
-        others = []
+    ) -> NDArray[np.float64]:
+        """(S,) the part of all others who are at least as alike as each seed, by directions that do not know it.
+
+        Seeds are held against others by the very directions that score both. The mean of others' scores over folds
+        would have shorter tails than any fold has, the more so the less folds agree, and flatter many groups.
+        """
+        shares_s = np.empty(len(folds))
         for fold in range(_FOLDS):
             out = folds == fold
+            if not out.any():
+                continue
             directions_ke = self._directions(standard_se[~out], weights_s[~out], away_e, k)
-            held_out_s[out] = (standard_se[out] @ directions_ke.T).max(1, initial=-np.inf)
-            others.append((others_ne @ directions_ke.T).max(1))
-        return held_out_s, np.mean(others, 0)
+            others_n = np.sort((others_ne @ directions_ke.T).max(1))
+            shares_s[out] = _share((standard_se[out] @ directions_ke.T).max(1), others_n)
+        return shares_s
 
     def _middles(
         self, seeds_se: NDArray[np.float32], weights_s: NDArray[np.float32], directions_ke: NDArray[np.float32]
@@ -363,11 +365,16 @@ def _most(scores_n: NDArray[np.float32], n: int) -> NDArray[np.int64]:
     return np.concatenate([above[np.argsort(-scores_n[above], kind="stable")], level])
 
 
-def _found(held_out_s: NDArray[np.float32], others_n: NDArray[np.float32]) -> NDArray[np.float64]:
+def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
     """(S,) how well each held-out seed is found: the part of the sizes it is judged at that it is within."""
-    edges = np.quantile(others_n, [1 - share for share in _JUDGED_AT])
-    found: NDArray[np.float64] = (held_out_s[:, None] >= edges).mean(1)
+    found: NDArray[np.float64] = (shares_s[:, None] <= np.array(_JUDGED_AT)).mean(1)
     return found
+
+
+def _share(scores_n: NDArray[np.float32], ascending: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(N,) which part of some scores, ascending, is at least as high as each of these."""
+    share: NDArray[np.float64] = 1 - np.searchsorted(ascending, scores_n, "left") / max(len(ascending), 1)
+    return share
 
 
 def _unit(rows_ne: NDArray[np.float32]) -> NDArray[np.float32]:
