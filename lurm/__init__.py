@@ -19,6 +19,7 @@ The map of the house, from the ground up. Each module may import only what stand
     readers       Parquet, CSV and JSONL files as chunks of columns
     events        event logs of any shape -> clean batches, bad rows set aside
     erasure       who was erased, and when, without saying who
+    happenings    the calendar's table as a dataset writes it
     dataset       a log and its tables of items, users and calendar
     attributes    what is known of users beside what they do, by row
     history       every event of every user, oldest first: the only truth
@@ -26,6 +27,7 @@ The map of the house, from the ground up. Each module may import only what stand
     meanings      interests in words
     touches       who touched what and when: three columns, fast
     lives         events as records, grouped into sorted lives
+    calendars     what is on, for whom, and since when that is known
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core
     sequences     histories -> windows
@@ -35,6 +37,7 @@ The map of the house, from the ground up. Each module may import only what stand
     clustering    spherical k-means, up to millions of vectors
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on
+    days          what each user did on each day, empty days left out          (LUMOS)
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled
     tally         bags straight from a log                                    (LURM)

@@ -23,9 +23,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import Unit, as_text, as_timestamps, is_text, unit_of
+from lurm.columns import as_text
 from lurm.errors import DataError, SettingsError, UsageError
-from lurm.events import ALIASES, DAY_MS, EventLog, EventsConfig, columns_of
+from lurm.events import ALIASES, EventLog, EventsConfig, columns_of
+from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
 
@@ -46,10 +47,17 @@ _ALIASES = {
         "start": "start_at start_date start_time starts_at begin date day",
         "end": "end_at end_date end_time ends_at until",
         "known_at": "known_from announced_at announced published_at",
+        "target_column": "",
+        "target_value": "",
     },
+    "calendar_targets": {"event_id": "id calendar_id campaign campaign_id", "user_id": "user"},
 }
-_REQUIRED = {"items": ("item_id",), "users": ("user_id",), "calendar": ("event_id", "start")}
-_CALENDAR = {"event_id": pl.String, "kind": pl.String, "start": pl.Int64, "end": pl.Int64, "known_at": pl.Int64}
+_REQUIRED = {
+    "items": ("item_id",),
+    "users": ("user_id",),
+    "calendar": ("event_id", "start"),
+    "calendar_targets": ("event_id", "user_id"),
+}
 _ROWS = 100_000
 
 
@@ -82,19 +90,6 @@ class UsersConfig(BaseModel):
     user_id: str | None = None
 
 
-class CalendarConfig(BaseModel):
-    """The ``[calendar]`` table."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: Path | None = None
-    event_id: str | None = None
-    kind: str | None = None
-    start: str | None = None
-    end: str | None = None
-    known_at: str | None = None
-
-
 class DatasetConfig(BaseModel):
     """A dataset's TOML, without the tables that belong to others."""
 
@@ -105,6 +100,7 @@ class DatasetConfig(BaseModel):
     items: ItemsConfig = ItemsConfig()
     users: UsersConfig = UsersConfig()
     calendar: CalendarConfig = CalendarConfig()
+    calendar_targets: LinksConfig = LinksConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +260,8 @@ class Dataset:
 
         Returns:
             event_id String, kind String ("event" where none is given), and epoch ms UTC: start, end (exclusive; a
-            last day counts whole, and what has no end, or ends as it starts, lasts a day), known_at (default: start).
+            last day counts whole, and what has no end, or ends as it starts, lasts a day), known_at (default: start,
+            less the notice of its kind); target_column and target_value String, null where it is for everybody.
 
         Raises:
             DataError: the table cannot be read, or a row of it has no start, or ends before it starts.
@@ -272,45 +269,28 @@ class Dataset:
         if "calendar" not in self.tables:
             return None
         table = self.tables["calendar"]
-        frames = [self._happenings(table, chunk) for chunk in self._chunks(table, list(table.columns.values()))]
-        return pl.concat(frames or [pl.DataFrame(schema=_CALENDAR)])
+        timezone, notice_days = self.config.events.timezone, self.config.calendar.notice_days
+        frames = [
+            happenings(chunk, table.columns, where=table.path, timezone=timezone, notice_days=notice_days)
+            for chunk in self._chunks(table, list(table.columns.values()))
+        ]
+        return pl.concat(frames or [pl.DataFrame(schema=SCHEMA)])
 
-    def _happenings(self, table: Table, chunk: Chunk) -> pl.DataFrame:
-        columns, timezone = table.columns, self.config.events.timezone
+    def calendar_targets(self) -> pl.DataFrame | None:
+        """Which users events of the calendar are for: event_id, user_id, String; None without a table.
 
-        def moments(name: str, *, is_end: bool = False) -> pl.Series:
-            array = chunk.columns.get(columns.get(name, ""), pa.nulls(len(chunk.rows)))
-            unit = unit_of(array, name)
-            if not (is_end and _are_days(array, unit)):
-                return as_timestamps(array, name, unit, timezone)
-            next_days = as_timestamps(array, name, unit, "UTC") + DAY_MS
-            return as_timestamps(next_days.cast(pl.Datetime("ms")).to_arrow(), name, None, timezone)
-
-        start = moments("start")
-        end, known_at = moments("end", is_end=True), moments("known_at")
-        kind = _texts(chunk, columns.get("kind", ""))
-        frame = pl.DataFrame(
-            {
-                "event_id": _texts(chunk, columns["event_id"]),
-                "kind": kind,
-                "start": start,
-                "end": end,
-                "known_at": known_at,
-            }
-        ).with_columns(
-            pl.col("kind").fill_null("event"),
-            pl.when(pl.col("end") != pl.col("start")).then("end").otherwise(pl.col("start") + DAY_MS).alias("end"),
-            pl.col("known_at").fill_null(pl.col("start")),
-        )
-        is_wrong = pl.col("event_id").is_null() | pl.col("start").is_null() | (pl.col("end") < pl.col("start"))
-        wrong = frame.select(is_wrong.arg_true()).to_series()
-        if len(wrong):
-            row = chunk.as_json(wrong.head(1).to_numpy())[0]
-            raise DataError(
-                f"{table.path}, row {chunk.rows[wrong[0]]}: {row}; expected an event_id, a start, and an end "
-                "that is not before it"
-            )
-        return frame
+        Raises:
+            DataError: the table cannot be read, or too many of its rows are malformed.
+        """
+        if "calendar_targets" not in self.tables:
+            return None
+        table = self.tables["calendar_targets"]
+        columns = {name: table.columns[name] for name in ("event_id", "user_id")}
+        frames = [
+            pl.DataFrame({name: _texts(chunk, column) for name, column in columns.items()})
+            for chunk in self._chunks(table, list(columns.values()))
+        ]
+        return pl.concat(frames or [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))]).drop_nulls()
 
     def _chunks(self, table: Table, columns: Sequence[str]) -> Iterator[Chunk]:
         n_rows = n_malformed = 0
@@ -400,11 +380,11 @@ def _whole_folder(root: Path, places: Mapping[str, Path]) -> Path:
     return root
 
 
-def _table(name: str, path: Path, config: ItemsConfig | UsersConfig | CalendarConfig) -> Table:
+def _table(name: str, path: Path, config: ItemsConfig | UsersConfig | CalendarConfig | LinksConfig) -> Table:
     files = files_of(path)
     layouts = [layout_of(file, _format(file)) for file in files]
     found = list(dict.fromkeys(column for layout in layouts for column in layout.columns))
-    wanted = config.model_dump(exclude={"path", "text"})
+    wanted = config.model_dump(exclude={"path", "text", "notice_days"})
     columns = columns_of(path, name, wanted, found=found, aliases=_ALIASES[name], required=_REQUIRED[name])
     text = config.text if isinstance(config, ItemsConfig) else None
     for column in text or ():
@@ -471,10 +451,3 @@ def _as_number(texts: pl.Series) -> pl.Series:
         if is_exact and not plain.str.contains(r"^[+-]?0\d").any():
             return number
     return texts.set(plain.is_null(), None)
-
-
-def _are_days(array: pa.Array, unit: Unit | None) -> bool:
-    """Whether a column of moments names whole days."""
-    if is_text(array.type) and unit is None:
-        return bool(pl.Series(pl.from_arrow(array)).str.contains(r"^\s*(\d{4}[-/]\d\d[-/]\d\d)?\s*$").all())
-    return unit == "yyyymmdd" or bool(pa.types.is_date(array.type))

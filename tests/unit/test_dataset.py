@@ -219,8 +219,8 @@ def test_a_calendar_means_the_same_in_every_format(folder):
     for write, name in ((table.write_parquet, "calendar.parquet"), (table.write_csv, "calendar.csv")):
         write(folder / name)
         calendar = opened(folder).calendar()
-        assert calendar.columns == ["event_id", "kind", "start", "end", "known_at"]
-        assert calendar.rows() == expected
+        assert calendar.columns[:5] == ["event_id", "kind", "start", "end", "known_at"]
+        assert calendar[:, :5].rows() == expected
         (folder / name).unlink()
 
 
@@ -233,7 +233,7 @@ def test_a_calendar_of_moments_ends_where_it_says(folder):
             "announced": [datetime(2024, 1, 1), None],
         }
     ).write_parquet(folder / "calendar.parquet")
-    assert opened(folder).calendar().rows() == [
+    assert opened(folder).calendar()[:, :5].rows() == [
         ("noon", "event", JAN_15 + DAY_MS // 2, JAN_15 + DAY_MS * 13 // 24, JAN_15 - 14 * DAY_MS),
         ("all day", "event", JAN_15, JAN_15 + DAY_MS, JAN_15),
     ]
@@ -241,7 +241,7 @@ def test_a_calendar_of_moments_ends_where_it_says(folder):
 
 def test_days_are_days_of_the_datasets_time_zone(folder):
     (folder / "calendar.csv").write_text("holiday,day,end\nspring,2024-03-31,2024-03-31\n")
-    ((_, _, start, end, _),) = opened(folder, recipe={"events": {"timezone": "Europe/Paris"}}).calendar().rows()
+    ((_, _, start, end, *_),) = opened(folder, recipe={"events": {"timezone": "Europe/Paris"}}).calendar().rows()
     assert end - start == 23 * 3_600_000, "the day on which the clocks go forward"
 
 

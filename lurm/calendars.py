@@ -1,0 +1,316 @@
+"""What was or will be on: events that are known beforehand, whom they are for, and what a day of them is to a model.
+
+A calendar is one table, whatever the number of users: it is joined with them day by day when it is read, and never
+copied per user. ``known_at`` is law: seen from a moment, a calendar has no row that was known later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from lurm.attributes import Attributes
+from lurm.errors import DataError, UsageError
+from lurm.events import DAY_MS
+from lurm.happenings import SCHEMA
+from lurm.identifiers import Identifiers
+
+MOST_KINDS = 64
+_PLAIN = 11  # features of a day that need no calendar
+_MONDAY = 3  # epoch day 0 was a Thursday
+_YEAR = 365.2425
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A change to a calendar: "add" an event, "move" one to another time, or "remove" one.
+
+    Attributes:
+        do: which of these.
+        event_id: of the event that is moved or removed; a new one may be given any name that is free.
+        kind: of a new event, one that the calendar knows.
+        start, end: epoch ms, of a new event or where one is moved to; a moved one without an end keeps its length.
+        targeted: whether the event is for the users that are asked about; None: a moved one as before, a new one yes.
+    """
+
+    do: str
+    event_id: str = ""
+    kind: str = ""
+    start: int | None = None
+    end: int | None = None
+    targeted: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Days:
+    """What some days are, to B users.
+
+    Attributes:
+        contexts_uwc: (U, W, C) float32, W days as each of U groups of users sees them.
+        group_b: (B,) int64, the group of each user.
+        on_uwk: (U, W, K) bool, on which of the days an event of each kind is on.
+    """
+
+    contexts_uwc: NDArray[np.float32]
+    group_b: NDArray[np.int64]
+    on_uwk: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Calendar:
+    """N events, whom they are for, and the K kinds there are.
+
+    Attributes:
+        kinds: in order of their names; a model knows no others.
+        event_ids: N names.
+        kind_n: (N,) int64, position of each event's kind.
+        start_n, end_n, known_at_n: (N,) int64, epoch ms; the end is exclusive.
+        targets: event -> the rows of the users it is for, ascending; events that are not here are for everybody.
+        forced: event -> whether it is for all users that are asked about, whatever ``targets`` says; by an edit.
+    """
+
+    kinds: tuple[str, ...]
+    event_ids: tuple[str, ...]
+    kind_n: NDArray[np.int64]
+    start_n: NDArray[np.int64]
+    end_n: NDArray[np.int64]
+    known_at_n: NDArray[np.int64]
+    targets: Mapping[int, NDArray[np.int64]]
+    forced: Mapping[int, bool]
+
+    @classmethod
+    def of(
+        cls,
+        table: pl.DataFrame | None,
+        users: Identifiers,
+        attributes: Attributes,
+        links: pl.DataFrame | None = None,
+    ) -> Calendar:
+        """A calendar's table, its targets as rows of users.
+
+        Args:
+            table: as ``SCHEMA``; None: nothing is ever on.
+            users: by row.
+            attributes: of users, those that ``target_column`` may name.
+            links: event_id, user_id.
+
+        Raises:
+            DataError: there are too many kinds, two events of one name, or targets that cannot be told.
+        """
+        table = pl.DataFrame(schema=SCHEMA) if table is None else table.sort("start", "event_id", maintain_order=True)
+        kinds = tuple(sorted(table["kind"].unique().to_list()))
+        if len(kinds) > MOST_KINDS:
+            raise DataError(
+                f"the calendar has {len(kinds)} kinds of events, expected at most {MOST_KINDS}; group them, "
+                "for a model learns what a kind does from several events of it"
+            )
+        if repeated := table.filter(pl.col("event_id").is_duplicated())["event_id"].head(1).to_list():
+            raise DataError(f"two events of the calendar are called {repeated[0]!r}; give each an id of its own")
+        rows_of = _attribute_targets(table, attributes)
+        if links is not None:
+            rows = pl.Series(users.rows(links["user_id"].to_list()), dtype=pl.Int64)
+            linked = links.with_columns(row=rows).filter(pl.col("row") >= 0)
+            named = dict(linked.group_by("event_id").agg("row").iter_rows())
+            told = set(links["event_id"].to_list())
+            for at, event_id in enumerate(table["event_id"].to_list()):
+                if event_id in told:
+                    rows_of[at] = np.unique(np.array(named.get(event_id, []), np.int64))
+        number_of = {kind: number for number, kind in enumerate(kinds)}
+        return cls(
+            kinds,
+            tuple(table["event_id"].to_list()),
+            np.array([number_of[kind] for kind in table["kind"].to_list()], np.int64),
+            *_times(table),
+            targets=rows_of,
+            forced={},
+        )
+
+    def __len__(self) -> int:
+        return len(self.event_ids)
+
+    @property
+    def n_features(self) -> int:
+        """C."""
+        return _PLAIN + len(self.kinds)
+
+    @property
+    def targeted_kinds(self) -> frozenset[str]:
+        """Kinds of which an event is for some users only."""
+        return frozenset(self.kinds[int(self.kind_n[event])] for event in self.targets)
+
+    def edited(self, edits: Sequence[Edit], *, as_of: int) -> Calendar:
+        """The calendar had it been another one, known at a moment (epoch ms).
+
+        Raises:
+            UsageError: an edit names an event or a kind that is not there, one that is not known at the moment, or
+                has an impossible time.
+        """
+        calendar = self
+        for edit in edits:
+            calendar = calendar._once_edited(edit, as_of)
+        return calendar
+
+    def days(self, rows: NDArray[np.int64], first_day: int, n_days: int, *, as_of: int) -> Days:
+        """What days are to users, as known at a moment.
+
+        Features of a day: its weekday, its place in the month and in the year (sines), and of each kind, for how much
+        of the day events of it are on, added up.
+
+        Args:
+            rows: (B,) of users; -1 is a stranger, for whom only events for everybody are.
+            first_day: epoch days, UTC.
+            n_days: W.
+            as_of: epoch ms; what is known later has no influence.
+        """
+        begins = (first_day + np.arange(n_days)) * DAY_MS
+        known = (self.known_at_n <= as_of) & (self.start_n < begins[-1] + DAY_MS) & (self.end_n > begins[0])
+        events = np.flatnonzero(known)
+        overlap = np.minimum(self.end_n[events, None], begins + DAY_MS) - np.maximum(self.start_n[events, None], begins)
+        share_nw = np.clip(overlap / DAY_MS, 0.0, 1.0)
+        concerns_bn = self._concerns(rows, events)
+        some_un, group_b = np.unique(concerns_bn, axis=0, return_inverse=True)
+        by_kind_nk = np.eye(len(self.kinds))[self.kind_n[events]]
+        on_uwk = np.einsum("un,nw,nk->uwk", some_un.astype(np.float64), share_nw, by_kind_nk)
+        plain_wc = np.broadcast_to(_plain(begins), (len(on_uwk), n_days, _PLAIN))
+        contexts = np.concatenate([plain_wc, np.minimum(on_uwk, 3.0)], axis=2).astype(np.float32)
+        return Days(contexts, group_b.reshape(-1).astype(np.int64), on_uwk > 0)
+
+    def table(self) -> pl.DataFrame:
+        """The events, without their targets."""
+        kinds = [self.kinds[kind] for kind in self.kind_n.tolist()]
+        times = {"start": self.start_n, "end": self.end_n, "known_at": self.known_at_n}
+        return pl.DataFrame({"event_id": list(self.event_ids), "kind": kinds, **times}, schema_overrides=_WRITTEN)
+
+    def write(self, folder: Path) -> None:
+        """Write the calendar into a draft."""
+        rows = [self.targets.get(event) for event in range(len(self))]
+        self.table().with_columns(
+            targets=pl.Series([None if some is None else some.tolist() for some in rows], dtype=pl.List(pl.Int64)),
+        ).write_ipc(folder / "calendar.arrow")
+        pl.DataFrame({"kind": list(self.kinds)}, schema={"kind": pl.String}).write_ipc(folder / "kinds.arrow")
+
+    @classmethod
+    def read(cls, folder: Path) -> Calendar:
+        """A calendar that ``write`` wrote."""
+        table = pl.read_ipc(folder / "calendar.arrow")
+        kinds = tuple(pl.read_ipc(folder / "kinds.arrow")["kind"].to_list())
+        lists = table["targets"].to_list()
+        return cls(
+            kinds,
+            tuple(table["event_id"].to_list()),
+            np.array([kinds.index(kind) for kind in table["kind"].to_list()], np.int64),
+            *_times(table),
+            targets={event: np.array(some, np.int64) for event, some in enumerate(lists) if some is not None},
+            forced={},
+        )
+
+    def without(self, kinds: frozenset[str]) -> Calendar:
+        """The calendar had nothing of some kinds ever been known."""
+        gone = np.array([self.kinds[kind] in kinds for kind in self.kind_n.tolist()], bool)
+        return replace(self, known_at_n=np.where(gone, np.iinfo(np.int64).max, self.known_at_n))
+
+    def _concerns(self, rows: NDArray[np.int64], events: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(B, N') whom each of these events is for."""
+        concerns_bn = np.ones((len(rows), len(events)), bool)
+        for at, event in enumerate(events.tolist()):
+            if event in self.forced:
+                concerns_bn[:, at] = self.forced[event]
+            elif (some := self.targets.get(event)) is not None:
+                place = np.minimum(some.searchsorted(rows), max(len(some) - 1, 0))
+                concerns_bn[:, at] = (some[place] == rows) if len(some) else False
+        return concerns_bn
+
+    def _once_edited(self, edit: Edit, as_of: int) -> Calendar:
+        if edit.do == "add":
+            return self._added(edit, as_of)
+        if edit.do not in {"move", "remove"}:
+            raise UsageError(f"an edit is {edit.do!r}, expected add, move or remove")
+        if edit.event_id not in self.event_ids:
+            raise UsageError(f"the calendar has no event {edit.event_id!r} to {edit.do}")
+        event = self.event_ids.index(edit.event_id)
+        if self.known_at_n[event] > as_of:
+            raise UsageError(f"event {edit.event_id!r} is not known yet when the forecast is made, so it cannot change")
+        known_at_n, start_n, end_n = self.known_at_n.copy(), self.start_n.copy(), self.end_n.copy()
+        if edit.do == "remove":
+            known_at_n[event] = np.iinfo(np.int64).max
+            return replace(self, known_at_n=known_at_n)
+        start = int(start_n[event]) if edit.start is None else edit.start
+        end = start + int(end_n[event] - start_n[event]) if edit.end is None else edit.end
+        _check_time(edit.event_id, start, end)
+        start_n[event], end_n[event] = start, end
+        forced = self.forced if edit.targeted is None else {**self.forced, event: edit.targeted}
+        return replace(self, start_n=start_n, end_n=end_n, forced=forced)
+
+    def _added(self, edit: Edit, as_of: int) -> Calendar:
+        if edit.kind not in self.kinds:
+            raise UsageError(
+                f"the model knows no event of kind {edit.kind!r}, and what it does cannot be told; "
+                f"known: {', '.join(self.kinds) or 'none'}"
+            )
+        name = edit.event_id or f"added {len(self)}"
+        if name in self.event_ids:
+            raise UsageError(f"the calendar has an event {name!r} already; move it, or give the new one another name")
+        if edit.start is None:
+            raise UsageError(f"the new event {name!r} has no start")
+        end = edit.start + DAY_MS if edit.end is None else edit.end
+        _check_time(name, edit.start, end)
+        forced = {**self.forced, len(self): True if edit.targeted is None else edit.targeted}
+        return Calendar(
+            self.kinds,
+            (*self.event_ids, name),
+            np.append(self.kind_n, self.kinds.index(edit.kind)),
+            np.append(self.start_n, edit.start),
+            np.append(self.end_n, end),
+            np.append(self.known_at_n, as_of),
+            self.targets,
+            forced,
+        )
+
+
+_WRITTEN: dict[str, Any] = {"event_id": pl.String, "kind": pl.String}
+
+
+def _times(table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """When events start, when they end, and since when that is known."""
+    start_n, end_n, known_at_n = (table[name].to_numpy().astype(np.int64) for name in ("start", "end", "known_at"))
+    return start_n, end_n, known_at_n
+
+
+def _check_time(name: str, start: int, end: int) -> None:
+    if not (0 <= start < end <= 2**53):
+        raise UsageError(f"event {name!r} would start at {start} and end at {end} (epoch ms); expected a later end")
+
+
+def _plain(begins: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(W, 11) what days are by themselves: weekday, and sines of the month and of the year."""
+    days = begins // DAY_MS
+    weekday_wc = np.eye(7)[(days + _MONDAY) % 7]
+    dates = begins.astype("datetime64[ms]").astype("datetime64[D]")
+    of_month = (dates - dates.astype("datetime64[M]")).astype(np.int64) / 30.5 * 2 * math.pi
+    of_year = days % _YEAR / _YEAR * 2 * math.pi
+    waves = [np.sin(of_month), np.cos(of_month), np.sin(of_year), np.cos(of_year)]
+    return np.column_stack([weekday_wc, *waves])
+
+
+def _attribute_targets(table: pl.DataFrame, attributes: Attributes) -> dict[int, NDArray[np.int64]]:
+    """The rows of the users that each event is for that names an attribute and its value."""
+    rows_of: dict[int, NDArray[np.int64]] = {}
+    asked = table.select("event_id", "target_column", "target_value").iter_rows()
+    for event, (event_id, name, value) in enumerate(asked):
+        if name is None:
+            continue
+        if name not in attributes or attributes[name].kind != "category":
+            raise DataError(
+                f"event {event_id!r} of the calendar is for users by {name!r}, which is no category of the users table"
+            )
+        column = attributes[name]
+        code = column.values.index(value) + 1 if value in column.values else -1
+        rows_of[event] = np.flatnonzero(column.cells_u == code)
+    return rows_of

@@ -1,0 +1,118 @@
+"""The calendar's table as a dataset writes it: what is on from when to when, since when that is known, and for whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from lurm.columns import Unit, as_text, as_timestamps, is_text, unit_of
+from lurm.errors import DataError
+from lurm.events import DAY_MS
+from lurm.readers import Chunk
+
+SCHEMA = {
+    "event_id": pl.String,
+    "kind": pl.String,
+    "start": pl.Int64,
+    "end": pl.Int64,
+    "known_at": pl.Int64,
+    "target_column": pl.String,
+    "target_value": pl.String,
+}
+
+
+class CalendarConfig(BaseModel):
+    """The ``[calendar]`` table.
+
+    Attributes:
+        path: file or folder.
+        event_id, kind, start, end, known_at: columns.
+        target_column, target_value: columns; the event is for users whose attribute of that name has that value.
+        notice_days: by kind, how long before its start an event was known whose ``known_at`` is not told; kinds that
+            are not named are known when they start.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    event_id: str | None = None
+    kind: str | None = None
+    start: str | None = None
+    end: str | None = None
+    known_at: str | None = None
+    target_column: str | None = None
+    target_value: str | None = None
+    notice_days: dict[str, float] = {}
+
+
+class LinksConfig(BaseModel):
+    """The ``[calendar_targets]`` table: which users an event is for, one pair a row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path | None = None
+    event_id: str | None = None
+    user_id: str | None = None
+
+
+def happenings(
+    chunk: Chunk, columns: Mapping[str, str], *, where: Path, timezone: str, notice_days: Mapping[str, float]
+) -> pl.DataFrame:
+    """Rows of a calendar's file as ``SCHEMA`` has them.
+
+    Args:
+        chunk: of the file.
+        columns: canonical name -> column, those there are.
+        where: the file is, for messages.
+        timezone: of moments that name none.
+        notice_days: see ``CalendarConfig``.
+
+    Raises:
+        DataError: a row has no start, or ends before it starts.
+    """
+
+    def moments(name: str, *, is_end: bool = False) -> pl.Series:
+        array = chunk.columns.get(columns.get(name, ""), pa.nulls(len(chunk.rows)))
+        unit = unit_of(array, name)
+        if not (is_end and _are_days(array, unit)):
+            return as_timestamps(array, name, unit, timezone)
+        next_days = as_timestamps(array, name, unit, "UTC") + DAY_MS
+        return as_timestamps(next_days.cast(pl.Datetime("ms")).to_arrow(), name, None, timezone)
+
+    def texts(name: str) -> pl.Series:
+        column = columns.get(name, "")
+        text = as_text(chunk.columns.get(column, pa.nulls(len(chunk.rows))), column)
+        return text.set(text.str.strip_chars() == "", None)
+
+    named = {name: texts(name) for name in ("event_id", "kind")}
+    at = {name: moments(name, is_end=name == "end") for name in ("start", "end", "known_at")}
+    targets = {name: texts(name) for name in ("target_column", "target_value")}
+    notice = pl.col("kind").replace_strict(dict(notice_days), default=0.0, return_dtype=pl.Float64) * DAY_MS
+    frame = (
+        pl.DataFrame({**named, **at, **targets}, schema_overrides=SCHEMA)
+        .with_columns(
+            pl.col("kind").fill_null("event"),
+            pl.when(pl.col("end") != pl.col("start")).then("end").otherwise(pl.col("start") + DAY_MS).alias("end"),
+        )
+        .with_columns(pl.col("known_at").fill_null(pl.col("start") - notice.cast(pl.Int64)))
+    )
+    is_wrong = pl.col("event_id").is_null() | pl.col("start").is_null() | (pl.col("end") < pl.col("start"))
+    wrong = frame.select(is_wrong.arg_true()).to_series()
+    if len(wrong):
+        row = chunk.as_json(wrong.head(1).to_numpy())[0]
+        raise DataError(
+            f"{where}, row {chunk.rows[wrong[0]]}: {row}; expected an event_id, a start, and an end "
+            "that is not before it"
+        )
+    return frame
+
+
+def _are_days(array: pa.Array, unit: Unit | None) -> bool:
+    """Whether a column of moments names whole days."""
+    if is_text(array.type) and unit is None:
+        return bool(pl.Series(pl.from_arrow(array)).str.contains(r"^\s*(\d{4}[-/]\d\d[-/]\d\d)?\s*$").all())
+    return unit == "yyyymmdd" or bool(pa.types.is_date(array.type))
