@@ -9,6 +9,8 @@ The map of the house, from the ground up. Each module may import only what stand
     ahead         what comes next, made in a thread
     compiled      loops as machine code
     progress      how a long job says how far it is
+    phrases       conditions as a line of text, and what was meant
+    moments       epoch milliseconds, or ISO 8601
     client        a service elsewhere, asked from Python
     artifacts     immutable folders with a manifest: draft, publish, verify, open
     remote        Redis, never by its client's defaults
@@ -41,6 +43,7 @@ The map of the house, from the ground up. Each module may import only what stand
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled
     tally         bags straight from a log                                    (LURM)
+    filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     live          what users did since the base was built, kept durably

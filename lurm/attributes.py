@@ -10,7 +10,6 @@ What is not known of somebody is null. A text column whose values name people in
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,13 +26,13 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.columns import as_timestamps
 from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.identifiers import Identifiers
+from lurm.phrases import likest, quoted
 
 KIND = "attributes"
 FILE = "columns.json"
 VALUES_AT_MOST = 65_535
 _NAMES_FROM = 100  # values, from which on as many as half the users name them
 _VALUES_TOLD = 20
-_QUOTED = 60  # characters
 _EXACT = 2**53  # beyond it, a float skips whole numbers
 _ISO_DAY = r"^\d{4}-\d\d-\d\d([T ].*)?$"
 
@@ -278,20 +277,6 @@ def _facts_of(column: Attribute) -> AttributeFacts:
     if column.kind != "category" and n_known:
         low, high = (float(one) for one in np.quantile(column.cells_u[known_u], [0.01, 0.99], method="nearest"))
     return AttributeFacts(column.name, column.kind, n_known, len(values), values[:_VALUES_TOLD], low, high)
-
-
-def quoted(text: str) -> str:
-    """What somebody wrote, in quotes, and not more of it than an error should repeat."""
-    return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…")
-
-
-def likest(text: str, there: Sequence[str]) -> str:
-    """What somebody may have meant: the name that is nearest to what they wrote, or else the first of all."""
-    folded = {name.casefold(): name for name in reversed(there)}
-    if near := difflib.get_close_matches(text.casefold(), folded, n=1):
-        return f"did you mean {quoted(folded[near[0]])}?"
-    more = f" and {len(there) - _VALUES_TOLD:,} more" if len(there) > _VALUES_TOLD else ""
-    return f"there are: {', '.join(map(quoted, there[:_VALUES_TOLD]))}{more}"
 
 
 def left_out_in_words(names: Iterable[str]) -> str:

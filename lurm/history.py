@@ -257,15 +257,18 @@ class HistoryBase:
         offsets, at = _gathered(self._offsets, rows)
         return HistoryBatch(self.users.take(rows), offsets, *(self._columns[name][at] for name in COLUMNS))
 
-    def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192) -> Iterator[HistoryBatch]:
-        """All users in row order, in batches of at most so many users and (beyond one user) events."""
+    def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192, named: bool = True) -> Iterator[HistoryBatch]:
+        """All users in row order, in batches of at most so many users and (beyond one user) events.
+
+        Without names, their ids are left out, which take longer to read than all else.
+        """
         row = 0
         while row < len(self):
             fits = int(self._offsets.searchsorted(self._offsets[row] + max_events, side="right")) - 1
             stop = min(max(fits, row + 1), row + max_users, len(self))
             start_event, stop_event = int(self._offsets[row]), int(self._offsets[stop])
             yield HistoryBatch(
-                self.users.take(np.arange(row, stop)),
+                self.users.take(np.arange(row, stop)) if named else (),
                 self._offsets[row : stop + 1] - start_event,
                 *(self._columns[name][start_event:stop_event] for name in COLUMNS),
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -33,12 +33,10 @@ from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
+from lurm.moments import LATEST, Moment
 from service.problems import Malformed
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)
-_EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
-_LATEST = 253_402_300_799_999  # the last millisecond of year 9999
 _LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
 EVENTS_AT_MOST = 1000
@@ -63,24 +61,6 @@ def checked_id(value: object) -> str:
     return value
 
 
-def _epoch_ms(value: object) -> int:
-    if isinstance(value, str):
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            raise PydanticCustomError("timestamp", "not a moment in ISO 8601") from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        since = moment - _EPOCH
-        value = (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
-    elif isinstance(value, bool) or not isinstance(value, int):
-        raise PydanticCustomError("timestamp", "expected epoch milliseconds or ISO 8601")
-    elif 0 < value < _EARLIEST:
-        raise PydanticCustomError("timestamp", "lies before 1980; timestamps are epoch milliseconds or ISO 8601")
-    if not 0 <= value <= _LATEST:
-        raise PydanticCustomError("timestamp", "expected a moment from 1970 to 9999, in milliseconds if a number")
-    return value
-
-
 def _whole(value: object) -> object:
     """A number without a fraction as an integer, which is what it is in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -97,19 +77,6 @@ Id = Annotated[
             "minLength": 1,
             "maxLength": MAX_ID_BYTES,
             "description": "Whole numbers are taken as their digits.",
-        }
-    ),
-]
-Moment = Annotated[
-    int,
-    BeforeValidator(_epoch_ms),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": _EARLIEST, "maximum": _LATEST},
-                {"type": "integer", "const": 0},
-                {"type": "string", "description": "ISO 8601; UTC unless it says otherwise"},
-            ]
         }
     ),
 ]
@@ -236,7 +203,7 @@ class ActedFilter(_Request):
     """Only users who acted in an interest."""
 
     interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)]
-    since: Annotated[int, Field(ge=0, le=_LATEST, description="Epoch milliseconds."), BeforeValidator(_whole)] = 0
+    since: Annotated[int, Field(ge=0, le=LATEST, description="Epoch milliseconds."), BeforeValidator(_whole)] = 0
 
 
 class LookalikesRequest(_Request):

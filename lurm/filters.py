@@ -1,0 +1,373 @@
+"""Filters: which users, by what is known of them and by what they did. One language, as JSON or as a line of text.
+
+    {"all": [...]}  {"any": [...]}  {"not": ...}             every one of these, one of these, not this
+    {"attribute": "country", "in": ["UK", "DE"]}             a value is one of these
+    {"attribute": "age", "min": 18, "below": 30}             also max, above; moments as epoch ms or ISO 8601
+    {"attribute": "age"}                                     it is known
+    {"interest": 12, "since": "2011-06-01"}                  an event of that kind; also behavior, item, until, at_least
+
+    country in (UK, DE) and age >= 18 and not (interest 12 since 2011-06-01 or behavior purchase at least 3)
+
+A filter is a function of a release alone: events are those of its base. Whose attribute is not known passes no filter
+on it, and so passes the ``not`` of every such filter. Erasures are none of its business; who asks takes the erased out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from lurm.attributes import Attribute, Attributes
+from lurm.errors import Unfulfillable, UsageError
+from lurm.history import HistoryBase, HistoryBatch
+from lurm.identifiers import MAX_ID_BYTES, Identifiers
+from lurm.interests import InterestVocabulary
+from lurm.moments import Moment, iso_ms
+from lurm.phrases import document_of, likest, quoted
+
+PARTS_AT_MOST = 200
+DEPTH_AT_MOST = 32
+_LISTED_AT_MOST = 1000
+_EVENTS_AT_ONCE = 1_000_000
+_REMEMBERED = 64  # masks
+_NAMED_AT_MOST = 100_000  # items, among which a near one is sought
+_ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_than_its_fields(cls, document: object) -> object:
+        """Refuse a million unknown fields as one, and what says nothing."""
+        if isinstance(document, dict) and not 0 < len(document) <= len(cls.model_fields):
+            raise PydanticCustomError("filter", _EXPECTED)
+        return document
+
+
+class AllOf(_Part):
+    """Users who pass every one of these; nothing in the list: everybody."""
+
+    all: list[Filter] = Field(max_length=_LISTED_AT_MOST)
+
+
+class AnyOf(_Part):
+    """Users who pass one of these at least; nothing in the list: nobody."""
+
+    any: list[Filter] = Field(max_length=_LISTED_AT_MOST)
+
+
+class NotThat(_Part):
+    """Users who do not pass this."""
+
+    excluded: Filter = Field(alias="not")
+
+
+class OfAttribute(_Part):
+    """Users of whom an attribute is known and is one of these, or lies between bounds."""
+
+    attribute: str = Field(min_length=1, max_length=1000, description="As `GET /info` lists it.")
+    among: list[str | bool | int | float] | None = Field(
+        None, alias="in", max_length=_LISTED_AT_MOST, description="Values, of which it is one."
+    )
+    min: float | str | None = Field(None, description="At least; moments as epoch ms or ISO 8601.")
+    max: float | str | None = Field(None, description="At most.")
+    above: float | str | None = Field(None, description="More than.")
+    below: float | str | None = Field(None, description="Less than.")
+
+
+class Acted(_Part):
+    """Users with an event of this kind; what is left out may be anything."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    interest: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    behavior: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
+    item: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
+    since: Moment | None = Field(None, description="From then on; epoch ms or ISO 8601.")
+    until: Moment | None = Field(None, description="Before then.")
+    at_least: int = Field(1, ge=1, le=2**31 - 1, description="So many such events.")
+
+
+_EXPECTED = (
+    "expected one of: all, any or not; an attribute with in, min, max, above or below; "
+    "or an interest, behavior, item, since or until"
+)
+
+
+def _shape_of(document: Any) -> str | None:
+    if not isinstance(document, dict):
+        return _SHAPES.get(type(document))
+    there = (shape for shape in ("all", "any", "not", "attribute") if shape in document)
+    return next(there, "acted" if document.keys() & Acted.model_fields.keys() else None)
+
+
+_SHAPES: dict[type[BaseModel], str] = {
+    AllOf: "all",
+    AnyOf: "any",
+    NotThat: "not",
+    OfAttribute: "attribute",
+    Acted: "acted",
+}
+Filter = Annotated[
+    Annotated[AllOf, Tag("all")]
+    | Annotated[AnyOf, Tag("any")]
+    | Annotated[NotThat, Tag("not")]
+    | Annotated[OfAttribute, Tag("attribute")]
+    | Annotated[Acted, Tag("acted")],
+    Discriminator(_shape_of, custom_error_type="filter", custom_error_message=_EXPECTED),
+]
+
+_FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
+NAMES = {entry.alias or name for part in _SHAPES for name, entry in part.model_fields.items()}
+"""What stands in a filter as a key."""
+
+
+def filter_of(document: object) -> Filter:
+    """A filter from its JSON document.
+
+    Raises:
+        UsageError: it is none; the message says where and why.
+    """
+    try:
+        return _FILTER.validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [part for part in first["loc"] if isinstance(part, int) or part in NAMES]
+        where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+        what = first["msg"]
+        if first["type"] == "extra_forbidden":
+            what = f"{quoted(str(first['loc'][-1]))} is no part of this; {likest(str(first['loc'][-1]), sorted(NAMES))}"
+        raise UsageError(f"filter{where and ': '}{where}: {what}") from None
+
+
+class Filters:
+    """Who passes a filter, in the base of a release. Masks are remembered; threads may share one of these.
+
+    Args:
+        base: of users and events.
+        vocabulary: of interests.
+        attributes: of its users.
+    """
+
+    def __init__(self, base: HistoryBase, vocabulary: InterestVocabulary, attributes: Attributes) -> None:
+        # without self: a cycle would keep the release in memory
+        evaluated = functools.partial(_mask_of, _Known(base, vocabulary, attributes))
+        self._mask = functools.lru_cache(_REMEMBERED)(evaluated)
+
+    def mask(self, wanted: Filter) -> NDArray[np.bool_]:
+        """(U,) who passes; read-only.
+
+        Raises:
+            UsageError: it has too many parts, or is nested too deep.
+            Unfulfillable: the release has no such attribute, value, interest, behavior or item.
+        """
+        n_parts, depth = sum(1 for _ in _parts(wanted)), _depth(wanted)
+        if n_parts > PARTS_AT_MOST or depth > DEPTH_AT_MOST:
+            raise UsageError(
+                f"filter: {n_parts} parts, {depth} deep; at most {PARTS_AT_MOST} and {DEPTH_AT_MOST} are taken. Put "
+                "values of one attribute into one list"
+            )
+        return self._mask(_Asked(_FILTER.dump_json(wanted, by_alias=True, exclude_defaults=True), wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    canonical: bytes
+    wanted: Filter = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    base: HistoryBase
+    vocabulary: InterestVocabulary
+    attributes: Attributes
+
+
+def _parts(wanted: Filter) -> Iterator[Filter]:
+    """A filter and all within it."""
+    yield wanted
+    for one in _within(wanted):
+        yield from _parts(one)
+
+
+def _depth(wanted: Filter) -> int:
+    return 1 + max(map(_depth, _within(wanted)), default=0)
+
+
+def _within(wanted: Filter) -> Sequence[Filter]:
+    match wanted:
+        case AllOf():
+            return wanted.all
+        case AnyOf():
+            return wanted.any
+        case NotThat():
+            return [wanted.excluded]
+        case _:
+            return []
+
+
+def _mask_of(known: _Known, asked: _Asked) -> NDArray[np.bool_]:
+    mask_u = _evaluated(known, asked.wanted, _all_acted(known, asked.wanted))
+    mask_u.setflags(write=False)
+    return mask_u
+
+
+def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    match wanted:
+        case AllOf():
+            passed_u = np.ones(len(known.base), bool)
+            for one in wanted.all:
+                passed_u &= _evaluated(known, one, acted)
+            return passed_u
+        case AnyOf():
+            passed_u = np.zeros(len(known.base), bool)
+            for one in wanted.any:
+                passed_u |= _evaluated(known, one, acted)
+            return passed_u
+        case NotThat():
+            return ~_evaluated(known, wanted.excluded, acted)
+        case OfAttribute():
+            return _of_attribute(known.attributes[wanted.attribute], wanted)
+        case Acted():
+            return acted[wanted]
+
+
+def _of_attribute(column: Attribute, wanted: OfAttribute) -> NDArray[np.bool_]:
+    passed_u = column.known_u
+    if wanted.among is not None and column.kind == "category":
+        among = np.zeros(len(column.values) + 1, bool)
+        among[[_place(column, value) for value in wanted.among]] = True
+        passed_u &= among[column.cells_u]
+    elif wanted.among is not None:
+        passed_u &= np.isin(column.cells_u, np.array([_number(column, value) for value in wanted.among], np.float64))
+    for name, passes in _ORDER.items():
+        bound = getattr(wanted, name)
+        if bound is not None and column.kind == "category":
+            raise Unfulfillable(f"attribute {quoted(column.name)} is text, which has no order; ask with in, or =")
+        if bound is not None:
+            passed_u &= passes(column.cells_u, np.float64(_number(column, bound)))
+    return passed_u
+
+
+def _place(column: Attribute, value: str | bool | int | float) -> int:
+    """The number of a value of a category."""
+    text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.12g}"
+    try:
+        return column.values.index(text) + 1
+    except ValueError:
+        told = likest(text, column.values)
+        raise Unfulfillable(f"attribute {quoted(column.name)} of nobody is {quoted(text)}; {told}") from None
+
+
+def _number(column: Attribute, value: str | bool | int | float) -> float:
+    """A value that a column of numbers or moments is compared with."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(iso_ms(value) if isinstance(value, str) and column.kind == "moment" else value)
+    except ValueError:
+        kind = "epoch ms, or a moment in ISO 8601" if column.kind == "moment" else "a number"
+        raise Unfulfillable(f"attribute {quoted(column.name)}: {quoted(str(value))} is not {kind}") from None
+
+
+def _all_acted(known: _Known, wanted: Filter) -> dict[Acted, NDArray[np.bool_]]:
+    """(U,) who acted so, for each part that asks; all in one pass over the events."""
+    kinds = {one: _Events.of(known, one) for one in _parts(wanted) if isinstance(one, Acted)}
+    acted = {one: np.zeros(len(known.base), bool) for one in kinds}
+    if not acted:
+        return acted
+    start = 0
+    for batch in known.base.scan(max_events=_EVENTS_AT_ONCE, max_users=_EVENTS_AT_ONCE, named=False):
+        before = np.zeros(len(batch.timestamps) + 1, np.int32)
+        for one, events in kinds.items():
+            np.cumsum(events.among(batch), out=before[1:])
+            n_events = before[batch.offsets[1:]] - before[batch.offsets[:-1]]
+            acted[one][start : start + len(batch)] = n_events >= one.at_least
+        start += len(batch)
+    return acted
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Events:
+    """What events of a kind are like, in the rows of a base.
+
+    Attributes:
+        items_n: (N+1,) whether it may be an event of each item of the catalog, and of none; None: any.
+        behavior: its row; None: any.
+        since, until: epoch ms, of which the first counts.
+    """
+
+    items_n: NDArray[np.bool_] | None
+    behavior: int | None
+    since: int | None
+    until: int | None
+
+    @classmethod
+    def of(cls, known: _Known, wanted: Acted) -> _Events:
+        base, items_n, behavior = known.base, None, None
+        if wanted.interest is not None:
+            if not wanted.interest < len(known.vocabulary):
+                raise Unfulfillable(
+                    f"there is no interest {wanted.interest}, expected 0 to {len(known.vocabulary) - 1}"
+                )
+            rows = np.append(np.arange(len(base.items)), -1)
+            items_n = known.vocabulary.interest_of(rows) == wanted.interest
+        if wanted.item is not None:
+            own_n = np.zeros(len(base.items) + 1, bool)
+            own_n[_row(base.items, wanted.item, "item")] = True
+            items_n = own_n if items_n is None else items_n & own_n
+        if wanted.behavior is not None:
+            behavior = _row(base.behaviors, wanted.behavior, "behavior")
+        return cls(items_n, behavior, wanted.since, wanted.until)
+
+    def among(self, batch: HistoryBatch) -> NDArray[np.bool_]:
+        """(E,) which events of a batch are of the kind."""
+        among_e = np.ones(len(batch.timestamps), bool) if self.items_n is None else self.items_n[batch.item_rows]
+        if self.behavior is not None:
+            among_e &= batch.behavior_rows == self.behavior
+        if self.since is not None:
+            among_e &= batch.timestamps >= self.since
+        if self.until is not None:
+            among_e &= batch.timestamps < self.until
+        return among_e
+
+
+def _row(names: Identifiers, name: str, of: str) -> int:
+    row = names.row(name)
+    if row < 0:
+        there = likest(name, names.take(np.arange(len(names)))) if len(names) <= _NAMED_AT_MOST else "look it up"
+        raise Unfulfillable(f"there is no {of} {quoted(name)}; {there}")
+    return row
+
+
+def parse(text: str) -> Filter:
+    """A filter from a line of text, or from its JSON document.
+
+    Raises:
+        UsageError: it cannot be read; the message says where, and shows how it is done.
+    """
+    if not text.lstrip().startswith("{"):
+        return filter_of(document_of(text))
+    try:
+        return filter_of(orjson.loads(text))
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"the filter begins like JSON and is none: {error}") from None

@@ -1,0 +1,64 @@
+"""Moments as people and programs write them: epoch milliseconds, or ISO 8601."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+LATEST = 253_402_300_799_999
+"""The last millisecond of year 9999."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
+
+
+def epoch_ms(value: object) -> int:
+    """A moment in epoch ms.
+
+    Args:
+        value: that number, or ISO 8601, UTC unless it says otherwise.
+
+    Raises:
+        PydanticCustomError: it is neither, or lies before 1970, or 1980 if a number.
+    """
+    if isinstance(value, str):
+        try:
+            value = iso_ms(value)
+        except ValueError:
+            raise PydanticCustomError("timestamp", "not a moment in ISO 8601") from None
+    elif isinstance(value, bool) or not isinstance(value, int):
+        raise PydanticCustomError("timestamp", "expected epoch milliseconds or ISO 8601")
+    elif 0 < value < _EARLIEST:
+        raise PydanticCustomError("timestamp", "lies before 1980; timestamps are epoch milliseconds or ISO 8601")
+    if not 0 <= value <= LATEST:
+        raise PydanticCustomError("timestamp", "expected a moment from 1970 to 9999, in milliseconds if a number")
+    return value
+
+
+def iso_ms(text: str) -> int:
+    """A moment in ISO 8601, UTC unless it says otherwise, as epoch ms; one before 1970 is negative.
+
+    Raises:
+        ValueError: it is none.
+    """
+    moment = datetime.fromisoformat(text)
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+Moment = Annotated[
+    int,
+    BeforeValidator(epoch_ms),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": _EARLIEST, "maximum": LATEST},
+                {"type": "integer", "const": 0},
+                {"type": "string", "description": "ISO 8601; UTC unless it says otherwise"},
+            ]
+        }
+    ),
+]

@@ -1,0 +1,277 @@
+"""A filter gives the users that a plain reading of it gives; a line of text says what its document says."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lurm.attributes import attributes_of
+from lurm.errors import Unfulfillable, UsageError
+from lurm.events import Event
+from lurm.filters import Filters, filter_of, parse
+from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest
+
+N_GROUPS, PER_GROUP, START = 4, 12, 1_600_000_000_000
+BEHAVIORS = ("view", "cart", "purchase")
+
+
+@dataclass(frozen=True, repr=False)
+class World:
+    filters: Filters
+    ids: list[str]
+    known: dict[str, dict[str, Any]]
+    events: dict[str, list[Event]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("filters")
+    rng = np.random.default_rng(3)
+    made, _ = grouped_events(n_users=50, n_groups=N_GROUPS, items_per_group=PER_GROUP, n_events=12)
+    made = [Event(e.user_id, e.item_id, BEHAVIORS[rng.integers(3)], e.timestamp) for e in made]
+    base, _ = ingest(folder / "history", [clean_batch(made)])
+    ids = base.users.ids.to_pylist()
+    table = pl.DataFrame(
+        {
+            "user_id": ids,
+            "country": rng.choice(np.array(["UK", "DE", "New Zealand", None], object), 50).tolist(),
+            "age": [None if one < 15 else int(one) for one in rng.integers(10, 40, 50)],
+            "member": rng.choice(np.array([True, False, None], object), 50).tolist(),
+            "joined": [datetime.fromtimestamp(START / 1000 + float(d) * 86_400) for d in rng.integers(0, 400, 50)],
+        }
+    )
+    attributes, _ = attributes_of(table, base.users)
+    filters = Filters(base, group_vocabulary(folder / "interests", base), attributes)
+    known = {row["user_id"]: row for row in table.iter_rows(named=True)}
+    events: dict[str, list[Event]] = {}
+    for one in made:
+        events.setdefault(one.user_id, []).append(one)
+    return World(filters, ids, known, events)
+
+
+def interest_of(event: Event) -> int:
+    assert event.item_id is not None
+    return int(event.item_id[1:]) // PER_GROUP
+
+
+def naive(document: dict[str, Any], known: dict[str, Any], events: list[Event]) -> bool:
+    """Whether a user passes, said as plainly as can be."""
+    if "all" in document:
+        return all(naive(one, known, events) for one in document["all"])
+    if "any" in document:
+        return any(naive(one, known, events) for one in document["any"])
+    if "not" in document:
+        return not naive(document["not"], known, events)
+    if "attribute" in document:
+        value = known[document["attribute"]]
+        if value is None:
+            return False
+        if isinstance(value, bool):
+            return "in" not in document or value in document["in"]
+        if isinstance(value, datetime):
+            value = value.timestamp() * 1000
+        compared = {"min": operator.ge, "max": operator.le, "above": operator.gt, "below": operator.lt}
+        within = all(compare(value, document[name]) for name, compare in compared.items() if name in document)
+        return within and ("in" not in document or value in document["in"])
+    fits = [
+        one
+        for one in events
+        if ("interest" not in document or interest_of(one) == document["interest"])
+        and document.get("behavior", one.behavior) == one.behavior
+        and document.get("item", one.item_id) == one.item_id
+        and document.get("since", 0) <= one.timestamp < document.get("until", 2**60)
+    ]
+    return len(fits) >= document.get("at_least", 1)
+
+
+moments = st.integers(START - DAY_MS, START + 401 * DAY_MS)
+ages = st.integers(9, 41)
+bounds = st.dictionaries(st.sampled_from(["min", "max", "above", "below"]), ages, max_size=2)
+acted = st.fixed_dictionaries(
+    {"since": moments},
+    optional={
+        "interest": st.integers(0, N_GROUPS - 1),
+        "behavior": st.sampled_from(BEHAVIORS),
+        "item": st.integers(0, N_GROUPS * PER_GROUP - 1).map(lambda n: f"i{n:03d}"),
+        "until": moments,
+        "at_least": st.integers(1, 4),
+    },
+)
+leaves = st.one_of(
+    st.sampled_from([["UK"], ["DE", "New Zealand"], []]).map(lambda some: {"attribute": "country", "in": some}),
+    st.sampled_from([[True], [False], [True, False]]).map(lambda some: {"attribute": "member", "in": some}),
+    bounds.map(lambda some: {"attribute": "age", **some}),
+    st.lists(ages, max_size=4).map(lambda some: {"attribute": "age", "in": some}),
+    moments.map(lambda at: {"attribute": "joined", "min": at}),
+    acted,
+)
+documents = st.recursive(
+    leaves,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda some: {"all": some}),
+        st.lists(inner, max_size=3).map(lambda some: {"any": some}),
+        inner.map(lambda one: {"not": one}),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(document=documents)
+def test_a_mask_is_what_a_plain_reading_gives(world: World, document: dict[str, Any]) -> None:
+    mask_u = world.filters.mask(filter_of(document))
+    assert mask_u.tolist() == [naive(document, world.known[one], world.events[one]) for one in world.ids]
+    assert not mask_u.flags.writeable, "it is remembered"
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """A document as a line, with all the brackets there may be."""
+    for key, word in (("all", " and "), ("any", " or ")):
+        if key in document:
+            return "(" + word.join(map(as_text, document[key])) + ")"
+    if "not" in document:
+        return f"not {as_text(document['not'])}"
+    if "attribute" in document:
+        if "in" in document:
+            return f"{document['attribute']} in ({', '.join(repr(str(one).lower()) for one in document['in'])})"
+        signs = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
+        ((key, bound),) = [(key, bound) for key, bound in document.items() if key != "attribute"]
+        return f'"{document["attribute"]}" {signs[key]} {bound}'
+    return " ".join(f"{key.replace('_', ' ')} {value}" for key, value in document.items())
+
+
+sayable = st.recursive(
+    st.one_of(
+        st.sampled_from([[True], [False, True]]).map(lambda some: {"attribute": "member", "in": some}),
+        st.sampled_from(["min", "max", "above", "below"]).flatmap(
+            lambda key: ages.map(lambda age: {"attribute": "age", key: age})
+        ),
+        st.integers(0, N_GROUPS - 1).map(lambda n: {"interest": n, "since": "2021-02-03", "at_least": 2}),
+        st.sampled_from(BEHAVIORS).map(lambda one: {"behavior": one, "until": "2021-02-03T10:00:00Z"}),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda some: {"all": some}),
+        st.lists(inner, min_size=1, max_size=3).map(lambda some: {"any": some}),
+        inner.map(lambda one: {"not": one}),
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(document=sayable)
+def test_a_line_says_what_its_document_says(world: World, document: dict[str, Any]) -> None:
+    said = world.filters.mask(parse(as_text(document)))
+    assert said.tolist() == world.filters.mask(filter_of(document)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "document"),
+    [
+        ("country = UK", {"attribute": "country", "in": ["UK"]}),
+        ("country != 'New Zealand'", {"not": {"attribute": "country", "in": ["New Zealand"]}}),
+        ("country not in (UK,DE)", {"not": {"attribute": "country", "in": ["UK", "DE"]}}),
+        (
+            "age known and not not not member = true",
+            {"all": [{"attribute": "age"}, {"not": {"attribute": "member", "in": [True]}}]},
+        ),
+        (
+            "age<20 or age>30 and country=UK",
+            {
+                "any": [
+                    {"attribute": "age", "below": 20},
+                    {"all": [{"attribute": "age", "above": 30}, {"attribute": "country", "in": ["UK"]}]},
+                ]
+            },
+        ),
+        (
+            "(age < 20 OR age > 30) AND country = UK",
+            {
+                "all": [
+                    {"any": [{"attribute": "age", "below": 20}, {"attribute": "age", "above": 30}]},
+                    {"attribute": "country", "in": ["UK"]},
+                ]
+            },
+        ),
+        ("interest 2 since 2020-12-01 at least 2", {"interest": 2, "since": "2020-12-01", "at_least": 2}),
+        ("joined >= 2020-12-01", {"attribute": "joined", "min": "2020-12-01"}),
+        ('{"attribute": "age", "max": 20}', {"attribute": "age", "max": 20}),
+    ],
+)
+def test_lines_people_write(world: World, text: str, document: dict[str, Any]) -> None:
+    said = world.filters.mask(parse(text))
+    assert said.tolist() == world.filters.mask(filter_of(document)).tolist()
+    assert 0 < said.sum() < len(said)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "character 1: expected an attribute"),
+        ("country", "expected =, !=, <"),
+        ("country = ", "expected a value"),
+        ("country = UK age > 3", "character 14: expected and, or, or the end, found 'age'"),
+        ("(country = UK", r"expected and, or, or \)"),
+        ("country in UK", r"expected \( and values"),
+        ("interest soon", "expected a whole number"),
+        ("interest 3 at most 2", "expected least"),
+        ('country = "UK', "cannot be read from character 11"),
+        ("interest 3 since yesterday", "since: not a moment in ISO 8601"),
+        ("{", "begins like JSON"),
+        ('{"attribut": "age"}', "expected one of: all, any or not"),
+        ("{}", "expected one of: all, any or not"),
+        ('{"attribute": "age", "mni": 1}', "'mni' is no part of this; did you mean 'min'"),
+        ('{"attribute": "age", "min": [1]}', "min"),
+        ('{"all": 3}', "all: Input should be a valid list"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_its_place(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("contry = UK", "no attribute 'contry'; did you mean 'country'?"),
+        ("country = uk", "of nobody is 'uk'; did you mean 'UK'?"),
+        ("country = France", "of nobody is 'France'; there are: 'UK'|there are: 'DE'|there are: 'New"),
+        ("country > 3", "has no order"),
+        ("age = young", "'young' is not a number"),
+        ("joined < later", "or a moment in ISO 8601"),
+        ("interest 99", "there is no interest 99, expected 0 to 3"),
+        ("behavior purchse", "no behavior 'purchse'; did you mean 'purchase'?"),
+        ("item i99999", "there is no item 'i99999'"),
+    ],
+)
+def test_what_a_release_does_not_have_is_told_with_what_was_meant(world: World, text: str, told: str) -> None:
+    with pytest.raises(Unfulfillable, match=told):
+        world.filters.mask(parse(text))
+
+
+def test_too_much_of_a_filter_is_refused(world: World) -> None:
+    wide = {"all": [{"any": [{"attribute": "age"}] * 30}] * 10}
+    deep: dict[str, Any] = {"attribute": "age"}
+    for _ in range(40):
+        deep = {"not": deep}
+    bottomless: dict[str, Any] = {"attribute": "age"}
+    for _ in range(5000):
+        bottomless = {"not": bottomless}
+    for document in (wide, deep, bottomless):
+        with pytest.raises(UsageError):
+            world.filters.mask(filter_of(document))
+    with pytest.raises(UsageError):
+        parse("(" * 5000 + "age known" + ")" * 5000)
+
+
+def test_equal_filters_are_one_question_however_they_are_written(world: World) -> None:
+    one = world.filters.mask(parse("age >= 20"))
+    assert one is world.filters.mask(filter_of({"attribute": "age", "min": "20"}))
