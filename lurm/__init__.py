@@ -55,9 +55,14 @@ The map of the house, from the ground up. Each module may import only what stand
     release       one immutable folder that serves
     export        all embeddings as one table
     lookalikes    audiences of a release: ids in, users and reasons out
+    jobs          long work, asked about while it runs
+    definitions   saved audiences: who is meant
+    members       who that is, of a release
+    saved         all of them, what they share, and where one user stands now
     purge         the bytes of erased users, off the disk
     doctor        is this machine fit to build and serve?
     console       what the commands share
+    audiences     the commands of saved audiences
     __main__      the front door: `lurm`
 
 Importing this package loads nothing heavy.

@@ -22,6 +22,7 @@ import typer
 from rich.table import Table
 
 import lurm
+from lurm import audiences
 from lurm.console import ArtifactsDir, AsJson, emit
 from lurm.errors import LurmError
 
@@ -47,6 +48,7 @@ _ReleaseId = Annotated[
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 releases = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(releases, name="release")
+app.add_typer(audiences.app, name="audience")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -230,7 +232,7 @@ def export(
     from lurm.release import Release
 
     exports.check(destination)
-    wanted = None if users is None else _ids(users)
+    wanted = None if users is None else audiences.ids_in(users)
     config = settings.load({"artifacts_dir": artifacts_dir})
     opened = Release.open(config.artifacts_dir, release)
     ledger = Ledger.of(config.live_folder)
@@ -251,14 +253,15 @@ def export(
 
 @app.command()
 def lookalike(
-    seeds: Annotated[Path, typer.Argument(help="Text file of user ids, one a line.", show_default=False)],
+    seeds: Annotated[str, typer.Argument(help="File of user ids, or @NAME of a saved audience.", show_default=False)],
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet.", show_default=False)],
     percent: Annotated[float | None, typer.Option(help="Of everybody else.", show_default=False)] = None,
     count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
     probability: Annotated[float | None, typer.Option(help="All at least so probable.", show_default=False)] = None,
     negative: Annotated[Path | None, typer.Option(help="File of users it is to be unlike.", show_default=False)] = None,
     exclude: Annotated[
-        Path | None, typer.Option(help="File of users who must not be in it.", show_default=False)
+        list[str] | None,
+        typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
     ] = None,
     interest: Annotated[
         int | None, typer.Option(help="Only users who acted in this interest.", show_default=False)
@@ -278,23 +281,26 @@ def lookalike(
 ) -> None:
     """Find the users most like some users, and say why.
 
-    Everybody is scanned, exactly. The file has one row a user, most alike first: rank, user_id, percentile,
+    The file of seeds has an id a line; a .csv or .parquet file has a column user_id, and may have one weight.
+    Everybody is scanned, exactly. What is written has a row a user, most alike first: rank, user_id, percentile,
     probability, shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds
     that were held out), and the interests that the audience has more often than everybody.
 
     \b
     Examples:
       lurm lookalike customers.txt audience.parquet --percent 1
-      lurm lookalike customers.txt audience.parquet --count 50000 --exclude leavers.txt
+      lurm lookalike @customers audience.parquet --count 50000 --exclude leavers.txt --exclude @staff
     """
     from datetime import UTC, datetime
 
     from lurm import lookalikes, settings
     from lurm.audience import Size
+    from lurm.definitions import Definitions
     from lurm.erasure import Ledger
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
+    from lurm.saved import Audiences
 
     if since and interest is None:
         raise UsageError("--since says since when somebody acted in an interest; add --interest")
@@ -304,11 +310,11 @@ def lookalike(
         raise UsageError(f"--since {since!r} is not a moment in ISO 8601") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     config = settings.load({"artifacts_dir": artifacts_dir})
-    asked = lookalikes.Asked(
-        _ids(seeds),
+    asked = audiences.asked_of(
+        seeds,
         Size(percent, count, probability),
-        negatives=_ids(negative),
-        exclude=_ids(exclude),
+        negative,
+        exclude or [],
         include_seeds=include_seeds,
         acted=None if interest is None else lookalikes.Acted(interest, int(moment.timestamp() * 1000)),
         expected=expected,
@@ -316,23 +322,13 @@ def lookalike(
     )
     opened, reporter = Release.open(config.artifacts_dir, release), TerminalReporter()
     ledger = Ledger.of(config.live_folder)
-    found = lookalikes.find(opened, asked, ledger=ledger, k_min=config.audience_seeds, reporter=reporter)
+    saved = Audiences(opened, Definitions(config.artifacts_dir, ledger), ledger=ledger, k_min=config.audience_seeds)
+    found = lookalikes.find(
+        opened, asked, ledger=ledger, k_min=config.audience_seeds, reporter=reporter, members_of=saved.rows_of
+    )
     lookalikes.write(opened, found, destination, reporter)
     result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, **lookalikes.facts(found)}
     emit(result, as_json=as_json, text=f"{destination}: {lookalikes.in_words(found)}")
-
-
-def _ids(file: Path | None) -> list[str]:
-    """The ids of a text file, one a line."""
-    from lurm.errors import UsageError
-
-    if file is None:
-        return []
-    try:
-        lines = file.read_text("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{file} cannot be read as a text file of ids, one a line ({error})") from error
-    return [line.rstrip("\r") for line in lines if line.strip()]
 
 
 @app.command()
@@ -367,7 +363,7 @@ def erase(
     from lurm.progress import TerminalReporter
     from lurm.purge import Erasing
 
-    ids = list(dict.fromkeys([*(user_ids or []), *_ids(file)]))
+    ids = list(dict.fromkeys([*(user_ids or []), *audiences.ids_in(file)]))
     if not ids and not purge:
         raise UsageError("whom? Name users, or give a --file of ids; --purge alone takes out who was erased before")
     config = settings.load({"artifacts_dir": artifacts_dir})

@@ -79,6 +79,7 @@ class Health:
 
     Attributes:
         n_given, n_found: ids given, and how many of them the release knows, each once.
+        n_duplicates: ids given that stood there before.
         n_cold: with fewer than five events.
         n_groups: groups they fall into.
         cohesion: mean cosine to the middle of their group, beyond that of everybody; 0: no more alike than anybody.
@@ -86,6 +87,7 @@ class Health:
 
     n_given: int
     n_found: int
+    n_duplicates: int
     n_cold: int
     n_groups: int
     cohesion: float
@@ -98,7 +100,9 @@ class Audience:
     Attributes:
         rows: (N,) int64 user rows.
         percentile: (N,) float32, part of the base that is less like the seeds, 0 to 100.
-        probability: (N,) float32, see ``Lookalike.probability``.
+        probability: (N,) float32, see ``Lookalike.likeness``.
+        cutoff: score of the least alike; infinite of an empty audience.
+        likeness: what the scores come from.
         n_eligible: how many it was chosen from.
         reach: sizes against quality, smallest first.
         health: of the seeds.
@@ -107,9 +111,46 @@ class Audience:
     rows: NDArray[np.int64]
     percentile: NDArray[np.float32]
     probability: NDArray[np.float32]
+    cutoff: float
+    likeness: Likeness
     n_eligible: int
     reach: list[Reach]
     health: Health
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Likeness:
+    """What sets seeds apart from everybody, as much of it as a user's vector is held against; K directions.
+
+    Attributes:
+        directions_ke: (K, E) what vectors are multiplied with.
+        offsets_k: (K,) what everybody has of it; the largest product, less that, says how much somebody is like them.
+        middles_ke: (K, E) unit rows, the middles of the groups of seeds.
+        others_n: (N,) how much a sample of those who are no seeds is like them, ascending.
+        probability_p: (P,) of being one of the seeds' kind, by the part of others who are at least as alike: up to the
+            first of ``edges()``, up to the second, and so on. See ``Lookalike.likeness``.
+    """
+
+    directions_ke: NDArray[np.float32]
+    offsets_k: NDArray[np.float32]
+    middles_ke: NDArray[np.float32]
+    others_n: NDArray[np.float32]
+    probability_p: NDArray[np.float32]
+
+    def scores(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N,) how much the users of these vectors are like the seeds."""
+        scores_n: NDArray[np.float32] = (vectors_ne @ self.directions_ke.T - self.offsets_k).max(1)
+        return scores_n
+
+    def probability(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N,) how probably those of these scores are of the seeds' kind, see ``Lookalike.likeness``."""
+        steps = np.searchsorted(_edges(len(self.others_n)), _share(scores, self.others_n))
+        return self.probability_p[steps]
+
+    def cosine(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N,) cosine to the middle of the nearest group of seeds."""
+        cosines: NDArray[np.float32] = (vectors_ne @ self.middles_ke.T).max(1, initial=-1)
+        return cosines
 
 
 class Lookalike:
@@ -191,35 +232,28 @@ class Lookalike:
             Reach(share, float(recall), float(recall / share)) for share, recall in zip(_CURVE_AT, recalls, strict=True)
         ]
 
-    def probability(self, scores: NDArray[np.float32], n_expected: float) -> NDArray[np.float32]:
-        """How probably somebody of each score is one of the seeds' kind.
+    def likeness(self, n_expected: float) -> Likeness:
+        """What was learned, to be kept, with probabilities.
 
-        Of ``n_expected`` further ones in the base, spread over scores as held-out seeds are; the part of all users of
-        that score that they are, never falling as scores rise.
+        Of ``n_expected`` further ones in the base, spread over scores as held-out seeds are; a probability is the part
+        of all users of a score that they are, never falling as scores rise.
 
         Args:
-            scores: of users who are no seeds, as ``scores`` says.
-            n_expected: how many more of their kind there are.
+            n_expected: how many more of the seeds' kind there are.
         """
         n_others = max(len(self._vectors_ue) - len(self._seeds), 1)
-        # finer at the top, where audiences are cut
-        edges = np.geomspace(min(_IN_A_STEP / len(self._others_n), 1), 1, _STEPS)
+        edges = _edges(len(self._others_n))
         users = np.maximum(np.diff(edges, prepend=0) * n_others, 1)
         alike = np.bincount(np.searchsorted(edges, self._held_out_s), minlength=_STEPS)
         ratio = np.minimum(alike / len(self._held_out_s) * n_expected / users, 1)
-        steps = isotonic_regression(ratio, weights=users, increasing=False).x
-        probable: NDArray[np.float32] = steps[np.searchsorted(edges, _share(scores, self._others_n))].astype(np.float32)
-        return probable
-
-    def cosine(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(N,) cosine of some users to the middle of the nearest group of seeds."""
-        cosines: NDArray[np.float32] = (self._vectors_ue[rows] @ self._middles_ke.T).max(1, initial=-1)
-        return cosines
+        steps = isotonic_regression(ratio, weights=users, increasing=False).x.astype(np.float32)
+        return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, self._others_n, steps)
 
     def cohesion(self) -> float:
         """Mean cosine of seeds to the middle of their group, beyond that of everybody."""
-        everybody = np.arange(min(len(self._vectors_ue), _SPREAD_OF))
-        return float(self.cosine(self._seeds).mean() - self.cosine(everybody).mean())
+        middles_ek = self._middles_ke.T
+        own, all_ = ((self._vectors_ue[some] @ middles_ek).max(1) for some in (self._seeds, slice(_SPREAD_OF)))
+        return float(own.mean() - all_.mean())
 
     def _standard(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
         standard_ne: NDArray[np.float32] = (vectors_ne - self._mean_e) * self._inverse_e
@@ -236,7 +270,9 @@ class Lookalike:
         for _ in range(_PASSES):
             nearest_s = (unit_se @ middles_ke.T).argmax(1)
             sums_ke = np.zeros_like(middles_ke)
-            np.add.at(sums_ke, nearest_s, standard_se * weights_s[:, None])
+            for group in range(len(sums_ke)):
+                own = nearest_s == group
+                sums_ke[group] = weights_s[own] @ standard_se[own]
             alive = np.abs(sums_ke).sum(1) > 0
             middles_ke = _unit(sums_ke[alive])
         return _unit(middles_ke - away_e / max(float(np.linalg.norm(standard_se.mean(0))), 1e-6))
@@ -304,15 +340,15 @@ def cut(
         eligible_u: (U,) who may be in it.
         size: how many.
         lookalike: what the scores come from.
-        n_expected: see ``Lookalike.probability``.
+        n_expected: see ``Lookalike.likeness``.
         health: of the seeds.
         groups_u: (U,) each user's group in the attribute to be balanced, -1: none.
         shares_g: (G,) the part each group is to have; groups that have too few leave their part to nobody.
     """
     rows = np.flatnonzero(eligible_u)
-    scores_n = scores_u[rows]
+    scores_n, likeness = scores_u[rows], lookalike.likeness(n_expected)
     if size.probability is not None:
-        n = int((lookalike.probability(scores_n, n_expected) >= size.probability).sum())
+        n = int((likeness.probability(scores_n) >= size.probability).sum())
     else:
         n = size.count if size.count is not None else round(len(rows) * float(size.percent or 0) / 100)
     n = min(n, len(rows))
@@ -323,7 +359,9 @@ def cut(
     return Audience(
         rows=rows[chosen],
         percentile=_percentile(scores_n[chosen], scores_u),
-        probability=lookalike.probability(scores_n[chosen], n_expected),
+        probability=likeness.probability(scores_n[chosen]),
+        cutoff=float(scores_n[chosen].min(initial=np.inf)),
+        likeness=likeness,
         n_eligible=len(rows),
         reach=lookalike.reach(),
         health=health,
@@ -371,6 +409,11 @@ def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
     return found
 
 
+def _edges(n_others: int) -> NDArray[np.float64]:
+    """(P,) parts of others where probabilities change, the last of them all; finer at the top, where sizes are cut."""
+    return np.geomspace(min(_IN_A_STEP / n_others, 1), 1, _STEPS)
+
+
 def _share(scores_n: NDArray[np.float32], ascending: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N,) which part of some scores, ascending, is at least as high as each of these."""
     share: NDArray[np.float64] = 1 - np.searchsorted(ascending, scores_n, "left") / max(len(ascending), 1)
@@ -385,15 +428,22 @@ def _unit(rows_ne: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def health_of(
-    n_given: int, rows: Sequence[int] | NDArray[np.int64], n_events_u: NDArray[np.int64], lookalike: Lookalike
+    n_given: int,
+    n_duplicates: int,
+    rows: Sequence[int] | NDArray[np.int64],
+    n_events_u: NDArray[np.int64],
+    lookalike: Lookalike,
 ) -> Health:
     """What seeds are like.
 
     Args:
         n_given: ids, repeats and unknown ones included.
+        n_duplicates: repeats among them.
         rows: of those found, each once.
         n_events_u: (U,) of everybody.
         lookalike: learned from them.
     """
     events = np.asarray(n_events_u)[np.asarray(rows)]
-    return Health(n_given, len(rows), int((events < _COLD).sum()), lookalike.n_groups, lookalike.cohesion())
+    return Health(
+        n_given, len(rows), n_duplicates, int((events < _COLD).sum()), lookalike.n_groups, lookalike.cohesion()
+    )

@@ -10,6 +10,7 @@
     │   ├── ArtifactCorrupt      exit 4   HTTP 503
     │   └── GateClosed           exit 1              a release does not hold what its recipe asks of it
     ├── UnknownUser              exit 3   HTTP 404
+    ├── UnknownName              exit 3   HTTP 404   no saved audience, or job, goes by this name
     ├── Overloaded               exit 1   HTTP 429   a bounded queue is full; try again shortly
     └── ServiceError             exit 1              a service gave its client another answer than the one asked for
 
@@ -80,6 +81,12 @@ class UnknownUser(LurmError):
     def __init__(self, user_id: str) -> None:
         super().__init__("no history is known for this user")
         self.user_id = user_id
+
+
+class UnknownName(LurmError):
+    """No saved audience, or no job, goes by this name."""
+
+    exit_code = 3
 
 
 class Overloaded(LurmError):

@@ -6,8 +6,8 @@ who does not pass the filter. Fewer seeds than ``k_min`` are refused, and no rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from lurm.artifacts import replacing
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
-from lurm.errors import Unfulfillable, UsageError
+from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.histories import erased_up_to
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -58,6 +58,8 @@ class Asked:
         weights: how much each seed counts; None: all the same.
         negatives: ids of users it is to be unlike.
         exclude: ids of users who must not be in it.
+        seeds_of: a saved audience whose members are seeds, too; None: none.
+        exclude_audiences: saved audiences whose members must not be in it.
         include_seeds: whether seeds may be in it.
         acted: who alone may be in it; None: everybody.
         expected: how many more of the seeds' kind there are; None: as many as there are seeds.
@@ -70,6 +72,8 @@ class Asked:
     weights: Sequence[float] | None = None
     negatives: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    seeds_of: str | None = None
+    exclude_audiences: Sequence[str] = ()
     include_seeds: bool = False
     acted: Acted | None = None
     expected: float | None = None
@@ -86,6 +90,27 @@ class Asked:
         for weight in self.weights:
             AT_LEAST_ZERO.check("a weight", weight)
 
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON values, from which ``Asked(**...)`` makes it again, with ``Size`` and ``Acted``."""
+        whole = {field.name: getattr(self, field.name) for field in fields(self)}
+        told = {
+            name: value for name, value in whole.items() if name not in ("size", "acted") and value not in (None, ())
+        }
+        told |= {name: asdict(whole[name]) for name in ("size", "acted") if whole[name] is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+
+    def with_users(
+        self,
+        seeds: Sequence[str],
+        weights: Sequence[float] | None,
+        negatives: Sequence[str],
+        exclude: Sequence[str],
+    ) -> Asked:
+        """The same of other users; that there may be no seeds left is found when it is asked."""
+        known = {field.name: getattr(self, field.name) for field in fields(self)}
+        known |= {"seeds": seeds, "weights": weights, "negatives": negatives, "exclude": exclude}
+        return Asked(**known)
+
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -95,15 +120,37 @@ class Found:
         audience: rows and scores, most alike first.
         interests: that it has more often than everybody.
         seeds: rows of the seeds.
+        scores_u: (U,) how much everybody is like them.
     """
 
     audience: Audience
     interests: list[OverIndexed]
     seeds: NDArray[np.int64]
+    scores_u: NDArray[np.float32]
+
+
+MembersOf = Callable[[str], NDArray[np.int64]]
+"""Rows of the members of a saved audience; ``UnknownName`` where there is none of the name."""
+
+
+def nobody_saved(name: str) -> NDArray[np.int64]:
+    """Where there are no saved audiences.
+
+    Raises:
+        UnknownName: always.
+    """
+    raise UnknownName("there is no saved audience of this name")
 
 
 def find(
-    release: Release, asked: Asked, *, ledger: Ledger | None, k_min: int, reporter: Reporter, reasons: int = _REASONS
+    release: Release,
+    asked: Asked,
+    *,
+    ledger: Ledger | None,
+    k_min: int,
+    reporter: Reporter,
+    members_of: MembersOf = nobody_saved,
+    reasons: int = _REASONS,
 ) -> Found:
     """The audience that is asked for.
 
@@ -112,25 +159,28 @@ def find(
         asked: what for.
         ledger: of erasures; None: nobody was erased.
         k_min: fewest seeds, and fewest people who share a reason.
-        reporter: told about the scan.
+        reporter: told about the scan; what it raises ends it.
+        members_of: who is in the saved audiences that are asked about.
         reasons: at most so many interests.
 
     Raises:
-        Unfulfillable: too few of the seeds are known, or there is no such interest.
+        Unfulfillable: too few of the seeds are known, or of the negative ones, or there is no such interest.
+        UnknownName: there is no such saved audience.
     """
     users = release.history.users
     erased_u = np.zeros(len(users), bool) if ledger is None else erased_up_to(release.history, ledger) >= 0
-    seeds, weights_s = _seeds(release, asked, erased_u)
-    if len(seeds) < k_min:
-        raise Unfulfillable(
-            f"seeds: {len(asked.seeds):,} ids are given and {len(seeds):,} different users of them known, expected at "
-            f"least {k_min:,}; with fewer, an audience would tell who they are"
-        )
+    given = _given(release, asked, members_of)
+    seeds, weights_s = _seeds(given, asked, erased_u)
+    _protect("seeds", len(given), len(seeds), weights_s, k_min)
+    negatives = np.unique(_rows(release, asked.negatives))
+    negatives = negatives[~erased_u[negatives]]
+    if len(asked.negatives):
+        _protect("negatives", len(asked.negatives), len(negatives), None, k_min)
     lookalike = Lookalike(
         release.embeddings.vectors_ue,
         seeds,
         weights_s=weights_s,
-        negatives=_rows(release, asked.negatives),
+        negatives=negatives,
         n_groups=asked.n_groups,
         seed=asked.seed,
     )
@@ -138,6 +188,8 @@ def find(
         scores_u = lookalike.scores(task.advance)
     eligible_u = ~erased_u
     eligible_u[_rows(release, asked.exclude)] = False
+    for name in asked.exclude_audiences:
+        eligible_u[members_of(name)] = False
     if not asked.include_seeds:
         eligible_u[seeds] = False
     if asked.acted is not None:
@@ -148,10 +200,10 @@ def find(
         asked.size,
         lookalike,
         n_expected=len(seeds) if asked.expected is None else asked.expected,
-        health=health_of(len(asked.seeds), seeds, release.embeddings.n_events, lookalike),
+        health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike),
     )
     interests = Interests(release.vocabulary).over_indexed(release.history, audience.rows, top=reasons, k_min=k_min)
-    return Found(audience, interests, seeds)
+    return Found(audience, interests, seeds, scores_u)
 
 
 def acted_in(base: HistoryBase, vocabulary: InterestVocabulary, acted: Acted) -> NDArray[np.bool_]:
@@ -199,7 +251,8 @@ def in_words(found: Found) -> str:
     return "\n".join(
         [
             f"{len(audience.rows):,} of {audience.n_eligible:,} users",
-            f"seeds: {health.n_found:,} of {health.n_given:,} known, {health.n_cold:,} with fewer than 5 events, "
+            f"seeds: {health.n_found:,} of {health.n_given:,} known, {health.n_duplicates:,} repeats, "
+            f"{health.n_cold:,} with fewer than 5 events, "
             f"{health.n_groups} group{'s' * (health.n_groups > 1)}, cohesion {health.cohesion:.2f}",
             "what a size buys, by seeds held out:",
             *(
@@ -252,18 +305,52 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
             task.advance(len(rows))
 
 
+def _given(release: Release, asked: Asked, members_of: MembersOf) -> NDArray[np.int64]:
+    """Rows of all seeds as they are given, those of a saved audience last; -1 of who is not known."""
+    rows = release.history.users.rows(asked.seeds).astype(np.int64)
+    return rows if asked.seeds_of is None else np.concatenate([rows, members_of(asked.seeds_of)])
+
+
 def _seeds(
-    release: Release, asked: Asked, erased_u: NDArray[np.bool_]
+    given: NDArray[np.int64], asked: Asked, erased_u: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
     """(S,) rows of the seeds that are known and not erased, ascending, each once with all of its weight."""
-    rows = release.history.users.rows(asked.seeds).astype(np.int64)
-    known = (rows >= 0) & ~erased_u[rows]
-    weights = np.ones(len(rows)) if asked.weights is None else np.asarray(asked.weights, np.float64)
+    known = (given >= 0) & ~erased_u[given]
+    weights = np.ones(len(given))
+    if asked.weights is not None:
+        weights[: len(asked.weights)] = asked.weights
     known &= weights > 0
-    seeds, inverse = np.unique(rows[known], return_inverse=True)
+    seeds, inverse = np.unique(given[known], return_inverse=True)
     if asked.weights is None:
         return seeds, None
     return seeds, np.bincount(inverse, weights[known], minlength=len(seeds)).astype(np.float32)
+
+
+def _repeats(given: NDArray[np.int64], asked: Asked) -> int:
+    """Seeds that stood among them before."""
+    of_audience = given[len(asked.seeds) :]
+    return len(asked.seeds) - len(set(asked.seeds)) + int(np.isin(of_audience, given[: len(asked.seeds)]).sum())
+
+
+def _protect(what: str, n_given: int, n_known: int, weights_s: NDArray[np.float32] | None, k_min: int) -> None:
+    """Let nobody ask who a few people are like.
+
+    Raises:
+        Unfulfillable: they are fewer than ``k_min``, or some weigh so much that they might as well be.
+    """
+    if n_known < k_min:
+        raise Unfulfillable(
+            f"{what}: {n_given:,} ids are given and {n_known:,} different users of them known, expected at "
+            f"least {k_min:,}; with fewer, an audience would tell who they are"
+        )
+    if weights_s is not None:
+        weights = weights_s.astype(np.float64)
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        if effective < k_min:
+            raise Unfulfillable(
+                f"{what}: their weights make {n_known:,} users count as much as {effective:,.0f} alike would, expected "
+                f"at least {k_min:,}; let them differ less"
+            )
 
 
 def _rows(release: Release, ids: Sequence[str]) -> NDArray[np.int64]:

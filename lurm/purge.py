@@ -17,8 +17,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lurm import jobs
 from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
+from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
 from lurm.errors import DataError
 from lurm.histories import Histories, erased_up_to
@@ -102,6 +104,8 @@ class Erasing:
                 erased_at = max(int(self._clock() * 1000), newest_at)
                 erased.append(ledger.record(user_id, erased_at, by="command"))
                 await events.erase(user_id, erased_at)
+            if erased:
+                Definitions(self._root, ledger).forget_erased()
             if not purge:
                 return Erased(erased, None)
             purged = _purge(self._root, self._live_folder, ledger, self._reporter)
@@ -124,7 +128,7 @@ class Erasing:
 def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:
     """Take erased users out of everything on disk but the store of live events, which does so itself (``scrub``).
 
-    Stages of builds, quarantined rows and evaluations are removed whole; the next build makes them again.
+    Stages of builds, quarantined rows, evaluations and jobs are removed whole; the next build makes them again.
 
     Args:
         root: the artifacts folder; nobody may build meanwhile.
@@ -143,7 +147,8 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         removed = [one.release_id for one in list_releases(root) if one.release_id != active]
         for release_id in removed:
             withdraw(root, release_id)
-        for folder in ("stages", "quarantine", "evaluate"):
+        Definitions(root, ledger).expunge()
+        for folder in ("stages", "quarantine", "evaluate", jobs.FOLDER):
             shutil.rmtree(root / folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)

@@ -212,6 +212,7 @@ class SeedHealth(BaseModel):
 
     n_given: int
     n_found: int = Field(description="Known users among them, each once.")
+    n_duplicates: int = Field(description="Repeats among them.")
     n_cold: int = Field(description="With fewer than five events.")
     n_groups: int
     cohesion: float = Field(description="Mean cosine to the middle of their group, beyond that of everybody.")

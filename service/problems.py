@@ -1,6 +1,7 @@
 """What goes wrong, as HTTP: one table from error to status, one JSON shape for all of it (RFC 9457).
 
 UnknownUser        404      no history is known for this user
+UnknownName        404      no saved audience, or no job, goes by this name
 UsageError         422      the request asks for something that cannot be
   Malformed        422      the request is not what the schema says
   BodyTooLarge     413      past LURM_BODY_BYTES
@@ -35,7 +36,16 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from lurm.errors import ArtifactError, DataError, LurmError, Overloaded, Unfulfillable, UnknownUser, UsageError
+from lurm.errors import (
+    ArtifactError,
+    DataError,
+    LurmError,
+    Overloaded,
+    Unfulfillable,
+    UnknownName,
+    UnknownUser,
+    UsageError,
+)
 from lurm.live import Unavailable
 
 MEDIA_TYPE = "application/problem+json"
@@ -99,6 +109,7 @@ class Problem:
 # Looked up along the error's base classes, nearest first.
 _PROBLEMS: dict[type[BaseException], Problem] = {
     UnknownUser: Problem(404, "unknown-user", "Unknown user"),
+    UnknownName: Problem(404, "unknown-name", "Unknown name"),
     BodyTooLarge: Problem(413, "body-too-large", "Body too large"),
     HeadTooLarge: Problem(431, "head-too-large", "Head too large"),
     BrokenRequest: Problem(400, "broken-request", "Broken request"),

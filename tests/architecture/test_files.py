@@ -21,7 +21,7 @@ ENVIRONMENT = {"lurm/settings.py"}
 # Commands import what they need when they run, so that `lurm --help` answers at once; a doctor and the doors to
 # Redis and OpenTelemetry must live where an optional library does not; a client must load nothing it may never need.
 LATE_IMPORTS = {"lurm/__main__.py", "service/__main__.py", "training/__main__.py", "lurm/doctor.py", "lurm/remote.py"}
-LATE_IMPORTS |= {"service/tracing.py", "lurm/client/__init__.py", "lurm/client/answers.py"}
+LATE_IMPORTS |= {"lurm/audiences.py", "service/tracing.py", "lurm/client/__init__.py", "lurm/client/answers.py"}
 
 REPOSITORY = Path(__file__).parents[2]
 

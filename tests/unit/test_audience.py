@@ -43,7 +43,7 @@ def audience_of(
     lookalike = Lookalike(vectors, seeds, **options)  # type: ignore[arg-type]
     eligible = np.ones(len(vectors), bool)
     eligible[seeds] = False
-    health = health_of(len(seeds), seeds, np.full(len(vectors), 9), lookalike)
+    health = health_of(len(seeds), 0, seeds, np.full(len(vectors), 9), lookalike)
     return cut(lookalike.scores(), eligible, size, lookalike, n_expected=n_expected, health=health)
 
 
@@ -166,7 +166,7 @@ def test_a_balanced_audience_has_the_mix_it_is_told_to_have() -> None:
     lookalike = Lookalike(vectors, seeds)
     eligible = np.ones(len(vectors), bool)
     scores = lookalike.scores()
-    health = health_of(len(seeds), seeds, np.full(len(vectors), 9), lookalike)
+    health = health_of(len(seeds), 0, seeds, np.full(len(vectors), 9), lookalike)
     shares = np.array([0.2, 0.3, 0.5])
     found = cut(
         scores,

@@ -38,7 +38,7 @@ def bench(track: Track, scale: str) -> Figures:
     vectors_ue = map_array(file, np.dtype("<f4"), 2)
     seeds = np.sort(rng.choice(n_users, min(_SEEDS, n_users // 10), replace=False))
     learned = {name: Lookalike(vectors_ue, seeds, n_groups=k) for name, k in (("one", 1), ("eight", 8))}
-    health = Health(len(seeds), len(seeds), 0, 1, 0.0)
+    health = Health(len(seeds), len(seeds), 0, 0, 1, 0.0)
     eligible_u = np.ones(n_users, bool)
     eligible_u[seeds] = False
     n = round((n_users - len(seeds)) * _PERCENT / 100)

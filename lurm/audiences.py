@@ -1,0 +1,341 @@
+"""The commands of saved audiences: `lurm audience`."""
+
+# Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from lurm.console import ArtifactsDir, AsJson, emit
+
+if TYPE_CHECKING:
+    from lurm.definitions import Rule
+    from lurm.lookalikes import Asked
+    from lurm.saved import Audiences
+    from lurm.settings import Settings
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.", show_default=False)]
+
+
+@app.callback()
+def _audiences() -> None:
+    """Save audiences, and see who is in them.
+
+    \b
+    Examples:
+      lurm audience save customers --users customers.txt
+      lurm audience save alike --like @customers --percent 2
+      lurm audience save reach --combine '{"and": ["alike", {"not": "customers"}]}'
+      lurm audience list
+    """
+
+
+@app.command()
+def save(
+    name: Name,
+    users: Annotated[
+        Path | None, typer.Option(help="These users: a file of ids, one a line, or .csv, .parquet.", show_default=False)
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(help="Whoever is like these: such a file, or @NAME of a saved audience.", show_default=False),
+    ] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(help='Of other audiences: JSON of names, {"and": []}, {"or": []}, {"not": }.', show_default=False),
+    ] = None,
+    percent: Annotated[float | None, typer.Option(help="With --like: of everybody else.", show_default=False)] = None,
+    count: Annotated[int | None, typer.Option(help="With --like: so many users.", show_default=False)] = None,
+    probability: Annotated[
+        float | None, typer.Option(help="With --like: all at least so probable.", show_default=False)
+    ] = None,
+    negative: Annotated[Path | None, typer.Option(help="File of users it is to be unlike.", show_default=False)] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
+    ] = None,
+    expected: Annotated[
+        float | None, typer.Option(help="How many more of their kind there are.", show_default=False)
+    ] = None,
+    include_seeds: Annotated[bool, typer.Option("--include-seeds", help="Seeds may be in it.")] = False,
+    groups: Annotated[
+        int | None, typer.Option(help="Groups of seeds; default: as the data say.", show_default=False)
+    ] = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Save an audience under a name, in the place of one of that name, and find its members.
+
+    An audience is some users, whoever is like some users, or others put together. What is saved is the question: with
+    each release it is answered anew. A .csv or .parquet file of seeds has a column user_id and may have one weight.
+
+    \b
+    Examples:
+      lurm audience save customers --users customers.txt
+      lurm audience save alike --like @customers --percent 2 --exclude @leavers
+    """
+    import orjson
+
+    from lurm.audience import Size
+    from lurm.definitions import Alike, Combined, Listed
+    from lurm.errors import UsageError
+    from lurm.progress import TerminalReporter
+
+    if sum(one is not None for one in (users, like, combine)) != 1:
+        raise UsageError("who is in it? Give exactly one of --users, --like and --combine")
+    rule: Rule
+    if users is not None:
+        rule = Listed(ids_in(users))
+    elif combine is not None:
+        try:
+            rule = Combined(orjson.loads(combine) if combine.lstrip()[:1] in '{"[' else combine)
+        except orjson.JSONDecodeError as error:
+            raise UsageError(f"--combine is not JSON ({error})") from error
+    else:
+        rule = Alike(asked_of(like or "", Size(percent, count, probability), negative, exclude or [],
+                              expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
+    audiences = _opened(artifacts_dir)
+    audiences.definitions.put(name, rule)
+    made = audiences.members(name, TerminalReporter())
+    told = {"name": name, "kind": rule_kind(rule), **made.facts}
+    emit(told, as_json=as_json, text=f"{name}: {len(made):,} users")
+
+
+@app.command("list")
+def list_audiences(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
+    """List saved audiences, how large they are in the active release, and who came and went since the one before.
+
+    \b
+    Example:
+      lurm audience list --json
+    """
+    from lurm.progress import TerminalReporter
+
+    rows = _opened(artifacts_dir).summaries(TerminalReporter())
+    table = Table("name", "kind", "users", "joined", "left", "stayed", "", box=None, pad_edge=False)
+    for row in rows:
+        churn = row["churn"] or {}
+        counts = [row["n_users"], *(churn.get(what) for what in ("joined", "left", "stayed"))]
+        table.add_row(row["name"], row["kind"], *("" if n is None else f"{n:,}" for n in counts), row["why_not"] or "")
+    emit(rows, as_json=as_json, text=table if rows else "no audiences yet; `lurm audience save` makes one")
+
+
+@app.command()
+def show(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
+    """Say what an audience is like: its definition, size, churn, reach, and interests.
+
+    \b
+    Example:
+      lurm audience show alike
+    """
+    from lurm.definitions import document_of
+    from lurm.progress import TerminalReporter
+
+    audiences = _opened(artifacts_dir)
+    definition = audiences.definitions.get(name)
+    made = audiences.members(name, TerminalReporter())
+    told = {"name": name, "kind": definition.kind, **made.facts, "definition": document_of(definition.rule)}
+    lines = [f"{name}: {len(made):,} users, {definition.kind}"]
+    if made.facts["churn"]:
+        churn = {what: "few" if n is None else n for what, n in made.facts["churn"].items()}
+        lines.append("since {since}: {joined} joined, {left} left, {stayed} stayed".format(**churn))
+    lines += [f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['description']}"
+              for one in made.facts.get("interests", ())]  # fmt: skip
+    emit(told, as_json=as_json, text="\n".join(lines))
+
+
+@app.command()
+def members(
+    name: Name,
+    destination: Annotated[
+        Path | None, typer.Argument(help="File to write: .parquet; default: print ids.", show_default=False)
+    ] = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print or write who is in an audience, most alike first: rank, user_id, percentile, probability.
+
+    \b
+    Examples:
+      lurm audience members alike | head
+      lurm audience members alike alike.parquet
+    """
+    import pyarrow.parquet as pq
+
+    from lurm.artifacts import replacing
+    from lurm.errors import UsageError
+    from lurm.progress import TerminalReporter
+
+    table = _opened(artifacts_dir).table(name, TerminalReporter())
+    if destination is None:
+        emit(table.to_pylist(), as_json=as_json, text="\n".join(table["user_id"].to_pylist()))
+        return
+    if destination.suffix != ".parquet" or not destination.parent.is_dir():
+        raise UsageError(f"{destination} cannot be written: expected a .parquet file in a folder that is there")
+    with replacing(destination) as aside:
+        pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+    emit({"path": destination, "n_users": len(table)}, as_json=as_json, text=f"{destination}: {len(table):,} users")
+
+
+@app.command()
+def overlap(
+    names: Annotated[list[str], typer.Argument(help="Audiences; at least two.", show_default=False)],
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say how many users audiences share, and which part of those in either that is (Jaccard).
+
+    Fewer than LURM_AUDIENCE_SEEDS are not counted.
+
+    \b
+    Example:
+      lurm audience overlap alike customers
+    """
+    from dataclasses import asdict
+
+    found = _opened(artifacts_dir).overlap(names)
+    table = Table("", *found.names, box=None, pad_edge=False)
+    for name, shared, jaccard in zip(found.names, found.shared, found.jaccard, strict=True):
+        cells = ("few" if n is None else f"{n:,}" + (f" ({part:.2f})" if part is not None else "")
+                 for n, part in zip(shared, jaccard, strict=True))  # fmt: skip
+        table.add_row(name, *cells)
+    emit(asdict(found), as_json=as_json, text=table)
+
+
+@app.command()
+def of(
+    user_id: Annotated[str, typer.Argument(help="Whose.", show_default=False)],
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which audiences a user is in, as the active release has them.
+
+    What was sent live since is known to `GET /v1/users/ID/audiences`.
+
+    \b
+    Example:
+      lurm audience of u0000042
+    """
+    places = _opened(artifacts_dir).places_in_release(user_id)
+    table = Table("audience", "member", "percentile", "probability", box=None, pad_edge=False)
+    for one in places:
+        numbers = ("" if n is None else f"{n:.3f}" for n in (one.percentile, one.probability))
+        table.add_row(one.name, "?" if one.member is None else "yes" if one.member else "no", *numbers)
+    emit(places, as_json=as_json, text=table)
+
+
+@app.command()
+def delete(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
+    """Let go of an audience.
+
+    \b
+    Example:
+      lurm audience delete alike
+    """
+    _opened(artifacts_dir).definitions.delete(name)
+    emit({"deleted": name}, as_json=as_json, text=f"deleted: {name}")
+
+
+def asked_of(
+    seeds: str,
+    size: Any,
+    negative: Path | None,
+    exclude: Sequence[str],
+    **more: Any,
+) -> Asked:
+    """What is asked for, from words of a command line.
+
+    Args:
+        seeds: a file, or ``@NAME`` of a saved audience.
+        size: of the audience.
+        negative: a file.
+        exclude: files and ``@NAME``.
+        more: as ``Asked`` has it.
+
+    Raises:
+        UsageError: a file cannot be read, or is not of ids.
+    """
+    from lurm.lookalikes import Asked
+
+    given = {"seeds": [], "seeds_of": seeds[1:]} if seeds.startswith("@") else seeds_in(seeds)
+    return Asked(
+        **given,
+        size=size,
+        negatives=ids_in(negative),
+        exclude=[one for file in exclude if not file.startswith("@") for one in ids_in(Path(file))],
+        exclude_audiences=[one[1:] for one in exclude if one.startswith("@")],
+        **more,
+    )
+
+
+def ids_in(file: Path | None) -> list[str]:
+    """The ids of a file, see ``seeds_in``; none of no file."""
+    ids: list[str] = [] if file is None else seeds_in(str(file))["seeds"]
+    return ids
+
+
+def seeds_in(file: str) -> dict[str, Any]:
+    """``seeds``, the ids of a file, and ``weights`` if it has a column of that name.
+
+    Args:
+        file: text with an id a line; or .csv or .parquet with a column user_id.
+
+    Raises:
+        UsageError: it cannot be read, or is not of ids.
+    """
+    import polars as pl
+
+    from lurm.errors import UsageError
+
+    path = Path(file)
+    try:
+        if path.suffix not in (".csv", ".parquet"):
+            lines = path.read_text("utf-8").split("\n")
+            return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
+        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+        if "user_id" not in table.columns:
+            raise UsageError(f"{path} has the columns {', '.join(table.columns)}, expected user_id, and weight if any")
+        table = table.with_columns(pl.col("user_id").cast(pl.String))
+        if table["user_id"].null_count():
+            raise UsageError(f"{path} has {table['user_id'].null_count():,} rows without a user_id")
+        found: dict[str, Any] = {"seeds": table["user_id"].to_list()}
+        if "weight" in table.columns:
+            weights = table["weight"].cast(pl.Float64)
+            if weights.null_count():
+                raise UsageError(f"{path} has {weights.null_count():,} rows without a weight")
+            found["weights"] = weights.to_list()
+        return found
+    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        raise UsageError(f"{path} cannot be read as a file of user ids ({error})") from error
+
+
+def rule_kind(rule: Rule) -> str:
+    """What a rule is called outside."""
+    from lurm.definitions import Definition
+
+    return Definition("", rule, 0).kind
+
+
+def opened(config: Settings) -> Audiences:
+    """The saved audiences of the active release."""
+    from lurm.definitions import Definitions
+    from lurm.erasure import Ledger
+    from lurm.release import Release
+    from lurm.saved import Audiences
+
+    ledger = Ledger.of(config.live_folder)
+    definitions = Definitions(config.artifacts_dir, ledger)
+    return Audiences(Release.open(config.artifacts_dir), definitions, ledger=ledger, k_min=config.audience_seeds)
+
+
+def _opened(artifacts_dir: Path | None) -> Audiences:
+    from lurm import settings
+
+    return opened(settings.load({"artifacts_dir": artifacts_dir}))

@@ -1,0 +1,405 @@
+"""Saved audiences as they are defined: who is meant, in files that all processes share.
+
+    <root>/audiences/<name>/definition.json    replaced by rename; gone first when the audience is deleted
+    <root>/audiences/<name>/<release>-<key>/   who that is, of one release (see ``lurm.members``)
+
+An audience is a list of users, whoever is like some users, or others put together by and, or and not. Who was erased
+since an audience was saved is in no definition: they are taken out of the files, and where a process died before that,
+out of what is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import orjson
+
+from lurm.artifacts import digest_of, write_durably
+from lurm.audience import Size
+from lurm.erasure import Ledger
+from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UsageError
+from lurm.lookalikes import Acted, Asked
+
+FOLDER, FILE = "audiences", "definition.json"
+NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+AT_MOST = 1000
+"""Saved audiences of one folder of artifacts."""
+_NAME = re.compile(NAME)
+_DEPTH, _TERMS = 8, 64
+
+Term: TypeAlias = "str | Mapping[str, Any]"
+"""The name of an audience, ``{"and": [...]}``, ``{"or": [...]}`` or ``{"not": term}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Some users, by name."""
+
+    user_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Whoever is like some users."""
+
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Who is in other audiences, or not.
+
+    Raises:
+        UsageError: it is no term, nests deeper than eight, or has more than 64 names.
+    """
+
+    term: Term
+
+    def __post_init__(self) -> None:
+        n_names = len(list(_names(self.term, _DEPTH)))
+        if n_names > _TERMS:
+            raise UsageError(f"{n_names} audiences are put together, expected at most {_TERMS}")
+
+
+Rule: TypeAlias = Listed | Alike | Combined
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A saved audience.
+
+    Attributes:
+        name: lower-case letters, digits, _ and -.
+        rule: who is meant.
+        saved_at: epoch ms.
+    """
+
+    name: str
+    rule: Rule
+    saved_at: int
+
+    @property
+    def uses(self) -> set[str]:
+        """Names of the audiences it is made of."""
+        match self.rule:
+            case Combined(term):
+                return set(_names(term, _DEPTH))
+            case Alike(asked):
+                return {*asked.exclude_audiences, *([asked.seeds_of] if asked.seeds_of else [])}
+            case Listed():
+                return set()
+
+    @property
+    def kind(self) -> str:
+        """What the rule is called outside."""
+        return {Listed: "users", Alike: "like", Combined: "combine"}[type(self.rule)]
+
+    @property
+    def digest(self) -> str:
+        """Hash of the rule, as it is written."""
+        return digest_of(document_of(self.rule))
+
+
+class Definitions:
+    """The saved audiences of an artifacts folder, as they stand now.
+
+    Args:
+        root: the artifacts folder.
+        ledger: of erasures; None: nobody was erased.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, root: Path, ledger: Ledger | None, *, clock: Callable[[], float] = time.time) -> None:
+        self.folder = root / FOLDER
+        self._ledger, self._clock = ledger, clock
+        self._read: dict[str, tuple[object, Definition]] = {}
+
+    def all(self) -> dict[str, Definition]:
+        """Every definition by name, in the order of names; files that have not changed are not read again.
+
+        Raises:
+            ArtifactCorrupt: one is not as it was written.
+        """
+        found = {}
+        for name, stamp in self._stamps():
+            known = self._read.get(name)
+            if known is None or known[0] != stamp:
+                try:
+                    known = stamp, self._open(name)
+                except FileNotFoundError:
+                    continue  # deleted a moment ago
+            found[name] = known
+        self._read = found
+        return {name: definition for name, (_, definition) in found.items()}
+
+    def get(self, name: str) -> Definition:
+        """One definition.
+
+        Raises:
+            UnknownName: there is none.
+            ArtifactCorrupt: it is not as it was written.
+        """
+        found = self.all().get(name)
+        if found is None:
+            raise UnknownName("there is no saved audience of this name")
+        return found
+
+    def put(self, name: str, rule: Rule) -> Definition:
+        """Save an audience, in the place of one of the same name; when this returns, it is on disk.
+
+        Raises:
+            UsageError: this can be no name.
+            Unfulfillable: it is made of audiences that are not there, or of itself; or there are too many already.
+        """
+        _check_name(name)
+        with self._changing():
+            there = self.all()
+            if name not in there and len(there) >= AT_MOST:
+                raise Unfulfillable(f"there are {len(there)} saved audiences, expected at most {AT_MOST}; delete some")
+            definition = Definition(name, rule, int(self._clock() * 1000))
+            check_uses({**there, name: definition}, definition)
+            self._write(definition)
+        return definition
+
+    def delete(self, name: str) -> None:
+        """Let go of an audience and all that is kept of it.
+
+        Raises:
+            UnknownName: there is none.
+            Unfulfillable: others are made of it.
+        """
+        with self._changing():
+            there = self.all()
+            if name not in there:
+                raise UnknownName("there is no saved audience of this name")
+            if users := sorted(one.name for one in there.values() if name in one.uses):
+                raise Unfulfillable(f"other audiences are made of it ({', '.join(users[:3])}); delete those first")
+            (self.folder / name / FILE).unlink()
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def forget_erased(self) -> int:
+        """Take who was erased out of the files; returns how many definitions changed."""
+        if self._ledger is None or not self.folder.is_dir():
+            return 0
+        n_changed = 0
+        with self._changing():
+            for name, _ in self._stamps():
+                raw = (self.folder / name / FILE).read_bytes()
+                alive = self._without_erased(self._parsed(name, raw))
+                if (written := _dump(alive)) != raw:
+                    write_durably(self.folder / name / FILE, written)
+                    n_changed += 1
+        return n_changed
+
+    def expunge(self) -> None:
+        """Take who was erased out of the files, and remove what was made of definitions: it is made again."""
+        self.forget_erased()
+        if self.folder.is_dir():
+            with self._changing():
+                for path in self.folder.glob("*/*/"):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def folder_of(self, name: str) -> Path:
+        """Where what belongs to an audience is kept."""
+        return self.folder / name
+
+    def _stamps(self) -> Iterator[tuple[str, object]]:
+        """Each name, and something that differs whenever its definition was written in between."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for name in sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name)):
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    now = (self.folder / name / FILE).stat()
+                    yield name, (now.st_ino, now.st_mtime_ns, now.st_size)
+
+    def _open(self, name: str) -> Definition:
+        return self._without_erased(self._parsed(name, (self.folder / name / FILE).read_bytes()))
+
+    def _parsed(self, name: str, raw: bytes) -> Definition:
+        try:
+            document = orjson.loads(raw)
+            seal = document.pop("seal")
+            if seal != digest_of(document):
+                raise ValueError("it was changed after it was saved")
+            return Definition(name, rule_of(document["rule"]), int(document["saved_at"]))
+        except (ValueError, KeyError, TypeError, UsageError) as error:
+            raise ArtifactCorrupt(
+                f"{self.folder / name / FILE} is no definition of an audience ({error}); save it again, or remove it"
+            ) from error
+
+    def _write(self, definition: Definition) -> None:
+        self.folder_of(definition.name).mkdir(parents=True, exist_ok=True)
+        write_durably(self.folder_of(definition.name) / FILE, _dump(definition))
+
+    def _without_erased(self, definition: Definition) -> Definition:
+        ledger, rule = self._ledger, definition.rule
+        if ledger is None or not len(ledger) or isinstance(rule, Combined):
+            return definition
+        erased = ledger.all_erased()
+
+        def alive(user_id: str) -> bool:
+            return erased.get(ledger.digest(user_id), -1) < definition.saved_at
+
+        if isinstance(rule, Listed):
+            kept = [one for one in rule.user_ids if alive(one)]
+            return definition if len(kept) == len(rule.user_ids) else replace(definition, rule=Listed(kept))
+        asked = rule.asked
+        seeds = [at for at, one in enumerate(asked.seeds) if alive(one)]
+        negatives, exclude = ([one for one in some if alive(one)] for some in (asked.negatives, asked.exclude))
+        counts = (len(seeds), len(negatives), len(exclude))
+        if counts == (len(asked.seeds), len(asked.negatives), len(asked.exclude)):
+            return definition
+        left = asked.with_users(
+            [asked.seeds[at] for at in seeds],
+            None if asked.weights is None else [asked.weights[at] for at in seeds],
+            negatives,
+            exclude,
+        )
+        return replace(definition, rule=Alike(left))
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One writer at a time, of all processes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def check_uses(there: Mapping[str, Definition], definition: Definition) -> None:
+    """See that what an audience is made of is there, and does not lead back to it.
+
+    Raises:
+        Unfulfillable: it is not, or does.
+    """
+    pending, seen = sorted(definition.uses), set[str]()
+    while pending:
+        name = pending.pop()
+        if name == definition.name:
+            raise Unfulfillable("the audience would be made of itself")
+        if name not in there:
+            raise Unfulfillable("it is made of a saved audience that is not there")
+        if name not in seen:
+            seen.add(name)
+            pending += there[name].uses
+
+
+def in_order(there: Mapping[str, Definition]) -> list[Definition]:
+    """All definitions, each after those it is made of."""
+    done: dict[str, Definition] = {}
+
+    def visit(definition: Definition) -> None:
+        for name in sorted(definition.uses):
+            if name in there and name not in done:
+                visit(there[name])
+        done[definition.name] = definition
+
+    for definition in there.values():
+        if definition.name not in done:
+            visit(definition)
+    return list(done.values())
+
+
+def rule_of(document: Mapping[str, Any]) -> Rule:
+    """The rule a JSON object stands for: ``{"users": [...]}``, ``{"like": {...}}`` or ``{"combine": term}``.
+
+    Raises:
+        UsageError: it is none of these, or what is in it is not possible.
+    """
+    match dict(document):
+        case {"users": list() as user_ids, **other} if not other:
+            return Listed([_id(one) for one in user_ids])
+        case {"like": dict() as like, **other} if not other:
+            return Alike(_asked_of(like))
+        case {"combine": term, **other} if not other:
+            return Combined(term)
+    raise UsageError('expected one of {"users": [...]}, {"like": {...}} and {"combine": ...}')
+
+
+def document_of(rule: Rule) -> dict[str, Any]:
+    """The JSON object of a rule; what is left out has its default."""
+    match rule:
+        case Listed(user_ids):
+            return {"users": list(user_ids)}
+        case Combined(term):
+            return {"combine": term}
+        case Alike(asked):
+            return {"like": asked.to_json()}
+
+
+def _asked_of(like: Mapping[str, Any]) -> Asked:
+    known = dict(like)
+    try:
+        size = Size(**known.pop("size"))
+        acted = known.pop("acted", None)
+        return Asked(size=size, acted=None if acted is None else Acted(**acted), **known)
+    except (TypeError, KeyError) as error:
+        raise UsageError("what it is to be like has other entries than expected") from error
+
+
+def _names(term: object, depth: int) -> Iterator[str]:
+    """Every name in a term.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(term, str):
+        _check_name(term)
+        yield term
+        return
+    if depth and isinstance(term, Mapping) and len(term) == 1:
+        ((word, inner),) = term.items()
+        if word == "not":
+            yield from _names(inner, depth - 1)
+            return
+        if word in ("and", "or") and isinstance(inner, Sequence) and not isinstance(inner, str) and inner:
+            for one in inner:
+                yield from _names(one, depth - 1)
+            return
+    raise UsageError(
+        f'expected the name of an audience, {{"and": [...]}}, {{"or": [...]}} or {{"not": ...}}, at most {_DEPTH} deep'
+    )
+
+
+def combine(term: Term, of: Callable[[str], Any], everybody: Any) -> Any:
+    """What a term comes to, with ``&``, ``|`` and ``^`` of what its names stand for.
+
+    Args:
+        term: of a ``Combined``.
+        of: what a name stands for: a truth, or an array of them.
+        everybody: true, or an array of it: what ``not`` takes away from.
+    """
+    if isinstance(term, str):
+        return of(term)
+    ((word, inner),) = term.items()
+    if word == "not":
+        return combine(inner, of, everybody) ^ everybody
+    parts: Iterable[Any] = [combine(one, of, everybody) for one in inner]
+    result = None
+    for part in parts:
+        result = part if result is None else (result & part if word == "and" else result | part)
+    return result
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError("the name of an audience has 1 to 64 lower-case letters, digits, _ and -, no sign first")
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError("expected user ids as strings")
+    return value
+
+
+def _dump(definition: Definition) -> bytes:
+    document = {"rule": document_of(definition.rule), "saved_at": definition.saved_at}
+    return orjson.dumps({**document, "seal": digest_of(orjson.loads(orjson.dumps(document)))})

@@ -1,0 +1,233 @@
+"""The members of one saved audience: found once for each release and definition, kept as an artifact beside it.
+
+    definition + release + members of other audiences -> who is in it, ranked; and what a vector is held against
+
+What is kept knows users by row, and by hash where releases are compared.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.arrays import map_array
+from lurm.artifacts import Artifact, discard, draft, open_artifact
+from lurm.audience import Likeness
+from lurm.definitions import Alike, Combined, Definition, Listed, combine
+from lurm.erasure import Ledger
+from lurm.errors import LurmError, Unfulfillable
+from lurm.histories import erased_up_to
+from lurm.identifiers import hash_ids
+from lurm.lookalikes import facts, find
+from lurm.progress import Reporter
+from lurm.release import Release
+
+KIND = "audience"
+_SCALE = 100_001  # scores that percentiles are read from, at most
+_BOOL, _ROW, _HASH, _FLOAT = np.dtype("?"), np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f4")
+
+
+class Members:
+    """The members of an audience among U users of a release, memory-mapped.
+
+    Attributes:
+        facts: size, churn and what ``lookalikes.facts`` says; JSON values.
+        member_u: (U,) who is in it.
+        rows: (N,) the members' rows, most alike first.
+        percentile, probability: (N,) of members, in that order; empty where there are no seeds.
+        may_u: (U,) whom the definition does not keep out by name; empty where there are no seeds.
+        strangers: ascending hashes of ids the release does not know, and the definition names.
+        likeness: what vectors are held against; None where there are no seeds.
+        cutoff: score of the least alike member.
+        scores_u: (U,) how much everybody is like the seeds, as the release has them; empty where there are none.
+        scale: the same, or enough of it, ascending.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        folder = artifact.path
+        self.facts: Mapping[str, Any] = artifact.manifest.metrics
+        self.member_u: NDArray[np.bool_] = map_array(folder / "member.npy", _BOOL)
+        self.rows: NDArray[np.int64] = map_array(folder / "rows.npy", _ROW)
+        self.percentile: NDArray[np.float32] = map_array(folder / "percentile.npy", _FLOAT)
+        self.probability: NDArray[np.float32] = map_array(folder / "probability.npy", _FLOAT)
+        self.may_u: NDArray[np.bool_] = map_array(folder / "may.npy", _BOOL)
+        self.strangers: NDArray[np.uint64] = map_array(folder / "strangers.npy", _HASH)
+        self.scores_u: NDArray[np.float32] = map_array(folder / "scores.npy", _FLOAT)
+        self.scale: NDArray[np.float32] = map_array(folder / "scale.npy", _FLOAT)
+        self.cutoff = float(np.inf if (least := artifact.manifest.config["cutoff"]) is None else least)
+        self.likeness: Likeness | None = None
+        if artifact.manifest.config["kind"] == "like":
+            self.likeness = Likeness(
+                map_array(folder / "directions.npy", _FLOAT, 2),
+                map_array(folder / "offsets.npy", _FLOAT),
+                map_array(folder / "middles.npy", _FLOAT, 2),
+                map_array(folder / "others.npy", _FLOAT),
+                map_array(folder / "steps.npy", _FLOAT),
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def names(self, user_id: str) -> bool:
+        """Whether the definition names a user the release does not know."""
+        if not len(self.strangers):
+            return False
+        digest = hash_ids([user_id])[0]
+        at = int(self.strangers.searchsorted(digest))
+        return at < len(self.strangers) and bool(self.strangers[at] == digest)
+
+
+class Making:
+    """Finds the members of one audience and writes them."""
+
+    def __init__(
+        self,
+        release: Release,
+        definition: Definition,
+        of: Mapping[str, Members],
+        ledger: Ledger | None,
+        k_min: int,
+        reporter: Reporter,
+    ) -> None:
+        self._release, self._definition, self._of = release, definition, of
+        self._ledger, self._k_min, self._reporter = ledger, k_min, reporter
+        users = release.history.users
+        self._alive_u = np.ones(len(users), bool)
+        if ledger is not None:
+            self._alive_u = erased_up_to(release.history, ledger) < 0
+
+    def write(self, folder: Path, key: str) -> None:
+        """Publish the members as an artifact.
+
+        Raises:
+            Unfulfillable: it cannot be made of this release.
+        """
+        rule, started = self._definition.rule, time.perf_counter()
+        match rule:
+            case Listed(user_ids):
+                arrays, told, cutoff = self._listed(user_ids)
+            case Combined(term):
+                arrays, told, cutoff = self._combined(term)
+            case Alike():
+                arrays, told, cutoff = self._alike(rule)
+        rows = arrays["rows"]
+        member_u = np.zeros(len(self._alive_u), bool)
+        member_u[rows] = True
+        hashes = np.sort(hash_ids(self._release.history.users.take(rows)))
+        nothing = {name: np.empty(0, _FLOAT) for name in ("percentile", "probability", "scores", "scale")}
+        arrays = {**nothing, "may": np.empty(0, bool), "strangers": np.empty(0, _HASH), **arrays}
+        told |= {"n_users": len(rows), "churn": self._churn(folder, hashes)}
+        config = {
+            "kind": self._definition.kind,
+            "definition": self._definition.digest,
+            "release": self._release.release_id,
+            "space_id": self._release.space_id,
+            "cutoff": cutoff if np.isfinite(cutoff) else None,
+        }
+        with draft(folder, kind=KIND, key=key, config=config) as work:
+            for name, array in {**arrays, "member": member_u, "hashes": hashes}.items():
+                np.save(work.path / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+            work.metrics.update(told, seconds=time.perf_counter() - started)
+
+    def _listed(self, user_ids: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any], float]:
+        rows, strangers = self._known(user_ids)
+        return {"rows": rows[self._alive_u[rows]], "strangers": strangers}, {"n_given": len(user_ids)}, np.inf
+
+    def _combined(self, term: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any], float]:
+        both = combine(term, lambda name: np.asarray(self._of[name].member_u), self._alive_u) & self._alive_u
+        rows = np.flatnonzero(both)
+        if 0 < len(rows) < self._k_min:
+            raise Unfulfillable(
+                f"fewer than {self._k_min:,} users are in it, which would tell who they are; put together larger ones"
+            )
+        return {"rows": rows}, {}, np.inf
+
+    def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any], float]:
+        asked = rule.asked
+        found = find(
+            self._release,
+            asked,
+            ledger=self._ledger,
+            k_min=self._k_min,
+            reporter=self._reporter,
+            members_of=lambda name: np.asarray(self._of[name].rows),
+        )
+        audience, likeness = found.audience, found.audience.likeness
+        named = [*asked.exclude, *(() if asked.include_seeds else asked.seeds)]
+        kept_out, strangers = self._known(named)
+        may_u = np.ones(len(self._alive_u), bool)
+        may_u[kept_out] = False
+        if not asked.include_seeds:
+            may_u[found.seeds] = False
+        scale = np.sort(found.scores_u)
+        if len(scale) > _SCALE:
+            scale = scale[np.linspace(0, len(scale) - 1, _SCALE).round().astype(np.int64)]
+        arrays: dict[str, NDArray[Any]] = {
+            "rows": audience.rows,
+            "percentile": audience.percentile,
+            "probability": audience.probability,
+            "may": may_u,
+            "strangers": strangers,
+            "scores": found.scores_u,
+            "scale": scale,
+            "directions": likeness.directions_ke,
+            "offsets": likeness.offsets_k,
+            "middles": likeness.middles_ke,
+            "others": likeness.others_n.astype(_FLOAT),
+            "steps": likeness.probability_p,
+        }
+        return arrays, facts(found), audience.cutoff
+
+    def _known(self, user_ids: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """Rows of those the release knows, ascending, each once; and hashes of the others, ascending."""
+        rows = self._release.history.users.rows(user_ids).astype(np.int64)
+        others = [user_id for user_id, row in zip(user_ids, rows.tolist(), strict=True) if row < 0]
+        return np.unique(rows[rows >= 0]), np.unique(hash_ids(others))
+
+    def _churn(self, folder: Path, hashes: NDArray[np.uint64]) -> dict[str, Any] | None:
+        """Who came and went since the release before; None where the same audience was not made of one."""
+        for before in _newest_first(folder.parent):
+            with suppress(LurmError):
+                made = open_artifact(before, KIND, verify=False).manifest.config
+                if made["release"] == self._release.release_id or made["definition"] != self._definition.digest:
+                    continue
+                then = map_array(before / "hashes.npy", _HASH)
+                stayed = len(np.intersect1d(then, hashes, assume_unique=True))
+                counts = {"joined": len(hashes) - stayed, "left": len(then) - stayed, "stayed": stayed}
+                told = {name: n if not n or n >= self._k_min else None for name, n in counts.items()}
+                return {"since": made["release"], **told}
+        return None
+
+
+def _newest_first(own: Path) -> list[Path]:
+    """What was made of an audience, the newest first."""
+    there = list(own.glob("[!.]*/manifest.json"))
+    return [path.parent for path in sorted(there, key=lambda path: -path.stat().st_mtime_ns)]
+
+
+def let_go(own: Path, kept: Path) -> None:
+    """Keep what was just made, and the last of another release, for the next churn and for a rollback."""
+    release = kept.name[: -len("-0123456789abcdef")]
+    others: set[str] = set()
+    for path in _newest_first(own):
+        of = path.name[: -len("-0123456789abcdef")]
+        if path == kept or (of != release and not others):
+            others |= {of} - {release}
+            continue
+        discard(path)
+
+
+@contextmanager
+def alone(own: Path) -> Iterator[None]:
+    """One process at a time makes members of an audience; the others wait, and find them made."""
+    own.mkdir(parents=True, exist_ok=True)
+    with (own / ".making").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,330 @@
+"""The saved audiences of one release: who is in them, what they share, and where one user stands as of now.
+
+    a user's current vector x the directions of all audiences -> where the user stands in each
+
+Whichever process is asked first finds the members; the others find them made. What users do afterwards moves them
+alone: their current vector is held against the score of the least alike member. Audiences that are made of others
+follow theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lurm.artifacts import digest_of, open_artifact
+from lurm.audience import Likeness
+from lurm.definitions import Combined, Definition, Definitions, Listed, combine, in_order
+from lurm.erasure import Ledger
+from lurm.errors import ArtifactMissing, Unfulfillable, UnknownName, UnknownUser
+from lurm.histories import erased_up_to
+from lurm.history import History
+from lurm.interests import InterestVocabulary
+from lurm.lookalikes import Acted
+from lurm.members import KIND, Making, Members, alone, let_go
+from lurm.progress import Reporter, Silent
+from lurm.release import Release
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one user stands in one audience.
+
+    Attributes:
+        member: whether they are in it; None: it cannot be made of this release.
+        score: cosine to the middle of the nearest group of seeds; larger is nearer. None where there are no seeds.
+        percentile: part of the base that is less like the seeds, 0 to 100.
+        probability: of being of the seeds' kind.
+        why_not: why it cannot be made.
+    """
+
+    name: str
+    kind: str
+    member: bool | None
+    score: float | None = None
+    percentile: float | None = None
+    probability: float | None = None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How many users audiences share.
+
+    Attributes:
+        names: A of them.
+        n_users: of each; None: fewer than may be told.
+        shared: (A, A) users of both; None likewise.
+        jaccard: (A, A) shared users, as part of those in either; None likewise.
+    """
+
+    names: list[str]
+    n_users: list[int | None]
+    shared: list[list[int | None]]
+    jaccard: list[list[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """An audience of the release: who is in it, or why that cannot be told."""
+
+    definition: Definition
+    key: str
+    members: Members | Unfulfillable
+
+
+class Audiences:
+    """The saved audiences of one release; any number of threads and processes may ask.
+
+    Args:
+        release: whose users.
+        definitions: what is saved.
+        ledger: of erasures; None: nobody was erased.
+        k_min: fewest seeds, and fewest users who are counted.
+    """
+
+    def __init__(self, release: Release, definitions: Definitions, *, ledger: Ledger | None, k_min: int) -> None:
+        self._release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
+        self._made: dict[str, Made] = {}
+        self._stacked: tuple[tuple[str, ...], _Stack] | None = None
+        self._lock = threading.RLock()
+
+    def all(self, reporter: Reporter | None = None) -> dict[str, Made]:
+        """Every audience by name, each after those it is made of; made now where it was not yet.
+
+        Raises:
+            ArtifactCorrupt: a definition is not as it was written.
+        """
+        with self._lock:
+            there = self.definitions.all()
+            made: dict[str, Made] = {}
+            for definition in in_order(there):
+                made[definition.name] = self._one(definition, made, reporter or Silent())
+            self._made = made
+            return made
+
+    def members(self, name: str, reporter: Reporter | None = None) -> Members:
+        """Who is in one audience.
+
+        Raises:
+            UnknownName: there is none of this name.
+            Unfulfillable: it cannot be made of this release.
+        """
+        made = self.all(reporter).get(name)
+        if made is None:
+            raise UnknownName("there is no saved audience of this name")
+        if isinstance(made.members, Unfulfillable):
+            raise made.members
+        return made.members
+
+    def rows_of(self, name: str) -> NDArray[np.int64]:
+        """Rows of the members of one audience; see ``members``."""
+        return np.asarray(self.members(name).rows)
+
+    def places(self, user_id: str, row: int, vector_e: NDArray[np.float32], history: History | None) -> list[Place]:
+        """Where one user stands in every audience, by one product.
+
+        Args:
+            user_id: whose.
+            row: in the release; -1: it does not know them.
+            vector_e: (E,) their current embedding.
+            history: as it is now; None: the release has all of it, and so says who is a member.
+        """
+        made = self.all()
+        stack = self._stack(made)
+        scores, cosines = stack.product(vector_e)
+        member: dict[str, bool] = {}
+        places = []
+        for name, one in made.items():
+            rule, members = one.definition.rule, one.members
+            if isinstance(members, Unfulfillable):
+                places.append(Place(name, one.definition.kind, None, why_not=str(members)))
+                continue
+            if isinstance(rule, Combined):
+                known = all(part in member for part in one.definition.uses)
+                member[name] = known and bool(combine(rule.term, member.__getitem__, True))
+            elif history is None or isinstance(rule, Listed):
+                member[name] = bool(members.member_u[row]) if row >= 0 else members.names(user_id)
+            else:
+                kept_out = members.names(user_id) if row < 0 else not members.may_u[row]
+                kept_out = kept_out or any(member.get(other, False) for other in rule.asked.exclude_audiences)
+                acts = rule.asked.acted is None or _acts(history, self._release.vocabulary, rule.asked.acted)
+                member[name] = acts and not kept_out and scores[name] >= members.cutoff
+            if members.likeness is None:
+                places.append(Place(name, one.definition.kind, member[name]))
+                continue
+            as_scanned = history is None and row >= 0
+            score = np.array([members.scores_u[row] if as_scanned else scores[name]], np.float32)
+            percentile = 100 * members.scale.searchsorted(score[0], "left") / max(len(members.scale), 1)
+            probability = float(members.likeness.probability(score)[0])
+            places.append(Place(name, one.definition.kind, member[name], cosines[name], float(percentile), probability))
+        return sorted(places, key=lambda place: place.name)
+
+    def places_in_release(self, user_id: str) -> list[Place]:
+        """Where one user stands in every audience, as the release has them; live events are not looked at.
+
+        Raises:
+            UnknownUser: the release does not know them, or they were erased.
+        """
+        row = self._release.history.users.row(user_id)
+        if row < 0 or not self._alive(np.array([row], np.int64)).all():
+            raise UnknownUser(user_id)
+        return self.places(user_id, row, np.asarray(self._release.embeddings.vectors_ue[row]), None)
+
+    def summaries(self, reporter: Reporter | None = None) -> list[dict[str, Any]]:
+        """What there is to list of every audience, by name: JSON values."""
+        told = []
+        for name, one in sorted(self.all(reporter).items()):
+            why_not = str(one.members) if isinstance(one.members, Unfulfillable) else None
+            facts = {} if isinstance(one.members, Unfulfillable) else one.members.facts
+            told.append(
+                {
+                    "name": name,
+                    "kind": one.definition.kind,
+                    "saved_at": one.definition.saved_at,
+                    "n_users": facts.get("n_users"),
+                    "churn": facts.get("churn"),
+                    "why_not": why_not,
+                }
+            )
+        return told
+
+    def table(
+        self, name: str, reporter: Reporter | None = None, *, start: int = 0, most: int | None = None
+    ) -> pa.Table:
+        """Members of an audience, most alike first, who was erased left out: rank, user_id, percentile, probability.
+
+        Args:
+            name: of the audience.
+            reporter: told about the work, where members have to be found first.
+            start: ranks after this one.
+            most: so many ranks; None: all.
+
+        Raises:
+            UnknownName, Unfulfillable: as ``members``.
+        """
+        members = self.members(name, reporter)
+        some = slice(start, len(members) if most is None else start + most)
+        rows = np.asarray(members.rows[some])
+        ranks = np.arange(start + 1, start + len(rows) + 1)
+        columns = {
+            "rank": pa.array(ranks, pa.int64()),
+            "user_id": pa.array(self._release.history.users.take(rows), pa.string()),
+        }
+        for column, values in (("percentile", members.percentile), ("probability", members.probability)):
+            known = np.asarray(values[some]) if len(values) else [None] * len(rows)
+            columns[column] = pa.array(known, pa.float32())
+        return pa.table(columns).filter(pa.array(self._alive(rows)))
+
+    def _alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(N,) of whom nothing that the release has was erased."""
+        if self._ledger is None or not len(self._ledger):
+            return np.ones(len(rows), bool)
+        alive: NDArray[np.bool_] = erased_up_to(self._release.history, self._ledger, rows) < 0
+        return alive
+
+    def overlap(self, names: Sequence[str]) -> Overlap:
+        """How many users audiences share; what fewer than ``k_min`` are counted as is not told.
+
+        Raises:
+            UnknownName, Unfulfillable: as ``members``.
+        """
+        bits = [self.members(name).member_u for name in names]
+        shared = np.array([[int((one & other).sum()) for other in bits] for one in bits], np.int64)
+        sizes = np.diagonal(shared) if len(bits) else shared
+        either = sizes[:, None] + sizes[None, :] - shared if len(bits) else shared
+        told = [[self._told(int(n)) for n in row] for row in shared]
+        jaccard = [
+            [None if n is None or not total else float(n / total) for n, total in zip(row, totals, strict=True)]
+            for row, totals in zip(told, either.tolist(), strict=True)
+        ]
+        return Overlap(list(names), [self._told(int(n)) for n in sizes], told, jaccard)
+
+    def _told(self, n: int) -> int | None:
+        return n if not n or n >= self._k_min else None
+
+    def _stack(self, made: Mapping[str, Made]) -> _Stack:
+        keys = tuple(one.key for one in made.values())
+        if self._stacked is None or self._stacked[0] != keys:
+            alike = {
+                name: one.members.likeness
+                for name, one in made.items()
+                if isinstance(one.members, Members) and one.members.likeness is not None
+            }
+            self._stacked = keys, _Stack(alike)
+        return self._stacked[1]
+
+    def _one(self, definition: Definition, made: Mapping[str, Made], reporter: Reporter) -> Made:
+        parts = {name: made[name].key for name in sorted(definition.uses) if name in made}
+        key = digest_of([self._release.release_id, definition.digest, parts, self._k_min])
+        known = self._made.get(definition.name)
+        if known is not None and known.key == key:
+            return known
+        for name in sorted(definition.uses):
+            if name not in made:
+                return Made(definition, key, Unfulfillable("it is made of a saved audience that is not there"))
+            if isinstance(part := made[name].members, Unfulfillable):
+                return Made(definition, key, Unfulfillable(f"the audience {name!r} cannot be made: {part}"))
+        of = {name: one.members for name, one in made.items() if isinstance(one.members, Members)}
+        try:
+            return Made(definition, key, self._opened(definition, key, of, reporter))
+        except Unfulfillable as error:
+            return Made(definition, key, error)
+
+    def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
+        own = self.definitions.folder_of(definition.name)
+        folder = own / f"{self._release.release_id}-{key[:16]}"
+        with suppress(ArtifactMissing):
+            return Members(open_artifact(folder, KIND, verify=False))
+        with alone(own):
+            if not folder.exists():
+                Making(self._release, definition, of, self._ledger, self._k_min, reporter).write(folder, key)
+                let_go(own, folder)
+            return Members(open_artifact(folder, KIND, verify=False))
+
+
+class _Stack:
+    """What all audiences hold a vector against, in one matrix."""
+
+    def __init__(self, alike: Mapping[str, Likeness]) -> None:
+        self._names = list(alike)
+        self._widths = [len(one.directions_ke) for one in alike.values()]
+        self._offsets_k = np.concatenate([one.offsets_k for one in alike.values()] or [np.empty(0, np.float32)])
+        self._middles = [len(one.middles_ke) for one in alike.values()]
+        parts = [part for one in alike.values() for part in (one.directions_ke,)]
+        parts += [one.middles_ke for one in alike.values()]
+        self._all = np.concatenate(parts) if parts else None
+
+    def product(self, vector_e: NDArray[np.float32]) -> tuple[dict[str, float], dict[str, float]]:
+        """By name: how much the user of a vector is like the seeds, and the cosine to their middle."""
+        if self._all is None:
+            return {}, {}
+        products = self._all @ vector_e
+        n_directions = len(self._offsets_k)
+        likes = _most_of(products[:n_directions] - self._offsets_k, self._widths)
+        cosines = _most_of(products[n_directions:], self._middles)
+        return dict(zip(self._names, likes, strict=True)), dict(zip(self._names, cosines, strict=True))
+
+
+def _most_of(values: NDArray[np.float32], widths: Sequence[int]) -> list[float]:
+    starts = np.cumsum([0, *widths[:-1]])
+    most: list[float] = np.maximum.reduceat(values, starts).tolist()
+    return most
+
+
+def _acts(history: History, vocabulary: InterestVocabulary, acted: Acted) -> bool:
+    interests = vocabulary.interest_of(history.item_rows)
+    return bool(((interests == acted.interest) & (history.timestamps >= acted.since)).any())
+
+
+def refresh(audiences: Audiences, reporter: Reporter) -> dict[str, str | None]:
+    """Make every audience of a release that is not made yet; by name, why one cannot be, or None."""
+    made = audiences.all(reporter)
+    return {name: str(one.members) if isinstance(one.members, Unfulfillable) else None for name, one in made.items()}

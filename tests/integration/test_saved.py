@@ -1,0 +1,283 @@
+"""Saved audiences on releases of a small world: kept, found once, answered of one user as of the group, compared."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from lurm.artifacts import remove_drafts
+from lurm.audience import Size
+from lurm.definitions import Alike, Combined, Definitions, Listed, Rule, combine, document_of, rule_of
+from lurm.erasure import Ledger
+from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
+from lurm.lookalikes import Acted, Asked
+from lurm.progress import Silent
+from lurm.purge import Erasing
+from lurm.release import Release
+from lurm.saved import Audiences
+from tests.integration.conftest import Built, build
+
+K_MIN = 10
+
+
+@pytest.fixture(scope="module")
+def release(small: Built) -> Release:
+    return small.release()
+
+
+def saved(release: Release, root: Path, ledger: Ledger | None = None) -> Audiences:
+    return Audiences(release, Definitions(root, ledger), ledger=ledger, k_min=K_MIN)
+
+
+@pytest.fixture
+def audiences(release: Release, tmp_path: Path) -> Audiences:
+    return saved(release, tmp_path)
+
+
+def some(release: Release, start: int, stop: int) -> list[str]:
+    return release.history.users.take(np.arange(start, stop))
+
+
+def alike(release: Release, **more: object) -> Alike:
+    given = {"seeds": some(release, 0, 40), "size": Size(percent=10)} | more
+    return Alike(Asked(**given))  # type: ignore[arg-type]
+
+
+RULES: list[Rule] = [
+    Listed(["a", "ü"]),
+    Combined({"and": ["a", {"not": {"or": ["b-2", "c_3"]}}]}),
+    Alike(Asked(["a"], Size(count=3))),
+    Alike(
+        Asked(
+            ["a", "b"],
+            Size(probability=0.5),
+            weights=[1.0, 2.5],
+            negatives=["c"],
+            exclude=["d"],
+            seeds_of="e",
+            exclude_audiences=["f"],
+            include_seeds=True,
+            acted=Acted(3, 7),
+            expected=9.5,
+            n_groups=2,
+            seed=4,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_saved_is_what_is_read(rule: Rule, tmp_path: Path) -> None:
+    assert rule_of(json.loads(json.dumps(document_of(rule)))) == rule
+    definitions = Definitions(tmp_path, None)
+    for name in ("b-2", "c_3", "a", "e", "f"):
+        definitions.put(name, Listed(["x"]))
+    written = definitions.put("mine", rule)
+    assert Definitions(tmp_path, None).get("mine") == definitions.get("mine") == written
+
+
+@pytest.mark.parametrize(
+    "term", ["", "A", "a/b", "../a", {}, {"xor": ["a"]}, {"and": []}, {"and": "a"}, ["a"], 3, None]
+)
+def test_what_is_no_term_is_refused(term: object) -> None:
+    with pytest.raises(UsageError):
+        Combined(term)  # type: ignore[arg-type]
+
+
+def test_terms_may_be_neither_too_deep_nor_too_long() -> None:
+    deep: object = "a"
+    for _ in range(9):
+        deep = {"not": deep}
+    for term in (deep, {"and": ["a"] * 65}):
+        with pytest.raises(UsageError):
+            Combined(term)  # type: ignore[arg-type]
+
+
+def test_nothing_is_made_of_itself_or_of_nothing_and_what_others_need_stays(tmp_path: Path) -> None:
+    definitions = Definitions(tmp_path, None)
+    definitions.put("a", Listed(["x"]))
+    definitions.put("b", Combined({"not": "a"}))
+    for name, rule in (("a", Combined("b")), ("c", Combined("c")), ("d", Combined("nothing"))):
+        with pytest.raises(Unfulfillable):
+            definitions.put(name, rule)
+    with pytest.raises(Unfulfillable, match="b"):
+        definitions.delete("a")
+    definitions.delete("b")
+    definitions.delete("a")
+    assert Definitions(tmp_path, None).all() == {}
+    with pytest.raises(UnknownName):
+        definitions.delete("a")
+
+
+def test_a_damaged_definition_is_named(tmp_path: Path) -> None:
+    definitions = Definitions(tmp_path, None)
+    definitions.put("a", Listed(["x1"]))
+    file = tmp_path / "audiences/a/definition.json"
+    file.write_bytes(file.read_bytes().replace(b"x1", b"x2"))
+    with pytest.raises(ArtifactCorrupt, match="changed"):
+        definitions.all()
+
+
+def test_the_place_of_each_user_is_that_of_the_group(audiences: Audiences, release: Release) -> None:
+    definitions, users = audiences.definitions, release.history.users
+    definitions.put("customers", Listed([*some(release, 0, 60), "stranger"]))
+    definitions.put("alike", alike(release))
+    definitions.put("two", alike(release, n_groups=2, size=Size(count=50), include_seeds=True))
+    definitions.put("of-customers", alike(release, seeds=[], seeds_of="customers", exclude_audiences=["alike"]))
+    definitions.put("mix", Combined({"and": [{"or": ["alike", "two"]}, {"not": "customers"}]}))
+    places = {
+        row: {one.name: one for one in audiences.places_in_release(users[row])} for row in range(len(release.history))
+    }
+    for name in ("customers", "alike", "two", "of-customers", "mix"):
+        members = audiences.members(name)
+        assert [row for row, own in places.items() if own[name].member] == np.flatnonzero(members.member_u).tolist()
+        assert sorted(members.rows.tolist()) == np.flatnonzero(members.member_u).tolist()
+        if members.likeness is not None:
+            told = audiences.table(name)
+            for row, percentile, probability in zip(
+                members.rows.tolist(), told["percentile"].to_pylist(), told["probability"].to_pylist(), strict=True
+            ):
+                assert places[row][name].percentile == pytest.approx(percentile, abs=0.3)
+                assert places[row][name].probability == pytest.approx(probability, abs=0.01)
+    assert len(audiences.members("customers")) == 60
+    assert len(audiences.members("alike")) == (n := round((len(users) - 40) / 10))
+    assert len(audiences.members("two")) == 50
+    assert not (audiences.members("of-customers").member_u & audiences.members("alike").member_u).any()
+    mix = (audiences.members("alike").member_u | audiences.members("two").member_u) & ~audiences.members(
+        "customers"
+    ).member_u
+    assert (audiences.members("mix").member_u == mix).all()
+    found = audiences.overlap(["alike", "two", "mix"])
+    both = int((audiences.members("alike").member_u & audiences.members("two").member_u).sum())
+    assert found.n_users == [n, 50, int(mix.sum())]
+    assert found.shared[0][1] == found.shared[1][0] == (both if both >= K_MIN else None)
+    assert found.jaccard[0][0] == 1
+    with pytest.raises(UnknownUser):
+        audiences.places_in_release("stranger")
+
+
+def test_a_user_who_moves_is_judged_by_their_vector_now(audiences: Audiences, release: Release) -> None:
+    interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
+    audiences.definitions.put("alike", alike(release, exclude=["nobody yet"]))
+    audiences.definitions.put("without", alike(release, seeds=some(release, 40, 90), exclude_audiences=["alike"]))
+    audiences.definitions.put("actors", alike(release, acted=Acted(interest), size=Size(percent=90)))
+    members = audiences.members("alike")
+    best, outsider = int(members.rows[0]), int(np.flatnonzero(~members.member_u & members.may_u)[0])
+    vectors_ue = release.embeddings.vectors_ue
+
+    def place(name: str, user_id: str, row: int, like: int) -> bool | None:
+        history = replace(release.history.at(like), user_id=user_id)
+        places = audiences.places(user_id, row, np.asarray(vectors_ue[like]), history)
+        return {one.name: one.member for one in places}[name]
+
+    users = release.history.users
+    assert place("alike", users[outsider], outsider, best), "an outsider who becomes like the best is in"
+    assert not place("alike", users[best], best, outsider), "a member who becomes like an outsider is out"
+    assert place("alike", "newcomer", -1, best), "a newcomer like the best is in"
+    assert not place("alike", "nobody yet", -1, best), "who is excluded by name stays out, known or not"
+    assert not place("alike", users[3], 3, best), "seeds stay out"
+    assert not place("without", users[outsider], outsider, best), "who is in now is kept out of the other"
+    acts = np.array(
+        [
+            (release.vocabulary.interest_of(release.history.at(row).item_rows) == interest).any()
+            for row in range(len(users))
+        ]
+    )
+    no_actor = int(np.flatnonzero(~acts)[0])
+    assert not place("actors", "newcomer", -1, no_actor)
+    assert place("actors", "newcomer", -1, int(audiences.members("actors").rows[0]))
+
+
+def test_too_few_to_protect_anybody(audiences: Audiences, release: Release) -> None:
+    definitions = audiences.definitions
+    definitions.put("few", Listed(some(release, 0, K_MIN - 1)))
+    definitions.put("like-few", alike(release, seeds=[], seeds_of="few"))
+    definitions.put("on", Combined({"and": ["like-few", "few"]}))
+    definitions.put("few-again", Combined({"and": ["few"]}))
+    definitions.put("heavy", alike(release, weights=[1e6, *[1.0] * 39]))
+    definitions.put("unlike", alike(release, negatives=some(release, 50, 52)))
+    for name in ("like-few", "on", "few-again", "heavy", "unlike"):
+        with pytest.raises(Unfulfillable):
+            audiences.members(name)
+    places = {one.name: one for one in audiences.places_in_release(release.history.users[0])}
+    assert [places[name].member for name in ("few", "like-few", "on")] == [True, None, None]
+    assert str(K_MIN) in (places["like-few"].why_not or "")
+    assert audiences.overlap(["few", "few"]).shared == [[None, None], [None, None]]
+    assert {one["name"]: one["n_users"] for one in audiences.summaries()}["like-few"] is None
+
+
+def test_members_are_found_once_and_by_one_process(audiences: Audiences, release: Release, tmp_path: Path) -> None:
+    audiences.definitions.put("alike", alike(release))
+    first = audiences.members("alike")
+    other = saved(release, tmp_path)
+    assert other.members("alike").facts["seconds"] == first.facts["seconds"]
+    audiences.definitions.put("alike", alike(release, size=Size(percent=20)))
+    assert len(other.members("alike")) == round((len(release.history) - 40) / 5)
+    assert len(list((tmp_path / "audiences/alike").glob("*/manifest.json"))) == 1
+    assert remove_drafts(tmp_path / "audiences/alike") == 0
+
+
+def test_erased_users_leave_members_seeds_and_files(release: Release, tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    audiences = saved(release, tmp_path, ledger)
+    audiences.definitions.put("listed", Listed(some(release, 0, 40)))
+    audiences.definitions.put("alike", alike(release, negatives=some(release, 60, 80), weights=[1.0, *[2.0] * 39]))
+    member = release.history.users[int(audiences.members("alike").rows[0])]
+    seed, negative = some(release, 0, 1)[0], some(release, 60, 61)[0]
+    for user_id in (seed, negative, member):
+        ledger.record(user_id, 2**42, by="test")
+    assert member not in audiences.table("alike")["user_id"].to_pylist()
+    assert audiences.table("alike")["rank"].to_pylist()[0] == 2
+    assert audiences.definitions.forget_erased() == 2
+    assert audiences.definitions.forget_erased() == 0
+    rule = audiences.definitions.get("alike").rule
+    assert isinstance(rule, Alike)
+    assert (len(rule.asked.seeds), rule.asked.weights, len(rule.asked.negatives)) == (39, [2.0] * 39, 19)
+    assert audiences.members("alike").facts["health"]["n_given"] == 39
+    assert not any(user.encode() in path.read_bytes() for user in (seed, negative) for path in tmp_path.rglob("*.json"))
+    assert seed not in audiences.table("listed")["user_id"].to_pylist()
+
+
+@pytest.mark.slow
+def test_the_next_release_is_asked_anew_and_says_who_came_and_went(small: Built, tmp_path: Path) -> None:
+    root, log = tmp_path / "artifacts", tmp_path / "world"
+    shutil.copytree(small.dataset, log)
+    first = Release.open(root, build(log, root, encoder={"dim": 32}).release_id)
+    audiences = saved(first, root)
+    audiences.definitions.put("alike", alike(first))
+    audiences.definitions.put("rest", Combined({"not": "alike"}))
+    assert audiences.members("alike").facts["churn"] is None
+    before = set(audiences.table("alike")["user_id"].to_pylist())
+    for file in (log / "events").glob("*.parquet"):
+        events = pl.read_parquet(file)
+        events.filter(pl.col("user_id") != first.history.users[100]).write_parquet(file)
+    second = Release.open(root, build(log, root, seed=11).release_id)
+    assert second.space_id != first.space_id
+    again = saved(second, root)
+    after = set(again.table("alike")["user_id"].to_pylist())
+    churn = again.members("alike").facts["churn"]
+    counts = {"joined": len(after - before), "left": len(before - after), "stayed": len(after & before)}
+    assert churn["since"] == first.release_id
+    assert {name: churn[name] for name in counts} == {
+        name: n if not n or n >= K_MIN else None for name, n in counts.items()
+    }
+    assert again.members("rest").facts["churn"]["stayed"] >= 300
+    assert len(list((root / "audiences/alike").glob("*/manifest.json"))) == 2, "a rollback finds its members"
+    assert set(saved(first, root).table("alike")["user_id"].to_pylist()) == before
+
+    seed = first.history.users[0]
+    asyncio.run(Erasing(root, root / "live", None, Silent()).run([seed], purge=True))
+    assert Erasing(root, root / "live", None, Silent()).remains([seed]) == []
+
+
+def test_terms_are_sets() -> None:
+    of = {"a": 0b0011, "b": 0b0101}.__getitem__
+    assert combine({"or": ["a", {"not": "b"}]}, of, 0b1111) == 0b1011
+    assert combine({"and": ["a", "b", "a"]}, of, 0b1111) == 0b0001
