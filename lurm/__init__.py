@@ -42,10 +42,12 @@ The map of the house, from the ground up. Each module may import only what stand
     days          what each user did on each day, empty days left out          (LUMOS)
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled
+    prospect      what may come next: questions and answers
     tally         bags straight from a log                                    (LURM)
     filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
+    behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
     live          what users did since the base was built, kept durably
     encoder       the one protocol serving knows
     histories     base + live: every event of every user, up to this moment

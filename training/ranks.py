@@ -104,6 +104,12 @@ class Ranks:
             start += gradient.numel()
 
     @_exchange
+    def add_up(self, own: Tensor) -> None:
+        """Replace a tensor by its sum over all ranks."""
+        if self.n > 1:
+            dist.all_reduce(own)
+
+    @_exchange
     def follow(self, tensors: Iterable[Tensor]) -> None:
         """Write the leader's values into these tensors."""
         if self.n > 1:

@@ -1,0 +1,12 @@
+"""BehaveGPT: what a user does next, and then, and then; on the same histories and interests as the embeddings.
+
+    steps       histories -> behaviours in context: weekday, slot and gap, place, event
+    network     four streams, causal blocks, a head over behaviours
+    objective   fair to the tail: the worst mixture of classes near the one observed
+    rollout     one step after the other, with keys and values kept
+    model       the published model: next, rollout, states
+
+Paper: BehaveGPT (arXiv 2505.17631).
+"""
+
+KIND = "behavegpt"

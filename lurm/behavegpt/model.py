@@ -1,0 +1,188 @@
+"""A published BehaveGPT: what comes next, futures, and states of users."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import orjson
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lurm.artifacts import Artifact, open_artifact
+from lurm.behavegpt import KIND
+from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.rollout import rollout
+from lurm.behavegpt.steps import Behavior, Codebook
+from lurm.errors import ArtifactCorrupt, ArtifactError
+from lurm.history import HistoryBatch
+from lurm.interests import InterestVocabulary
+from lurm.prospect import Imagined, Occasion, Plan, Prospect
+
+WEIGHTS, CODES, SHAPE = "behavegpt.safetensors", "codebook.safetensors", "behavegpt.json"
+# Raised when the same weights and history would give another answer.
+REVISION = 1
+# A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
+# same whatever stands beside it.
+_ROWS_AT_ONCE, _STRIDE = 16, 64
+
+
+class BehaveGptModel:
+    """A trained BehaveGPT: a ``NextModel``, and a ``UserEncoder`` whose vectors are states.
+
+    A state is what the model knows after a user's last event, less the mean of users, of unit length. It holds weekday
+    and hour of events, so ``as_of`` changes nothing: it is a function of the history alone.
+
+    Attributes:
+        dim: E, the width of states.
+    """
+
+    kind = KIND
+
+    def __init__(self, network: BehaveGpt, codebook: Codebook, vocabulary: InterestVocabulary) -> None:
+        self.network, self.codebook = network.eval(), codebook
+        self.dim, self.n_behaviors = network.config.shape.width, network.n_behaviors
+        self._vocabulary = vocabulary
+        self._words: dict[int, Behavior] = {}
+
+    @classmethod
+    def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> BehaveGptModel:
+        """Read a published model.
+
+        Raises:
+            ArtifactError: the folder is not an intact one, was trained with another vocabulary, or by a lurm whose
+                arithmetic was another.
+        """
+        return cls.of(open_artifact(folder, KIND, verify=verify), vocabulary)
+
+    @classmethod
+    def of(cls, artifact: Artifact, vocabulary: InterestVocabulary) -> BehaveGptModel:
+        """The model of an opened artifact."""
+        folder = artifact.path
+        if artifact.manifest.parents.get("interests") != vocabulary.artifact.manifest.fingerprint:
+            raise ArtifactCorrupt(f"{folder} was trained with another interest vocabulary; rebuild it")
+        try:
+            shape = orjson.loads((folder / SHAPE).read_bytes())
+            if (revision := shape["revision"]) != REVISION:
+                raise ArtifactError(
+                    f"{folder} was trained for revision {revision} of BehaveGPT, this lurm computes revision "
+                    f"{REVISION}; build the release anew, or serve it with the lurm that made it"
+                )
+            config = BehaveGptConfig.from_json(shape["network"])
+            codebook = Codebook(config.steps, shape["types"], **load_arrays(folder / CODES))
+            network = BehaveGpt(config, codebook.n_codes)
+            network.load_state_dict(load_file(folder / WEIGHTS))
+        except ArtifactError:
+            raise
+        except Exception as error:
+            raise ArtifactCorrupt(f"{folder} does not hold the model its manifest promises: {error}") from error
+        return cls(network, codebook, vocabulary)
+
+    def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
+        """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
+        vectors_be = np.empty((len(batch), self.dim), np.float32)
+        for users, hidden_bd in self._states(batch):
+            state_bd = hidden_bd - self.network.mean_d
+            length_b1 = state_bd.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
+            vectors_be[users] = (state_bd / length_b1).numpy()
+        return vectors_be
+
+    def next(self, batch: HistoryBatch, occasions: Sequence[Occasion], most: int) -> list[list[Prospect]]:
+        """The likeliest behaviours of B users; see ``NextModel.next``."""
+        chances_bc = self.chances(batch, occasions)
+        most = min(most, self.n_behaviors)
+        found = []
+        for chance_c in chances_bc:
+            rows = np.argpartition(-chance_c, most - 1)[:most]
+            rows = rows[np.lexsort((rows, -chance_c[rows]))]
+            found.append([self._prospect(row, float(chance_c[row])) for row in rows.tolist()])
+        return found
+
+    def chances(self, batch: HistoryBatch, occasions: Sequence[Occasion]) -> NDArray[np.float32]:
+        """(B, C) probabilities of behaviours."""
+        context_b = self._contexts(batch, occasions)
+        chances_bc = np.empty((len(batch), self.n_behaviors), np.float32)
+        for users, hidden_bd in self._states(batch):
+            context = torch.from_numpy(context_b[:, users])
+            with torch.inference_mode():
+                scores_bc = _in_full(self.network.scores, hidden_bd, context)
+                chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
+        return chances_bc
+
+    def rollout(self, batch: HistoryBatch, plan: Plan, start_at: int) -> list[list[list[Imagined]]]:
+        """Futures of B users; see ``NextModel.rollout``."""
+        futures = rollout(self.network, self.codebook, self.codebook.steps(batch, self._vocabulary), plan, start_at)
+        paths = [
+            [self._imagined(*step) for step in zip(at_n, place_n, event_n, strict=True) if step[2] >= 0]
+            for at_n, place_n, event_n in zip(
+                futures.at_rn.tolist(), futures.place_rn.tolist(), futures.event_rn.tolist(), strict=True
+            )
+        ]
+        return [paths[start : start + plan.paths] for start in range(0, len(paths), plan.paths)]
+
+    def _states(self, batch: HistoryBatch) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Some users' positions in the batch, and (b, D) what is known after their last step."""
+        steps = self.codebook.steps(batch, self._vocabulary).last(self.network.config.window)
+        counts = np.diff(steps.offsets)
+        strides = -(-counts // _STRIDE)
+        order = np.argsort(strides, kind="stable")
+        at = 0
+        while at < len(order):
+            n_same = int(np.searchsorted(strides[order], strides[order[at]], side="right")) - at
+            users = order[at : at + min(n_same, _ROWS_AT_ONCE)]
+            streams = np.zeros((5, len(users), int(strides[users[0]]) * _STRIDE), np.int64)
+            for row, user in enumerate(users.tolist()):
+                streams[:, row, : counts[user]] = steps.streams[:, steps.offsets[user] : steps.offsets[user + 1]]
+            with torch.inference_mode():
+                hidden = self.network.hidden(torch.from_numpy(streams))
+                yield users, hidden[torch.arange(len(users)), torch.from_numpy(counts[users] - 1)]
+            at += len(users)
+
+    def _contexts(self, batch: HistoryBatch, occasions: Sequence[Occasion]) -> NDArray[np.int64]:
+        """(4, B) codes of what is asked about."""
+        context = np.zeros((4, len(batch)), np.int64)
+        for user, (occasion, last_at, n) in enumerate(
+            zip(occasions, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
+        ):
+            if occasion.at is not None:
+                at = np.array([occasion.at])
+                weekday, slot = self.codebook.calendar(at)
+                gap = self.codebook.gap_code(np.maximum(at - last_at, 0)) if n else np.ones(1, np.int64)
+                context[:3, user] = weekday[0], slot[0], gap[0]
+            if occasion.location_row is not None:
+                context[3, user] = self.codebook.place_code(np.array([occasion.location_row]))[0]
+        return context
+
+    def _behavior(self, row: int) -> Behavior:
+        if row not in self._words:
+            self._words[row] = self.codebook.behavior(row, self._vocabulary)
+        return self._words[row]
+
+    def _prospect(self, row: int, chance: float) -> Prospect:
+        one = self._behavior(row)
+        return Prospect(one.behavior, one.interest, one.description, chance)
+
+    def _imagined(self, at: int, place: int, row: int) -> Imagined:
+        one = self._behavior(row)
+        return Imagined(at, self.codebook.location_of(place), one.behavior, one.interest, one.description)
+
+
+def write_model(folder: Path, network: BehaveGpt, codebook: Codebook) -> None:
+    """Write the files of a ``behavegpt`` artifact into a draft."""
+    shape = {"revision": REVISION, "network": network.config.to_json(), "types": list(codebook.types)}
+    (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
+    save_arrays(codebook.arrays(), folder / CODES)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
+
+
+def _in_full(scores: Callable[[Tensor, Tensor], Tensor], hidden_bd: Tensor, context_b: Tensor) -> Tensor:
+    """(b, C) scores, computed for a full batch whatever b is."""
+    spare = _ROWS_AT_ONCE - len(hidden_bd)
+    hidden = torch.cat([hidden_bd, hidden_bd.new_zeros(spare, hidden_bd.shape[1])])
+    context = torch.cat([context_b, context_b.new_zeros(len(context_b), spare)], dim=1)
+    return scores(hidden, context)[: len(hidden_bd)]

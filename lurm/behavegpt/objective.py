@@ -1,0 +1,165 @@
+"""What training minimises: cross-entropy, made fair to rare behaviours.
+
+    min over weights, max over Q:  sum_c Q_c l_c        |Q_c - P_c| <= eps_c, Q on the simplex
+
+P is how frequent behaviours are, l_c the loss of a behaviour. The worst Q is found exactly: begin with P - eps and hand
+what is left to the behaviours of the highest loss, up to P + eps. A sample then weighs Q_y / P_y.
+
+Paper: BehaveGPT, distributionally robust pretraining (the idea). Our reading: eps_c = P_c · min(most, radius ·
+sqrt(n_max / n_c)), so the radius is larger where behaviours are rare; l_c is smoothed over steps, for a batch misses
+most of them; weights are constant in the gradient. Rivals stand behind the same switch: focal (Lin et al. 2017),
+class-balanced (Cui et al. 2019), logit-adjusted (Menon et al. 2021), and a Kullback-Leibler ball (Q ~ P exp(l / tau)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from lurm.bounds import AT_LEAST_ZERO, POSITIVE, Bound, check
+from lurm.errors import UsageError
+
+ObjectiveKind = Literal["dro", "plain", "focal", "balanced", "adjusted", "kl"]
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveConfig:
+    """Which objective.
+
+    Attributes:
+        kind: "dro", "plain" cross-entropy, "focal", class-"balanced", logit-"adjusted" or "kl" ball.
+        radius: of "dro"; 0 is plain cross-entropy, bit for bit.
+        most: of "dro", the largest share of P_c that eps_c is.
+        smoothing: share of the old loss of a behaviour that is kept when it is seen again.
+        warmup: steps over which the radius (or the pull of "kl") grows.
+        clip: a sample weighs at most so much, and at least its inverse.
+        gamma: of "focal".
+        beta: of "balanced".
+        tau: of "adjusted", and the temperature of "kl".
+    """
+
+    kind: ObjectiveKind = "dro"
+    radius: float = 0.1
+    most: float = 1.0
+    smoothing: float = 0.9
+    warmup: int = 100
+    clip: float = 10.0
+    gamma: float = 2.0
+    beta: float = 0.999
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(ObjectiveKind):
+            raise UsageError(f"objective is {self.kind!r}, expected one of {', '.join(get_args(ObjectiveKind))}")
+        share = Bound(least=0, most=1)
+        check(self, radius=AT_LEAST_ZERO, most=share, smoothing=Bound(least=0, below=1), warmup=AT_LEAST_ZERO)
+        check(self, clip=Bound(least=1), gamma=AT_LEAST_ZERO, beta=Bound(least=0, below=1), tau=POSITIVE)
+
+
+def worst_mixture(p_c: Tensor, loss_c: Tensor, eps_c: Tensor) -> Tensor:
+    """(C,) the distribution within eps of P under which the mean loss is highest.
+
+    Paper: BehaveGPT, the inner maximisation, by its exact solution; ties go to the lower row.
+
+    Args:
+        p_c: (C,) sums to 1.
+        loss_c: (C,) of each class.
+        eps_c: (C,) with 0 <= eps <= p.
+    """
+    order = torch.argsort(loss_c, descending=True, stable=True)
+    room = 2 * eps_c[order]
+    before = torch.cumsum(room, 0) - room
+    handed = (eps_c.sum() - before).clamp_min(0).minimum(room)
+    worst_c = p_c - eps_c
+    worst_c[order] += handed
+    return worst_c
+
+
+class Objective(nn.Module):
+    """The loss of a batch, and the losses of behaviours it is weighed by, which are part of a checkpoint.
+
+    Args:
+        config: which one.
+        counts_c: (C,) how often each behaviour was seen, 1 or more.
+    """
+
+    p_c: Tensor
+    loss_c: Tensor
+    n_steps: Tensor
+    fixed_c: Tensor
+
+    def __init__(self, config: ObjectiveConfig, counts_c: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.config = config
+        n_c = torch.from_numpy(np.asarray(counts_c, np.float64))
+        self.register_buffer("p_c", n_c / n_c.sum())
+        self.register_buffer("loss_c", torch.full_like(n_c, math.log(max(len(n_c), 2))))
+        self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
+        share_c = torch.clamp(config.radius * (n_c.max() / n_c).sqrt(), max=config.most)
+        self.register_buffer("eps_c", self.p_c * share_c, persistent=False)
+        balanced_c = (1 - config.beta) / (1 - config.beta**n_c)
+        self.register_buffer("fixed_c", balanced_c / (balanced_c * self.p_c).sum(), persistent=False)
+
+    def weights(self) -> Tensor | None:
+        """(C,) float64 what a sample of each behaviour weighs at this step; None: they all weigh the same."""
+        config = self.config
+        if config.kind == "balanced":
+            return self.fixed_c
+        if config.kind not in {"dro", "kl"} or (config.kind == "dro" and not config.radius):
+            return None
+        grown = min(float(self.n_steps) / config.warmup, 1.0) if config.warmup else 1.0
+        if config.kind == "dro":
+            eps_c: Tensor = self.get_buffer("eps_c") * grown
+            ratio_c = worst_mixture(self.p_c, self.loss_c, eps_c) / self.p_c
+        else:
+            ratio_c = torch.softmax(self.loss_c / config.tau * grown + self.p_c.log(), 0) / self.p_c
+        return ratio_c.clamp(1 / config.clip, config.clip)
+
+    def forward(self, scores_nc: Tensor, target_n: Tensor, weights_c: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The sum of the weighed losses of n samples, and (n,) their plain cross-entropies without a gradient.
+
+        Args:
+            scores_nc: (n, C) of the model.
+            target_n: (n,) int64 behaviours.
+            weights_c: of ``weights``, the same for all parts of a step.
+        """
+        config = self.config
+        plain_n = F.cross_entropy(scores_nc.float(), target_n, reduction="none")
+        loss_n = plain_n
+        if config.kind == "adjusted":
+            shifted_nc = scores_nc.float() + config.tau * self.p_c.log().float()
+            loss_n = F.cross_entropy(shifted_nc, target_n, reduction="none")
+        elif config.kind == "focal":
+            loss_n = plain_n * (1 - torch.exp(-plain_n)) ** config.gamma
+        if weights_c is not None:
+            loss_n = loss_n * weights_c[target_n].float()
+        return loss_n.sum(), plain_n.detach()
+
+    @torch.no_grad()
+    def observe(
+        self, target_n: Tensor, plain_n: Tensor, add_up: Callable[[Tensor], None] = lambda together: None
+    ) -> None:
+        """Remember the losses of a step.
+
+        Args:
+            target_n, plain_n: of all samples of this process.
+            add_up: replaces a tensor by its sum over all processes that train together, so that all remember the same.
+        """
+        n_classes = len(self.p_c)
+        both = torch.zeros(2, n_classes, dtype=torch.float64, device=target_n.device)
+        both[0].index_add_(0, target_n, plain_n.double())
+        both[1].index_add_(0, target_n, torch.ones_like(plain_n, dtype=torch.float64))
+        add_up(both)
+        seen_c = both[1] > 0
+        kept = self.config.smoothing
+        mean_c = both[0] / both[1].clamp_min(1)
+        self.loss_c.copy_(torch.where(seen_c, kept * self.loss_c + (1 - kept) * mean_c, self.loss_c))
+        self.n_steps += 1

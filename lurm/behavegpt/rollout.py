@@ -1,0 +1,165 @@
+"""One step after the other: a future is drawn from what the model says of time, place and event, in this order.
+
+Each step draws the gap to the next event, then its place at that time, then the event at that time and place; the step
+is then part of what the next one knows. Keys and values of what is known are kept, so a step costs one step. When they
+fill the window, its later half is read anew.
+
+Paper: BehaveGPT, long-term generation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.prospect import Plan
+from lurm.transformer import KeyValues, seen_keys
+
+_NEVER = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Futures:
+    """N steps of R rows, users' paths one after another; what a row does not reach is -1.
+
+    Attributes:
+        at_rn: (R, N) int64 epoch ms.
+        place_rn: (R, N) int64 place codes.
+        event_rn: (R, N) int64 rows of behaviours.
+    """
+
+    at_rn: NDArray[np.int64]
+    place_rn: NDArray[np.int64]
+    event_rn: NDArray[np.int64]
+
+
+class _Known:
+    """What rows have done so far, as much of it as the model looks at, and what their last step says."""
+
+    def __init__(self, network: BehaveGpt, steps: Steps, window: int, n_paths: int, *, cached: bool) -> None:
+        self._network, self._window, self._cached = network, window, cached
+        streams, is_real = steps.last(window).padded(left=True)
+        device = network.mean_d.device
+        self._streams = torch.from_numpy(streams).to(device)
+        self._is_real = torch.from_numpy(np.ascontiguousarray(is_real)).to(device)
+        self._cache: KeyValues | None = None
+        self.hidden_rd = self._read()
+        if n_paths > 1:
+            self.keep(torch.arange(len(steps), device=device).repeat_interleave(n_paths))
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with some rows, in this order."""
+        self._streams, self._is_real = self._streams[:, rows], self._is_real[rows]
+        self.hidden_rd = self.hidden_rd[rows]
+        if self._cache is not None:
+            self._cache.rows(rows)
+
+    def add(self, step: Tensor) -> None:
+        """One more step of each row: (5, R) codes."""
+        self._streams = torch.cat([self._streams, step[:, :, None]], dim=2)
+        real_r1 = torch.ones(step.shape[1], 1, dtype=torch.bool, device=step.device)
+        self._is_real = torch.cat([self._is_real, real_r1], dim=1)
+        if self._streams.shape[2] > self._window:
+            half = max(self._window // 2, 1)
+            self._streams, self._is_real = self._streams[:, :, -half:], self._is_real[:, -half:]
+            self._cache = None
+        if self._cache is None:
+            self.hidden_rd = self._read()
+        else:
+            newest = self._streams[:, :, -1:]
+            self.hidden_rd = self._network.hidden(newest, seen_keys(self._is_real), self._cache)[:, -1]
+
+    def _read(self) -> Tensor:
+        if self._cached:
+            shape, n_rows = self._network.config.shape, self._streams.shape[1]
+            self._cache = KeyValues(shape, n_rows, self._window, self._network.query.weight)
+        return self._network.hidden(self._streams, seen_keys(self._is_real), self._cache)[:, -1]
+
+
+@torch.inference_mode()
+def rollout(
+    network: BehaveGpt, codebook: Codebook, steps: Steps, plan: Plan, start_at: int, *, cached: bool = True
+) -> Futures:
+    """Futures of B users, ``plan.paths`` of each.
+
+    Args:
+        network: trained, in evaluation.
+        codebook: of its codes.
+        steps: what B users have done.
+        plan: how futures are drawn.
+        start_at: epoch ms, where one begins for a user without events.
+        cached: keep keys and values; False: read everything anew at every step, for comparison.
+    """
+    known = _Known(network, steps, network.config.window, plan.paths, cached=cached)
+    last = steps.offsets[1:] - 1
+    begun = steps.streams[EVENT, last] != 1
+    at_r = np.repeat(np.where(begun, steps.times[last], start_at), plan.paths)
+    n_rows = len(at_r)
+    until = _NEVER if plan.until is None else plan.until
+    chances = np.stack([np.random.default_rng([plan.seed, path]).random((plan.steps, 4)) for path in range(plan.paths)])
+    chance_rn = np.tile(chances, (len(steps), 1, 1))
+    futures = Futures(*(np.full((n_rows, plan.steps), -1, np.int64) for _ in range(3)))
+    rows = np.arange(n_rows)  # still under way
+    for nth in range(plan.steps):
+        chance = chance_rn[rows, nth]
+        hidden = known.hidden_rd
+        gap = _drawn(_probabilities(network.gap_scores(hidden)), chance[:, 0])
+        values = codebook.values_gs[gap, (chance[:, 1] * codebook.values_gs.shape[1]).astype(np.int64)]
+        at_r = at_r + values
+        weekday, slot = codebook.calendar(at_r)
+        context = np.stack([weekday, slot, gap + FIRST, np.zeros_like(gap)])
+        if network.n_codes[3] > FIRST:
+            place_scores = network.place_scores(hidden, _tensor(context, hidden))
+            context[3] = _drawn(_probabilities(place_scores), chance[:, 2]) + 1
+        else:
+            context[3] = 1
+        chances_rc = _probabilities(network.scores(hidden, _tensor(context, hidden)) / plan.temperature)
+        event = _drawn(_likeliest(chances_rc, plan), chance[:, 3])
+        alive = at_r <= until
+        if not alive.all():
+            rows, at_r, context, event = rows[alive], at_r[alive], context[:, alive], event[alive]
+            if not len(rows):
+                break
+            known.keep(torch.from_numpy(np.flatnonzero(alive)).to(hidden.device))
+        futures.at_rn[rows, nth], futures.place_rn[rows, nth], futures.event_rn[rows, nth] = at_r, context[3], event
+        if nth + 1 < plan.steps:
+            known.add(_tensor(np.concatenate([context, event[None] + FIRST]), hidden))
+    return futures
+
+
+def _tensor(codes: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(codes).to(like.device)
+
+
+def _probabilities(scores: Tensor) -> NDArray[np.float64]:
+    probabilities: NDArray[np.float64] = torch.softmax(scores.double(), dim=-1).cpu().numpy()
+    return probabilities
+
+
+def _likeliest(chances_rc: NDArray[np.float64], plan: Plan) -> NDArray[np.float64]:
+    """The same without what the plan leaves out; no longer summing to 1."""
+    n_c = chances_rc.shape[1]
+    top_k = n_c if plan.top_k is None else min(plan.top_k, n_c)
+    if top_k == n_c and plan.top_p == 1:
+        return chances_rc
+    order = np.argsort(-chances_rc, axis=1, kind="stable")
+    sorted_rc = np.take_along_axis(chances_rc, order, axis=1)
+    before_rc = np.cumsum(sorted_rc, axis=1) - sorted_rc
+    kept = (before_rc < plan.top_p) & (np.arange(n_c) < top_k)
+    left_rc = np.zeros_like(chances_rc)
+    np.put_along_axis(left_rc, order, np.where(kept, sorted_rc, 0), axis=1)
+    return left_rc
+
+
+def _drawn(weights_rc: NDArray[np.float64], chance_r: NDArray[np.float64]) -> NDArray[np.int64]:
+    """(R,) a column of each row, by its weight: the one in which the chance, in [0, 1), falls."""
+    heights = np.cumsum(weights_rc, axis=1)
+    column = (heights <= chance_r[:, None] * heights[:, -1:]).sum(axis=1)
+    within: NDArray[np.int64] = np.minimum(column, weights_rc.shape[1] - 1)
+    return within

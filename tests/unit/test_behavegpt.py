@@ -1,0 +1,214 @@
+"""BehaveGPT: what steps say, whose scores are whose, futures, and what is published."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lurm.artifacts import draft
+from lurm.behavegpt import KIND
+from lurm.behavegpt.model import BehaveGptModel, write_model
+from lurm.behavegpt.network import SIZES, BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.rollout import rollout
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, PLACE, Codebook, StepConfig
+from lurm.errors import ArtifactCorrupt, DataError, UsageError
+from lurm.history import HistoryBase, HistoryBatch
+from lurm.interests import InterestVocabulary
+from lurm.prospect import Occasion, Plan
+from lurm.transformer import seen_before
+from tests.chains import BEGIN_AT, HOUR_MS, chained, small
+from training.behave import packed
+
+Log = tuple[HistoryBase, InterestVocabulary]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return chained(tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="module")
+def model(log: Log) -> BehaveGptModel:
+    network, codebook = small(*log)
+    return BehaveGptModel(network, codebook, log[1])
+
+
+def test_a_step_says_when_where_and_what(log: Log) -> None:
+    history, vocabulary = log
+    codebook = Codebook.learn(history, vocabulary, StepConfig(least_events=1))
+    batch = history.batch(np.arange(3))
+    steps = codebook.steps(batch, vocabulary)
+    assert np.array_equal(np.diff(steps.offsets), batch.n_events + 1)
+    for user in range(3):
+        own = batch.part(user, user + 1)
+        codes = steps.streams[:, steps.offsets[user] : steps.offsets[user + 1]]
+        assert codes[:, 0].tolist() == [0, 0, 0, 0, BEGINNING]
+        for nth, at in enumerate(own.timestamps.tolist(), 1):
+            moment = datetime.fromtimestamp(at / 1000, UTC)
+            assert codes[:2, nth].tolist() == [FIRST + moment.weekday(), FIRST + moment.hour]
+            said = codebook.behavior(int(codes[EVENT, nth]) - FIRST, vocabulary)
+            item = int(own.item_rows[nth - 1])
+            assert said.behavior == history.behaviors[int(own.behavior_rows[nth - 1])]
+            assert said.interest == int(vocabulary.interest_of(np.array([item]))[0])
+            assert codebook.location_of(int(codes[PLACE, nth])) == own.location_rows[nth - 1]
+        assert codes[GAP, 1] == 1
+        gaps = np.diff(own.timestamps)
+        assert np.array_equal(codes[GAP, 2:], codebook.gap_code(gaps))
+        assert (np.abs(codebook.values_gs[codes[GAP, 2:] - FIRST, 0] - gaps) < HOUR_MS).all()
+
+
+@settings(deadline=None)
+@given(at=st.integers(-(10**12), 4 * 10**12), slots=st.sampled_from([1, 4, 24, 48]))
+def test_the_calendar_is_the_worlds(log: Log, at: int, slots: int) -> None:
+    codebook = Codebook.learn(*log, StepConfig(least_events=1, slots=slots))
+    weekday, slot = codebook.calendar(np.array([at]))
+    moment = datetime.fromtimestamp(at / 1000, UTC)
+    within = (at % 86_400_000) / 86_400_000
+    assert (weekday[0] - FIRST, slot[0] - FIRST) == (moment.weekday(), int(within * slots))
+
+
+def test_a_behaviour_may_be_the_logs_own_type_of_event(log: Log) -> None:
+    history, vocabulary = log
+    codebook = Codebook.learn(history, vocabulary, StepConfig(behavior="type"))
+    assert [codebook.behavior(row, vocabulary).behavior for row in range(codebook.n_behaviors)] == ["buy", "view"]
+    assert codebook.counts_c.sum() == history.n_events
+
+
+def test_rare_behaviours_are_known_to_happen_and_not_foretold(log: Log) -> None:
+    history, vocabulary = log
+    every = Codebook.learn(history, vocabulary, StepConfig(least_events=1))
+    frequent = Codebook.learn(history, vocabulary, StepConfig(least_events=1, most_behaviors=4))
+    assert frequent.n_behaviors == 4
+    assert sorted(frequent.counts_c) == sorted(every.counts_c)[-4:]
+    batch = history.batch(np.arange(20))
+    codes = frequent.event_code(batch, vocabulary)
+    assert set(codes.tolist()) == {0, *range(FIRST, FIRST + 4)}
+    with pytest.raises(DataError, match="no behaviour occurs 100000 times"):
+        Codebook.learn(history, vocabulary, StepConfig(least_events=100_000))
+
+
+def test_events_after_a_moment_teach_nothing(log: Log) -> None:
+    history, vocabulary = log
+    moment = BEGIN_AT + 20 * 24 * HOUR_MS
+    before = Codebook.learn(history, vocabulary, StepConfig(least_events=1), before=moment)
+    n_before = sum(len(batch.before(moment).timestamps) for batch in history.scan())
+    assert before.counts_c.sum() == n_before < history.n_events
+
+
+def test_users_packed_into_rows_score_as_alone(log: Log) -> None:
+    history, vocabulary = log
+    network, codebook = small(*log)
+    network.eval()
+    steps = codebook.steps(history.batch(np.arange(30)), vocabulary)
+    counts = np.diff(steps.offsets)
+    starts, lengths = steps.offsets[:-1], counts - 1
+    rows = packed(steps, starts, lengths)
+    assert rows.streams.shape[1] < 30 and rows.segment is not None, "nothing is shared, so nothing is tested"
+    assert rows.at.unique().numel() == lengths.sum()
+    hidden = network.hidden(rows.streams, seen_before(rows.segment)).flatten(0, 1)[rows.at]
+    at = 0
+    for start, length in zip(starts, lengths, strict=True):
+        alone = network.hidden(torch.from_numpy(steps.streams[:, None, start : start + length]))[0]
+        torch.testing.assert_close(hidden[at : at + length], alone, atol=1e-4, rtol=1e-4)
+        assert np.array_equal(rows.target[:, at : at + length], steps.streams[:, start + 1 : start + length + 1])
+        at += length
+
+
+def test_what_comes_later_changes_nothing_before(log: Log) -> None:
+    network, codebook = small(*log)
+    network.eval()
+    streams = torch.from_numpy(codebook.steps(log[0].batch(np.arange(1)), log[1]).streams)[:, None]
+    later = streams.clone()
+    later[EVENT, 0, -1] = FIRST + (later[EVENT, 0, -1] - FIRST + 1) % codebook.n_behaviors
+    before, after = network.scores(network.hidden(streams)[0]), network.scores(network.hidden(later)[0])
+    assert torch.equal(before[:-1], after[:-1])
+    assert not torch.equal(before[-1], after[-1])
+
+
+def test_an_answer_is_the_users_own_to_the_bit(log: Log, model: BehaveGptModel) -> None:
+    history, _ = log
+    batch = HistoryBatch.of([*(history.at(row) for row in range(24)), history.inline("new", [])])
+    occasions = [Occasion(), Occasion(at=BEGIN_AT), Occasion(BEGIN_AT, 1)] * 8 + [Occasion()]
+    together, vectors_be = model.chances(batch, occasions), model.embed(batch)
+    np.testing.assert_allclose(together.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(vectors_be, axis=1), 1, rtol=1e-5)
+    for user in (0, 7, 23, 24):
+        alone = batch.part(user, user + 1)
+        assert np.array_equal(model.chances(alone, [occasions[user]])[0], together[user])
+        assert np.array_equal(model.embed(alone)[0], vectors_be[user])
+    assert not np.array_equal(model.chances(batch.part(0, 1), [Occasion(at=BEGIN_AT)])[0], together[0])
+
+
+def test_the_likeliest_come_first_in_words(log: Log, model: BehaveGptModel) -> None:
+    batch = log[0].batch(np.arange(2))
+    found = model.next(batch, [Occasion()] * 2, 3)
+    chances_bc = model.chances(batch, [Occasion()] * 2)
+    for chance_c, prospects in zip(chances_bc, found, strict=True):
+        assert [one.probability for one in prospects] == sorted(chance_c.tolist(), reverse=True)[:3]
+        assert all(one.behavior in {"buy", "view"} and one.description for one in prospects)
+    assert len(model.next(batch, [Occasion()] * 2, 10_000)[0]) == model.n_behaviors
+
+
+@pytest.mark.parametrize("window", [64, 12])
+def test_kept_keys_and_values_change_no_future(log: Log, window: int) -> None:
+    network, codebook = small(*log, window=window)
+    steps = codebook.steps(log[0].batch(np.arange(5)), log[1])
+    plan = Plan(steps=30, paths=2, seed=3)
+    kept = rollout(network.eval(), codebook, steps, plan, 0)
+    anew = rollout(network, codebook, steps, plan, 0, cached=False)
+    for one, other in zip(dataclasses.astuple(kept), dataclasses.astuple(anew), strict=True):
+        assert np.array_equal(one, other)
+    assert (kept.event_rn >= 0).all()
+    assert not np.array_equal(kept.event_rn[0], kept.event_rn[1]), "paths of one user differ"
+
+
+def test_a_future_is_the_plans(log: Log, model: BehaveGptModel) -> None:
+    history = log[0]
+    batch = HistoryBatch.of([history.at(0), history.at(1), history.inline("new", [])])
+    plan = Plan(steps=12, paths=2, seed=5, until=int(batch.last_at.max()) + 48 * HOUR_MS)
+    futures = model.rollout(batch, plan, BEGIN_AT)
+    assert futures == model.rollout(batch, plan, BEGIN_AT) != model.rollout(batch, dataclasses.replace(plan, seed=6), 0)
+    assert futures[1] == model.rollout(batch.part(1, 2), plan, BEGIN_AT)[0]
+    for last_at, paths in zip([*batch.last_at[:2].tolist(), BEGIN_AT], futures, strict=True):
+        assert len(paths) == 2
+        for path in paths:
+            times = [last_at, *(one.at for one in path)]
+            assert times == sorted(times)
+            assert all(one.at <= plan.until for one in path)
+            assert all(one.location_row in {-1, 0, 1} for one in path)
+    likeliest = model.rollout(batch.part(0, 1), Plan(steps=4, paths=3, top_k=1), 0)[0]
+    narrow = model.rollout(batch.part(0, 1), Plan(steps=4, paths=3, top_p=1e-6), 0)[0]
+    assert likeliest == narrow
+
+
+def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_path: Path) -> None:
+    history, vocabulary = log
+    parents = {"interests": vocabulary.artifact.manifest.fingerprint}
+    with draft(tmp_path / "model", kind=KIND, key="test", config={}, parents=parents) as work:
+        write_model(work.path, model.network, model.codebook)
+    opened = BehaveGptModel.open(tmp_path / "model", vocabulary)
+    batch = history.batch(np.arange(4))
+    assert opened.next(batch, [Occasion()] * 4, 5) == model.next(batch, [Occasion()] * 4, 5)
+    assert np.array_equal(opened.embed(batch), model.embed(batch))
+    assert opened.rollout(batch, Plan(steps=3), 0) == model.rollout(batch, Plan(steps=3), 0)
+    with draft(tmp_path / "other", kind=KIND, key="test", config={}, parents={"interests": "another"}) as work:
+        write_model(work.path, model.network, model.codebook)
+    with pytest.raises(ArtifactCorrupt, match="another interest vocabulary"):
+        BehaveGptModel.open(tmp_path / "other", vocabulary)
+
+
+def test_sizes_are_what_their_names_say() -> None:
+    for name in SIZES:
+        million = float(name.removesuffix("M"))
+        with torch.device("meta"):
+            network = BehaveGpt(BehaveGptConfig(size=name), (9, 26, 50, 100, 1002))
+        assert million * 0.8 < network.n_parameters / 1e6 < million * 1.35, name
+    with pytest.raises(UsageError, match="size is '7B', expected one of 0"):
+        BehaveGptConfig(size="7B")

@@ -1,0 +1,462 @@
+"""Training BehaveGPT: users packed into rows, an objective fair to the tail, resumable to the bit.
+
+Users of a batch are cut into stretches of at most a window, and stretches share rows, each seeing only itself. Random
+choices are drawn from (seed, pass, step). Ranks train on their share of every batch: gradients and the losses of
+behaviours are added up, so all take one step and remember the same.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from lurm.ahead import ahead
+from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.objective import Objective, ObjectiveConfig
+from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
+from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
+from lurm.errors import DataError, LurmError
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.progress import Reporter
+from lurm.transformer import seen_before
+from training.passes import Passed, passes, schedule, set_rate
+from training.ranks import ALONE, Ranks
+
+_MOST_EPOCHS = 40
+_STRIDE = 64  # lengths of rows are multiples of it
+_LEAST_HELD_OUT = 8
+_SAMPLE_FOR_MEAN = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class BehaveTrainConfig:
+    """How BehaveGPT is trained.
+
+    Attributes:
+        epochs: most passes over the users; None: by rule, at most 40 and within ``event_budget``.
+        event_budget: events read in all when ``epochs`` is None.
+        batch_events: of one step, about.
+        part_events: of a batch that are in memory at a time; gradients of the parts add up.
+        learning_rate: of AdamW, reached after ``warmup`` of the steps and then falling as a cosine.
+        weight_decay: of matrices.
+        given: share of targets whose time is told, and half as often their place; the others are foretold blindly.
+        gap_weight: of the losses of gap and place beside that of the behaviour.
+        longest_gradient: longer ones are cut to this length.
+        holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
+            than eight, all users train, and the same ones measure.
+        patience: stop after so many passes without a better held-out loss.
+        precision: of matrix products; "auto" is bfloat16 on a GPU and float32 elsewhere.
+        device: "auto" is a GPU where there is one.
+        objective: see ``ObjectiveConfig``.
+        seed: of everything random.
+    """
+
+    epochs: int | None = None
+    event_budget: int = 8_000_000
+    batch_events: int = 1024
+    part_events: int = 4096
+    learning_rate: float = 2e-3
+    warmup: float = 0.05
+    weight_decay: float = 0.01
+    given: float = 0.5
+    gap_weight: float = 0.2
+    longest_gradient: float = 1.0
+    holdout: float = 0.05
+    holdout_users: int = 2048
+    patience: int = 3
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = "auto"
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self, epochs=AT_LEAST_ONE, event_budget=AT_LEAST_ONE, batch_events=AT_LEAST_ONE, patience=AT_LEAST_ONE)
+        check(self, part_events=AT_LEAST_ONE, learning_rate=POSITIVE, longest_gradient=POSITIVE, seed=SEED)
+        check(self, warmup=Bound(least=0, below=1), given=Bound(least=0, most=1), gap_weight=AT_LEAST_ZERO)
+        check(self, weight_decay=AT_LEAST_ZERO, holdout=Bound(least=0, below=0.5), holdout_users=AT_LEAST_ZERO)
+
+    def epochs_for(self, n_events: int) -> int:
+        """Passes over a log of so many events."""
+        if self.epochs is not None:
+            return self.epochs
+        return int(np.clip(self.event_budget // max(n_events, 1), 1, _MOST_EPOCHS))
+
+
+@dataclass(frozen=True, slots=True)
+class BehaveOutcome:
+    """What a training came to.
+
+    Attributes:
+        epochs: passes done.
+        held_out: cross-entropy of the next behaviour of held-out users, nats, after each pass, the first before any.
+        best_epoch: the pass whose weights were kept.
+        in_sample: there were too few users to hold any out.
+        n_parameters: of the network.
+        n_behaviors: it tells apart.
+    """
+
+    epochs: int
+    held_out: list[float]
+    best_epoch: int
+    in_sample: bool
+    n_parameters: int
+    n_behaviors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Stretches of users in rows.
+
+    Attributes:
+        streams: (5, R, L) codes.
+        segment: (R, L) which stretch a step is of, -1 at padding; None where every row is one stretch.
+        at: (n,) positions in R·L of the steps after which something is foretold.
+        target: (5, n) the codes of what comes next there.
+    """
+
+    streams: Tensor
+    segment: Tensor | None
+    at: Tensor
+    target: Tensor
+
+    def to(self, device: torch.device) -> Packed:
+        """The same on a device."""
+        segment = None if self.segment is None else self.segment.to(device)
+        return Packed(self.streams.to(device), segment, self.at.to(device), self.target.to(device))
+
+
+def packed(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Packed:
+    """Stretches of steps laid into rows: the longest first, each where the least room is left.
+
+    Args:
+        steps: of some users.
+        starts: (n,) of each stretch, in ``steps``; the step after its last is of the same user.
+        lengths: (n,) steps whose next one is foretold, 1 or more.
+    """
+    length = -(-int(lengths.max()) // _STRIDE) * _STRIDE
+    order = np.argsort(-lengths, kind="stable")
+    room: list[tuple[int, int]] = []  # left in each row that is not full, and the row
+    row_of, column_of = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
+    n_rows = 0
+    for stretch in order.tolist():
+        own = int(lengths[stretch])
+        fits = bisect.bisect_left(room, (own, -1))
+        left, row = room.pop(fits) if fits < len(room) else (length, n_rows)
+        n_rows = max(n_rows, row + 1)
+        row_of[stretch], column_of[stretch] = row, length - left
+        if left > own:
+            bisect.insort(room, (left - own, row))
+    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    source = np.repeat(starts, lengths) + within
+    place = np.repeat(row_of * length + column_of, lengths) + within
+    streams = np.zeros((5, n_rows * length), np.int64)
+    streams[:, place] = steps.streams[:, source]
+    segment = np.full(n_rows * length, -1, np.int64)
+    segment[place] = np.repeat(np.arange(len(lengths)), lengths)
+    return Packed(
+        torch.from_numpy(streams.reshape(5, n_rows, length)),
+        torch.from_numpy(segment.reshape(n_rows, length)) if n_rows < len(lengths) else None,
+        torch.from_numpy(place),
+        torch.from_numpy(steps.streams[:, source + 1]),
+    )
+
+
+class BehaveTrainer:
+    """Trains one network on one history base; a ``Learner``.
+
+    Args:
+        network: trained in place.
+        codebook: of its codes.
+        vocabulary: items -> interests.
+        history: the users.
+        config: see ``BehaveTrainConfig``.
+        checkpoint: folder to resume from and save to after each pass; None: no checkpoints.
+        reporter: told about loss and speed.
+        ranks: that train together; the leader alone writes.
+        before: only events with timestamp < before (epoch ms) are read; None: all.
+    """
+
+    def __init__(
+        self,
+        network: BehaveGpt,
+        codebook: Codebook,
+        vocabulary: InterestVocabulary,
+        history: HistoryBase,
+        config: BehaveTrainConfig,
+        checkpoint: Path | None,
+        reporter: Reporter,
+        ranks: Ranks = ALONE,
+        *,
+        before: int | None = None,
+    ) -> None:
+        self._codebook, self._vocabulary, self._history, self._config = codebook, vocabulary, history, config
+        self._checkpoint, self._reporter, self._ranks, self._before = checkpoint, reporter, ranks, before
+        self._device = _device(config.device)
+        self._network = network.to(self._device)
+        self._objective = Objective(config.objective, codebook.counts_c).to(self._device)
+        self.parts: Mapping[str, nn.Module] = {"network": self._network, "objective": self._objective}
+        matrices = [p for p in network.parameters() if p.dim() > 1]
+        others = [p for p in network.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizers: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)),
+        )
+        n_users = len(history)
+        n_held = min(int(n_users * config.holdout), config.holdout_users)
+        self._in_sample = n_held < _LEAST_HELD_OUT
+        rows = np.arange(n_users)  # in hash order, so the last ones are a uniform sample of users
+        train, held = (rows, rows[:2048]) if self._in_sample else np.split(rows, [n_users - n_held])
+        self._train_rows, self._held_rows = train, held
+        self._epochs = config.epochs_for(history.n_events)
+
+    def fit(self) -> BehaveOutcome:
+        """Train until the passes are done or the held-out loss stops falling, and keep the best weights.
+
+        Raises:
+            DataError: no held-out user has done anything that can be foretold.
+            LurmError: the training has diverged.
+            OSError: a checkpoint could not be written.
+        """
+        config = self._config
+        passed: Passed = passes(
+            self,
+            epochs=self._epochs,
+            patience=config.patience,
+            folder=self._checkpoint,
+            reporter=self._reporter,
+            ranks=self._ranks,
+        )
+        self._network.load_state_dict(passed.best)
+        self._measure()
+        self._network.cpu()
+        return BehaveOutcome(
+            passed.epochs,
+            passed.held_out,
+            passed.best_epoch,
+            self._in_sample,
+            self._network.n_parameters,
+            self._network.n_behaviors,
+        )
+
+    def start(self) -> None:
+        """Initialise the network."""
+        self._network.start(self._codebook.counts_c, self._codebook.meanings(self._vocabulary), self._config.seed)
+        self._ranks.follow(self._network.state_dict().values())
+
+    def train(self, epoch: int) -> None:
+        """One pass over the users that train."""
+        config, ranks, network = self._config, self._ranks, self._network
+        batches = self._batches(epoch)
+        total, title = self._epochs * len(batches), f"train {epoch + 1}/{self._epochs}"
+        network.train()
+        mean = 0.0
+        with (
+            self._reporter.task(title, len(self._train_rows), "users") as task,
+            closing(self._prepared(epoch, batches)) as ready,
+            torch.random.fork_rng(devices=[]),
+        ):
+            for at, parts in enumerate(ready):
+                set_rate(
+                    self.optimizers, config.learning_rate * schedule((epoch * len(batches) + at) / total, config.warmup)
+                )
+                torch.manual_seed(_seed(config.seed, epoch, at, ranks.rank))
+                loss = self._step(parts)
+                ranks.add_up_gradients(network.parameters())
+                nn.utils.clip_grad_norm_(network.parameters(), config.longest_gradient)
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                mean += (self._finite(loss, title) - mean) / (at + 1)
+                task.advance(len(batches[at]), f"loss {mean:.3f}")
+        ranks.follow(network.state_dict().values())
+        network.eval()
+
+    def _step(self, parts: list[Packed]) -> float:
+        """Gradients of one step from its parts; the plain cross-entropy of the behaviours foretold."""
+        config, ranks, objective = self._config, self._ranks, self._objective
+        counts = torch.tensor([_counts(part) for part in parts] or [[0, 0, 0]], dtype=torch.float64).sum(0)
+        ranks.add_up(counts)
+        n_event, n_gap, n_place = counts.clamp_min(1).tolist()
+        weights_c = objective.weights()
+        seen: list[tuple[Tensor, Tensor]] = []
+        for part in parts:
+            on = part.to(self._device)
+            with self._autocast():
+                event, gap, place = self._losses(on, weights_c, seen)
+            loss = event / n_event + config.gap_weight * (gap / n_gap + place / n_place)
+            loss.backward()
+        nothing = torch.empty(0, device=self._device)
+        target_n = torch.cat([target for target, _ in seen] or [nothing.long()])
+        plain_n = torch.cat([plain for _, plain in seen] or [nothing])
+        objective.observe(target_n, plain_n, ranks.add_up)
+        total = plain_n.double().sum().cpu()
+        ranks.add_up(total)
+        return float(total) / float(n_event)
+
+    def _losses(
+        self, part: Packed, weights_c: Tensor | None, seen: list[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums of the losses of behaviour, gap and place; adds the behaviours' targets and plain losses to ``seen``."""
+        network, target = self._network, part.target
+        mask = None if part.segment is None else seen_before(part.segment)
+        hidden_nd = network.hidden(part.streams, mask).flatten(0, 1)[part.at]
+        context = target[:4] * self._told(target.shape[1])
+        is_ours = target[EVENT] >= FIRST
+        ours = target[EVENT][is_ours] - FIRST
+        event, plain_n = self._objective(network.scores(hidden_nd[is_ours], context[:, is_ours]), ours, weights_c)
+        seen.append((ours, plain_n))
+        follows = target[GAP] >= FIRST
+        gap_scores = network.gap_scores(hidden_nd[follows]).float()
+        gap = F.cross_entropy(gap_scores, target[GAP][follows] - FIRST, reduction="sum")
+        if network.n_codes[PLACE] == FIRST:
+            return event, gap, gap.new_zeros(())
+        blind = torch.cat([target[:3], torch.zeros_like(target[:1])])  # a place is foretold at a time that is told
+        place = F.cross_entropy(network.place_scores(hidden_nd, blind).float(), target[PLACE] - 1, reduction="sum")
+        return event, gap, place
+
+    def _told(self, n: int) -> Tensor:
+        """(4, n) 1 where weekday, slot, gap and place of a target are told; from torch's own randomness."""
+        chance = torch.rand(2, n)
+        time = chance[0] < self._config.given
+        place = time & (chance[1] < 0.5)
+        return torch.stack([time, time, time, place]).long().to(self._device)
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """Cross-entropy of the next behaviour of users that never train, told nothing but the past."""
+        total = torch.zeros(2, dtype=torch.float64)
+        self._network.eval()
+        own = self._held_rows[self._ranks.share(len(self._held_rows))]
+        with closing(ahead(self._held_out(own))) as ready:
+            for part in ready:
+                on = part.to(self._device)
+                mask = None if on.segment is None else seen_before(on.segment)
+                is_ours = on.target[EVENT] >= FIRST
+                hidden_nd = self._network.hidden(on.streams, mask).flatten(0, 1)[on.at[is_ours]]
+                scores_nc = self._network.scores(hidden_nd)
+                loss = F.cross_entropy(scores_nc, on.target[EVENT][is_ours] - FIRST, reduction="sum")
+                total += torch.tensor([float(loss), float(is_ours.sum())], dtype=torch.float64)
+        self._ranks.add_up(total)
+        if not total[1]:
+            raise DataError(
+                "no held-out user does anything that can be foretold; BehaveGPT needs users with events of behaviours "
+                f"that occur at least {self._codebook.config.least_events} times"
+            )
+        return self._finite(float(total[0] / total[1]), "held-out users")
+
+    def _held_out(self, rows: NDArray[np.int64]) -> Iterator[Packed]:
+        for some in _chunks(rows, 256):
+            steps = self._steps(some).last(self._network.config.window + 1)
+            starts, lengths = _stretches(steps, self._network.config.window, None)
+            yield from _parts(steps, starts, lengths, self._config.part_events)
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        """The mean state of a sample of users."""
+        states = []
+        for rows in _chunks(self._train_rows[:_SAMPLE_FOR_MEAN], 64):
+            streams, is_real = self._steps(rows).last(self._network.config.window).padded()
+            hidden = self._network.hidden(torch.from_numpy(streams).to(self._device))
+            states.append(hidden[torch.arange(len(rows)), torch.from_numpy(is_real.sum(1) - 1)])
+        self._network.mean_d.copy_(torch.cat(states).mean(0))
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Users of each step, in another order every pass; the same at every rank."""
+        order = np.random.default_rng([self._config.seed, epoch]).permutation(self._train_rows)
+        sizes = np.array([self._history.n_events_of(row) for row in order.tolist()])
+        sizes = np.minimum(sizes, self._config.batch_events)
+        number = (np.cumsum(sizes) - sizes) // self._config.batch_events
+        cuts = np.flatnonzero(np.diff(number)) + 1
+        return np.split(order, cuts)
+
+    def _prepared(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[list[Packed], None, None]:
+        """This rank's parts of every batch, made ready while the step before is taken."""
+
+        def prepare(at: int) -> list[Packed]:
+            rng = np.random.default_rng([self._config.seed, epoch, at, self._ranks.rank])
+            rows = np.sort(batches[at])
+            steps = self._steps(rows[self._ranks.share(len(rows))])
+            starts, lengths = _stretches(steps, self._network.config.window, rng, most=self._config.batch_events)
+            return list(_parts(steps, starts, lengths, self._config.part_events))
+
+        return ahead(map(prepare, range(len(batches))))
+
+    def _steps(self, rows: NDArray[np.int64]) -> Steps:
+        batch = self._history.batch(rows)
+        return self._codebook.steps(batch if self._before is None else batch.before(self._before), self._vocabulary)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        precision = self._config.precision
+        if precision == "bfloat16" or (precision == "auto" and self._device.type == "cuda"):
+            return torch.autocast(self._device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _finite(self, loss: float, where: str) -> float:
+        if not math.isfinite(loss):
+            raise LurmError(
+                f"training has diverged: the loss is {loss} ({where}), expected a finite number. Lower learning_rate "
+                f"(now {self._config.learning_rate:g}) under [behavegpt.training]"
+            )
+        return loss
+
+
+def _counts(part: Packed) -> list[int]:
+    target = part.target
+    return [int((target[EVENT] >= FIRST).sum()), int((target[GAP] >= FIRST).sum()), target.shape[1]]
+
+
+def _stretches(
+    steps: Steps, window: int, rng: np.random.Generator | None, most: int = 2**62
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Starts and lengths of stretches of at most a window that cover all but the last step of each user.
+
+    Args:
+        steps: of some users.
+        window: of the model.
+        rng: lets long lives be cut elsewhere every time; None: cut from the start.
+        most: steps of one user; of longer lives a run of so many is taken.
+    """
+    starts, lengths = [], []
+    for first, end in zip(steps.offsets[:-1].tolist(), (steps.offsets[1:] - 1).tolist(), strict=True):
+        if rng is not None and end - first > most:
+            first = int(rng.integers(first, end - most + 1))
+            end = first + most
+        at = first
+        step = window if rng is None or end - first <= window else int(rng.integers(1, window + 1))
+        while at < end:
+            starts.append(at)
+            lengths.append(min(step, end - at))
+            at, step = at + step, window
+    return np.array(starts, np.int64), np.array(lengths, np.int64)
+
+
+def _parts(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], most: int) -> Iterator[Packed]:
+    """Packed stretches, so many steps at a time, those of like length together."""
+    order = np.argsort(-lengths, kind="stable")
+    begins = np.cumsum(lengths[order]) - lengths[order]
+    for some in np.split(order, np.flatnonzero(np.diff(begins // most)) + 1):
+        if len(some):
+            yield packed(steps, starts[some], lengths[some])
+
+
+def _seed(*of: int) -> int:
+    return int(np.random.SeedSequence(of).generate_state(1)[0])
+
+
+def _device(name: str) -> torch.device:
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
