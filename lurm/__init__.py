@@ -55,6 +55,7 @@ The map of the house, from the ground up. Each module may import only what stand
     cache         the self-describing, compared cache
     audience      who is like these people, and how sure that is
     release       one immutable folder that serves
+    past          what was known of users back then
     export        all embeddings as one table
     lookalikes    audiences of a release: ids in, users and reasons out
     jobs          long work, asked about while it runs

@@ -206,6 +206,9 @@ def export(
     users: Annotated[
         Path | None, typer.Option(help="Text file of user ids, one a line: these alone.", show_default=False)
     ] = None,
+    as_of: Annotated[
+        Path | None, typer.Option(help="Table of user_id and timestamp: as it was known then.", show_default=False)
+    ] = None,
     release: _ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
@@ -219,36 +222,51 @@ def export(
     other columns, row by row. Arrow files and the pair can be memory-mapped. Memory is that of a block, however many
     users there are.
 
+    With --as-of, one row for each of the table: the vector of what had happened before the timestamp and had arrived by
+    then, as a release made at that moment would have it. Two more columns: timestamp, and row of the table.
+
     \b
     Examples:
       lurm export embeddings.parquet
       duckdb -c "select user_id, embedding[1] from 'embeddings.parquet' limit 3"
       lurm export embeddings.npy --users customers.txt
+      lurm export training.parquet --as-of labels.parquet
     """
+    import asyncio
+
     from lurm import export as exports
     from lurm import settings
     from lurm.erasure import Ledger
+    from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
 
+    if users and as_of:
+        raise UsageError("--as-of names users in its table; leave out --users")
     exports.check(destination)
     wanted = None if users is None else audiences.ids_in(users)
     config = settings.load({"artifacts_dir": artifacts_dir})
     opened = Release.open(config.artifacts_dir, release)
-    ledger = Ledger.of(config.live_folder)
-    n_users = exports.export(opened, destination, TerminalReporter(), ledger, users=wanted)
-    result = {
-        "path": destination,
-        "release": opened.release_id,
-        "space_id": opened.space_id,
-        "n_users": n_users,
-        "dim": opened.encoder.dim,
-    }
-    said = f"{destination}: {n_users:,} users × {opened.encoder.dim}"
-    if wanted is not None:
-        result["n_unknown"] = len(set(wanted)) - n_users
-        said += f"; {result['n_unknown']:,} of the list are unknown"
-    emit(result, as_json=as_json, text=said)
+    reporter, dim = TerminalReporter(), opened.encoder.dim
+    result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, "dim": dim}
+    if as_of is None:
+        n_users = exports.export(opened, destination, reporter, Ledger.of(config.live_folder), users=wanted)
+        n_unknown = 0 if wanted is None else len(set(wanted)) - n_users
+        said, result["n_users"] = f"{n_users:,} users × {dim}; of the list unknown: {n_unknown:,}", n_users
+    else:
+        told = exports.export_moments(
+            opened,
+            as_of,
+            destination,
+            reporter,
+            live_folder=config.live_folder,
+            live_url=config.live_url,
+            threads=config.threads,
+        )
+        result["n_rows"], n_unknown = asyncio.run(told)
+        said = f"{result['n_rows']:,} rows × {dim}; nothing was known yet: {n_unknown:,}"
+    result["n_unknown"] = n_unknown
+    emit(result, as_json=as_json, text=f"{destination}: {said if n_unknown else said.partition(';')[0]}")
 
 
 @app.command()

@@ -20,7 +20,7 @@ _HOURS = 4  # of one part of the day
 _MONDAY = 3  # epoch day 0 was a Thursday
 
 
-def activity_features(batch: HistoryBatch, as_of: int, n_behaviors: int) -> NDArray[np.float32]:
+def activity_features(batch: HistoryBatch, as_of: int | NDArray[np.int64], n_behaviors: int) -> NDArray[np.float32]:
     """(B, A) float32 features of each history, A the same for equal ``n_behaviors``; all 0 for one without events.
 
     Log counts of events in the life and in the last 365, 90, 28, 7 and 1 days before ``as_of``; log days since the
@@ -30,7 +30,7 @@ def activity_features(batch: HistoryBatch, as_of: int, n_behaviors: int) -> NDAr
 
     Args:
         batch: B histories; events after ``as_of`` count as if they were at it.
-        as_of: epoch ms, from where recency is measured.
+        as_of: epoch ms, from where recency is measured; one for all, or (B,).
         n_behaviors: of the log; at most eight are looked at.
     """
     features_ba = np.zeros((len(batch), activity_width(n_behaviors)), np.float32)
@@ -41,7 +41,7 @@ def activity_features(batch: HistoryBatch, as_of: int, n_behaviors: int) -> NDAr
         batch.item_rows,
         batch.behavior_rows,
         batch.values,
-        as_of,
+        np.full(len(batch), as_of, np.int64),
         min(n_behaviors, MOST_BEHAVIORS),
         last_seen_n,
         features_ba,
@@ -75,7 +75,7 @@ def _describe(
     item_rows: NDArray[np.int32],
     behavior_rows: NDArray[np.int16],
     values: NDArray[np.float32],
-    as_of: int,
+    as_of_b: NDArray[np.int64],
     n_behaviors: int,
     last_seen_n: NDArray[np.int32],
     features_ba: NDArray[np.float32],
@@ -89,7 +89,7 @@ def _describe(
     weekdays, parts = np.zeros(7, np.int64), np.zeros(24 // _HOURS, np.int64)
     behaviors = np.zeros(MOST_BEHAVIORS, np.int64)
     for user in range(len(offsets) - 1):
-        first, end = offsets[user], offsets[user + 1]
+        first, end, as_of = offsets[user], offsets[user + 1], as_of_b[user]
         if first == end:
             continue
         recent[:], weekdays[:], parts[:], behaviors[:] = 0, 0, 0, 0

@@ -30,11 +30,16 @@ class UserEncoder(Protocol):
     kind: str
     dim: int
 
-    def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
+    @property
+    def known_until(self) -> int:
+        """The end of the log it was trained on, epoch ms."""
+        ...
+
+    def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows, one per history, in the order given.
 
-        Recency is measured from ``as_of`` (epoch ms), None: from the end of the log the encoder was trained on, which
-        it remembers, so that a vector is a function of the history and the encoder alone.
+        Recency is measured from ``as_of`` (epoch ms, one for all or (B,)), None: from ``known_until``, so that a vector
+        is a function of the history and the encoder alone.
 
         A row depends on its own history alone: not on the other rows, nor on the order of events that share a
         timestamp. A history without a single known item gets the vector of an unknown user (still unit length).

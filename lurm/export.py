@@ -11,6 +11,7 @@ Whatever the size, memory is that of some blocks.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from lurm.artifacts import replacing
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
 from lurm.histories import erased_up_to
+from lurm.live.place import is_begun, open_live
+from lurm.live.segments import arrivals, arriving_since, living, n_arrivals
+from lurm.past import BackThen, Moments
 from lurm.progress import Reporter
 from lurm.release import Release
 
@@ -66,6 +70,79 @@ def export(
     rows = None if users is None else known_rows(release, users)
     n_rows = len(release.history) if rows is None else len(rows)
     return write(destination, schema_of(release), batches(release, ledger, rows=rows), n_rows, reporter)
+
+
+async def export_moments(
+    release: Release,
+    table: Path,
+    destination: Path,
+    reporter: Reporter,
+    *,
+    live_folder: Path,
+    live_url: str | None,
+    threads: int,
+) -> tuple[int, int]:
+    """Write one row per row of a table of users and moments: the vector as it was known then (see ``past``).
+
+    The columns of ``export``, where as_of is null and n_events 0 if nothing was known yet (the vector is then that of
+    somebody unknown), and timestamp (ms, UTC; the moment) and row int64 (of the table, from 0). Rows are ordered by
+    user and moment.
+
+    Args:
+        release: what to export.
+        table: Parquet, CSV or JSON lines.
+        destination: as for ``export``.
+        reporter: told about the rows.
+        live_folder, live_url: where live events and erasures are.
+        threads: that embed.
+
+    Returns:
+        number of rows, and of those among them where nothing was known.
+
+    Raises:
+        UsageError, DataError: the table cannot be used, or the destination.
+        ArtifactError, Unavailable: the live events cannot be read.
+    """
+    check(destination)
+    asked, ledger = Moments(table), Ledger.of(live_folder)
+    parts = living(live_folder, ledger)
+    zoned = pa.timestamp("ms", tz="UTC")
+    schema = schema_of(
+        release, pa.field("timestamp", zoned, nullable=False), pa.field("row", pa.int64(), nullable=False)
+    )
+    with tempfile.TemporaryDirectory(prefix=".export.", suffix=".draft", dir=destination.parent) as folder:
+        n_rows = max(asked.n_rows, n_arrivals(parts.segments))
+        then = BackThen(release, ledger, Path(folder), n_rows)
+        with reporter.task("read table", asked.n_rows, "rows") as task:
+            for batch in asked.batches():
+                then.ask(batch)
+                task.advance(len(batch))
+        for store_id, batch in arrivals(parts.segments):
+            then.learn(batch, store_id)
+        if is_begun(live_folder, live_url):
+            async with open_live(live_folder, live_url) as live:
+                store = live.events
+                async for batch in arriving_since(store, dict(parts.through).get(store.store_id, 0)):
+                    then.learn(batch, store.store_id)
+        n_unknown = 0
+
+        def rows() -> Iterator[pa.RecordBatch]:
+            nonlocal n_unknown
+            for known in then.all(threads):
+                is_none = known.n_events == 0
+                n_unknown += int(is_none.sum())
+                yield record(
+                    schema,
+                    pa.array(known.user_ids, pa.string()),
+                    known.vectors_re,
+                    pa.array(known.last_at, mask=is_none).cast(zoned),
+                    pa.array(known.n_events),
+                    pa.array(known.moments).cast(zoned),
+                    pa.array(known.rows),
+                )
+
+        n_written = write(destination, schema, rows(), asked.n_rows, reporter)
+    return n_written, n_unknown
 
 
 def check(destination: Path) -> None:

@@ -248,6 +248,11 @@ class HistoryBase:
         """How many events the user of a row has."""
         return int(self._offsets[row + 1] - self._offsets[row])
 
+    def lengths(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """(N,) how many events the users of these rows have."""
+        lengths: NDArray[np.int64] = self._offsets[rows + 1] - self._offsets[rows]
+        return lengths
+
     def live_through(self, store_id: str) -> int:
         """The last arrival of a store of live events that this base holds; 0: none of it."""
         return int(self.artifact.manifest.metrics.get("live_through", {}).get(store_id, 0))
@@ -284,35 +289,49 @@ class HistoryBase:
         Raises:
             DataError: a text of an event is too long, its value not finite, or its timestamp not in epoch ms.
         """
+        return self.placed(user_id, events)[0]
+
+    def placed(self, user_id: str, events: Sequence[Event]) -> tuple[History, list[int]]:
+        """As ``inline``, and which of the events each of the history's is, by its place among those given."""
         for event in events:
             _check(event)
-        own = sorted(_as_logged(e) for e in events if not _is_blank(e.item_id) or e.behavior in self.itemless_behaviors)
+        own = sorted(
+            (_as_logged(event), at)
+            for at, event in enumerate(events)
+            if not _is_blank(event.item_id) or event.behavior in self.itemless_behaviors
+        )
         if self.drops_duplicates:
             own = _first_of_each(own)
         rows = [
             (at, self.items.row(item), self.behaviors.row(behavior), value, self.locations.row(location))
-            for at, item, behavior, value, location, _ in own
+            for (at, item, behavior, value, location, _), _ in own
         ]
         arrays = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
-        return History(
+        history = History(
             user_id,
             seq=len(own),
             **{name: np.array(array, dtype) for (name, dtype), array in zip(COLUMNS.items(), arrays, strict=True)},
         )
+        return history, [at for _, at in own]
 
     def repeats(self, history: History, event: Event) -> bool:
         """Whether a history of this base holds an event that says the same."""
-        at = slice(*history.timestamps.searchsorted([event.timestamp, event.timestamp + 1]).tolist())
-        if at.start == at.stop:
-            return False
+        return bool(len(self.alike(history, event)))
+
+    def alike(self, history: History, event: Event) -> NDArray[np.int64]:
+        """The places of the events in a history of this base that say the same as an event, ascending."""
+        start, stop = history.timestamps.searchsorted([event.timestamp, event.timestamp + 1]).tolist()
+        if start == stop:
+            return np.empty(0, np.int64)
         _, item, behavior, value, location, _ = _as_logged(event)
         rows = self.items.row(item), self.behaviors.row(behavior), self.locations.row(location)
         if (item and rows[0] < 0) or rows[1] < 0 or (location and rows[2] < 0):
-            return False  # the base knows no event that says this
-        same = history.values[at] == np.float32(value)
+            return np.empty(0, np.int64)  # the base knows no event that says this
+        same = history.values[start:stop] == np.float32(value)
         for name, row in zip(("item_rows", "behavior_rows", "location_rows"), rows, strict=True):
-            same &= getattr(history, name)[at] == row
-        return bool(same.any())
+            same &= getattr(history, name)[start:stop] == row
+        places: NDArray[np.int64] = start + np.flatnonzero(same)
+        return places
 
     def _row(self, user_id: str) -> int:
         row = self.users.row(user_id)
@@ -375,9 +394,9 @@ def _stored(value: float) -> float:
         return float(np.float32(value))
 
 
-def _first_of_each(events: Sequence[_Logged]) -> list[_Logged]:
+def _first_of_each(events: Sequence[tuple[_Logged, int]]) -> list[tuple[_Logged, int]]:
     """The events that repeat no earlier one: same event id, or (without one) the same in everything."""
-    firsts: dict[object, _Logged] = {}
-    for event in events:
-        firsts.setdefault(event[-1] or event, event)
+    firsts: dict[object, tuple[_Logged, int]] = {}
+    for event, at in events:
+        firsts.setdefault(event[-1] or event, (event, at))
     return list(firsts.values())

@@ -428,10 +428,15 @@ class SmenEncoder:
             raise ArtifactCorrupt(f"{artifact.path / TABLE} does not fit {WEIGHTS}; rebuild it")
         return cls(network, boi, np.asarray(table_he))
 
-    def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
+    @property
+    def known_until(self) -> int:
+        """The end of the log it was trained on, epoch ms."""
+        return int(self.network.known_until)
+
+    def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
         network = self.network
-        moment = int(network.known_until) if as_of is None else as_of
+        moment = self.known_until if as_of is None else as_of
         features_ba = activity_features(batch, moment, network.n_behaviors)
         rows = []
         for start in range(0, len(batch), _USERS_AT_ONCE):

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lurm.cache import CachedEmbedding, EmbeddingCache, Provenance
 from lurm.encoder import UserEncoder
@@ -53,9 +54,24 @@ class Known(NamedTuple):
     standing: Standing
 
 
+class Seen(NamedTuple):
+    """An inline history as of a moment, from which recency is measured; see ``lurm.past``.
+
+    Attributes:
+        history: of before the moment.
+        as_of: epoch ms.
+    """
+
+    history: History
+    as_of: int
+
+
+Asked = Known | History | Seen
+
+
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    asked: Known | History
+    asked: Asked
     since: float
     flight: Flight
 
@@ -160,7 +176,7 @@ class Embedder:
             raise answer
         return answer
 
-    async def embed(self, wanted: Sequence[Known | History]) -> list[Embedded | LurmError]:
+    async def embed(self, wanted: Sequence[Asked]) -> list[Embedded | LurmError]:
         """Known users and inline histories, in order: the embedding of each, or why there is none.
 
         Raises:
@@ -174,16 +190,16 @@ class Embedder:
         flown = iter(await self._fly(missing))
         return [next(flown) if answer is None else answer for answer in at_hand]
 
-    def _at_hand(self, one: Known | History) -> Embedded | None:
+    def _at_hand(self, one: Asked) -> Embedded | None:
         found = self._cache.at_hand(one.provenance) if isinstance(one, Known) else None
         return None if found is None else Embedded(found, "cache")
 
-    async def _fly(self, wanted: Sequence[Known | History]) -> list[Embedded | LurmError]:
+    async def _fly(self, wanted: Sequence[Asked]) -> list[Embedded | LurmError]:
         """The embedding of each, from a flight that is under way or begins now."""
         loop = asyncio.get_running_loop()
         flights: list[Flight] = []
         mine: dict[Known, Flight] = {}
-        inline: list[tuple[History, Flight]] = []
+        inline: list[tuple[History | Seen, Flight]] = []
         for one in wanted:
             if isinstance(one, Known):
                 flight = self._flights.get(one.provenance)
@@ -215,9 +231,9 @@ class Embedder:
                 mine.pop(known).set_result(Embedded(one, "cache"))
                 del self._flights[known.provenance]
 
-    def _queue_up(self, known: dict[Known, Flight], inline: Sequence[tuple[History, Flight]]) -> None:
+    def _queue_up(self, known: dict[Known, Flight], inline: Sequence[tuple[History | Seen, Flight]]) -> None:
         """Queue all of a request's misses, or refuse them all."""
-        missed: list[tuple[Known | History, Flight]] = [*known.items(), *inline]
+        missed: list[tuple[Asked, Flight]] = [*known.items(), *inline]
         if not missed:
             return
         if len(self._queue) >= self._queue_users or not self.works:
@@ -230,7 +246,7 @@ class Embedder:
         if len(self._queue) >= self._batch_users:
             self._enough.set()
 
-    def _refuse(self, missed: Sequence[tuple[Known | History, Flight]], why: str) -> None:
+    def _refuse(self, missed: Sequence[tuple[Asked, Flight]], why: str) -> None:
         for asked, flight in missed:
             if isinstance(asked, Known):
                 del self._flights[asked.provenance]
@@ -266,7 +282,7 @@ class Embedder:
             async with asyncio.timeout(at_most_s):
                 await self._enough.wait()
 
-    async def _read(self, asked: Sequence[Known | History]) -> list[int | History | LurmError]:
+    async def _read(self, asked: Sequence[Asked]) -> list[int | History | Seen | LurmError]:
         """Where each history is: a row of the base, or here; or why there is none."""
         moved = [one.standing for one in asked if isinstance(one, Known) and not one.standing.is_settled]
         found: Iterator[History | LurmError] = iter(())
@@ -279,7 +295,7 @@ class Embedder:
                 _log.error("histories could not be read", exc_info=error)
                 found = iter([LurmError("the history cannot be read; see the log")] * len(moved))
         return [
-            one if isinstance(one, History) else one.standing.row if one.standing.is_settled else next(found)
+            (one.standing.row if one.standing.is_settled else next(found)) if isinstance(one, Known) else one
             for one in asked
         ]
 
@@ -287,7 +303,7 @@ class Embedder:
         base = self._base if standing.is_settled else self._moved
         return Provenance(standing.user_id, base, standing.seq, self._space_id)
 
-    def _put(self, landed: Sequence[tuple[Known | History, Embedded | LurmError]]) -> None:
+    def _put(self, landed: Sequence[tuple[Asked, Embedded | LurmError]]) -> None:
         known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]
         put = asyncio.create_task(self._keep(known))
         self._puts.add(put)
@@ -305,33 +321,45 @@ class Embedder:
 
     # -- in the encoder's thread
 
-    def _compute(self, asked: Sequence[int | History | LurmError]) -> list[Embedded | LurmError]:
-        """Embed rows of the base and histories, in order; what is neither stays what it is."""
+    def _compute(self, asked: Sequence[int | History | Seen | LurmError]) -> list[Embedded | LurmError]:
+        """Embed rows of the base and histories, in order; what is an error already stays one."""
         rows = np.array([one for one in asked if isinstance(one, int)], np.int64)
         given = [one for one in asked if isinstance(one, History)]
-        of_base = iter(self._embed(len(rows), lambda some: self._histories.base.batch(rows[some])))
-        of_given = iter(self._embed(len(given), lambda some: HistoryBatch.of(given[some])))
-        return [
-            one if isinstance(one, LurmError) else next(of_base if isinstance(one, int) else of_given) for one in asked
-        ]
+        seen = [one for one in asked if isinstance(one, Seen)]
+        as_of = np.array([one.as_of for one in seen], np.int64)
+        found = {
+            int: iter(self._embed(len(rows), lambda some: self._histories.base.batch(rows[some]))),
+            History: iter(self._embed(len(given), lambda some: HistoryBatch.of(given[some]))),
+            Seen: iter(self._embed(len(seen), lambda some: HistoryBatch.of([o.history for o in seen[some]]), as_of)),
+        }
+        return [one if isinstance(one, LurmError) else next(found[type(one)]) for one in asked]
 
-    def _embed(self, n: int, read: Callable[[slice], HistoryBatch]) -> list[Embedded | LurmError]:
+    def _embed(
+        self, n: int, read: Callable[[slice], HistoryBatch], as_of: NDArray[np.int64] | None = None
+    ) -> list[Embedded | LurmError]:
         """n histories together; if that fails, one by one, so that what cannot be embedded fails alone."""
         try:
-            return self._embed_some(read, slice(n)) if n else []
+            return self._embed_some(read, slice(n), as_of) if n else []
         except Exception:
-            return [self._embed_alone(read, at) for at in range(n)]
+            return [self._embed_alone(read, at, as_of) for at in range(n)]
 
-    def _embed_alone(self, read: Callable[[slice], HistoryBatch], at: int) -> Embedded | LurmError:
+    def _embed_alone(
+        self, read: Callable[[slice], HistoryBatch], at: int, as_of: NDArray[np.int64] | None
+    ) -> Embedded | LurmError:
         try:
-            return self._embed_some(read, slice(at, at + 1))[0]
+            return self._embed_some(read, slice(at, at + 1), as_of)[0]
         except Exception as error:
             _log.error("a history could not be embedded", exc_info=error)
             return LurmError("this history cannot be embedded; see the log")
 
-    def _embed_some(self, read: Callable[[slice], HistoryBatch], some: slice) -> list[Embedded | LurmError]:
-        batch = read(some)
-        vectors_be = self._encoder.embed(batch)
+    def _embed_some(
+        self, read: Callable[[slice], HistoryBatch], some: slice, as_of: NDArray[np.int64] | None
+    ) -> list[Embedded | LurmError]:
+        batch, encoder = read(some), self._encoder
+        if as_of is None:
+            vectors_be = encoder.embed(batch)
+        else:
+            vectors_be = encoder.embed(batch, np.minimum(as_of[some], encoder.known_until))
         answers: list[Embedded | LurmError] = []
         for n, last_at, vector_e in zip(batch.n_events.tolist(), batch.last_at.tolist(), vectors_be, strict=True):
             own_e = vector_e.copy()  # a view would keep the whole batch alive

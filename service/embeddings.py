@@ -19,7 +19,7 @@ from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
 from service.direct import STALE, STALE_HEADER, Answer, DirectRoute, as_json, in_body, problems
-from service.embedder import Embedded, Known
+from service.embedder import Embedded, Known, Seen
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
 from service.schemas import InlineHistory, events_of, iso, known_id, parse_embeddings
@@ -110,6 +110,8 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
 async def embeddings(request: Request) -> Response:
     """Embeddings of known users by id and of anybody by their events, in the shape of OpenAI's API.
 
+    A history with `as_of` gives the vector as it was known then, as `lurm export --as-of` writes it.
+
     What is wrong with one input (an unknown user, a bad event) is said in its place; the others are answered. Only a
     body that is no such request at all, or asks for too much at once, is refused as a whole.
     """
@@ -119,7 +121,7 @@ async def embeddings(request: Request) -> Response:
         await request.body(), max_users=limits.request_users, max_events=limits.request_events
     )
     charge(request.scope, len(inputs) - 1)
-    histories: dict[int, History | LurmError] = {}
+    histories: dict[int, History | Seen | LurmError] = {}
     if any(isinstance(one, InlineHistory) for one in inputs):
         read = functools.partial(_histories_of, serving.release.history, inputs)
         histories = await serving.threads.run(read)
@@ -147,17 +149,18 @@ async def embeddings(request: Request) -> Response:
 
 def _histories_of(
     base: HistoryBase, inputs: Sequence[str | InlineHistory | Malformed]
-) -> dict[int, History | LurmError]:
+) -> dict[int, History | Seen | LurmError]:
     """The inline histories among the inputs, or what is wrong with one, by position. Slow."""
     inline = {at: one for at, one in enumerate(inputs) if isinstance(one, InlineHistory)}
     return {at: _history_of(base, one, at) for at, one in inline.items()}
 
 
-def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | LurmError:
+def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | Seen | LurmError:
     try:
-        return base.inline(inline.user_id or "", events_of(inline, at))
+        history = base.inline(inline.user_id or "", events_of(inline, at))
     except (Malformed, DataError) as error:
         return error
+    return history if inline.as_of is None else Seen(history.before(inline.as_of), inline.as_of)
 
 
 def _item(

@@ -120,6 +120,11 @@ class InlineHistory(_Request):
 
     events: list[SkipValidation[InlineEvent]]
     user_id: Id | None = Field(None, description="Handed back with the embedding; no history is looked up.")
+    as_of: Moment | None = Field(
+        None,
+        description="Only events before it count, and recency is measured from it. Default: all events, and recency as "
+        "in the release.",
+    )
 
 
 class EmbeddingsRequest(_Request):

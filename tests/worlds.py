@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def ingest(
     catalog: Sequence[str] = (),
     n_rows: int = 0,
     quarantine: Quarantine | None = None,
+    live_through: Mapping[str, int] | None = None,
     **options: Any,
 ) -> tuple[HistoryBase, IngestSummary]:
     """Build a history base in ``folder``; ``n_rows`` against a tiny memory limit forces many partitions."""
@@ -63,7 +64,7 @@ def ingest(
             builder.add(batch)
         with draft(folder, kind="history", key="test", config={}) as work:
             summary = builder.write(work.path, catalog, Silent())
-            work.metrics.update(asdict(summary))
+            work.metrics.update(asdict(summary), live_through=dict(live_through or {}))
     return HistoryBase.open(folder), summary
 
 

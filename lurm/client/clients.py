@@ -163,20 +163,24 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
         return (yield from self._embed(ids, [orjson.dumps(one) for one in ids], [0] * len(ids), _FOR_IDS))
 
     @Method
-    def embed_histories(self, histories: Mapping[str, Sequence[Mapping[str, object]]]) -> Steps[Embeddings]:
+    def embed_histories(
+        self, histories: Mapping[str, Sequence[Mapping[str, object]]], as_of: object = None
+    ) -> Steps[Embeddings]:
         """The embeddings of histories the service does not know, in their order.
 
         Args:
             histories: by a name of your choice; the service looks nothing up under it. An event has an item_id (None
                 for one without an item) and a timestamp (epoch ms, datetime or ISO 8601), and may have behavior,
                 value, location and event_id. Events may stand in any order.
+            as_of: a moment; what was known before it counts, seen from then. None: all events, as in the release.
 
         Raises:
             UsageError: an event cannot be sent, or the service does not take what it is asked.
             LurmError: the service refused, or did not answer.
         """
         ids = [id_of(name) for name in histories]
-        inputs = [{"user_id": one, "events": events} for one, events in zip(ids, histories.values(), strict=True)]
+        then = {} if as_of is None else {"as_of": as_of}
+        inputs = [{"user_id": one, "events": some, **then} for one, some in zip(ids, histories.values(), strict=True)]
         n_events = [len(events) for events in histories.values()]
         return (yield from self._embed(ids, [in_json(one, "history", at) for at, one in enumerate(inputs)], n_events))
 
@@ -208,11 +212,7 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
     def export(self, destination: str | Path) -> Steps[Export]:
         """Write everybody's embeddings to a file: an Arrow IPC stream, all of one release, a row a user.
 
-        The file appears whole or not at all. Memory is that of a piece; if the connection fails in the middle, all of
-        it is asked for again.
-
-        Args:
-            destination: replaced if it exists; ``pyarrow.ipc.open_stream`` and ``polars.read_ipc_stream`` read it.
+        ``pyarrow.ipc.open_stream`` and ``polars.read_ipc_stream`` read it. It appears whole or not at all.
 
         Raises:
             OSError: the file cannot be written.

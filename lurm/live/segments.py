@@ -8,7 +8,7 @@ as well is a repeat, and counts once. The store lets go of events when no releas
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,6 +139,43 @@ async def take(live: LiveEvents, folder: Path, ledger: Ledger) -> Living:
     # What arrived since and left again was erased; there is nothing of it to hold.
     through = {**dict(now.through), live.store_id: last} if last else dict(now.through)
     return Living(now.segments, tuple(sorted(through.items())), ledger)
+
+
+def arrivals(segments: Sequence[Path]) -> Iterator[tuple[str, pl.DataFrame]]:
+    """All that segments hold, batch after batch: which store it arrived at, and arrival, arrived_at and the event.
+
+    Raises:
+        ArtifactCorrupt: a segment cannot be read.
+    """
+    for path in segments:
+        for batch in _read(path):
+            yield _place(path)[0], batch
+
+
+async def arriving_since(live: LiveEvents, after: int) -> AsyncIterator[pl.DataFrame]:
+    """What a store holds of later arrivals, batch after batch, as ``arrivals`` gives it.
+
+    Raises:
+        Unavailable: the store does not answer.
+    """
+    last = await live.last()
+    while some := await live.scan(after=after, upto=last, most=_ROWS):
+        frame = pl.from_arrow(_rows(some))
+        assert isinstance(frame, pl.DataFrame)
+        yield frame
+        after = some[-1].arrival
+
+
+def n_arrivals(segments: Sequence[Path]) -> int:
+    """How many events segments hold.
+
+    Raises:
+        ArtifactCorrupt: a segment cannot be read.
+    """
+    try:
+        return sum(pq.read_metadata(path).num_rows for path in segments)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactCorrupt(f"a segment of live events cannot be read: {error}; restore it") from error
 
 
 def rewrite(path: Path, ledger: Ledger) -> int:

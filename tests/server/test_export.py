@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from lurm.export import batches
 from lurm.release import Release
+from lurm.settings import environment_of
 from service.admission import Admission
 from service.exports import _Stream
 from service.telemetry import Telemetry
 from service.threads import Exports
 from tests.server.conftest import RunningServer, problem
+from tests.server.test_answers import events_of
 
 N, DIM = 3000, 512  # several blocks of many pieces
 
@@ -231,3 +238,32 @@ def test_who_was_erased_is_left_out_and_a_process_that_is_to_end_begins_none(
         assert "could not finish" in str(problem(client.get("/v1/export"), 503, "not-ready")["detail"])
     with suppress(ProcessLookupError):
         os.kill(alone.process.pid, signal.SIGKILL)
+
+
+def test_a_point_in_time_is_the_same_inline_and_in_a_table(
+    client: httpx.Client, release: Release, release_root: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    base = release.history
+    rows = rng.integers(0, len(base), 40)
+    moments = [
+        int(rng.choice([rng.integers(base.first_at, base.watermark + 10**9), base.at(r).timestamps[-1]])) for r in rows
+    ]
+    users = base.users.take(rows)
+    table, out = tmp_path / "labels.csv", tmp_path / "then.parquet"
+    table.write_text("user_id,timestamp\n" + "".join(f"{u},{at}\n" for u, at in zip(users, moments, strict=True)))
+    command = [sys.executable, "-m", "lurm", "export", str(out), "--as-of", str(table), "--json"]
+    environment = environment_of(artifacts_dir=release_root, live_dir=tmp_path / "live")
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads(ran.stdout)["n_rows"] == len(rows)
+    then = pq.read_table(out).sort_by("row")
+    assert then["user_id"].to_pylist() == users
+    assert then["timestamp"].cast(pa.int64()).to_pylist() == moments
+    inputs = [{"events": events_of(release, u), "as_of": at} for u, at in zip(users, moments, strict=True)]
+    items = client.post("/v1/embeddings", json={"input": inputs, "encoding_format": "base64"}).json()["data"]
+    assert [one["n_events"] for one in items] == then["n_events"].to_pylist()
+    served = np.stack([np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in items])
+    assert served.tobytes() == then["embedding"].combine_chunks().flatten().to_numpy().tobytes()
+    as_of = then["as_of"].cast(pa.int64()).to_pylist()
+    for row, at, last_at, n_events in zip(rows.tolist(), moments, as_of, then["n_events"].to_pylist(), strict=True):
+        before = base.at(row).before(at)
+        assert (n_events, last_at) == (len(before), int(before.timestamps[-1]) if len(before) else None)
