@@ -271,7 +271,13 @@ def export(
 
 @app.command()
 def lookalike(
-    seeds: Annotated[str, typer.Argument(help="File of user ids, or @NAME of a saved audience.", show_default=False)],
+    seeds: Annotated[
+        str,
+        typer.Argument(
+            help="File of user ids, @NAME of a saved audience, or 'where …': all who pass a filter.",
+            show_default=False,
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet.", show_default=False)],
     percent: Annotated[float | None, typer.Option(help="Of everybody else.", show_default=False)] = None,
     count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
@@ -281,12 +287,11 @@ def lookalike(
         list[str] | None,
         typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
     ] = None,
-    interest: Annotated[
-        int | None, typer.Option(help="Only users who acted in this interest.", show_default=False)
+    where: Annotated[str | None, typer.Option(help="Only users who pass this filter.", show_default=False)] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="Keep the mix of this attribute's values.", show_default=False)
     ] = None,
-    since: Annotated[
-        str | None, typer.Option(help="With --interest: since then, ISO 8601.", show_default=False)
-    ] = None,
+    like: Annotated[str, typer.Option(help="Whose mix --balance keeps: seeds or base.")] = "seeds",
     expected: Annotated[
         float | None,
         typer.Option(help="How many more of their kind there are, for probabilities. Default: as many as seeds."),
@@ -304,29 +309,30 @@ def lookalike(
     probability, shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds
     that were held out), and the interests that the audience has more often than everybody.
 
+    A filter asks for attributes of the users table, and for events. Names and values with blanks stand in quotes:
+
+    \b
+      country = UK            country != UK            country in (UK, 'New Zealand')
+      age >= 18               joined < 2011-06-01      age known
+      interest 12 since 2011-06-01                     behavior purchase at least 3
+      (… or …) and not …      or its JSON document, as POST /v1/lookalikes takes it
+
     \b
     Examples:
       lurm lookalike customers.txt audience.parquet --percent 1
       lurm lookalike @customers audience.parquet --count 50000 --exclude leavers.txt --exclude @staff
+      lurm lookalike customers.txt audience.parquet --percent 5 --where 'country = UK and age >= 30'
+      lurm lookalike 'where behavior purchase at least 5' audience.parquet --percent 5 --balance country --like base
     """
-    from datetime import UTC, datetime
 
     from lurm import lookalikes, settings
     from lurm.audience import Size
     from lurm.definitions import Definitions
     from lurm.erasure import Ledger
-    from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
     from lurm.saved import Audiences
 
-    if since and interest is None:
-        raise UsageError("--since says since when somebody acted in an interest; add --interest")
-    try:
-        moment = datetime.fromisoformat(since) if since else datetime.fromtimestamp(0, UTC)
-    except ValueError as error:
-        raise UsageError(f"--since {since!r} is not a moment in ISO 8601") from error
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     config = settings.load({"artifacts_dir": artifacts_dir})
     asked = audiences.asked_of(
         seeds,
@@ -334,7 +340,8 @@ def lookalike(
         negative,
         exclude or [],
         include_seeds=include_seeds,
-        acted=None if interest is None else lookalikes.Acted(interest, int(moment.timestamp() * 1000)),
+        where=where,
+        balance=None if balance is None else lookalikes.Balance(balance, like),  # type: ignore[arg-type]  # it checks
         expected=expected,
         n_groups=groups,
     )

@@ -61,6 +61,9 @@ def save(
         list[str] | None,
         typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
     ] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only users who pass this filter; see `lurm lookalike --help`.")
+    ] = None,
     expected: Annotated[
         float | None, typer.Option(help="How many more of their kind there are.", show_default=False)
     ] = None,
@@ -80,6 +83,7 @@ def save(
     Examples:
       lurm audience save customers --users customers.txt
       lurm audience save alike --like @customers --percent 2 --exclude @leavers
+      lurm audience save buyers --like 'where behavior purchase at least 5' --where 'country = UK'
     """
     import orjson
 
@@ -99,7 +103,7 @@ def save(
         except orjson.JSONDecodeError as error:
             raise UsageError(f"--combine is not JSON ({error})") from error
     else:
-        rule = Alike(asked_of(like or "", Size(percent, count, probability), negative, exclude or [],
+        rule = Alike(asked_of(like or "", Size(percent, count, probability), negative, exclude or [], where,
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
     audiences.definitions.put(name, rule)
@@ -248,29 +252,38 @@ def asked_of(
     size: Any,
     negative: Path | None,
     exclude: Sequence[str],
+    where: str | None = None,
     **more: Any,
 ) -> Asked:
     """What is asked for, from words of a command line.
 
     Args:
-        seeds: a file, or ``@NAME`` of a saved audience.
+        seeds: a file, ``@NAME`` of a saved audience, or ``where`` and a filter.
         size: of the audience.
         negative: a file.
         exclude: files and ``@NAME``.
+        where: a filter as a line of text, or its JSON document.
         more: as ``Asked`` has it.
 
     Raises:
-        UsageError: a file cannot be read, or is not of ids.
+        UsageError: a file cannot be read, or is not of ids; or a filter is none.
     """
+    from lurm.filters import parse
     from lurm.lookalikes import Asked
 
-    given = {"seeds": [], "seeds_of": seeds[1:]} if seeds.startswith("@") else seeds_in(seeds)
+    if seeds.startswith("@"):
+        given: dict[str, Any] = {"seeds": [], "seeds_of": seeds[1:]}
+    elif seeds.lower().startswith("where "):
+        given = {"seeds": [], "seeds_where": parse(seeds[len("where ") :])}
+    else:
+        given = seeds_in(seeds)
     return Asked(
         **given,
         size=size,
         negatives=ids_in(negative),
         exclude=[one for file in exclude if not file.startswith("@") for one in ids_in(Path(file))],
         exclude_audiences=[one[1:] for one in exclude if one.startswith("@")],
+        where=None if where is None else parse(where),
         **more,
     )
 

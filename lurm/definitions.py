@@ -24,10 +24,9 @@ from typing import Any, TypeAlias
 import orjson
 
 from lurm.artifacts import digest_of, write_durably
-from lurm.audience import Size
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UsageError
-from lurm.lookalikes import Acted, Asked
+from lurm.lookalikes import Asked
 
 FOLDER, FILE = "audiences", "definition.json"
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -318,7 +317,7 @@ def rule_of(document: Mapping[str, Any]) -> Rule:
         case {"users": list() as user_ids, **other} if not other:
             return Listed([_id(one) for one in user_ids])
         case {"like": dict() as like, **other} if not other:
-            return Alike(_asked_of(like))
+            return Alike(Asked.of_json(like))
         case {"combine": term, **other} if not other:
             return Combined(term)
     raise UsageError('expected one of {"users": [...]}, {"like": {...}} and {"combine": ...}')
@@ -333,16 +332,6 @@ def document_of(rule: Rule) -> dict[str, Any]:
             return {"combine": term}
         case Alike(asked):
             return {"like": asked.to_json()}
-
-
-def _asked_of(like: Mapping[str, Any]) -> Asked:
-    known = dict(like)
-    try:
-        size = Size(**known.pop("size"))
-        acted = known.pop("acted", None)
-        return Asked(size=size, acted=None if acted is None else Acted(**acted), **known)
-    except (TypeError, KeyError) as error:
-        raise UsageError("what it is to be like has other entries than expected") from error
 
 
 def _names(term: object, depth: int) -> Iterator[str]:

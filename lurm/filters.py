@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -34,13 +34,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from lurm import phrases
 from lurm.attributes import Attribute, Attributes
 from lurm.errors import Unfulfillable, UsageError
-from lurm.history import HistoryBase, HistoryBatch
+from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
 from lurm.interests import InterestVocabulary
 from lurm.moments import Moment, iso_ms
-from lurm.phrases import document_of, likest, quoted
+from lurm.phrases import likest, quoted
 
 PARTS_AT_MOST = 200
 DEPTH_AT_MOST = 32
@@ -159,6 +160,12 @@ def filter_of(document: object) -> Filter:
         raise UsageError(f"filter{where and ': '}{where}: {what}") from None
 
 
+def document_of(wanted: Filter) -> dict[str, Any]:
+    """The JSON document of a filter; moments in it are epoch ms."""
+    document: dict[str, Any] = _FILTER.dump_python(wanted, by_alias=True, exclude_defaults=True)
+    return document
+
+
 class Filters:
     """Who passes a filter, in the base of a release. Masks are remembered; threads may share one of these.
 
@@ -170,7 +177,8 @@ class Filters:
 
     def __init__(self, base: HistoryBase, vocabulary: InterestVocabulary, attributes: Attributes) -> None:
         # without self: a cycle would keep the release in memory
-        evaluated = functools.partial(_mask_of, _Known(base, vocabulary, attributes))
+        self._known = _Known(base, vocabulary, attributes)
+        evaluated = functools.partial(_mask_of, self._known)
         self._mask = functools.lru_cache(_REMEMBERED)(evaluated)
 
     def mask(self, wanted: Filter) -> NDArray[np.bool_]:
@@ -188,6 +196,25 @@ class Filters:
             )
         return self._mask(_Asked(_FILTER.dump_json(wanted, by_alias=True, exclude_defaults=True), wanted))
 
+    def passes(self, wanted: Filter, row: int, history: History) -> bool:
+        """Whether one user passes with another history than the base has of them.
+
+        Args:
+            wanted: the filter.
+            row: of the user in the base, whose attributes count; -1: nothing is known of them.
+            history: in the rows of the base.
+
+        Raises:
+            Unfulfillable: as ``mask``.
+        """
+        known, batch = self._known, HistoryBatch.of([history])
+        acted = {
+            one: np.array([_Events.of(known, one).among(batch).sum() >= one.at_least])
+            for one in _parts(wanted)
+            if isinstance(one, Acted)
+        }
+        return bool(_evaluated(replace(known, row=row), wanted, acted)[0])
+
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -200,6 +227,18 @@ class _Known:
     base: HistoryBase
     vocabulary: InterestVocabulary
     attributes: Attributes
+    row: int | None = None  # of the one user who is asked about; -1: a stranger; None: everybody is
+
+    @property
+    def n_users(self) -> int:
+        return len(self.base) if self.row is None else 1
+
+    def attribute(self, name: str) -> Attribute:
+        column = self.attributes[name]
+        if self.row is None:
+            return column
+        nothing = np.full(1, 0 if column.kind == "category" else np.nan, column.cells_u.dtype)
+        return replace(column, cells_u=column.cells_u[self.row : self.row + 1] if self.row >= 0 else nothing)
 
 
 def _parts(wanted: Filter) -> Iterator[Filter]:
@@ -234,19 +273,19 @@ def _mask_of(known: _Known, asked: _Asked) -> NDArray[np.bool_]:
 def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.bool_]]) -> NDArray[np.bool_]:
     match wanted:
         case AllOf():
-            passed_u = np.ones(len(known.base), bool)
+            passed_u = np.ones(known.n_users, bool)
             for one in wanted.all:
                 passed_u &= _evaluated(known, one, acted)
             return passed_u
         case AnyOf():
-            passed_u = np.zeros(len(known.base), bool)
+            passed_u = np.zeros(known.n_users, bool)
             for one in wanted.any:
                 passed_u |= _evaluated(known, one, acted)
             return passed_u
         case NotThat():
             return ~_evaluated(known, wanted.excluded, acted)
         case OfAttribute():
-            return _of_attribute(known.attributes[wanted.attribute], wanted)
+            return _of_attribute(known.attribute(wanted.attribute), wanted)
         case Acted():
             return acted[wanted]
 
@@ -366,7 +405,7 @@ def parse(text: str) -> Filter:
         UsageError: it cannot be read; the message says where, and shows how it is done.
     """
     if not text.lstrip().startswith("{"):
-        return filter_of(document_of(text))
+        return filter_of(phrases.document_of(text))
     try:
         return filter_of(orjson.loads(text))
     except orjson.JSONDecodeError as error:

@@ -6,10 +6,10 @@ who does not pass the filter. Fewer seeds than ``k_min`` are refused, and no rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,31 +21,49 @@ from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
+from lurm.filters import Filter, Filters, document_of, filter_of
 from lurm.histories import erased_up_to
-from lurm.history import HistoryBase
-from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from lurm.reasons import Interests, OverIndexed
 from lurm.release import Release
 
 K_MIN = 100
 _REASONS = 10
-_EVENTS_AT_ONCE = 4_000_000
 _ROWS = 32_768
 _EXPLAINED_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Acted:
-    """Who acted in an interest.
+class Balance:
+    """A mix that an audience is to have.
 
     Attributes:
-        interest: its number.
-        since: epoch ms; earlier events do not count.
+        attribute: whose values are the groups; of a number with many values, five equal parts; those of whom it is not
+            known are one more.
+        like: whether each group is to have the part that it has of the seeds, or of all users.
     """
 
-    interest: int
-    since: int = 0
+    attribute: str
+    like: Literal["seeds", "base"] = "seeds"
+
+    def __post_init__(self) -> None:
+        if self.like not in ("seeds", "base"):
+            raise UsageError(f"balance: like is {self.like!r}, expected seeds or base")
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """One group of a balanced audience.
+
+    Attributes:
+        value: of the attribute; None: those of whom it is not known.
+        wanted: the part it was to have.
+        n_users: that it has; fewer than that part where there are no more.
+    """
+
+    value: str | None
+    wanted: float
+    n_users: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +76,12 @@ class Asked:
         weights: how much each seed counts; None: all the same.
         negatives: ids of users it is to be unlike.
         exclude: ids of users who must not be in it.
+        seeds_where: a filter; whoever passes it is a seed, too; None: nobody.
         seeds_of: a saved audience whose members are seeds, too; None: none.
         exclude_audiences: saved audiences whose members must not be in it.
         include_seeds: whether seeds may be in it.
-        acted: who alone may be in it; None: everybody.
+        where: who alone may be in it; None: everybody.
+        balance: the mix it is to have; None: as it comes.
         expected: how many more of the seeds' kind there are; None: as many as there are seeds.
         n_groups: of seeds; None: as the data say.
         seed: of what is random: folds and groups.
@@ -72,10 +92,12 @@ class Asked:
     weights: Sequence[float] | None = None
     negatives: Sequence[str] = ()
     exclude: Sequence[str] = ()
+    seeds_where: Filter | None = None
     seeds_of: str | None = None
     exclude_audiences: Sequence[str] = ()
     include_seeds: bool = False
-    acted: Acted | None = None
+    where: Filter | None = None
+    balance: Balance | None = None
     expected: float | None = None
     n_groups: int | None = None
     seed: int = 0
@@ -91,13 +113,35 @@ class Asked:
             AT_LEAST_ZERO.check("a weight", weight)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values, from which ``Asked(**...)`` makes it again, with ``Size`` and ``Acted``."""
-        whole = {field.name: getattr(self, field.name) for field in fields(self)}
-        told = {
-            name: value for name, value in whole.items() if name not in ("size", "acted") and value not in (None, ())
-        }
-        told |= {name: asdict(whole[name]) for name in ("size", "acted") if whole[name] is not None}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+        """The same as JSON values, from which ``Asked.of_json`` makes it again; what has its default is left out."""
+        told: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None or value == ():
+                continue
+            if isinstance(value, Size | Balance):
+                value = asdict(value)
+            elif field.name in ("where", "seeds_where"):
+                value = document_of(value)
+            told[field.name] = list(value) if isinstance(value, tuple) else value
+        return told
+
+    @classmethod
+    def of_json(cls, document: Mapping[str, Any]) -> Asked:
+        """The audience of JSON values.
+
+        Raises:
+            UsageError: they are not those of one.
+        """
+        known = dict(document)
+        try:
+            known["size"] = Size(**known["size"])
+            if "balance" in known:
+                known["balance"] = Balance(**known["balance"])
+            known |= {name: filter_of(known[name]) for name in ("where", "seeds_where") if name in known}
+            return cls(**known)
+        except (TypeError, KeyError) as error:
+            raise UsageError("what it is to be like has other entries than expected") from error
 
     def with_users(
         self,
@@ -121,12 +165,14 @@ class Found:
         interests: that it has more often than everybody.
         seeds: rows of the seeds.
         scores_u: (U,) how much everybody is like them.
+        mix: of a balanced audience, group by group.
     """
 
     audience: Audience
     interests: list[OverIndexed]
     seeds: NDArray[np.int64]
     scores_u: NDArray[np.float32]
+    mix: list[Mix]
 
 
 MembersOf = Callable[[str], NDArray[np.int64]]
@@ -150,6 +196,7 @@ def find(
     k_min: int,
     reporter: Reporter,
     members_of: MembersOf = nobody_saved,
+    filters: Filters | None = None,
     reasons: int = _REASONS,
 ) -> Found:
     """The audience that is asked for.
@@ -161,17 +208,23 @@ def find(
         k_min: fewest seeds, and fewest people who share a reason.
         reporter: told about the scan; what it raises ends it.
         members_of: who is in the saved audiences that are asked about.
+        filters: of the release, with what they remember; None: new ones.
         reasons: at most so many interests.
 
     Raises:
-        Unfulfillable: too few of the seeds are known, or of the negative ones, or there is no such interest.
+        UsageError: a filter is too large.
+        Unfulfillable: too few of the seeds are known, or of the negative ones; or the release does not have what a
+            filter names.
         UnknownName: there is no such saved audience.
     """
+    filters = filters or filters_of(release)
     users = release.history.users
     erased_u = np.zeros(len(users), bool) if ledger is None else erased_up_to(release.history, ledger) >= 0
-    given = _given(release, asked, members_of)
+    passes_u = None if asked.where is None else filters.mask(asked.where)
+    given = _given(release, asked, members_of, filters)
     seeds, weights_s = _seeds(given, asked, erased_u)
     _protect("seeds", len(given), len(seeds), weights_s, k_min)
+    groups_u, shares_g, values = _mix(release, asked.balance, seeds, erased_u)
     negatives = np.unique(_rows(release, asked.negatives))
     negatives = negatives[~erased_u[negatives]]
     if len(asked.negatives):
@@ -192,8 +245,8 @@ def find(
         eligible_u[members_of(name)] = False
     if not asked.include_seeds:
         eligible_u[seeds] = False
-    if asked.acted is not None:
-        eligible_u &= acted_in(release.history, release.vocabulary, asked.acted)
+    if passes_u is not None:
+        eligible_u &= passes_u
     audience = cut(
         scores_u,
         eligible_u,
@@ -201,25 +254,16 @@ def find(
         lookalike,
         n_expected=len(seeds) if asked.expected is None else asked.expected,
         health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike),
+        groups_u=groups_u,
+        shares_g=shares_g,
     )
     interests = Interests(release.vocabulary).over_indexed(release.history, audience.rows, top=reasons, k_min=k_min)
-    return Found(audience, interests, seeds, scores_u)
+    return Found(audience, interests, seeds, scores_u, _mixed(audience.rows, groups_u, shares_g, values))
 
 
-def acted_in(base: HistoryBase, vocabulary: InterestVocabulary, acted: Acted) -> NDArray[np.bool_]:
-    """(U,) who acted in an interest since a moment.
-
-    Raises:
-        Unfulfillable: there is no such interest.
-    """
-    if not 0 <= acted.interest < len(vocabulary):
-        raise Unfulfillable(f"there is no interest {acted.interest}, expected 0 to {len(vocabulary) - 1}")
-    acted_u, start = np.zeros(len(base), bool), 0
-    for batch in base.scan(max_events=_EVENTS_AT_ONCE, max_users=2**20):
-        counts = (vocabulary.interest_of(batch.item_rows) == acted.interest) & (batch.timestamps >= acted.since)
-        acted_u[start + batch.user_of_event[counts]] = True
-        start += len(batch)
-    return acted_u
+def filters_of(release: Release) -> Filters:
+    """Filters over the users of a release."""
+    return Filters(release.history, release.vocabulary, release.attributes)
 
 
 def why(release: Release, found: Found, rows: NDArray[np.int64], top: int) -> list[list[int]]:
@@ -242,6 +286,7 @@ def facts(found: Found) -> dict[str, Any]:
         "health": asdict(audience.health),
         "reach": [asdict(one) for one in audience.reach],
         "interests": [asdict(one) for one in found.interests],
+        "mix": [asdict(one) for one in found.mix],
     }
 
 
@@ -261,6 +306,12 @@ def in_words(found: Found) -> str:
             ),
             "more often than everybody:",
             *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {one.description}" for one in found.interests),
+            *(["the mix, wanted and found:"] if found.mix else []),
+            *(
+                f"  {one.wanted:6.1%}, {one.n_users / max(len(audience.rows), 1):6.1%}: "
+                f"{'not known' if one.value is None else one.value}"
+                for one in found.mix
+            ),
         ]
     )
 
@@ -305,10 +356,14 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
             task.advance(len(rows))
 
 
-def _given(release: Release, asked: Asked, members_of: MembersOf) -> NDArray[np.int64]:
-    """Rows of all seeds as they are given, those of a saved audience last; -1 of who is not known."""
-    rows = release.history.users.rows(asked.seeds).astype(np.int64)
-    return rows if asked.seeds_of is None else np.concatenate([rows, members_of(asked.seeds_of)])
+def _given(release: Release, asked: Asked, members_of: MembersOf, filters: Filters) -> NDArray[np.int64]:
+    """Rows of all seeds as they are given: by id, by a filter, by a saved audience; -1 of who is not known."""
+    rows = [release.history.users.rows(asked.seeds).astype(np.int64)]
+    if asked.seeds_where is not None:
+        rows.append(np.flatnonzero(filters.mask(asked.seeds_where)))
+    if asked.seeds_of is not None:
+        rows.append(members_of(asked.seeds_of))
+    return np.concatenate(rows)
 
 
 def _seeds(
@@ -351,6 +406,32 @@ def _protect(what: str, n_given: int, n_known: int, weights_s: NDArray[np.float3
                 f"{what}: their weights make {n_known:,} users count as much as {effective:,.0f} alike would, expected "
                 f"at least {k_min:,}; let them differ less"
             )
+
+
+def _mix(
+    release: Release, balance: Balance | None, seeds: NDArray[np.int64], erased_u: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None, list[str | None]]:
+    """(U,) everybody's group, (G,) what part each is to have, and what to call it; those not known are the last."""
+    if balance is None:
+        return None, None, []
+    groups_u, names = release.attributes[balance.attribute].groups()
+    groups_u[groups_u < 0] = len(names)
+    counts = np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[~erased_u], minlength=len(names) + 1)
+    return groups_u, counts / max(counts.sum(), 1), [*names, None]
+
+
+def _mixed(
+    rows: NDArray[np.int64],
+    groups_u: NDArray[np.int64] | None,
+    shares_g: NDArray[np.float64] | None,
+    values: Sequence[str | None],
+) -> list[Mix]:
+    """The groups of an audience that were to have a part of it."""
+    if groups_u is None or shares_g is None:
+        return []
+    counts = np.bincount(groups_u[rows], minlength=len(shares_g))
+    told = zip(values, shares_g.tolist(), counts.tolist(), strict=True)
+    return [Mix(*one) for one in told if one[1] > 0]
 
 
 def _rows(release: Release, ids: Sequence[str]) -> NDArray[np.int64]:

@@ -26,8 +26,7 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing, Unfulfillable, UnknownName, UnknownUser
 from lurm.histories import erased_up_to
 from lurm.history import History
-from lurm.interests import InterestVocabulary
-from lurm.lookalikes import Acted
+from lurm.lookalikes import filters_of
 from lurm.members import KIND, Making, Members, alone, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
@@ -92,6 +91,7 @@ class Audiences:
 
     def __init__(self, release: Release, definitions: Definitions, *, ledger: Ledger | None, k_min: int) -> None:
         self._release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
+        self._filters = filters_of(release)
         self._made: dict[str, Made] = {}
         self._stacked: tuple[tuple[str, ...], _Stack] | None = None
         self._lock = threading.RLock()
@@ -155,8 +155,9 @@ class Audiences:
             else:
                 kept_out = members.names(user_id) if row < 0 else not members.may_u[row]
                 kept_out = kept_out or any(member.get(other, False) for other in rule.asked.exclude_audiences)
-                acts = rule.asked.acted is None or _acts(history, self._release.vocabulary, rule.asked.acted)
-                member[name] = acts and not kept_out and scores[name] >= members.cutoff
+                where = rule.asked.where
+                passes = where is None or self._filters.passes(where, row, history)
+                member[name] = passes and not kept_out and scores[name] >= members.cutoff
             if members.likeness is None:
                 places.append(Place(name, one.definition.kind, member[name]))
                 continue
@@ -317,11 +318,6 @@ def _most_of(values: NDArray[np.float32], widths: Sequence[int]) -> list[float]:
     starts = np.cumsum([0, *widths[:-1]])
     most: list[float] = np.maximum.reduceat(values, starts).tolist()
     return most
-
-
-def _acts(history: History, vocabulary: InterestVocabulary, acted: Acted) -> bool:
-    interests = vocabulary.interest_of(history.item_rows)
-    return bool(((interests == acted.interest) & (history.timestamps >= acted.since)).any())
 
 
 def refresh(audiences: Audiences, reporter: Reporter) -> dict[str, str | None]:

@@ -238,6 +238,14 @@ class OverIndexedInterest(BaseModel):
     n_users: int
 
 
+class MixItem(BaseModel):
+    """One value of the attribute an audience is balanced on."""
+
+    value: str | None = Field(description="null: those of whom it is not known.")
+    wanted: float = Field(description="The part it was to have.")
+    n_users: int = Field(description="Of the audience.")
+
+
 class LookalikesAnswer(BaseModel):
     """An audience, most alike first."""
 
@@ -248,3 +256,4 @@ class LookalikesAnswer(BaseModel):
     health: SeedHealth
     reach: list[ReachPoint]
     interests: list[OverIndexedInterest]
+    mix: list[MixItem] = Field(description="Of a balanced audience; else empty.")

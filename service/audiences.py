@@ -17,7 +17,7 @@ from service.answers import LookalikesAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, in_body, problems
 from service.keys import needs
-from service.schemas import LookalikesRequest, parse_lookalikes
+from service.schemas import LookalikesRequest, SeedsByFilter, parse_lookalikes
 
 _SHARED = 3
 
@@ -35,9 +35,11 @@ router = APIRouter(route_class=DirectRoute, tags=["audiences"])
 async def find(request: Request) -> Response:
     """An audience: exact, explained, and honest about its quality.
 
-    Everybody of the release is scanned. `reach` says what a size buys, measured on seeds that were held out;
-    `probability` is that of being one of `expected` further users of the seeds' kind; `interests` are those that the
-    audience has more often than everybody, none that few people share. The most alike `limit` users are listed.
+    Seeds are named, or are all who pass a filter; `filter`, on attributes and events, says who alone may be in it;
+    `balance` keeps the mix of an attribute's values as seeds have it, or everybody. Everybody of the release is
+    scanned. `reach` says what a size buys, measured on seeds that were held out; `probability` is that of being one of
+    `expected` further users of the seeds' kind; `interests` are those that the audience has more often than everybody,
+    none that few people share. The most alike `limit` users are listed.
     """
     serving = serving_of(request)
     asked = parse_lookalikes(await request.body())
@@ -46,21 +48,31 @@ async def find(request: Request) -> Response:
 
 def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
     release = serving.release
-    ids = [one if isinstance(one, str) else one.user_id for one in asked.seeds]
-    weights = [1.0 if isinstance(one, str) else one.weight for one in asked.seeds]
+    by_filter = asked.seeds if isinstance(asked.seeds, SeedsByFilter) else None
+    given = asked.seeds if isinstance(asked.seeds, list) else []
+    weights = [1.0 if isinstance(one, str) else one.weight for one in given]
     wanted = lookalikes.Asked(
-        ids,
+        [one if isinstance(one, str) else one.user_id for one in given],
         Size(**asked.size.model_dump(exclude_unset=True)),
-        weights=None if set(weights) == {1.0} else weights,
+        weights=weights if set(weights) - {1.0} else None,
         negatives=asked.negatives,
         exclude=asked.exclude,
+        seeds_where=None if by_filter is None else by_filter.filter,
         include_seeds=asked.include_seeds,
-        acted=None if asked.acted is None else lookalikes.Acted(asked.acted.interest, asked.acted.since),
+        where=asked.filter,
+        balance=None if asked.balance is None else lookalikes.Balance(asked.balance.attribute, asked.balance.like),
         expected=asked.expected,
         n_groups=asked.groups,
     )
     k_min = serving.settings.audience_seeds
-    found = lookalikes.find(release, wanted, ledger=serving.live.ledger, k_min=k_min, reporter=Silent())
+    found = lookalikes.find(
+        release,
+        wanted,
+        ledger=serving.live.ledger,
+        k_min=k_min,
+        reporter=Silent(),
+        filters=serving.filters,
+    )
     audience, describe = found.audience, release.vocabulary.describe
     listed = audience.rows[: asked.limit]
     reasons = lookalikes.why(release, found, listed, _SHARED)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache, TwoLevelCache
+from lurm.filters import Filters
 from lurm.histories import Histories
 from lurm.live.place import Live, open_live
+from lurm.lookalikes import filters_of
 from lurm.release import Release
 from lurm.settings import Settings
 from service.embedder import Embedder
@@ -32,6 +34,7 @@ class Serving:
     live: Live
     cache: EmbeddingCache
     embedder: Embedder
+    filters: Filters
     threads: Threads
     exports: Exports
     telemetry: Telemetry
@@ -102,6 +105,7 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
             live,
             shared.cache,
             embedder,
+            filters_of(release),
             shared.threads,
             shared.exports,
             shared.telemetry,

@@ -17,8 +17,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     SkipValidation,
+    Tag,
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
@@ -26,14 +28,16 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from lurm import filters
 from lurm.cache import CachedEmbedding
 from lurm.erasure import Ledger
 from lurm.events import Event
+from lurm.filters import Filter
 from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
-from lurm.moments import LATEST, Moment
+from lurm.moments import Moment
 from service.problems import Malformed
 
 _NAIVE_EPOCH = datetime(1970, 1, 1)
@@ -204,28 +208,51 @@ class AudienceSize(_Request):
     probability: float = Field(0.0, gt=0, le=1, description="All who are at least so probable.")
 
 
-class ActedFilter(_Request):
-    """Only users who acted in an interest."""
+class SeedsByFilter(_Request):
+    """Seeds: all users who pass a filter."""
 
-    interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)]
-    since: Annotated[int, Field(ge=0, le=LATEST, description="Epoch milliseconds."), BeforeValidator(_whole)] = 0
+    filter: Filter
+
+
+class AudienceBalance(_Request):
+    """The mix an audience is to have of the values of an attribute."""
+
+    attribute: str = Field(min_length=1, max_length=1000, description="As `GET /info` lists it.")
+    like: Literal["seeds", "base"] = Field("seeds", description="Whose mix it is to have: the seeds', or everybody's.")
+
+
+Seeds = Annotated[
+    Annotated[list[Id | WeightedSeed], Field(min_length=1, max_length=SEEDS_AT_MOST), Tag("ids")]
+    | Annotated[SeedsByFilter, Tag("filter")],
+    Discriminator(lambda seeds: "filter" if isinstance(seeds, dict | SeedsByFilter) else "ids"),
+]
 
 
 class LookalikesRequest(_Request):
     """An audience of users like some users."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"seeds": ["u0000042", "u0000007"], "size": {"percent": 1}, "limit": 100}]}
+        json_schema_extra={
+            "examples": [
+                {"seeds": ["u0000042", "u0000007"], "size": {"percent": 1}, "limit": 100},
+                {
+                    "seeds": {"filter": {"interest": 12, "since": "2024-03-01"}},
+                    "filter": {"attribute": "country", "in": ["UK"]},
+                    "balance": {"attribute": "age_band", "like": "base"},
+                },
+            ]
+        }
     )
 
-    seeds: list[Id | WeightedSeed] = Field(min_length=1, max_length=SEEDS_AT_MOST)
+    seeds: Seeds
     size: AudienceSize = AudienceSize.model_construct(percent=1.0)
     negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
     exclude: list[Id] = Field(
         default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
     )
     include_seeds: bool = False
-    acted: ActedFilter | None = None
+    filter: Filter | None = Field(None, description="Who alone may be in it.")
+    balance: AudienceBalance | None = None
     expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
         None, description="How many more of the seeds' kind there are; default: as many as seeds."
     )
@@ -244,10 +271,11 @@ _MODELS = (
     UserEvent,
     LookalikesRequest,
     AudienceSize,
-    ActedFilter,
+    AudienceBalance,
+    SeedsByFilter,
     WeightedSeed,
 )
-_FIELDS = {name for model in _MODELS for name in model.model_fields} | {"k"}
+_FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | {"k"}
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
 

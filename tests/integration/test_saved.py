@@ -17,7 +17,8 @@ from lurm.audience import Size
 from lurm.definitions import Alike, Combined, Definitions, Listed, Rule, combine, document_of, rule_of
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
-from lurm.lookalikes import Acted, Asked
+from lurm.filters import filter_of
+from lurm.lookalikes import Asked, Balance
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release
@@ -64,7 +65,9 @@ RULES: list[Rule] = [
             seeds_of="e",
             exclude_audiences=["f"],
             include_seeds=True,
-            acted=Acted(3, 7),
+            where=filter_of({"interest": 3, "since": 1_500_000_000_000}),
+            seeds_where=filter_of({"not": {"attribute": "country", "in": ["UK"]}}),
+            balance=Balance("country", "base"),
             expected=9.5,
             n_groups=2,
             seed=4,
@@ -167,7 +170,7 @@ def test_a_user_who_moves_is_judged_by_their_vector_now(audiences: Audiences, re
     interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
     audiences.definitions.put("alike", alike(release, exclude=["nobody yet"]))
     audiences.definitions.put("without", alike(release, seeds=some(release, 40, 90), exclude_audiences=["alike"]))
-    audiences.definitions.put("actors", alike(release, acted=Acted(interest), size=Size(percent=90)))
+    audiences.definitions.put("actors", alike(release, where=filter_of({"interest": interest}), size=Size(percent=90)))
     members = audiences.members("alike")
     best, outsider = int(members.rows[0]), int(np.flatnonzero(~members.member_u & members.may_u)[0])
     vectors_ue = release.embeddings.vectors_ue

@@ -17,6 +17,7 @@ from lurm.attributes import attributes_of
 from lurm.errors import Unfulfillable, UsageError
 from lurm.events import Event
 from lurm.filters import Filters, filter_of, parse
+from lurm.history import HistoryBase
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest
 
 N_GROUPS, PER_GROUP, START = 4, 12, 1_600_000_000_000
@@ -25,6 +26,7 @@ BEHAVIORS = ("view", "cart", "purchase")
 
 @dataclass(frozen=True, repr=False)
 class World:
+    base: HistoryBase
     filters: Filters
     ids: list[str]
     known: dict[str, dict[str, Any]]
@@ -54,7 +56,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     events: dict[str, list[Event]] = {}
     for one in made:
         events.setdefault(one.user_id, []).append(one)
-    return World(filters, ids, known, events)
+    return World(base, filters, ids, known, events)
 
 
 def interest_of(event: Event) -> int:
@@ -130,6 +132,10 @@ def test_a_mask_is_what_a_plain_reading_gives(world: World, document: dict[str, 
     mask_u = world.filters.mask(filter_of(document))
     assert mask_u.tolist() == [naive(document, world.known[one], world.events[one]) for one in world.ids]
     assert not mask_u.flags.writeable, "it is remembered"
+    one = len(world.events[world.ids[0]]) % len(world.ids)
+    assert world.filters.passes(filter_of(document), one, world.base.at(one)) == mask_u[one], "batch == single"
+    stranger = world.filters.passes(filter_of(document), -1, world.base.at(one))
+    assert stranger == naive(document, dict.fromkeys(world.known[world.ids[0]]), world.events[world.ids[one]])
 
 
 def as_text(document: dict[str, Any]) -> str:

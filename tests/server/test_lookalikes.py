@@ -103,14 +103,46 @@ def test_only_who_acted_in_an_interest(asked: httpx.Client, release: Release) ->
         if ((release.vocabulary.interest_of(own.item_rows) == interest) & (own.timestamps >= since)).any()
     }
     size = {"percent": 100}
-    found = ask(asked, seeds, acted={"interest": interest, "since": since}, include_seeds=True, size=size)
+    found = ask(asked, seeds, filter={"interest": interest, "since": since}, include_seeds=True, size=size)
     users = {one["user_id"] for one in found["users"]}
     erased = set(base.users.ids.to_pylist()) - {
         one["user_id"] for one in ask(asked, seeds, include_seeds=True, size=size)["users"]
     }
     assert users == expected - erased
-    none = asked.post("/v1/lookalikes", json={"seeds": seeds, "acted": {"interest": 10**6}})
+    none = asked.post("/v1/lookalikes", json={"seeds": seeds, "filter": {"interest": 10**6}})
     problem(none, 409, "unfulfillable")
+
+
+def test_seeds_by_filter_an_attribute_as_filter_and_the_mix_that_is_asked_for(
+    asked: httpx.Client, release: Release
+) -> None:
+    sign = release.attributes["star_sign"]
+    theirs = {name: set() for name in sign.values}  # type: ignore[var-annotated]
+    for user, cell in zip(release.history.users.ids.to_pylist(), sign.cells_u.tolist(), strict=True):
+        theirs[sign.values[cell - 1]].add(user)
+    first, second, third = sign.values[:3]
+    by_filter = {"filter": {"attribute": "star_sign", "in": [first]}}
+    several = {"any": [{"attribute": "star_sign", "in": [second]}, {"attribute": "star_sign", "in": [third]}]}
+    found = ask(asked, by_filter, filter=several, size={"percent": 100})  # type: ignore[arg-type]
+    seen = {one["user_id"] for one in found["users"]}
+    named = ask(asked, sorted(theirs[first]), filter=several, size={"percent": 100})
+    assert seen == {one["user_id"] for one in named["users"]} <= theirs[second] | theirs[third]
+    assert found["health"]["n_given"] == found["health"]["n_found"] == named["health"]["n_found"]
+    assert not found["mix"]
+
+    seeds = sorted(theirs[first])[:9] + sorted(theirs[second])[:3]
+    like_seeds, like_base = (
+        ask(asked, seeds, balance={"attribute": "star_sign", "like": like}, size={"count": 12})["mix"]
+        for like in ("seeds", "base")
+    )
+    wanted = {one["value"]: one["wanted"] for one in like_seeds}
+    assert set(wanted) <= {first, second}
+    assert sum(one["n_users"] for one in like_seeds) <= 12
+    assert max(like_seeds, key=lambda one: one["n_users"])["value"] == first
+    assert {one["value"] for one in like_base} == set(sign.values)
+    assert all(abs(one["n_users"] - 12 * one["wanted"]) <= 1 for one in like_base)
+    told = asked.post("/v1/lookalikes", json={"seeds": seeds, "filter": {"attribute": "star_sgin"}})
+    assert "did you mean 'star_sign'?" in str(problem(told, 409, "unfulfillable")["detail"])
 
 
 @pytest.mark.parametrize(
@@ -124,6 +156,11 @@ def test_only_who_acted_in_an_interest(asked: httpx.Client, release: Release) ->
         {"seeds": ["a"], "limit": -1},
         {"seeds": [{"user_id": "a", "weight": -1}]},
         {"seeds": ["a"], "more": 1},
+        {"seeds": {"filter": {}}},
+        {"seeds": {"filter": {"attribute": "x", "in": "y"}}},
+        {"seeds": ["a"], "filter": {"colour": "red"}},
+        {"seeds": ["a"], "filter": {"all": {"attribute": "x"}}},
+        {"seeds": ["a"], "balance": {"attribute": "x", "like": "nobody"}},
     ],
 )
 def test_what_is_no_request_is_422(asked: httpx.Client, body: dict[str, Any]) -> None:
@@ -155,5 +192,13 @@ def test_the_command_writes_what_the_service_says(release_root: Path, release: R
     assert all(isinstance(one, list) for one in table["shared_interests"].to_pylist())
     read = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
     assert "what a size buys, by seeds held out:" in read
+    first, second = release.attributes["star_sign"].values[:2]
+    words = f"star_sign in ({first}, '{second}')", "registered_at known", "star_sign"
+    options = ["--where", words[1], "--balance", words[2], "--like", "base", "--json"]
+    by_filter = [command[0], "-m", "lurm", "lookalike", f"where {words[0]}", *command[5:], *options]
+    done = subprocess.run(by_filter, env=environment, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert told["health"]["n_found"] == (release.attributes["star_sign"].cells_u <= 2).sum()
+    assert {one["value"] for one in told["mix"]} == set(release.attributes["star_sign"].values)
     none = subprocess.run([*command[:-2], "--artifacts-dir", str(release_root), "--percent", "3"], env=environment)
     assert none.returncode == 2, "count and percent"
