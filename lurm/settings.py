@@ -121,7 +121,11 @@ class Settings(BaseSettings):
 
     batch_users: int = Field(64, ge=1, le=4096, description="Most users one encoder call embeds.")
     batch_wait_ms: float = Field(
-        1.0, ge=0, le=1000, description="Longest a request waits for others to share a batch, in ms."
+        0.0,
+        ge=0,
+        le=1000,
+        description="Longest a request waits for others to share a batch, in ms; whatever waits "
+        "when the encoder gets free shares one anyway.",
     )
     queue_users: int = Field(1024, ge=1, description="Users waiting for the encoder before requests get 429.")
     request_timeout_s: float = Field(10.0, gt=0, le=600, description="Deadline of one request, in seconds.")

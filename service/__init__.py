@@ -19,6 +19,7 @@ schemas      what comes over the wire, checked
 answers      what goes over it, for OpenAPI
 keys         who may do what, and how often
 drain        between the signal to end and the end
+deadlines    how long a request may take
 problems     one table from error to status
 telemetry    metrics
 logs         JSON log lines

@@ -5,8 +5,6 @@ The outermost layer of the application: an exception ends here, as an answer and
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import logging
 import re
 import types
@@ -17,6 +15,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
+from service.deadlines import Deadline, Deadlines
 from service.problems import BodyTooLarge, Malformed, SlowRequest, TookTooLong, new_request_id, respond
 from service.telemetry import NO_ROUTE, Telemetry
 from service.tracing import Tracing
@@ -53,7 +52,7 @@ class Admission:
         self._app = app
         self._telemetry = telemetry
         self._body_bytes = body_bytes
-        self._timeout_s = timeout_s
+        self._deadlines = Deadlines(timeout_s)
         self._clock = clock
         self._tracing = tracing
 
@@ -66,7 +65,6 @@ class Admission:
             scope = {**scope, "method": "GET", "is_head": True}  # the server, which knows better, leaves the body out
         started = self._clock()
         visit = _Visit(scope, receive, send, self._body_bytes)
-        deadline: asyncio.Timeout | None = None
         try:
             visit.check_head()
             work = self._app(scope, visit.receive, visit.send)
@@ -74,13 +72,12 @@ class Admission:
                 waits_for = work.send(None)
             except StopIteration:
                 return  # nothing was waited for: a deadline would cost more than finding an embedding in the cache
-            async with asyncio.timeout(self._timeout_s) as deadline:
-                visit.deadline = deadline, self._timeout_s
+            with self._deadlines.begin() as visit.deadline:
                 await _go_on(work, waits_for)
         except ClientDisconnect:
             visit.status = visit.status or GONE
         except TimeoutError as error:
-            await visit.fail(visit.late() if deadline and deadline.expired() else error)
+            await visit.fail(visit.late() if visit.deadline and visit.deadline.expired else error)
         except Exception as error:
             await visit.fail(error)
         finally:
@@ -96,14 +93,14 @@ def _go_on(work: Coroutine[Any, Any, None], waits_for: object) -> Generator[Any,
     """Finish a coroutine that has begun, and waits for something."""
     while True:
         try:
-            came = yield waits_for
+            yield waits_for
         except BaseException as error:
-            resume = functools.partial(work.throw, error)
+            try:
+                waits_for = work.throw(error)
+            except StopIteration:
+                return
         else:
-            resume = functools.partial(work.send, came)
-        try:
-            waits_for = resume()
-        except StopIteration:
+            yield from work
             return
 
 
@@ -116,7 +113,7 @@ class _Visit:
         self._n_received = 0
         self._reading = False
         self.status = 0  # nothing answered yet
-        self.deadline: tuple[asyncio.Timeout, float] | None = None
+        self.deadline: Deadline | None = None
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self._headers.get(b"x-request-id", b"")
         self._request_id = given.decode() if _OURS.fullmatch(given) else new_request_id()
@@ -160,8 +157,7 @@ class _Visit:
             message["headers"] = [*message["headers"], (b"x-request-id", self._request_id.encode())]
         await self._send(message)
         if self.deadline is not None and message.get("more_body"):
-            deadline, timeout_s = self.deadline
-            deadline.reschedule(asyncio.get_running_loop().time() + timeout_s)
+            self.deadline.extend()
 
     async def fail(self, error: Exception) -> None:
         """End in an error: as an answer, if there is none yet; what has begun is cut off."""

@@ -38,8 +38,35 @@ class Embedded(NamedTuple):
     source: Literal["cache", "computed"]
 
 
-Flight = asyncio.Future[Embedded | LurmError]
-"""An answer on its way; any number of requests may wait for it. It never holds an exception, and nobody cancels it."""
+class Flight:
+    """An answer on its way, for which any number of requests may wait; one that leaves takes nothing from the others.
+
+    Attributes:
+        answer: None until it lands.
+    """
+
+    __slots__ = ("_waiting", "answer")
+
+    def __init__(self) -> None:
+        self.answer: Embedded | LurmError | None = None
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def land(self, answer: Embedded | LurmError) -> None:
+        """Answer everybody who waits, or comes later."""
+        self.answer = answer
+        for one in self._waiting:
+            if not one.done():
+                one.set_result(None)
+        self._waiting.clear()
+
+    async def landed(self) -> Embedded | LurmError:
+        """The answer, once it is there."""
+        if self.answer is None:
+            waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiting)
+            await waiting
+        assert self.answer is not None
+        return self.answer
 
 
 class Known(NamedTuple):
@@ -156,10 +183,8 @@ class Embedder:
 
     async def all_known(self, user_ids: Sequence[str]) -> list[Known | LurmError]:
         """Users as of now, in order; or why there is none, see ``known``."""
-        return [
-            one if isinstance(one, LurmError) else Known(self._provenance(one), one)
-            for one in await self._histories.standings(user_ids)
-        ]
+        known = self._known
+        return [known(one) if isinstance(one, Standing) else one for one in await self._histories.standings(user_ids)]
 
     async def embed_one(self, known: Known) -> Embedded:
         """The embedding of one known user.
@@ -167,11 +192,11 @@ class Embedder:
         Raises:
             LurmError: there is none, because too many users wait (``Overloaded``) or the encoder failed.
         """
-        at_hand = self._at_hand(known)
-        if at_hand is not None:
+        found = self._cache.at_hand(known.provenance)
+        if found is not None:
             self._telemetry.hit(1)
-            return at_hand
-        (answer,) = await self.embed([known])
+            return Embedded(found, "cache")
+        (answer,) = await self._fly([known])
         if isinstance(answer, LurmError):
             raise answer
         return answer
@@ -182,21 +207,15 @@ class Embedder:
         Raises:
             Overloaded: too many users wait already.
         """
-        at_hand = [self._at_hand(one) for one in wanted]
-        missing = [one for one, answer in zip(wanted, at_hand, strict=True) if answer is None]
+        look = self._cache.at_hand
+        at_hand = [look(one.provenance) if isinstance(one, Known) else None for one in wanted]
+        missing = [one for one, found in zip(wanted, at_hand, strict=True) if found is None]
         self._telemetry.hit(len(wanted) - len(missing))
-        if not missing:
-            return at_hand  # type: ignore[return-value]  # all of them
-        flown = iter(await self._fly(missing))
-        return [next(flown) if answer is None else answer for answer in at_hand]
-
-    def _at_hand(self, one: Asked) -> Embedded | None:
-        found = self._cache.at_hand(one.provenance) if isinstance(one, Known) else None
-        return None if found is None else Embedded(found, "cache")
+        flown = iter(await self._fly(missing) if missing else ())
+        return [next(flown) if found is None else Embedded(found, "cache") for found in at_hand]
 
     async def _fly(self, wanted: Sequence[Asked]) -> list[Embedded | LurmError]:
         """The embedding of each, from a flight that is under way or begins now."""
-        loop = asyncio.get_running_loop()
         flights: list[Flight] = []
         mine: dict[Known, Flight] = {}
         inline: list[tuple[History | Seen, Flight]] = []
@@ -204,9 +223,9 @@ class Embedder:
             if isinstance(one, Known):
                 flight = self._flights.get(one.provenance)
                 if flight is None:
-                    flight = mine[one] = self._flights[one.provenance] = loop.create_future()
+                    flight = mine[one] = self._flights[one.provenance] = Flight()
             else:
-                flight = loop.create_future()
+                flight = Flight()
                 inline.append((one, flight))
             flights.append(flight)
         try:
@@ -216,7 +235,7 @@ class Embedder:
             self._queue_up(mine, inline)
         answers = []
         for flight in flights:
-            answer = flight.result() if flight.done() else await asyncio.shield(flight)
+            answer = flight.answer or await flight.landed()
             if isinstance(answer, Overloaded):
                 raise answer
             answers.append(answer)
@@ -228,7 +247,7 @@ class Embedder:
         self._telemetry.looked_up(found)
         for known, one in zip(list(mine), found, strict=True):
             if isinstance(one, CachedEmbedding):
-                mine.pop(known).set_result(Embedded(one, "cache"))
+                mine.pop(known).land(Embedded(one, "cache"))
                 del self._flights[known.provenance]
 
     def _queue_up(self, known: dict[Known, Flight], inline: Sequence[tuple[History | Seen, Flight]]) -> None:
@@ -250,7 +269,7 @@ class Embedder:
         for asked, flight in missed:
             if isinstance(asked, Known):
                 del self._flights[asked.provenance]
-            flight.set_result(Overloaded(f"{why}; try again shortly"))
+            flight.land(Overloaded(f"{why}; try again shortly"))
 
     async def _take_batches(self) -> None:
         loop = asyncio.get_running_loop()
@@ -270,7 +289,7 @@ class Embedder:
                 raise
             self._telemetry.embedded(len(batch), loop.time() - started)
             for waiting, answer in zip(batch, answers, strict=True):
-                waiting.flight.set_result(answer)
+                waiting.flight.land(answer)
             self._put([(one.asked, answer) for one, answer in zip(batch, answers, strict=True)])
 
     async def _await_company(self, at_most_s: float) -> None:
@@ -299,9 +318,10 @@ class Embedder:
             for one in asked
         ]
 
-    def _provenance(self, standing: Standing) -> Provenance:
-        base = self._base if standing.is_settled else self._moved
-        return Provenance(standing.user_id, base, standing.seq, self._space_id)
+    def _known(self, standing: Standing) -> Known:
+        seq = standing.live.seq
+        base, seq = (self._moved, seq) if seq else (self._base, standing.n_base)
+        return Known(Provenance(standing.user_id, base, seq, self._space_id), standing)
 
     def _put(self, landed: Sequence[tuple[Asked, Embedded | LurmError]]) -> None:
         known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from fastapi import APIRouter, Path
 from starlette.requests import Request
@@ -121,17 +122,14 @@ async def embeddings(request: Request) -> Response:
         await request.body(), max_users=limits.request_users, max_events=limits.request_events
     )
     charge(request.scope, len(inputs) - 1)
-    histories: dict[int, History | Seen | LurmError] = {}
-    if any(isinstance(one, InlineHistory) for one in inputs):
-        read = functools.partial(_histories_of, serving.release.history, inputs)
-        histories = await serving.threads.run(read)
-    standing = await serving.embedder.all_known([one for one in inputs if isinstance(one, str)])
-    headers = [STALE] if any(isinstance(one, Known) and not one.standing.is_fresh for one in standing) else []
-    known = iter(standing)
-    sources = [
-        histories[at] if isinstance(one, InlineHistory) else one if isinstance(one, Malformed) else next(known)
-        for at, one in enumerate(inputs)
-    ]
+    ids = [one for one in inputs if isinstance(one, str)]
+    known = await serving.embedder.all_known(ids)
+    headers = [STALE] if any(isinstance(one, Known) and not one.standing.is_fresh for one in known) else []
+    sources: Sequence[Known | History | Seen | LurmError] = known
+    if len(ids) < len(inputs):
+        given = await serving.threads.run(functools.partial(_histories_of, serving.release.history, inputs))
+        of_ids = iter(known)
+        sources = [next(of_ids) if isinstance(one, str) else given[at] for at, one in enumerate(inputs)]
     embedded = iter(await serving.embedder.embed([one for one in sources if not isinstance(one, LurmError)]))
     outcomes = [one if isinstance(one, LurmError) else next(embedded) for one in sources]
 
@@ -150,9 +148,9 @@ async def embeddings(request: Request) -> Response:
 def _histories_of(
     base: HistoryBase, inputs: Sequence[str | InlineHistory | Malformed]
 ) -> dict[int, History | Seen | LurmError]:
-    """The inline histories among the inputs, or what is wrong with one, by position. Slow."""
-    inline = {at: one for at, one in enumerate(inputs) if isinstance(one, InlineHistory)}
-    return {at: _history_of(base, one, at) for at, one in inline.items()}
+    """What the inputs that are no ids say, or what is wrong with one, by position. Slow."""
+    given = {at: one for at, one in enumerate(inputs) if not isinstance(one, str)}
+    return {at: one if isinstance(one, Malformed) else _history_of(base, one, at) for at, one in given.items()}
 
 
 def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | Seen | LurmError:
@@ -172,7 +170,7 @@ def _item(
     embedding = outcome.embedding
     vector: Any = embedding.vector_e
     if as_base64:
-        vector = binascii.b2a_base64(vector.astype("<f4", copy=False), newline=False).decode()
+        vector = orjson.Fragment(b'"%b"' % binascii.b2a_base64(vector.astype("<f4", copy=False), newline=False))
     item = {
         "object": "embedding",
         "index": at,

@@ -56,6 +56,8 @@ def checked_id(value: object) -> str:
     Raises:
         PydanticCustomError: neither, empty, or too long.
     """
+    if type(value) is str and value.isascii() and 0 < len(value) <= MAX_ID_BYTES:
+        return value  # the most of them
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
@@ -318,7 +320,7 @@ def parse_embeddings(
     given = given if isinstance(given, list) else [given]
     if not 0 < len(given) <= max_users:
         raise Malformed(f"input has {len(given)} entries, expected 1 to {max_users} (LURM_REQUEST_USERS)")
-    histories = [one.get("events") for one in given if isinstance(one, dict)]
+    histories = [one.get("events") for one in given if type(one) is dict]
     n_events = sum(len(events) for events in histories if isinstance(events, list))
     if n_events > max_events:
         raise Malformed(f"input has {n_events} events, expected at most {max_events} (LURM_REQUEST_EVENTS)")

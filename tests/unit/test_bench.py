@@ -47,6 +47,7 @@ RATIOS = {
         "p99_vs_raw_asgi",
         "batch_vs_single",
         "miss_vs_bulk",
+        "single_miss_vs_bulk",
         "vs_naive",
         "ingest_vs_alone",
         "one_vs_four_workers",
@@ -55,7 +56,19 @@ RATIOS = {
 }
 CONTENDERS = {
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
-    "serve": {"json", "binary", "batch", "miss", "raw_json", "raw_binary", "naive", "bulk", "ingest", "alone"},
+    "serve": {
+        "json",
+        "binary",
+        "batch",
+        "miss",
+        "single_miss",
+        "raw_json",
+        "raw_binary",
+        "naive",
+        "bulk",
+        "ingest",
+        "alone",
+    },
     "audience": {"one", "eight", "bare"},
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
