@@ -16,6 +16,7 @@ from lurm.history import HistoryBatch
 MOST_BEHAVIORS = 8
 MOST_SPREADS = 4.0  # from the mean, of a standardised feature
 _RECENT_DAYS = (365, 90, 28, 7, 1)
+_DAYS_KNOWN = 64  # whose logarithms are looked up
 _HOURS = 4  # of one part of the day
 _MONDAY = 3  # epoch day 0 was a Thursday
 
@@ -88,6 +89,9 @@ def _describe(
     recent = np.zeros(len(_RECENT_DAYS), np.int64)
     weekdays, parts = np.zeros(7, np.int64), np.zeros(24 // _HOURS, np.int64)
     behaviors = np.zeros(MOST_BEHAVIORS, np.int64)
+    log_of_days = np.empty(_DAYS_KNOWN)
+    for n_days in range(_DAYS_KNOWN):
+        log_of_days[n_days] = np.log(np.float64(n_days))
     for user in range(len(offsets) - 1):
         first, end, as_of = offsets[user], offsets[user + 1], as_of_b[user]
         if first == end:
@@ -104,7 +108,8 @@ def _describe(
                 before, day, since = day, at // DAY_MS, event
                 day_begins = day * DAY_MS
                 n_gaps += 1
-                gap = np.log(np.float64(day - before))
+                n_days = day - before
+                gap = log_of_days[n_days] if n_days < _DAYS_KNOWN else np.log(np.float64(n_days))
                 gaps += gap
                 squared_gaps += gap * gap
             parts[(at - day_begins) // (_HOURS * 3_600_000)] += 1

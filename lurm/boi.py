@@ -21,7 +21,8 @@ from lurm.history import History, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Placement, Scale, life, trailing
 
-_FEW = 32  # cells that are sorted where they lie
+_FEW = 48  # cells that are sorted where they lie
+_DIGIT_BITS = 6  # of cells that are sorted digit by digit
 _LOG1P = np.log1p(np.arange(1024, dtype=np.float32))
 
 
@@ -158,6 +159,12 @@ def _tally(
         sums: one per cell, all 0, and 0 again afterwards.
         indptr, indices, counts: what is filled in, as a CSR matrix.
     """
+    n_most, n_bits = 0, 1
+    for window in range(len(starts)):
+        n_most = max(n_most, stops[window] - starts[window])
+    while 1 << n_bits < len(sums):
+        n_bits += 1
+    spare, places = np.empty(n_most, np.int32), np.empty(1 << _DIGIT_BITS, np.int64)
     nnz = 0
     for window in range(len(starts)):
         begin = nnz
@@ -170,7 +177,7 @@ def _tally(
                 nnz += 1
             sums[cell] += 1 if len(weights) == 0 else weights[event]
         if nnz - begin > _FEW:
-            indices[begin:nnz].sort()
+            _sort(indices[begin:nnz], n_bits, spare, places)
         else:
             for last in range(begin + 1, nnz):
                 cell, at = indices[last], last
@@ -189,6 +196,29 @@ def _tally(
         nnz = kept
         indptr[window + 1] = nnz
     return nnz
+
+
+@compiled
+def _sort(cells: NDArray[np.int32], n_bits: int, spare: NDArray[np.int32], places: NDArray[np.int64]) -> None:
+    """Sort cells of at most so many bits, digit by digit, the lowest first."""
+    mask = (1 << _DIGIT_BITS) - 1
+    source, target = cells, spare[: len(cells)]
+    for shift in range(0, n_bits, _DIGIT_BITS):
+        places[:] = 0
+        for at in range(len(source)):
+            places[(source[at] >> shift) & mask] += 1
+        before = 0
+        for digit in range(len(places)):
+            n = places[digit]
+            places[digit] = before
+            before += n
+        for at in range(len(source)):
+            digit = (source[at] >> shift) & mask
+            target[places[digit]] = source[at]
+            places[digit] += 1
+        source, target = target, source
+    if (n_bits - 1) // _DIGIT_BITS % 2 == 0:  # an odd number of passes ends in the spare
+        cells[:] = source
 
 
 @compiled

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.compiled import compiled, compiled_sums
+from lurm.compiled import compiled, compiled_sums, prefetch
 
+_LINE = 16  # float32 of a cache line
+_AHEAD = 16  # rows
 NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
 
@@ -162,6 +164,10 @@ def _gather(
     sum_e[:] = 0
     fours = stop - (stop - start) % 4
     for at in range(start, fours, 4):
+        for ahead in range(at + _AHEAD, min(at + _AHEAD + 4, stop)):
+            row = table_he[columns[ahead]]
+            for e in range(0, len(sum_e), _LINE):
+                prefetch(row, e)
         one, two = table_he[columns[at]], table_he[columns[at + 1]]
         three, four = table_he[columns[at + 2]], table_he[columns[at + 3]]
         of_one, of_two, of_three, of_four = shares[at], shares[at + 1], shares[at + 2], shares[at + 3]
