@@ -34,7 +34,8 @@ from lurm.release import Release
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
 PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["space_id"]}
-_ROWS = 32_768
+ROWS = 32_768
+"""Of a block, and so of a row group."""
 
 Write = Callable[[pa.RecordBatch], None]
 
@@ -191,7 +192,7 @@ def batches(
     ledger: Ledger | None = None,
     *,
     rows: NDArray[np.int64] | None = None,
-    at_once: int = _ROWS,
+    at_once: int = ROWS,
 ) -> Iterator[pa.RecordBatch]:
     """The rows of the export, block by block; memory is one block.
 

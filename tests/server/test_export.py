@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import doctest
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import chdir, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from lurm.export import batches
+from lurm.export import batches, schema_of
 from lurm.release import Release
 from lurm.settings import environment_of
 from service.admission import Admission
@@ -267,3 +269,41 @@ def test_a_point_in_time_is_the_same_inline_and_in_a_table(
     for row, at, last_at, n_events in zip(rows.tolist(), moments, as_of, then["n_events"].to_pylist(), strict=True):
         before = base.at(row).before(at)
         assert (n_events, last_at) == (len(before), int(before.timestamps[-1]) if len(before) else None)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    return (Path(__file__).parents[2] / "docs/export.md").read_text()
+
+
+def test_the_recipes_work(page: str, release_root: Path, tmp_path: Path) -> None:
+    pytest.importorskip("qdrant_client")
+    (labels,) = re.findall(r"\$ cat labels.csv\n(.*?)\$ lurm", page, re.DOTALL)
+    (tmp_path / "labels.csv").write_text(labels)
+    environment = environment_of(artifacts_dir=release_root, live_dir=tmp_path / "live")
+    for words in (["users.parquet"], ["training.parquet", "--as-of", "labels.csv"]):
+        command = [sys.executable, "-m", "lurm", "export", *words]
+        subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=True)
+    said: list[str] = []
+    with chdir(tmp_path):
+        test = doctest.DocTestParser().get_doctest(page.replace("```", "\n"), {}, "export.md", "export.md", 0)
+        outcome = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False).run(test, out=said.append)
+    assert outcome.failed == 0, "".join(said)
+    assert outcome.attempted > 10
+
+
+def test_the_recipes_that_nothing_here_can_run_name_columns_there_are(page: str, release: Release) -> None:
+    schema = schema_of(release)
+    pgvector, feast = [one for one in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if not one.startswith(">>>")]
+    for block in (pgvector, feast):
+        compile(block, "docs/export.md", "exec")
+    (columns,) = re.findall(r"columns=(\[.*?\])", pgvector)
+    assert set(json.loads(columns)) <= set(schema.names)
+    kinds = {"Array(Float32)": pa.float32(), "String": pa.string(), "Int64": pa.int64()}
+    fields = re.findall(r'Field\(name="(\w+)", dtype=(.*?)\),\n', feast)
+    assert len(fields) == 3
+    for name, kind in fields:
+        found = schema.field(name).type
+        assert kinds[kind] == (found.value_type if "Array" in kind else found)
+    assert pa.types.is_timestamp(schema.field(re.findall(r'timestamp_field="(\w+)"', feast)[0]).type)
+    assert pa.types.is_string(schema.field(re.findall(r'join_keys=\["(\w+)"\]', feast)[0]).type)

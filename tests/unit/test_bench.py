@@ -53,6 +53,7 @@ RATIOS = {
         "one_vs_four_workers",
     },
     "audience": {"vs_bare_scan", "eight_vs_bare_scan"},
+    "export": {"vs_arrow_write", "ipc_vs_arrow_write"},
 }
 CONTENDERS = {
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
@@ -70,6 +71,7 @@ CONTENDERS = {
         "alone",
     },
     "audience": {"one", "eight", "bare"},
+    "export": {"ours", "arrow", "ours_arrow", "arrow_ipc", "then"},
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
 
@@ -123,7 +125,7 @@ def test_names_are_one_or_all_and_others_are_refused() -> None:
     assert set(bench.names_of("all")) == set(bench.BENCHMARKS) == set(RATIOS)
     with pytest.raises(
         UsageError,
-        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, serve, audience, and all",
+        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, serve, audience, export",
     ):
         bench.names_of("bio")
     with pytest.raises(UsageError, match="scale is 'huge', expected one of tiny, small, full"):
