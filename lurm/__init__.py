@@ -46,9 +46,13 @@ The map of the house, from the ground up. Each module may import only what stand
     tally         bags straight from a log                                    (LURM)
     filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often
+    targets       what is asked of the future, and what the log answered        (LUMOS)
+    tokens        users as LUMOS reads them                                   (LUMOS)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
+    lumos         many behaviors at once, given what is known of the future   (LUMOS)
     live          what users did since the base was built, kept durably
+    forecasts     what users will do: calibrated, with intervals, what if
     encoder       the one protocol serving knows
     histories     base + live: every event of every user, up to this moment
     index         nearest users

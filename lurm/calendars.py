@@ -211,6 +211,17 @@ class Calendar:
             forced={},
         )
 
+    def renumbered(self, rows: NDArray[np.int64]) -> Calendar:
+        """The calendar for some of the users, who get other rows.
+
+        Args:
+            rows: that they had before, ascending, in the order they get.
+        """
+        place_of = {event: rows.searchsorted(some) for event, some in self.targets.items()}
+        there = np.append(rows, -1)
+        targets = {event: place[there[place] == self.targets[event]] for event, place in place_of.items()}
+        return replace(self, targets=targets)
+
     def without(self, kinds: frozenset[str]) -> Calendar:
         """The calendar had nothing of some kinds ever been known."""
         gone = np.array([self.kinds[kind] in kinds for kind in self.kind_n.tolist()], bool)

@@ -162,6 +162,10 @@ class DayFeatures:
 class DayView:
     """Histories of one base as days.
 
+    Attributes:
+        features: what days are described by.
+        n_behaviors: of the base.
+
     Args:
         features: what days are described by.
         history: whose rows of behaviors the histories have.
@@ -176,7 +180,7 @@ class DayView:
             raise ArtifactCorrupt(
                 f"days have groups of {len(features.group_of_interest)} interests, the vocabulary has {len(vocabulary)}"
             )
-        self.features = features
+        self.features, self.n_behaviors = features, len(history.behaviors)
         names = history.behaviors.take(np.arange(len(history.behaviors)))
         counts, values = features.count_columns, features.value_columns
         # the last entry is of row -1, a behavior the base does not know

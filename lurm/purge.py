@@ -177,7 +177,9 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
     key = digest_of([release.release_id, ledger.head])
     folder = root / "stages"
     made = {part: open_artifact(release.path / part, part, verify=False) for part in ("interests", "encoder")}
-    writing = {part: folder / f"{part}-{key[:16]}" for part in ("history", "embeddings", "index", "attributes")}
+    writing = {
+        part: folder / f"{part}-{key[:16]}" for part in ("history", "embeddings", "index", "attributes", "lumos")
+    }
     for part in writing.values():
         if part.exists():
             discard(part)
@@ -198,6 +200,9 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
         with draft(writing["attributes"], kind="attributes", key=key, config=config, parents=parents) as attributes:
             # Who has acted since is a new life; nothing is known of it.
             release.attributes.write(attributes.path, rewriting.rows, unknown=ends_u[rewriting.rows] >= 0)
+    if release.forecaster is not None:
+        with draft(writing["lumos"], kind="lumos", key=key, config=config, parents=parents) as lumos:
+            release.forecaster.write(lumos.path, release.forecaster.calendar.renumbered(rewriting.rows))
     made |= {part: open_artifact(path, part) for part, path in writing.items() if path.exists()}
     metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
     return publish(root, made, name=release.name, metrics=metrics), n_users

@@ -2,7 +2,7 @@
 
     <root>/stages/<kind>-<key>/    artifacts of a build, kept so that the next build skips what has not changed
     <root>/releases/<id>/          manifest.json and history/ interests/ encoder/ embeddings/ index/ (hard links),
-                                   attributes/ where the dataset has a table of users
+                                   attributes/ where the dataset has a table of users, lumos/ where it was asked for
     <root>/current                 the id of the active release; on a second line the one before it, for rollback
 
 The release id is its time of publication and the head of its fingerprint, so ids sort by age.
@@ -34,6 +34,7 @@ from lurm.artifacts import (
 from lurm.attributes import Attributes
 from lurm.encoder import UserEncoder, open_encoder
 from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.index import UserIndex
 from lurm.interests import InterestVocabulary
@@ -43,7 +44,7 @@ _VERIFIED_USERS = 256
 _SAME = 1e-5  # as far as vectors of one user may be apart, say on another processor
 
 PARTS = ("history", "interests", "encoder", "embeddings", "index")
-OPTIONAL = ("attributes",)
+OPTIONAL = ("attributes", "lumos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class Release:
         space_id: content hash of everything that determines the vector space; vectors of different spaces
             must never be compared.
         attributes: of users; none where the dataset has no table of them.
+        forecaster: None where the release was built without.
     """
 
     release_id: str
@@ -134,6 +136,7 @@ class Release:
     embeddings: Embeddings
     index: UserIndex
     attributes: Attributes
+    forecaster: Forecaster | None
 
     @classmethod
     def open(cls, root: Path, release_id: str | None = None, *, verify: bool = True) -> Release:
@@ -159,6 +162,9 @@ class Release:
         attributes = Attributes(len(history))
         if "attributes" in manifest.parents:
             attributes = Attributes.open(path / "attributes", verify=verify)
+        forecaster = None
+        if "lumos" in manifest.parents:
+            forecaster = Forecaster.open(path / "lumos", history, vocabulary, attributes, verify=verify)
         release = cls(
             release_id=id_,
             space_id=str(manifest.config["space_id"]),
@@ -172,6 +178,7 @@ class Release:
             embeddings=Embeddings.open(path / "embeddings", verify=verify),
             index=UserIndex.open(path / "index", verify=verify),
             attributes=attributes,
+            forecaster=forecaster,
         )
         sizes = {len(history), len(release.embeddings.vectors_ue), len(release.index), attributes.n_users}
         widths = {release.encoder.dim, release.embeddings.vectors_ue.shape[1], release.index.dim}

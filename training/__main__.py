@@ -84,6 +84,13 @@ def build(
         int | None, typer.Option(help="Size of the interest vocabulary; default: a third of the items.", min=1)
     ] = None,
     dim: Annotated[int | None, typer.Option(help="Width of the embedding; default 256.", min=1)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A model beside the embeddings: lumos, which foretells what users will do (docs/forecasts.md).",
+            show_default=False,
+        ),
+    ] = None,
     artifacts_dir: ArtifactsDir = None,
     memory_limit: Annotated[
         str | None,
@@ -108,14 +115,18 @@ def build(
     Examples:
       lurm build data/shop
       lurm build data/shop --n-interests 2000 --memory-limit 4G
+      lurm build data/shop --model lumos
       torchrun --nproc-per-node 4 -m lurm build data/shop
     """
     from dataclasses import asdict
 
     from lurm import settings
+    from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from training import pipeline, ranks
 
+    if unknown := [one for one in model or () if one != "lumos"]:
+        raise UsageError(f"there is no model {unknown[0]!r} to build; there is: lumos")
     overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
     config = settings.load(overrides)
     dataset, chosen = _opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim)
@@ -132,6 +143,7 @@ def build(
             reporter=TerminalReporter(),
             ranks=together,
             living=_living(config, take=True),
+            models=tuple(model or ()),
         )
     facts = built.metrics
     peak = built.peak_memory_bytes / 2**30

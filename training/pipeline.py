@@ -1,6 +1,6 @@
 """The build: an event log becomes a release, stage by stage.
 
-    history -> attributes -> items -> interests -> encoder -> embeddings -> index -> gate -> publish
+    history -> attributes -> items -> interests -> encoder -> embeddings -> index -> lumos -> gate -> publish
 
 Every stage is an artifact under ``<root>/stages``, named by the hash of all that goes into it. A stage that is
 there already is skipped, so a killed build goes on where it stopped, and nothing becomes visible to serving
@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from lurm.artifacts import (
     read_manifest,
     remove_drafts,
 )
-from lurm.attributes import attributes_of, left_out_in_words
+from lurm.attributes import Attributes, attributes_of, left_out_in_words
 from lurm.boi import BagOfInterests
 from lurm.dataset import Dataset
 from lurm.encoder import embed_all
@@ -56,6 +56,7 @@ from lurm.meanings import name_interests
 from lurm.progress import Reporter, Silent
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
 from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
+from training import forecasting
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
 from training.loop import Outcome, Trainer
@@ -64,7 +65,16 @@ from training.recipes import Recipe
 from training.subject import Subject, catalog_of, texts_of
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
-_VERSIONS = {"history": 1, "attributes": 1, "items": 1, "interests": 2, "encoder": 4, "embeddings": 1, "index": 1}
+_VERSIONS = {
+    "history": 1,
+    "attributes": 1,
+    "items": 1,
+    "interests": 2,
+    "encoder": 4,
+    "embeddings": 1,
+    "index": 1,
+    "lumos": 1,
+}
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
@@ -99,6 +109,7 @@ def build(
     reporter: Reporter,
     ranks: Ranks = ALONE,
     living: Living = Living(),
+    models: Collection[str] = (),
 ) -> Built:
     """Build a release of a dataset and activate it.
 
@@ -111,6 +122,7 @@ def build(
         reporter: told what is going on.
         ranks: that train the encoder together; this one leads, the others ``assist``.
         living: what was sent live, and who was erased; the base holds the one and nothing of the other.
+        models: beside the encoder: "lumos".
 
     Raises:
         DataError: the log cannot be used, or has too many bad rows; nothing is published.
@@ -118,7 +130,7 @@ def build(
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living).run()
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living, models).run()
 
 
 def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
@@ -175,8 +187,9 @@ class _Build:
         reporter: Reporter,
         ranks: Ranks,
         living: Living,
+        models: Collection[str],
     ) -> None:
-        self._ranks, self._living = ranks, living
+        self._ranks, self._living, self._models = ranks, living, models
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
@@ -216,13 +229,18 @@ class _Build:
         self._stage("encoder", encoder_config, parents, lambda work: self._encoder(work, history, vocabulary))
         if "encoder" in self._skipped:
             self._ranks.told()  # nothing to do
-        self._forget_checkpoints()
         encoder = SmenEncoder.of(self._done["encoder"], vocabulary)
         self._stage(
             "embeddings", {}, ("history", "interests", "encoder"), lambda work: self._embeddings(work, history, encoder)
         )
         vectors = Embeddings(self._done["embeddings"]).vectors_ue
         self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
+
+        if "lumos" in self._models:
+            config = forecasting.ingredients(dataset, recipe.lumos)
+            read = tuple(kind for kind in ("history", "interests", "attributes") if kind in self._done)
+            self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary))
+        self._forget_checkpoints()
 
         catalog = pl.DataFrame({"item_id": history.items.ids})
         diagnostics = self._hold(Subject(history, vocabulary, encoder, vectors, catalog))
@@ -336,8 +354,7 @@ class _Build:
         work.metrics.update(quality(clustering, items.counts_n, categories), n_grains=len(rare.idf_g))
 
     def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
-        checkpoint = self._stages / f".{work.path.name.split('.')[1]}.checkpoint"
-        self._forget_checkpoints(but=checkpoint)
+        checkpoint = self._checkpoint(work)
         names = [self._done["history"].path.name, self._done["interests"].path.name, checkpoint.name]
         self._ranks.told(orjson.dumps(names))
         network, boi, outcome = _train(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
@@ -352,6 +369,18 @@ class _Build:
             f"  kept {kept}: {measured} loss {min(outcome.held_out):.3f} (untrained {outcome.held_out[0]:.3f}), "
             f"anchors used {', '.join(f'{u:.0%}' for u in usage)}"
         )
+
+    def _lumos(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+        attributes = Attributes.of(self._done["attributes"]) if "attributes" in self._done else Attributes(len(history))
+        calendar = forecasting.calendar_of(self._dataset, history, attributes)
+        parts, kept = (history, vocabulary, attributes, calendar), self._checkpoint(work)
+        with threadpool_limits(limits=1, user_api="openmp"):
+            forecaster, trained = forecasting.train(
+                *parts, self._recipe.lumos, checkpoint=kept, reporter=self._reporter
+            )
+        forecaster.write(work.path)
+        work.metrics.update(forecasting.facts_of(forecaster, trained))
+        self._reporter.say(f"  {trained}")
 
     def _embeddings(self, work: Draft, history: HistoryBase, encoder: SmenEncoder) -> None:
         with (
@@ -412,8 +441,14 @@ class _Build:
             "anchor_usage": trained["anchor_usage"],
         }
 
-    def _forget_checkpoints(self, but: Path | None = None) -> None:
-        for checkpoint in self._stages.glob(".encoder-*.checkpoint"):
+    def _checkpoint(self, work: Draft) -> Path:
+        """Where the training of a stage is kept; what others of its kind have left is forgotten."""
+        stage = work.path.name.split(".")[1]
+        self._forget_checkpoints(stage.split("-")[0], but=self._stages / f".{stage}.checkpoint")
+        return self._stages / f".{stage}.checkpoint"
+
+    def _forget_checkpoints(self, kind: str = "*", but: Path | None = None) -> None:
+        for checkpoint in self._stages.glob(f".{kind}-*.checkpoint"):
             if checkpoint != but:
                 shutil.rmtree(checkpoint, ignore_errors=True)
 

@@ -8,6 +8,7 @@ to ``lurm.dataset``; the tables here are the model's:
     [interests]              VocabularyConfig
     [encoder]                SmenConfig; [[encoder.scales]] and [encoder.bag]
     [training]               TrainConfig
+    [lumos]                  LumosRecipe; [lumos.network] LumosConfig, [[lumos.targets]] Target
     [evaluate]               EvaluateConfig; [[evaluate.tasks]] TaskConfig
     [gate]                   GateConfig
 """
@@ -31,6 +32,7 @@ from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
 from lurm.smen import SmenConfig
+from training.forecasting import LumosRecipe
 from training.loop import TrainConfig
 
 # kind of task -> what it takes besides its name
@@ -169,6 +171,7 @@ class Recipe:
     interests: VocabularyConfig = field(default_factory=VocabularyConfig)
     encoder: SmenConfig = field(default_factory=SmenConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    lumos: LumosRecipe = field(default_factory=LumosRecipe)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateConfig = field(default_factory=GateConfig)
 
@@ -184,7 +187,7 @@ class Recipe:
         """
         _refuse_unknown(tables, cls)
         seed = tables.get("seed", 0)
-        seeded = {"item_embeddings", "interests", "training"}
+        seeded = {"item_embeddings", "interests", "training", "lumos"}
         raw = {name: {"seed": seed} for name in seeded}
         for name, table in tables.items():
             raw[name] = {**raw.get(name, {}), **table} if isinstance(table, Mapping) else table

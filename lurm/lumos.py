@@ -1,0 +1,358 @@
+"""LUMOS: many behaviors of a user at once, from their days so far and from what is already known of the days to come.
+
+    x_t = relu(W [E_a(activity of day t); E_s(what the user is); E_c(what is on at day t)]) + place(t)       past
+    q_j = relu(W_q E_c(what is on at day T + j)) + place(T + j)                                              future
+    history = encoder(user, x_1 ... x_T)     both ways, padding masked
+    z_j     = decoder(q_j, history)          cross-attention alone: no future day sees another
+    heads   "sequence": z_j -> rates and amounts of day j, added up;  "aggregated": z_1 ... z_F -> targets
+
+Paper: LUMOS (arXiv 2512.08957).
+Departure: the user is a token of their own, so that somebody without a day has something to be read from; what happens
+within a horizon is made of its days, p = 1 - (1 + Λ/r)^-r with Λ the sum of daily rates (what is asked for at one
+horizon is learned at all others); and rates have a linear part, log λ_j = head(z_j) + w_c c_j + w_s s, from which the
+training starts (``training.rates``). So an event does on a day what it did on others, however far that day is.
+
+Letters: B users, T days of the past, F of the future, U groups of users who see one calendar, C features of a day in
+the calendar, D width, Q targets, H channels, A amounts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, Self, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
+
+from lurm.bounds import AT_LEAST_ONE, Bound, check
+from lurm.errors import UsageError
+from lurm.targets import Labels, Questions
+from lurm.tokens import Tokens
+from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
+
+REVISION = 1
+"""Of the arithmetic; weights of another one mean something else."""
+Weighting = Literal["sum", "uncertainty", "learned"]
+Head = Literal["sequence", "aggregated"]
+_ACTIVITY, _EVENT, _STATIC = 128, 128, 64  # widths of the pathways
+_MOST_RATE = 6.0  # log of most happenings per day
+_MOST_AMOUNT = 12.0  # signed log of most units
+
+
+@dataclass(frozen=True, slots=True)
+class LumosConfig:
+    """The shape of the network.
+
+    Attributes:
+        width: D.
+        n_heads: of attention.
+        encoder_blocks, decoder_blocks: layers.
+        hidden: width of a feed-forward layer, as a multiple of D.
+        days: T, of the past that are read one by one.
+        horizon: F, most days that can be foretold.
+        positions: of days.
+        head: see above.
+        weighting: of the losses of targets: their "sum"; by learned "uncertainty" (Kendall et al. 2018); or shares
+            that are "learned" freely, none of which may vanish.
+        dropout: in training.
+    """
+
+    width: int = 64
+    n_heads: int = 4
+    encoder_blocks: int = 2
+    decoder_blocks: int = 1
+    hidden: float = 2.0
+    days: int = 180
+    horizon: int = 28
+    positions: PositionKind = "learned"
+    head: Head = "sequence"
+    weighting: Weighting = "sum"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self, days=Bound(least=7, most=3660), horizon=Bound(least=1, most=366), encoder_blocks=AT_LEAST_ONE)
+        for name, value, kinds in (("head", self.head, Head), ("weighting", self.weighting, Weighting)):
+            if value not in get_args(kinds):
+                raise UsageError(f"{name} is {value!r}, expected {', '.join(get_args(kinds))}")
+        self.stack(1), self.stack(self.decoder_blocks)
+
+    def stack(self, n_blocks: int) -> TransformerShape:
+        """The shape of a stack of blocks."""
+        rotary = self.positions == "rotary"
+        return TransformerShape(self.width, self.n_heads, n_blocks, self.hidden, self.dropout, rotary)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+class Beginning(NamedTuple):
+    """The linear part of rates and amounts, as it was before training; X = H + A outputs.
+
+    Attributes:
+        event_hc: (H, C) float32, log factors on rates by what is on.
+        static_xs: (X, S') float32, log factors by what users are; of amounts, signed logs.
+        bias_x: (X,) float32.
+        doubt_hcc: (H, C, C) float32, covariance of the estimates of ``event_hc``.
+    """
+
+    event_hc: NDArray[np.float32]
+    static_xs: NDArray[np.float32]
+    bias_x: NDArray[np.float32]
+    doubt_hcc: NDArray[np.float32]
+
+
+class Inputs(NamedTuple):
+    """Tokens as tensors.
+
+    Attributes:
+        place_s: (S,) b·T + t of each day that is not empty.
+        activity_sf: what happened on it.
+        real_bt: (B, T) bool.
+        static_bs: of users.
+        past_utc, future_ufc: what is on.
+        group_b: (B,) which of the U calendars a user sees.
+        asked_ufq: 1 on the days that count for a target.
+    """
+
+    place_s: Tensor
+    activity_sf: Tensor
+    real_bt: Tensor
+    static_bs: Tensor
+    past_utc: Tensor
+    future_ufc: Tensor
+    group_b: Tensor
+    asked_ufq: Tensor
+
+    @classmethod
+    def of(cls, tokens: Tokens, questions: Questions) -> Self:
+        """What the network reads; nothing is copied but where numpy has views."""
+        n_days = tokens.real_bt.shape[1]
+        days, future = tokens.days, tokens.days
+        ahead = type(future)(future.contexts_uwc[:, n_days:], future.group_b, future.on_uwk[:, n_days:])
+        arrays = (
+            *(tokens.place_s, tokens.activity_sf, tokens.real_bt, tokens.static_bs),
+            *(days.contexts_uwc[:, :n_days], ahead.contexts_uwc, days.group_b, questions.asked(ahead)),
+        )
+        return cls(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+class Foretold(NamedTuple):
+    """What the network says of B users.
+
+    Attributes:
+        logit_bq: that a target happens; of amounts, that there is one.
+        expected_bq: of an amount, in its units; 0 for other targets.
+        rate_bfh: logs of daily rates, (B, F, H); empty under the head "aggregated".
+        amount_bfa: amounts of a day with one, (B, F, A), in their units; empty likewise.
+    """
+
+    logit_bq: Tensor
+    expected_bq: Tensor
+    rate_bfh: Tensor
+    amount_bfa: Tensor
+
+
+class Lumos(nn.Module):
+    """The network.
+
+    Args:
+        config: its shape.
+        questions: what it is asked.
+        widths: of activity, of statics and of a day in the calendar.
+    """
+
+    sign_q: Tensor
+    doubt_hcc: Tensor
+    channel_q: Tensor
+    amount_q: Tensor
+
+    def __init__(self, config: LumosConfig, questions: Questions, widths: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.config, self.widths = config, widths
+        activity, static, event = widths
+        self.activity = _pathway(activity, _ACTIVITY)
+        self.static = _pathway(static, _STATIC)
+        self.event = _pathway(event, _EVENT)
+        # one matrix over the three side by side, kept in its three parts, so that days that are alike share their part
+        self.fuse_activity = nn.Linear(_ACTIVITY, config.width)
+        self.fuse_static = nn.Linear(_STATIC, config.width, bias=False)
+        self.fuse_event = nn.Linear(_EVENT, config.width, bias=False)
+        self.query = nn.Linear(_EVENT, config.width)
+        self.place = Place(config.positions, config.width, config.days + config.horizon)
+        self.user_d = nn.Parameter(torch.zeros(config.width))
+        self.encoder = Transformer(config.stack(config.encoder_blocks))
+        self.decoder = Transformer(config.stack(config.decoder_blocks), crossed=True)
+        n_out = questions.n_channels + questions.n_amounts
+        if config.head == "sequence":
+            inner, n_in, n_last = config.width, config.width, n_out
+        else:
+            inner, n_in, n_last = 2 * config.width, config.horizon * config.width, 2 * len(questions)
+        self.head = nn.Sequential(nn.Linear(n_in, inner), nn.GELU(), nn.Linear(inner, n_last))
+        self.wide_event = nn.Linear(event, questions.n_channels, bias=False)
+        self.wide_static = nn.Linear(static, n_out)
+        self.burst = nn.Linear(config.width, questions.n_channels)
+        self.register_buffer("doubt_hcc", torch.zeros(questions.n_channels, event, event))
+        self.weight_q = nn.Parameter(torch.zeros(2 * len(questions)))
+        self.n_channels, self.n_targets = questions.n_channels, len(questions)
+        is_churn = [target.kind == "churn" for target in questions.targets]
+        self.register_buffer("sign_q", torch.where(torch.tensor(is_churn), -1.0, 1.0), persistent=False)
+        self.register_buffer("channel_q", torch.from_numpy(questions.channel_q), persistent=False)
+        self.register_buffer("amount_q", torch.from_numpy(questions.amount_q), persistent=False)
+
+    def start(self, seed: int, begin: Beginning | None = None) -> None:
+        """Initialise.
+
+        Args:
+            seed: of the weights.
+            begin: the linear part; None: it is nothing, which takes the training longer.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.weight.copy_(torch.randn(module.weight.shape, generator=rng) * module.in_features**-0.5)
+                    if module.bias is not None:
+                        module.bias.zero_()
+            self.encoder.start(seed + 1)
+            self.decoder.start(seed + 2)
+            for parameter in (*self.place.parameters(), self.user_d):
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.02)
+            self.burst.weight.zero_()
+            self.wide_event.weight.zero_()
+            self.wide_static.weight.zero_()
+            self.wide_static.bias[: self.n_channels] = -4.0
+            if self.config.head == "sequence":
+                last = self.head[-1]
+                assert isinstance(last, nn.Linear)
+                last.weight.mul_(0.02)
+            if begin is not None:
+                self.wide_event.weight.copy_(torch.from_numpy(begin.event_hc))
+                self.wide_static.weight.copy_(torch.from_numpy(begin.static_xs))
+                self.wide_static.bias.copy_(torch.from_numpy(begin.bias_x))
+                self.doubt_hcc.copy_(torch.from_numpy(begin.doubt_hcc))
+
+    def forward(self, inputs: Inputs) -> Foretold:
+        """What will happen."""
+        return self.foretell(inputs, self.remember(inputs))
+
+    def remember(self, inputs: Inputs) -> Tensor:
+        """(B, 1 + T, D) the history, read: the user first, then the days."""
+        x_btd = self.fused(inputs)
+        is_real = F.pad(inputs.real_bt, (1, 0), value=True)
+        at = torch.arange(-1, inputs.real_bt.shape[1], device=x_btd.device) + 1
+        memory: Tensor = self.encoder(x_btd, mask=seen_keys(is_real), at_bt=at)
+        return memory
+
+    def fused(self, inputs: Inputs) -> Tensor:
+        """(B, 1 + T, D) tokens as they enter the encoder."""
+        (n_users, n_days), width = inputs.real_bt.shape, self.config.width
+        static_bd = self.fuse_static(self.static(inputs.static_bs))
+        event_utd = self.fuse_event(self.event(inputs.past_utc))
+        nothing_d = self.fuse_activity(self.activity(inputs.activity_sf.new_zeros(self.widths[0])))
+        x_btd = event_utd[inputs.group_b] + (static_bd + nothing_d)[:, None]
+        done_sd = self.fuse_activity(self.activity(inputs.activity_sf)) - nothing_d
+        x_btd = x_btd.reshape(-1, width).index_add(0, inputs.place_s, done_sd).view(n_users, n_days, width)
+        x_btd = self.place(F.relu(x_btd), torch.arange(n_days, device=x_btd.device))
+        user_bd = F.relu(static_bd + nothing_d) + self.user_d
+        return torch.cat([user_bd[:, None], x_btd], dim=1)
+
+    def foretell(self, inputs: Inputs, memory_bsd: Tensor) -> Foretold:
+        """What will happen, by histories that were read."""
+        config = self.config
+        n_users, n_days = inputs.real_bt.shape
+        at = torch.arange(n_days, n_days + config.horizon, device=memory_bsd.device)
+        query_ufd = self.place(F.relu(self.query(self.event(inputs.future_ufc))), at)
+        is_real = F.pad(inputs.real_bt, (1, 0), value=True)
+        z_bfd = self.decoder(query_ufd[inputs.group_b], memory_bsd, mask=seen_keys(is_real), at_bt=at + 1)
+        if config.head == "aggregated":
+            out_bx = self.head(z_bfd.flatten(1))
+            empty = z_bfd.new_zeros(n_users, 0, 0)
+            logit_bq, amount_bq = out_bx.chunk(2, dim=-1)
+            amount_bq = _from_signed_log(amount_bq) * (self.amount_q >= 0)
+            return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), empty, empty)
+        out_bfx = self.head(z_bfd) + self.wide_static(inputs.static_bs)[:, None]
+        wide_ufh = self.wide_event(inputs.future_ufc)
+        rate_bfh = (out_bfx[..., : self.n_channels] + wide_ufh[inputs.group_b]).clamp(-20.0, _MOST_RATE)
+        amount_bfa = _from_signed_log(out_bfx[..., self.n_channels :])
+        return self.added_up(inputs, rate_bfh, amount_bfa, self.burst(memory_bsd[:, 0]))
+
+    def added_up(self, inputs: Inputs, rate_bfh: Tensor, amount_bfa: Tensor, burst_bh: Tensor) -> Foretold:
+        """Targets from days."""
+        asked_bfq = inputs.asked_ufq[inputs.group_b]
+        sum_bq = (rate_bfh.exp()[..., self.channel_q] * asked_bfq).sum(1)
+        r_bq = F.softplus(burst_bh + 2.0)[:, self.channel_q] + 1e-2
+        logit_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q
+        is_amount = self.amount_q >= 0
+        daily_bfq = -torch.expm1(-rate_bfh.exp())[..., self.channel_q]
+        if amount_bfa.shape[2]:
+            each_bfq = amount_bfa[..., self.amount_q.clamp_min(0)] * is_amount
+            expected_bq = (daily_bfq * each_bfq * asked_bfq).sum(1)
+        else:
+            expected_bq = torch.zeros_like(logit_bq)
+        return Foretold(logit_bq, expected_bq, rate_bfh, amount_bfa)
+
+    def losses(self, foretold: Foretold, labels: Labels, units_q: Tensor) -> tuple[Tensor, Tensor]:
+        """(2Q,) the loss of each target: of whether it happens, then of its amount; and of the days, ().
+
+        What is not known costs nothing: such losses, and amounts nobody asked for, are NaN.
+        Paper: binary cross-entropy; squared error of amounts that are not zero.
+        Departure: of their signed logarithms, in which large customers do not drown the others.
+        """
+        happened_bq, amount_bq = torch.from_numpy(labels.happened_bq), torch.from_numpy(labels.amount_bq)
+        known_bq = ~torch.isnan(happened_bq)
+        wrong_bq = F.binary_cross_entropy_with_logits(foretold.logit_bq, happened_bq.nan_to_num(), reduction="none")
+        happen_q = _mean_where(wrong_bq, known_bq)
+        some_bq = ~torch.isnan(amount_bq) & (amount_bq != 0)
+        given_bq = foretold.expected_bq / torch.sigmoid(foretold.logit_bq).detach().clamp_min(1e-6)
+        target_bq = _signed_log(amount_bq.nan_to_num() / units_q)
+        amount_q = _mean_where((_signed_log(given_bq) - target_bq).square(), some_bq)
+        daily = happen_q.new_zeros(())
+        if foretold.rate_bfh.numel():
+            happened_bfh = torch.from_numpy(labels.daily_bwc)
+            logit_bfh = _logit_of_none(foretold.rate_bfh.exp())
+            daily = F.binary_cross_entropy_with_logits(logit_bfh, happened_bfh)
+        return torch.cat([happen_q, amount_q]), daily
+
+    def weighed(self, losses_q: Tensor) -> Tensor:
+        """The losses of all targets as one number; those that are NaN count nothing.
+
+        Paper: uncertainty weighting, L_i / ((1 + r_i) σ_i²) + log σ_i with r_i = 1 for amounts.
+        """
+        known = ~torch.isnan(losses_q)
+        losses_q, weight_q = losses_q[known], self.weight_q[known]
+        if self.config.weighting == "sum":
+            return losses_q.sum()
+        if self.config.weighting == "uncertainty":
+            is_amount = torch.cat([torch.zeros(self.n_targets), torch.ones(self.n_targets)])[known]
+            return (losses_q * torch.exp(-2 * weight_q) / (1 + is_amount) + weight_q).sum()
+        share_q = torch.softmax(weight_q, 0) * len(weight_q)
+        return (share_q * losses_q - share_q.log()).sum()
+
+
+def _pathway(width_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+
+
+def _logit_of_none(x: Tensor) -> Tensor:
+    """The logit of 1 - exp(-x), x > 0."""
+    x = x.clamp_min(1e-7)
+    return x + torch.log(-torch.expm1(-x))
+
+
+def _signed_log(x: Tensor) -> Tensor:
+    return torch.sign(x) * torch.log1p(x.abs())
+
+
+def _from_signed_log(x: Tensor) -> Tensor:
+    x = x.clamp(-_MOST_AMOUNT, _MOST_AMOUNT)
+    return torch.sign(x) * torch.expm1(x.abs())
+
+
+def _mean_where(x_bq: Tensor, where_bq: Tensor) -> Tensor:
+    """(Q,) means of each column where something is known; NaN where nothing is."""
+    n_q = where_bq.sum(0)
+    return torch.where(n_q > 0, (x_bq * where_bq).sum(0) / n_q.clamp_min(1), torch.nan)

@@ -1,0 +1,256 @@
+"""What is asked of the future of a user, and what the log answered: targets, and their labels.
+
+Every target is made of *channels*, sums of columns of a day: whether one is above zero on some day of the horizon, or
+what it adds up to. Targets that differ in the horizon alone share their channels, so any horizon can be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Self, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.bounds import AT_LEAST_ONE, check
+from lurm.calendars import Days
+from lurm.days import DayFeatures, DayGrid, summed
+from lurm.errors import UsageError
+
+TargetKind = Literal["active", "churn", "count", "spend", "interest", "response"]
+_ENTRIES: dict[str, tuple[str, ...]] = {
+    "active": ("behaviors",),
+    "churn": ("behaviors",),
+    "count": ("behaviors",),
+    "spend": ("behaviors",),
+    "interest": ("interest",),
+    "response": ("behaviors", "event_kind"),
+}
+AMOUNTS = ("count", "spend")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A question about the next days of a user, which the log itself answers.
+
+    Attributes:
+        name: what tables call it.
+        kind: "active": acts at all. "churn": acts not, asked of those who acted in as many days before. "count": how
+            many events. "spend": the sum of their values. "interest": acts in a group of interests. "response": acts
+            while an event of a kind of the calendar is on that is known and for them.
+        days: the horizon.
+        behaviors: that count; empty: all of them, and for "spend" all that have values.
+        interest: words, for the group whose description holds most of them; or the number of a group.
+        event_kind: of the calendar.
+    """
+
+    name: str
+    kind: TargetKind
+    days: int = 28
+    behaviors: tuple[str, ...] = ()
+    interest: str = ""
+    event_kind: str = ""
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TargetKind):
+            raise UsageError(f"target {self.name!r} is of kind {self.kind!r}, expected {', '.join(_ENTRIES)}")
+        check(self, days=AT_LEAST_ONE)
+        told = [f.name for f in fields(self)[3:] if getattr(self, f.name) != f.default]
+        if surplus := [entry for entry in told if entry not in _ENTRIES[self.kind]]:
+            raise UsageError(f"target {self.name!r} is of kind {self.kind}, which takes no {', '.join(surplus)}")
+        for kind, entry in (("interest", "interest"), ("response", "event_kind")):
+            if self.kind == kind and not getattr(self, entry):
+                raise UsageError(f"target {self.name!r} is of kind {kind}, which needs {entry}")
+
+    @property
+    def is_amount(self) -> bool:
+        """Whether an amount is asked for, beside the probability that it is not nothing."""
+        return self.kind in AMOUNTS
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What the log answered to B users and Q targets within W days.
+
+    Attributes:
+        happened_bq: (B, Q) float32: 1, 0, or NaN where the question does not arise; of an amount, whether it is one.
+        amount_bq: (B, Q) float32: of amounts, else NaN.
+        daily_bwc: (B, W, C) float32, 1 where something happened on a day in a channel.
+    """
+
+    happened_bq: NDArray[np.float32]
+    amount_bq: NDArray[np.float32]
+    daily_bwc: NDArray[np.float32]
+
+
+class Questions:
+    """Targets as sums of columns of days.
+
+    Attributes:
+        targets: Q of them.
+        n_channels: C, of which something happens or does not.
+        n_amounts: A, channels that add up to an amount.
+        channel_q: (Q,) int64, in which channel a target happens.
+        amount_q: (Q,) int64, the channel of its amount; -1: none is asked for.
+        unit_a: (A,) float64, what counts as one unit of an amount.
+
+    Args:
+        targets: of different names.
+        features: of days.
+        kinds: of the calendar.
+
+    Raises:
+        UsageError: a target names what the log, its interests or its calendar do not have.
+    """
+
+    def __init__(self, targets: Sequence[Target], features: DayFeatures, kinds: Sequence[str]) -> None:
+        names = [target.name for target in targets]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UsageError(f"two targets are called {twice!r}; give each a name of its own")
+        if not targets:
+            raise UsageError("there is no target to foretell; declare [[lumos.targets]]")
+        self.targets, self.kinds, self._features = tuple(targets), tuple(kinds), features
+        channels: dict[tuple[int, ...], int] = {}
+        amounts: dict[tuple[int, ...], int] = {}
+        self.channel_q, self.amount_q = np.zeros(len(targets), np.int64), np.full(len(targets), -1)
+        for at, target in enumerate(targets):
+            self.channel_q[at] = channels.setdefault(self._columns(target), len(channels))
+            if target.is_amount:
+                self.amount_q[at] = amounts.setdefault(self._amount_columns(target), len(amounts))
+            if target.kind == "response" and target.event_kind not in kinds:
+                raise UsageError(
+                    f"target {target.name!r} is about events of kind {target.event_kind!r}; "
+                    f"the calendar has {', '.join(kinds) or 'none'}"
+                )
+        self.n_channels, self.n_amounts = len(channels), len(amounts)
+        self.channels_fc, self.amounts_fa = self._weights(channels), self._weights(amounts)
+        units = np.asarray(features.unit_f or (1.0,) * features.width)
+        self.unit_a = np.array([units[list(columns)].mean() for columns in amounts], np.float64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @property
+    def horizon(self) -> int:
+        """The days of the farthest target."""
+        return max(target.days for target in self.targets)
+
+    def asked(self, days: Days) -> NDArray[np.float32]:
+        """(U, W, Q) 1 on the days that count for a target, in the eyes of each group of users; else 0.
+
+        Args:
+            days: W of them from the first day of the horizon on.
+        """
+        n_groups, n_days, _ = days.on_uwk.shape
+        asked = np.zeros((n_groups, n_days, len(self.targets)), np.float32)
+        for at, target in enumerate(self.targets):
+            asked[:, : target.days, at] = 1.0
+            if target.kind == "response":
+                asked[:, :, at] *= days.on_uwk[:, :, self.kinds.index(target.event_kind)]
+        return asked
+
+    def labels(self, grid: DayGrid, days: Days, first_day: int) -> Labels:
+        """What happened to users from a day on.
+
+        Args:
+            grid: of B users; it reaches back as far as the longest horizon of a "churn".
+            days: W of them from the first day on.
+            first_day: epoch day.
+        """
+        n_days = days.on_uwk.shape[1]
+        sums_bwc = summed(grid, self.channels_fc, first_day, n_days) > 0
+        sums_bwa = summed(grid, self.amounts_fa, first_day, n_days)
+        asked_bwq = self.asked(days)[days.group_b]
+        happened_bq = (sums_bwc[:, :, self.channel_q] * asked_bwq).max(axis=1)
+        happened_bq[~(asked_bwq > 0).any(axis=1)] = np.nan
+        amount_bq = np.full(happened_bq.shape, np.nan, np.float32)
+        for at, target in enumerate(self.targets):
+            if target.is_amount:
+                amount_bq[:, at] = sums_bwa[:, : target.days, self.amount_q[at]].sum(axis=1)
+            elif target.kind == "churn":
+                before = summed(grid, self.channels_fc[:, [self.channel_q[at]]], first_day - target.days, target.days)
+                acted = before[:, :, 0].max(axis=1, initial=0) > 0
+                happened_bq[:, at] = np.where(acted, 1 - happened_bq[:, at], np.nan)
+        return Labels(happened_bq, amount_bq, sums_bwc.astype(np.float32))
+
+    def group_of(self, target: Target) -> int:
+        """The group of interests that a target of kind "interest" is about.
+
+        Raises:
+            UsageError: no group's description holds one of its words.
+        """
+        groups = self._features.groups
+        if target.interest.isdigit() and int(target.interest) < len(groups):
+            return int(target.interest)
+        words = set(target.interest.casefold().split())
+        held = [len(words & set(group.casefold().replace(",", " ").split())) for group in groups]
+        if not max(held, default=0):
+            raise UsageError(
+                f"target {target.name!r}: no group of interests is about {target.interest!r}; "
+                f"there are: {'; '.join(f'{number}: {group}' for number, group in enumerate(groups))}"
+            )
+        return int(np.argmax(held))
+
+    def _columns(self, target: Target) -> tuple[int, ...]:
+        """The columns of a day in which a target happens."""
+        if target.kind == "interest":
+            return (self._features.group_columns[self.group_of(target)],)
+        columns = self._features.count_columns
+        behaviors = target.behaviors or (self._features.valued if target.kind == "spend" else ())
+        return tuple(sorted(self._named(columns, behaviors, target, "behavior") if behaviors else columns.values()))
+
+    def _amount_columns(self, target: Target) -> tuple[int, ...]:
+        if target.kind == "count":
+            return self._columns(target)
+        columns = self._features.value_columns
+        if not columns:
+            raise UsageError(f"target {target.name!r} sums up values, and no behavior of the log has any")
+        return tuple(sorted(self._named(columns, target.behaviors, target, "behavior with values") or columns.values()))
+
+    def _named(self, columns: Mapping[str, int], names: Sequence[str], target: Target, what: str) -> list[int]:
+        if unknown := [name for name in names if name not in columns or not name]:
+            raise UsageError(
+                f"target {target.name!r} names {unknown[0]!r}, no {what} of the log that days tell apart; "
+                f"there are: {', '.join(filter(None, columns))}"
+            )
+        return [columns[name] for name in names]
+
+    def _weights(self, channels: Mapping[tuple[int, ...], int]) -> NDArray[np.float32]:
+        weights_fc = np.zeros((self._features.width, len(channels)), np.float32)
+        for columns, at in channels.items():
+            weights_fc[list(columns), at] = 1.0
+        return weights_fc
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The targets as JSON values."""
+        return [asdict(target) for target in self.targets]
+
+    @classmethod
+    def from_json(cls, raw: Sequence[Mapping[str, Any]], features: DayFeatures, kinds: Sequence[str]) -> Self:
+        """What ``to_json`` gave, of the same days and calendar."""
+        targets = [Target(**{**one, "behaviors": tuple(one["behaviors"])}) for one in raw]
+        return cls(targets, features, kinds)
+
+
+def usual_targets(features: DayFeatures, kinds: Sequence[str], horizon: int) -> tuple[Target, ...]:
+    """What is asked where nobody declared anything: activity, churn, counts, spend, and the two largest groups.
+
+    Args:
+        features: of days.
+        kinds: of the calendar that are for some users only; each gets a question of response.
+        horizon: the longest, in days.
+    """
+    week = min(7, horizon)
+    targets = [Target(f"active in {days} days", "active", days) for days in sorted({week, horizon})]
+    targets += [Target(f"churn in {horizon} days", "churn", horizon)]
+    targets += [Target(f"events in {horizon} days", "count", horizon)]
+    if features.valued:
+        targets.append(Target(f"spend in {horizon} days", "spend", horizon))
+    if len(features.groups) > 1:
+        targets += [
+            Target(f"acts in group {group} in {horizon} days", "interest", horizon, interest=str(group))
+            for group in range(min(2, len(features.groups)))
+        ]
+    targets += [Target(f"responds to {kind}", "response", horizon, event_kind=kind) for kind in sorted(kinds)]
+    return tuple(targets)

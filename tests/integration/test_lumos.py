@@ -1,0 +1,269 @@
+"""LUMOS on the simulated world: what was planted is found, nothing known later counts, and no way of asking differs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lurm.artifacts import draft
+from lurm.calendars import Calendar, Edit
+from lurm.dataset import Dataset
+from lurm.days import day_of
+from lurm.errors import DataError, UsageError
+from lurm.forecasts import Forecaster
+from lurm.history import HistoryBatch
+from lurm.lumos import LumosConfig
+from lurm.progress import Silent
+from lurm.release import Release
+from lurm.targets import Target
+from tests.integration.conftest import Built
+from training.forecasting import LumosRecipe, train
+from training.world.planted import _WEEKDAYS as WEEKDAYS
+
+DAY = 86_400_000
+TARGETS = (
+    Target("active", "active", 14),
+    Target("soon", "active", 3),
+    Target("churn", "churn", 14),
+    Target("views", "count", 14, behaviors=("view",)),
+    Target("spend", "spend", 14, behaviors=("purchase",)),
+    Target("first group", "interest", 14, interest="0"),
+    Target("goes to festivals", "response", 14, event_kind="festival"),
+)
+ACTIVE, VIEWS, SPEND, FESTIVAL = 0, 3, 4, 6
+RECIPE = LumosRecipe(
+    LumosConfig(width=16, n_heads=2, encoder_blocks=1, days=56, horizon=14), TARGETS, n_groups=3, epochs=2
+)
+
+
+@pytest.fixture(scope="module")
+def release(small: Built) -> Release:
+    return small.release()
+
+
+@pytest.fixture(scope="module")
+def calendar(small: Built, release: Release) -> Calendar:
+    dataset = Dataset.open(small.dataset)
+    return Calendar.of(dataset.calendar(), release.history.users, release.attributes, dataset.calendar_targets())
+
+
+def trained(release: Release, calendar: Calendar, recipe: LumosRecipe = RECIPE, **options) -> Forecaster:
+    parts = release.history, release.vocabulary, release.attributes
+    return train(*parts, calendar, recipe, **{"checkpoint": None, "reporter": Silent(), **options})[0]
+
+
+@pytest.fixture(scope="module")
+def forecaster(release: Release, calendar: Calendar) -> Forecaster:
+    return trained(release, calendar)
+
+
+@pytest.fixture(scope="module")
+def batch(release: Release) -> HistoryBatch:
+    return release.history.batch(np.arange(300))
+
+
+@pytest.fixture(scope="module")
+def today(forecaster: Forecaster) -> int:
+    return forecaster.day_for(0)
+
+
+def test_what_is_foretold_hangs_together(forecaster, batch, today):
+    found = forecaster.forecast(batch, today)
+    assert found.probability.shape == (300, len(TARGETS))
+    known = ~np.isnan(found.probability)
+    assert known[:, ACTIVE].all()
+    assert ((found.probability[known] > 0) & (found.probability[known] < 1)).all()
+    for amount in (VIEWS, SPEND):
+        assert (found.low[:, amount] <= found.amount[:, amount]).all()
+        assert (found.amount[:, amount] <= found.high[:, amount]).all()
+        assert np.allclose(found.expected[:, amount], found.probability[:, amount] * found.amount[:, amount])
+    assert np.isnan(found.amount[:, ACTIVE]).all()
+
+
+def test_planted_lifts_are_recovered_at_distances_where_they_were_never_seen(small, forecaster, batch, today):
+    """A newsletter is known one day ahead, a sale 14: no training ever saw one farther off."""
+    planted = dict(small.truth.calendar.select("kind", "lift").unique().iter_rows())
+    calendar = forecaster.calendar
+    quiet = replace(calendar, known_at_n=np.where(calendar.end_n > today * DAY, 2**62, calendar.known_at_n))
+    parts = forecaster.network, forecaster.reader, forecaster.questions, quiet, forecaster.calibrations
+    bare = Forecaster(*parts, small.release().history)
+    by_day = WEEKDAYS[(today + np.arange(14) + 3) % 7]
+    baseline = np.nansum(bare.forecast(batch, today).expected[:, VIEWS])
+    for kind, lift in planted.items():
+        for ahead in (0, 4, 9):
+            edit = Edit("add", kind=kind, start=(today + ahead) * DAY, end=(today + ahead + 4) * DAY)
+            change = bare.compared_totals(batch, today, [edit])
+            per_lift = baseline * by_day[ahead : ahead + 4].sum() / by_day.sum()
+            told, spread = (x[VIEWS] / per_lift for x in (change.value, (change.high - change.low) / 2 / 1.645))
+            assert told == pytest.approx(lift - 1, abs=3 * spread + 0.1 * abs(lift - 1)), (kind, ahead)
+            assert spread < 0.6, (kind, ahead)  # few see a festival here
+
+
+def test_a_batch_is_its_users_one_by_one_whoever_stands_beside_them(forecaster, batch, today):
+    together = forecaster.forecast(batch, today).probability
+    for user in (0, 7, 123):
+        alone = forecaster.forecast(batch.part(user, user + 1), today).probability[0]
+        assert np.allclose(alone, together[user], atol=1e-5, equal_nan=True)
+
+
+def test_nothing_that_is_known_later_moves_a_forecast(forecaster, release, batch, today):
+    cut = today - 40
+    as_it_was = forecaster.forecast(batch.before(cut * DAY), cut)
+    assert all(
+        np.array_equal(*pair, equal_nan=True) for pair in zip(forecaster.forecast(batch, cut), as_it_was, strict=True)
+    )
+    calendar = forecaster.calendar
+    later = calendar.known_at_n > cut * DAY
+    assert later.any()
+    moved = replace(
+        calendar,
+        start_n=np.where(later, cut * DAY, calendar.start_n),
+        end_n=np.where(later, (cut + 9) * DAY, calendar.end_n),
+    )
+    other = Forecaster(
+        forecaster.network, forecaster.reader, forecaster.questions, moved, forecaster.calibrations, release.history
+    )
+    assert all(
+        np.array_equal(*pair, equal_nan=True) for pair in zip(other.forecast(batch, cut), as_it_was, strict=True)
+    )
+    known = replace(moved, known_at_n=np.minimum(calendar.known_at_n, cut * DAY))
+    other.calendar = known  # and where it is known, it does move
+    assert not np.array_equal(other.forecast(batch, cut).probability, as_it_was.probability, equal_nan=True)
+
+
+def test_training_looks_at_nothing_after_its_end(release, calendar, batch, today):
+    """What happened, or was announced, after ``until_day`` does not change a single weight."""
+    cut = today - 60
+    later = calendar.known_at_n > cut * DAY
+    shifted = replace(calendar, start_n=np.where(later, calendar.start_n - 30 * DAY, calendar.start_n))
+    recipe = replace(RECIPE, epochs=1)
+    one, two = (trained(release, known, recipe, until_day=cut) for known in (calendar, shifted))
+    for name, tensor in one.network.state_dict().items():
+        assert np.array_equal(tensor.numpy(), two.network.state_dict()[name].numpy()), name
+    assert one.calibrations == two.calibrations
+
+
+def test_strangers_and_users_without_attributes_are_foretold(forecaster, release, today):
+    history = release.history
+    stranger = history.inline("nobody", [])
+    known = history.at(5)
+    found = forecaster.forecast(HistoryBatch.of([stranger, known, replace(known, user_id="somebody else")]), today)
+    assert np.isfinite(found.probability[0, ACTIVE])
+    assert not np.isclose(found.probability[0, ACTIVE], found.probability[1, ACTIVE], atol=1e-4)
+    assert np.isfinite(found.probability[2, ACTIVE])
+
+
+def test_a_shorter_horizon_promises_less(forecaster, batch, today):
+    week, day = (forecaster.forecast(batch, today, days=days) for days in (7, 1))
+    own = forecaster.forecast(batch, today)
+    assert (day.probability[:, ACTIVE] <= week.probability[:, ACTIVE]).all()
+    assert (week.probability[:, ACTIVE] <= own.probability[:, ACTIVE]).all()
+    with pytest.raises(UsageError, match="foretells 1 to 14 days"):
+        forecaster.forecast(batch, today, days=15)
+
+
+def test_edits_that_change_nothing_differ_by_nothing(forecaster, batch, today):
+    _, _, difference = forecaster.compare(batch.part(0, 9), today, [])
+    assert not np.nan_to_num(difference.value).any()
+    assert not np.nan_to_num(difference.high - difference.low).any()
+
+
+def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
+    found = forecaster.forecast(batch, today)
+    totals = forecaster.totals(found)
+    assert np.allclose(totals.value, np.nansum(found.expected, axis=0))
+    assert (totals.low <= totals.value).all() and (totals.value <= totals.high).all()
+    start = (today + 2) * DAY
+    edit = Edit("add", kind="sale", start=start, end=start + 4 * DAY)
+    some = batch.part(0, 40)
+    _, _, difference = forecaster.compare(some, today, [edit])
+    together = forecaster.compared_totals(some, today, [edit])
+    assert np.allclose(together.value, np.nansum(difference.value, axis=0))
+    assert together.low[VIEWS] > 0
+
+
+def test_states_are_embeddings(forecaster, batch):
+    vectors = forecaster.embed(batch)
+    assert vectors.shape == (300, 16) and vectors.dtype == np.float32
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(forecaster.embed(batch.part(3, 5)), vectors[3:5], atol=1e-5)
+
+
+def test_a_training_goes_on_where_it_was_stopped(release, calendar, tmp_path):
+    recipe = replace(RECIPE, epochs=2)
+    parts = release.history, release.vocabulary, release.attributes
+    whole, how = train(*parts, calendar, recipe, checkpoint=None, reporter=Silent())
+
+    class Stopped(Exception):
+        pass
+
+    class Stops(Silent):
+        def task(self, title, *args):
+            if title.startswith("lumos 2/"):
+                raise Stopped
+            return super().task(title, *args)
+
+    with pytest.raises(Stopped):
+        trained(release, calendar, recipe, checkpoint=tmp_path / "kept", reporter=Stops())
+    resumed, how_resumed = train(*parts, calendar, recipe, checkpoint=tmp_path / "kept", reporter=Silent())
+    assert how_resumed.held_out == pytest.approx(how.held_out, abs=1e-5)
+    for name, tensor in whole.network.state_dict().items():
+        assert np.allclose(tensor, resumed.network.state_dict()[name], atol=1e-4), name  # as far as sums round
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"head": "aggregated", "weighting": "uncertainty"}, {"positions": "rotary", "weighting": "learned"}],
+)
+def test_every_switch_trains_and_foretells(release, calendar, batch, today, change):
+    recipe = replace(RECIPE, epochs=1, network=replace(RECIPE.network, **change))
+    found = trained(release, calendar, recipe).forecast(batch.part(0, 20), today)
+    assert np.isfinite(found.probability[:, ACTIVE]).all()
+    assert np.isfinite(found.expected[:, SPEND]).all()
+
+
+def test_a_log_too_short_and_targets_there_are_not_are_refused(release, calendar):
+    with pytest.raises(DataError, match="takes four times as many"):
+        trained(release, calendar, replace(RECIPE, network=replace(RECIPE.network, horizon=200)))
+    for target, why in (
+        (Target("x", "response", 7, event_kind="parade"), "the calendar has festival, holiday"),
+        (Target("x", "count", 7, behaviors=("wave",)), "no behavior of the log"),
+        (Target("x", "spend", 7, behaviors=("view",)), "no behavior with values"),
+        (Target("x", "interest", 7, interest="astrophysics"), "no group of interests is about 'astrophysics'"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            trained(release, calendar, replace(RECIPE, targets=(target,)))
+
+
+def test_labels_are_what_the_log_says(forecaster, release, today):
+    """Counted once more, event by event."""
+    history, cut = release.history, today - 14
+    rows = np.arange(60)
+    batch = history.batch(rows)
+    grid = forecaster.reader.view.grid(batch)
+    days = forecaster.calendar.days(rows, cut, 14, as_of=cut * DAY)
+    labels = forecaster.questions.labels(grid, days, cut)
+    view, purchase = (history.behaviors.row(name) for name in ("view", "purchase"))
+    for row in rows.tolist():
+        own = history.at(row)
+        day = own.timestamps // DAY
+        ahead, before = (day >= cut) & (day < cut + 14), (day >= cut - 14) & (day < cut)
+        assert labels.happened_bq[row, 0] == ahead.any()
+        assert labels.happened_bq[row, 1] == ((day >= cut) & (day < cut + 3)).any()
+        churned = labels.happened_bq[row, 2]
+        assert np.isnan(churned) if not before.any() else churned == (not ahead.any())
+        assert labels.amount_bq[row, VIEWS] == (ahead & (own.behavior_rows == view)).sum()
+        spent = own.values[ahead & (own.behavior_rows == purchase)].sum()
+        assert labels.amount_bq[row, SPEND] == pytest.approx(spent, rel=1e-4)
+
+
+def test_a_written_forecaster_foretells_the_same(forecaster, release, batch, today, tmp_path):
+    with draft(tmp_path / "lumos", kind="lumos", key="test", config={}) as work:
+        forecaster.write(work.path)
+    again = Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes)
+    assert np.array_equal(
+        again.forecast(batch, today).expected, forecaster.forecast(batch, today).expected, equal_nan=True
+    )
+    assert day_of(release.history.watermark) + 1 == today
