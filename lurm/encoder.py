@@ -1,4 +1,4 @@
-"""The one protocol serving knows: histories in, unit vectors out."""
+"""What serving knows of models: histories in, unit vectors or prospects out; and the class behind a manifest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from lurm.ahead import each
 from lurm.artifacts import read_manifest
+from lurm.behavegpt.model import BehaveGptModel
 from lurm.errors import ArtifactError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
+from lurm.prospect import NextModel
+from lurm.smen import KIND as ENCODER
 from lurm.smen import SmenEncoder
 
 _EVENTS_AT_ONCE = 2**18
@@ -65,7 +68,7 @@ def embed_all(
 
 
 def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> UserEncoder:
-    """The encoder of a release: the only switch from a manifest to a class.
+    """The encoder of a release: with ``open_next`` the only switch from a manifest to a class.
 
     Raises:
         ArtifactError: the folder holds no encoder this lurm knows.
@@ -73,4 +76,16 @@ def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool =
     kind = read_manifest(folder).config.get("model")
     if kind == SmenEncoder.kind:
         return SmenEncoder.open(folder, vocabulary, verify=verify)
-    raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {SmenEncoder.kind!r}; upgrade lurm")
+    if kind == BehaveGptModel.kind:
+        return BehaveGptModel.open(folder, vocabulary, kind=ENCODER, verify=verify)
+    known = f"{SmenEncoder.kind!r} and {BehaveGptModel.kind!r}"
+    raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {known}; upgrade lurm")
+
+
+def open_next(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> NextModel:
+    """The model of a release that says what comes next.
+
+    Raises:
+        ArtifactError: the folder holds no such model this lurm knows.
+    """
+    return BehaveGptModel.open(folder, vocabulary, verify=verify)

@@ -12,7 +12,8 @@ LATEST = 253_402_300_799_999
 """The last millisecond of year 9999."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_EARLIEST = 315_532_800_000  # 1980; a number before it is taken for seconds
+EARLIEST = 315_532_800_000
+"""1980; a number before it is taken for seconds."""
 
 
 def epoch_ms(value: object) -> int:
@@ -31,7 +32,7 @@ def epoch_ms(value: object) -> int:
             raise PydanticCustomError("timestamp", "not a moment in ISO 8601") from None
     elif isinstance(value, bool) or not isinstance(value, int):
         raise PydanticCustomError("timestamp", "expected epoch milliseconds or ISO 8601")
-    elif 0 < value < _EARLIEST:
+    elif 0 < value < EARLIEST:
         raise PydanticCustomError("timestamp", "lies before 1980; timestamps are epoch milliseconds or ISO 8601")
     if not 0 <= value <= LATEST:
         raise PydanticCustomError("timestamp", "expected a moment from 1970 to 9999, in milliseconds if a number")
@@ -55,7 +56,7 @@ Moment = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "integer", "minimum": _EARLIEST, "maximum": LATEST},
+                {"type": "integer", "minimum": EARLIEST, "maximum": LATEST},
                 {"type": "integer", "const": 0},
                 {"type": "string", "description": "ISO 8601; UTC unless it says otherwise"},
             ]

@@ -204,6 +204,8 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
         with draft(writing["lumos"], kind="lumos", key=key, config=config, parents=parents) as lumos:
             release.forecaster.write(lumos.path, release.forecaster.calendar.renumbered(rewriting.rows))
     made |= {part: open_artifact(path, part) for part, path in writing.items() if path.exists()}
+    if release.next is not None:
+        made["behavegpt"] = open_artifact(release.path / "behavegpt", "behavegpt", verify=False)
     metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
     return publish(root, made, name=release.name, metrics=metrics), n_users
 

@@ -32,19 +32,20 @@ from lurm.artifacts import (
     write_durably,
 )
 from lurm.attributes import Attributes
-from lurm.encoder import UserEncoder, open_encoder
+from lurm.encoder import UserEncoder, open_encoder, open_next
 from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.index import UserIndex
 from lurm.interests import InterestVocabulary
+from lurm.prospect import NextModel
 
 KIND = "release"
 _VERIFIED_USERS = 256
 _SAME = 1e-5  # as far as vectors of one user may be apart, say on another processor
 
 PARTS = ("history", "interests", "encoder", "embeddings", "index")
-OPTIONAL = ("attributes", "lumos")
+OPTIONAL = ("attributes", "behavegpt", "lumos")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Release:
             must never be compared.
         attributes: of users; none where the dataset has no table of them.
         forecaster: None where the release was built without.
+        next: says what users do next; None where no such model was trained.
     """
 
     release_id: str
@@ -137,6 +139,7 @@ class Release:
     index: UserIndex
     attributes: Attributes
     forecaster: Forecaster | None
+    next: NextModel | None = None
 
     @classmethod
     def open(cls, root: Path, release_id: str | None = None, *, verify: bool = True) -> Release:
@@ -179,6 +182,7 @@ class Release:
             index=UserIndex.open(path / "index", verify=verify),
             attributes=attributes,
             forecaster=forecaster,
+            next=open_next(path / "behavegpt", vocabulary, verify=verify) if "behavegpt" in manifest.parents else None,
         )
         sizes = {len(history), len(release.embeddings.vectors_ue), len(release.index), attributes.n_users}
         widths = {release.encoder.dim, release.embeddings.vectors_ue.shape[1], release.index.dim}

@@ -9,11 +9,14 @@ protocol     what every connection passes: a deadline and a cap for the head of 
 direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
 users        /v1/users: neighbours, interests
+prospects    /v1/users: what comes next, rollouts
 audiences    /v1/lookalikes
 exports      GET /v1/export
 events       POST /v1/events, DELETE /v1/users
 operations   /info, /health, /metrics, /docs
 embedder     the read path: cache, one flight per user, bounded queue, micro-batches
+futures      what may come next, as documents
+foreteller   what comes next, for many requests at once
 threads      slow work off the event loop, bounded
 schemas      what comes over the wire, checked
 answers      what goes over it, for OpenAPI

@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of the service to the front door."""
     for command in (serve, key, consume, embed):
         app.command(rich_help_panel="Service")(command)
+    app.command("next", rich_help_panel="Service")(next_of)
 
 
 def serve(
@@ -196,6 +197,79 @@ def embed(
     if strangers:
         typer.echo(f"lurm: no history is known for {', '.join(strangers)}", err=True)
         raise typer.Exit(UnknownUser.exit_code)
+
+
+def next_of(
+    user_ids: Annotated[list[str], typer.Argument(metavar="USER_ID...", help="Known users.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", help="At most so many behaviours.", min=1)] = 10,
+    at: Annotated[
+        str | None, typer.Option(help="Given that it happens then: ISO 8601, UTC.", show_default=False)
+    ] = None,
+    location: Annotated[str | None, typer.Option(help="Given that it happens there.", show_default=False)] = None,
+    rollout: Annotated[
+        int, typer.Option(help="Imagine so many steps instead, one after the other.", min=0, max=256)
+    ] = 0,
+    paths: Annotated[int, typer.Option(help="With --rollout: futures of each user.", min=1, max=16)] = 1,
+    days: Annotated[
+        float | None, typer.Option(help="With --rollout: how far into the future.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="With --rollout: the same one gives the same futures.", min=0)] = 0,
+    artifacts_dir: ArtifactsDir = None,
+    release: ReleaseId = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print what users do next, as of now, without a server.
+
+    Needs a release that was built with --model behavegpt.
+
+    \b
+    Examples:
+      lurm next u0000042 -k 5
+      lurm next u0000042 --at 2024-12-24T18:00
+      lurm next u0000042 --rollout 20 --days 7 --paths 3 --json
+    """
+    from lurm import settings
+    from lurm.errors import UnknownUser, UsageError
+    from lurm.history import HistoryBatch
+    from lurm.moments import iso_ms
+    from lurm.prospect import Occasion
+    from lurm.release import Release
+    from service.foreteller import required
+    from service.futures import imagined, told_next
+    from service.offline import histories_now
+    from service.schemas import RolloutRequest
+
+    config = settings.load({"artifacts_dir": artifacts_dir, "release": release})
+    opened = Release.open(config.artifacts_dir, config.release)
+    model = required(opened.next)
+    try:
+        moment = None if at is None else iso_ms(at)
+    except ValueError:
+        raise UsageError(f"--at is {at!r}, expected a moment in ISO 8601, such as 2024-12-24T18:00") from None
+    known, strangers = histories_now(opened, user_ids, config.live_folder, config.live_url)
+    if rollout:
+        asked = RolloutRequest.model_validate({"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed})
+        rows = [imagined(model, opened.history, one, asked) for one in known]
+    else:
+        place = None if location is None else opened.history.locations.row(location)
+        found = model.next(HistoryBatch.of(known), [Occasion(moment, place)] * len(known), k)
+        rows = [told_next(one, prospects) for one, prospects in zip(known, found, strict=True)]
+    emit({"users": rows, "unknown": strangers}, as_json=as_json, text="\n".join(map(_prospects, rows)))
+    if strangers:
+        typer.echo(f"lurm: no history is known for {', '.join(strangers)}", err=True)
+        raise typer.Exit(UnknownUser.exit_code)
+
+
+def _prospects(row: dict[str, Any]) -> str:
+    lines = [f"{row['user_id']}  {row['n_events']} events to {row['as_of']}"]
+    lines += [
+        f"  {one['probability']:6.1%}  {one['behavior']}  {one['description'] or ''}".rstrip()
+        for one in row.get("next", ())
+    ]
+    for number, path in enumerate(row.get("paths", ()), 1):
+        lines.append(f"  future {number}:")
+        lines += [f"    {one['at']}  {one['behavior']}  {one['description'] or ''}".rstrip() for one in path]
+    return "\n".join(lines)
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -124,6 +124,43 @@ class InterestsAnswer(BaseModel):
     interests: list[InterestItem]
 
 
+class ProspectItem(BaseModel):
+    """A behaviour that may come next."""
+
+    behavior: str = Field(description="The log's type of event.")
+    interest: int | None = Field(description="What it is done with; null: with nothing, or whatever.")
+    description: str | None = Field(description="Of the interest.")
+    probability: float
+
+
+class NextAnswer(BaseModel):
+    """What a user may do next, likeliest first."""
+
+    user_id: str
+    n_events: int
+    as_of: str | None
+    next: list[ProspectItem]
+
+
+class ImaginedItem(BaseModel):
+    """One step of a future."""
+
+    at: str
+    location: str | None
+    behavior: str
+    interest: int | None
+    description: str | None
+
+
+class RolloutAnswer(BaseModel):
+    """Futures of a user, each in order of time."""
+
+    user_id: str
+    n_events: int
+    as_of: str | None
+    paths: list[list[ImaginedItem]]
+
+
 class LimitsAnswer(BaseModel):
     """What one request may ask for."""
 

@@ -16,6 +16,7 @@ from lurm.lookalikes import filters_of
 from lurm.release import Release
 from lurm.settings import Settings
 from service.embedder import Embedder
+from service.foreteller import Foreteller
 from service.telemetry import Telemetry
 from service.threads import Exports, Threads
 
@@ -35,6 +36,7 @@ class Serving:
     cache: EmbeddingCache
     embedder: Embedder
     filters: Filters
+    foreteller: Foreteller
     threads: Threads
     exports: Exports
     telemetry: Telemetry
@@ -97,7 +99,8 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
         batch_wait_s=settings.batch_wait_ms / 1000,
         queue_users=settings.queue_users,
     )
-    async with embedder:
+    foreteller = Foreteller(release.next, queue_users=settings.queue_users)
+    async with embedder, foreteller:
         yield Serving(
             settings,
             release,
@@ -106,6 +109,7 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
             shared.cache,
             embedder,
             filters_of(release),
+            foreteller,
             shared.threads,
             shared.exports,
             shared.telemetry,

@@ -197,7 +197,7 @@ _WHEN = {
     401: "No API key, or an unknown one, where the service asks for keys.",
     403: "The API key lacks the scope.",
     404: "No history is known for this user.",
-    409: "It cannot be had of this release: too few seeds are known, or a filter names what is not there.",
+    409: "It cannot be had of this release: too few seeds, a filter that names what is not there, no such model.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",
     422: "The request is malformed or cannot be honoured.",

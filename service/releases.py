@@ -20,6 +20,7 @@ from typing import Any
 
 from lurm.artifacts import write_durably
 from lurm.history import HistoryBatch
+from lurm.prospect import Occasion
 from lurm.release import Release, current, pointed_at, stamps
 from lurm.settings import Settings
 from service.bootstrap import Serving, Shared, open_serving, open_shared
@@ -260,7 +261,10 @@ class _Follower(threading.Thread):
 
 def _warmed_up(release: Release) -> Release:
     """The same release, after its first vector: what is compiled or loaded on first use is there."""
-    release.encoder.embed(HistoryBatch.of([release.history.inline("", [])]))
+    nobody = HistoryBatch.of([release.history.inline("", [])])
+    release.encoder.embed(nobody)
+    if release.next is not None:
+        release.next.next(nobody, [Occasion()], 1)
     return release
 
 

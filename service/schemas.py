@@ -266,6 +266,26 @@ class LookalikesRequest(_Request):
     )
 
 
+class RolloutRequest(_Request):
+    """How futures of a user are drawn."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"steps": 20, "paths": 3, "horizon_days": 7}]})
+
+    steps: Annotated[int, Field(ge=1, le=256), BeforeValidator(_whole)] = Field(32, description="At most so many.")
+    paths: Annotated[int, Field(ge=1, le=16), BeforeValidator(_whole)] = Field(1, description="Futures to draw.")
+    horizon_days: Annotated[float, Field(gt=0, le=36_525)] | None = Field(
+        None, description="Steps later than this after the newest event are not taken; default: no end."
+    )
+    temperature: float = Field(1.0, ge=0.01, le=100, description="Below 1 the likely becomes likelier.")
+    top_k: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)] | None = Field(
+        None, description="Only the likeliest behaviours of a step; default: all."
+    )
+    top_p: float = Field(1.0, ge=1e-6, le=1, description="Only the likeliest that together have this probability.")
+    seed: Annotated[int, Field(ge=0, le=2**31 - 2), BeforeValidator(_whole)] = Field(
+        0, description="The same one gives the same futures."
+    )
+
+
 _MODELS = (
     EmbeddingsRequest,
     EventsRequest,
@@ -276,8 +296,9 @@ _MODELS = (
     AudienceBalance,
     SeedsByFilter,
     WeightedSeed,
+    RolloutRequest,
 )
-_FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | {"k"}
+_FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | {"k", "at", "location"}
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
 
@@ -349,6 +370,15 @@ def parse_lookalikes(body: bytes) -> LookalikesRequest:
         Malformed: not JSON, or not such a request.
     """
     return _validated(LookalikesRequest, _parsed(body))
+
+
+def parse_rollout(body: bytes) -> RolloutRequest:
+    """A request for futures.
+
+    Raises:
+        Malformed: not JSON, or not such a request.
+    """
+    return _validated(RolloutRequest, _parsed(body))
 
 
 def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: int) -> list[Arriving | Receipt]:

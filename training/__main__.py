@@ -87,7 +87,8 @@ def build(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="A model beside the embeddings: lumos, which foretells what users will do (docs/forecasts.md).",
+            help="A model beside the embeddings, can be repeated: behavegpt, which says what users do next; lumos, "
+            "which foretells what they will do in days to come (docs/forecasts.md).",
             show_default=False,
         ),
     ] = None,
@@ -107,6 +108,8 @@ def build(
     The path is a folder with events.parquet (or .csv, .jsonl, or a folder events/), and if there are any items.*
     and users.*; or a TOML file that names them. `lurm validate PATH` tells beforehand what lurm makes of it.
 
+    With --model behavegpt the release also says what users do next: `lurm next`, GET /v1/users/{id}/next and rollouts.
+
     Stages whose input has not changed are skipped; a build that was stopped goes on where it stopped. Nothing
     serves the new release before it is whole. Started by torchrun, several processes train the encoder together, and
     get what one process would.
@@ -116,6 +119,7 @@ def build(
       lurm build data/shop
       lurm build data/shop --n-interests 2000 --memory-limit 4G
       lurm build data/shop --model lumos
+      lurm build data/shop --model behavegpt
       torchrun --nproc-per-node 4 -m lurm build data/shop
     """
     from dataclasses import asdict
@@ -123,16 +127,16 @@ def build(
     from lurm import settings
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
-    from training import pipeline, ranks
+    from training import models, pipeline, ranks
 
-    if unknown := [one for one in model or () if one != "lumos"]:
-        raise UsageError(f"there is no model {unknown[0]!r} to build; there is: lumos")
+    if unknown := [one for one in model or () if one not in ("behavegpt", "lumos")]:
+        raise UsageError(f"there is no model {unknown[0]!r} to build; there are: behavegpt, lumos")
     overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
     config = settings.load(overrides)
-    dataset, chosen = _opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim)
+    dataset, chosen = _opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim, models=model)
     with ranks.joined() as together:
         if not together.leads:
-            pipeline.assist(config.artifacts_dir, recipe=chosen, threads=config.threads, ranks=together)
+            models.assist(config.artifacts_dir, recipe=chosen, threads=config.threads, ranks=together)
             return
         built = pipeline.build(
             dataset,
@@ -143,7 +147,6 @@ def build(
             reporter=TerminalReporter(),
             ranks=together,
             living=_living(config, take=True),
-            models=tuple(model or ()),
         )
     facts = built.metrics
     peak = built.peak_memory_bytes / 2**30
@@ -169,6 +172,9 @@ def evaluate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The embedding and the logistic probe, nothing else.")] = False,
     ablate: Annotated[bool, typer.Option("--ablate", help="Build and judge recipes that differ in one entry.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Judge this one instead of the embeddings: behavegpt.", show_default=False)
+    ] = None,
     axis: Annotated[
         list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.", show_default=False)
     ] = None,
@@ -184,6 +190,11 @@ def evaluate(
     of the same width, activity counts, popularity, random vectors. The questions are the [[evaluate.tasks]] of the
     recipe or the dataset's TOML; without any, some are found.
 
+    With --model behavegpt: how well is foretold what users do next? BehaveGPT is trained with the objective of the
+    recipe, and with plain cross-entropy, on the log before its last tenth and without a tenth of the users; then it
+    foretells both, beside counting, a Markov chain, and a GRU and a SASRec-style network of as many parameters; and
+    its futures are held against what happened.
+
     Writes one HTML page with plots, diagnostics and how it was measured. With --ablate: one entry of the recipe at a
     time is changed, built and judged, axis by axis (anchors, interests, width, scales, history, views, start, loss,
     bag); what is finished is kept, so a stopped run goes on.
@@ -193,6 +204,7 @@ def evaluate(
       lurm evaluate data/ml100k --recipe ml100k
       lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
       lurm evaluate data/ml100k --recipe ml100k --ablate --axis anchors --axis width
+      lurm evaluate data/shop --model behavegpt --json
     """
     from threadpoolctl import threadpool_limits
 
@@ -203,12 +215,27 @@ def evaluate(
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
+    if model not in (None, "behavegpt"):
+        raise UsageError(f"--model is {model!r}, expected behavegpt")
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
     config = settings.load({"artifacts_dir": artifacts_dir})
     dataset, chosen = _opened(path, recipe)
     reporter = TerminalReporter()
     opened = Release.open(config.artifacts_dir, release)
+    if model:
+        from dataclasses import replace
+
+        from training.foretold import Trial, judge_next
+
+        part = chosen.behavegpt
+        plain = replace(part.training.objective, kind="plain")
+        objectives = {str(one.kind): one for one in (part.training.objective, plain)}
+        trial = Trial(objectives=objectives, neural=not quick, futures=0 if quick else 200, seed=seed)
+        with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
+            verdict = judge_next(opened.history, opened.vocabulary, part.network, part.training, trial, reporter)
+        emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
+        return
     folder = config.artifacts_dir / "evaluate"
     judge = Judge(
         dataset,
@@ -410,8 +437,9 @@ def _opened(path: Path, recipe: str | None, **overrides: Any) -> tuple[Dataset, 
 
     dataset = Dataset.open(path, recipe=recipes.read(recipe) if recipe else None)
     tables = {name: dict(t) if isinstance(t, dict) else t for name, t in dataset.extra.items()}
-    if overrides.get("seed") is not None:
-        tables["seed"] = overrides["seed"]
+    for entry in ("seed", "models"):
+        if overrides.get(entry) is not None:
+            tables[entry] = overrides[entry]
     for flag, table, entry in (("n_interests", "interests", "n_interests"), ("dim", "encoder", "dim")):
         if overrides.get(flag) is not None:
             tables[table] = {**tables.get(table, {}), entry: overrides[flag]}

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.ahead import ahead
-from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.model import BehaveGptModel
+from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import Objective, ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
@@ -52,7 +53,8 @@ class BehaveTrainConfig:
         learning_rate: of AdamW, reached after ``warmup`` of the steps and then falling as a cosine.
         weight_decay: of matrices.
         given: share of targets whose time is told, and half as often their place; the others are foretold blindly.
-        gap_weight: of the losses of gap and place beside that of the behaviour.
+        gap_weight: of the losses of gap and place beside that of the behaviour; 0: they are not learned.
+        shared_rows: lay several stretches into a row; False: each has its own, and is padded.
         longest_gradient: longer ones are cut to this length.
         holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
             than eight, all users train, and the same ones measure.
@@ -72,6 +74,7 @@ class BehaveTrainConfig:
     weight_decay: float = 0.01
     given: float = 0.5
     gap_weight: float = 0.2
+    shared_rows: bool = True
     longest_gradient: float = 1.0
     holdout: float = 0.05
     holdout_users: int = 2048
@@ -115,6 +118,31 @@ class BehaveOutcome:
     n_behaviors: int
 
 
+def train_behavegpt(
+    history: HistoryBase,
+    vocabulary: InterestVocabulary,
+    network: BehaveGptConfig,
+    config: BehaveTrainConfig,
+    checkpoint: Path | None,
+    reporter: Reporter,
+    ranks: Ranks = ALONE,
+    *,
+    before: int | None = None,
+) -> tuple[BehaveGptModel, BehaveOutcome]:
+    """A trained model of a log, and how its training went; the same at every rank.
+
+    Args:
+        history, vocabulary: the log.
+        network: its shape.
+        config, checkpoint, reporter, ranks, before: as of a ``BehaveTrainer``.
+    """
+    codebook = Codebook.learn(history, vocabulary, network.steps, before=before)
+    made = BehaveGpt(network, codebook.n_codes)
+    trainer = BehaveTrainer(made, codebook, vocabulary, history, config, checkpoint, reporter, ranks, before=before)
+    outcome = trainer.fit()
+    return BehaveGptModel(made, codebook, vocabulary), outcome
+
+
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Stretches of users in rows.
@@ -137,13 +165,14 @@ class Packed:
         return Packed(self.streams.to(device), segment, self.at.to(device), self.target.to(device))
 
 
-def packed(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Packed:
+def packed(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], *, shared_rows: bool = True) -> Packed:
     """Stretches of steps laid into rows: the longest first, each where the least room is left.
 
     Args:
         steps: of some users.
         starts: (n,) of each stretch, in ``steps``; the step after its last is of the same user.
         lengths: (n,) steps whose next one is foretold, 1 or more.
+        shared_rows: False: each stretch in a row of its own.
     """
     length = -(-int(lengths.max()) // _STRIDE) * _STRIDE
     order = np.argsort(-lengths, kind="stable")
@@ -156,7 +185,7 @@ def packed(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64]) 
         left, row = room.pop(fits) if fits < len(room) else (length, n_rows)
         n_rows = max(n_rows, row + 1)
         row_of[stretch], column_of[stretch] = row, length - left
-        if left > own:
+        if left > own and shared_rows:
             bisect.insort(room, (left - own, row))
     within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     source = np.repeat(starts, lengths) + within
@@ -186,6 +215,7 @@ class BehaveTrainer:
         reporter: told about loss and speed.
         ranks: that train together; the leader alone writes.
         before: only events with timestamp < before (epoch ms) are read; None: all.
+        rows: users that are read; None: all.
     """
 
     def __init__(
@@ -200,6 +230,7 @@ class BehaveTrainer:
         ranks: Ranks = ALONE,
         *,
         before: int | None = None,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         self._codebook, self._vocabulary, self._history, self._config = codebook, vocabulary, history, config
         self._checkpoint, self._reporter, self._ranks, self._before = checkpoint, reporter, ranks, before
@@ -213,10 +244,10 @@ class BehaveTrainer:
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)),
         )
-        n_users = len(history)
+        rows = np.arange(len(history)) if rows is None else rows  # in hash order: the last are a uniform sample
+        n_users = len(rows)
         n_held = min(int(n_users * config.holdout), config.holdout_users)
         self._in_sample = n_held < _LEAST_HELD_OUT
-        rows = np.arange(n_users)  # in hash order, so the last ones are a uniform sample of users
         train, held = (rows, rows[:2048]) if self._in_sample else np.split(rows, [n_users - n_held])
         self._train_rows, self._held_rows = train, held
         self._epochs = config.epochs_for(history.n_events)
@@ -258,13 +289,13 @@ class BehaveTrainer:
     def train(self, epoch: int) -> None:
         """One pass over the users that train."""
         config, ranks, network = self._config, self._ranks, self._network
-        batches = self._batches(epoch)
+        batches = self.batches(epoch)
         total, title = self._epochs * len(batches), f"train {epoch + 1}/{self._epochs}"
         network.train()
         mean = 0.0
         with (
             self._reporter.task(title, len(self._train_rows), "users") as task,
-            closing(self._prepared(epoch, batches)) as ready,
+            closing(self.prepared(epoch, batches)) as ready,
             torch.random.fork_rng(devices=[]),
         ):
             for at, parts in enumerate(ready):
@@ -316,6 +347,8 @@ class BehaveTrainer:
         ours = target[EVENT][is_ours] - FIRST
         event, plain_n = self._objective(network.scores(hidden_nd[is_ours], context[:, is_ours]), ours, weights_c)
         seen.append((ours, plain_n))
+        if not self._config.gap_weight:
+            return event, event.new_zeros(()), event.new_zeros(())
         follows = target[GAP] >= FIRST
         gap_scores = network.gap_scores(hidden_nd[follows]).float()
         gap = F.cross_entropy(gap_scores, target[GAP][follows] - FIRST, reduction="sum")
@@ -358,8 +391,8 @@ class BehaveTrainer:
     def _held_out(self, rows: NDArray[np.int64]) -> Iterator[Packed]:
         for some in _chunks(rows, 256):
             steps = self._steps(some).last(self._network.config.window + 1)
-            starts, lengths = _stretches(steps, self._network.config.window, None)
-            yield from _parts(steps, starts, lengths, self._config.part_events)
+            starts, lengths = stretches(steps, self._network.config.window, None)
+            yield from _parts(steps, starts, lengths, self._config)
 
     @torch.no_grad()
     def _measure(self) -> None:
@@ -370,8 +403,9 @@ class BehaveTrainer:
             hidden = self._network.hidden(torch.from_numpy(streams).to(self._device))
             states.append(hidden[torch.arange(len(rows)), torch.from_numpy(is_real.sum(1) - 1)])
         self._network.mean_d.copy_(torch.cat(states).mean(0))
+        self._network.known_until.fill_(self._history.watermark if self._before is None else self._before - 1)
 
-    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+    def batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """Users of each step, in another order every pass; the same at every rank."""
         order = np.random.default_rng([self._config.seed, epoch]).permutation(self._train_rows)
         sizes = np.array([self._history.n_events_of(row) for row in order.tolist()])
@@ -380,15 +414,15 @@ class BehaveTrainer:
         cuts = np.flatnonzero(np.diff(number)) + 1
         return np.split(order, cuts)
 
-    def _prepared(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[list[Packed], None, None]:
+    def prepared(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[list[Packed], None, None]:
         """This rank's parts of every batch, made ready while the step before is taken."""
 
         def prepare(at: int) -> list[Packed]:
             rng = np.random.default_rng([self._config.seed, epoch, at, self._ranks.rank])
             rows = np.sort(batches[at])
             steps = self._steps(rows[self._ranks.share(len(rows))])
-            starts, lengths = _stretches(steps, self._network.config.window, rng, most=self._config.batch_events)
-            return list(_parts(steps, starts, lengths, self._config.part_events))
+            starts, lengths = stretches(steps, self._network.config.window, rng, most=self._config.batch_events)
+            return list(_parts(steps, starts, lengths, self._config))
 
         return ahead(map(prepare, range(len(batches))))
 
@@ -416,7 +450,7 @@ def _counts(part: Packed) -> list[int]:
     return [int((target[EVENT] >= FIRST).sum()), int((target[GAP] >= FIRST).sum()), target.shape[1]]
 
 
-def _stretches(
+def stretches(
     steps: Steps, window: int, rng: np.random.Generator | None, most: int = 2**62
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Starts and lengths of stretches of at most a window that cover all but the last step of each user.
@@ -441,13 +475,15 @@ def _stretches(
     return np.array(starts, np.int64), np.array(lengths, np.int64)
 
 
-def _parts(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], most: int) -> Iterator[Packed]:
+def _parts(
+    steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], config: BehaveTrainConfig
+) -> Iterator[Packed]:
     """Packed stretches, so many steps at a time, those of like length together."""
     order = np.argsort(-lengths, kind="stable")
     begins = np.cumsum(lengths[order]) - lengths[order]
-    for some in np.split(order, np.flatnonzero(np.diff(begins // most)) + 1):
+    for some in np.split(order, np.flatnonzero(np.diff(begins // config.part_events)) + 1):
         if len(some):
-            yield packed(steps, starts[some], lengths[some])
+            yield packed(steps, starts[some], lengths[some], shared_rows=config.shared_rows)
 
 
 def _seed(*of: int) -> int:

@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,14 +36,15 @@ from lurm.artifacts import (
     discard,
     draft,
     exclusive,
+    link_or_copy,
     open_artifact,
     read_manifest,
     remove_drafts,
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
-from lurm.boi import BagOfInterests
+from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.dataset import Dataset
-from lurm.encoder import embed_all
+from lurm.encoder import UserEncoder, embed_all, open_encoder
 from lurm.errors import ArtifactError, DataError, GateClosed
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
@@ -53,13 +54,13 @@ from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity,
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.live.segments import Living
 from lurm.meanings import name_interests
-from lurm.progress import Reporter, Silent
+from lurm.progress import Reporter
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
-from lurm.smen import REVISION, Smen, SmenEncoder, write_encoder
+from lurm.smen import REVISION, SmenEncoder, write_encoder
 from training import forecasting
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
-from training.loop import Outcome, Trainer
+from training.models import train_next, train_smen
 from training.ranks import ALONE, Ranks
 from training.recipes import Recipe
 from training.subject import Subject, catalog_of, texts_of
@@ -74,6 +75,7 @@ _VERSIONS = {
     "embeddings": 1,
     "index": 1,
     "lumos": 1,
+    "behavegpt": 1,
 }
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
@@ -109,7 +111,6 @@ def build(
     reporter: Reporter,
     ranks: Ranks = ALONE,
     living: Living = Living(),
-    models: Collection[str] = (),
 ) -> Built:
     """Build a release of a dataset and activate it.
 
@@ -122,7 +123,6 @@ def build(
         reporter: told what is going on.
         ranks: that train the encoder together; this one leads, the others ``assist``.
         living: what was sent live, and who was erased; the base holds the one and nothing of the other.
-        models: beside the encoder: "lumos".
 
     Raises:
         DataError: the log cannot be used, or has too many bad rows; nothing is published.
@@ -130,50 +130,7 @@ def build(
         ArtifactError: another build is writing here.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living, models).run()
-
-
-def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
-    """Train the encoder along with a build that another rank leads, and write nothing.
-
-    Waits for the leader to come to it, and comes back at once where the encoder is there already.
-
-    Args:
-        root: the artifacts folder of the leader.
-        recipe: the leader's.
-        threads: of numeric code.
-        ranks: that train together.
-
-    Raises:
-        ArtifactError: the stages of the leader cannot be read here.
-        LurmError: the leader has ended, or the training has diverged.
-    """
-    if not (told := ranks.told()):
-        return
-    stages = root / "stages"
-    history_name, interests_name, checkpoint_name = orjson.loads(told)
-    history = HistoryBase.open(stages / history_name, verify=False)
-    vocabulary = InterestVocabulary.open(stages / interests_name, verify=False)
-    with threadpool_limits(limits=threads):
-        _train(history, vocabulary, recipe, stages / checkpoint_name, Silent(), ranks)
-
-
-def _train(
-    history: HistoryBase,
-    vocabulary: InterestVocabulary,
-    recipe: Recipe,
-    checkpoint: Path,
-    reporter: Reporter,
-    ranks: Ranks,
-) -> tuple[Smen, BagOfInterests, Outcome]:
-    """A trained network, the bags it reads, and how the training went; the same at every rank."""
-    shape = recipe.encoder.for_log(history.span_ms)
-    boi = BagOfInterests(vocabulary, shape.bag, tuple(history.behaviors.ids.to_pylist()))
-    network = Smen(shape, boi.width, len(history.behaviors))
-    # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
-    with threadpool_limits(limits=1, user_api="openmp"):
-        outcome = Trainer(network, boi, history, recipe.training, checkpoint, reporter, ranks).fit()
-    return network, boi, outcome
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living).run()
 
 
 class _Build:
@@ -187,9 +144,8 @@ class _Build:
         reporter: Reporter,
         ranks: Ranks,
         living: Living,
-        models: Collection[str],
     ) -> None:
-        self._ranks, self._living, self._models = ranks, living, models
+        self._ranks, self._living = ranks, living
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
@@ -217,26 +173,15 @@ class _Build:
         interests = {**asdict(recipe.interests), **table}
         self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
         vocabulary = InterestVocabulary(self._done["interests"])
-        shape = recipe.encoder.for_log(history.span_ms)
-        encoder_config = {
-            "model": SmenEncoder.kind,
-            "revision": REVISION,
-            "network": shape.to_json(),
-            "training": asdict(recipe.training),
-            "behaviors": history.behaviors.ids.to_pylist(),
-        }
-        parents = ("history", "interests")
-        self._stage("encoder", encoder_config, parents, lambda work: self._encoder(work, history, vocabulary))
-        if "encoder" in self._skipped:
-            self._ranks.told()  # nothing to do
-        encoder = SmenEncoder.of(self._done["encoder"], vocabulary)
+        self._encoders(history, vocabulary)
+        encoder = open_encoder(self._done["encoder"].path, vocabulary, verify=False)
         self._stage(
             "embeddings", {}, ("history", "interests", "encoder"), lambda work: self._embeddings(work, history, encoder)
         )
         vectors = Embeddings(self._done["embeddings"]).vectors_ue
         self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
 
-        if "lumos" in self._models:
+        if "lumos" in self._recipe.models:
             config = forecasting.ingredients(dataset, recipe.lumos)
             read = tuple(kind for kind in ("history", "interests", "attributes") if kind in self._done)
             self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary))
@@ -353,11 +298,63 @@ class _Build:
         write_vocabulary(work.path, clustering, grain_n, rare, meanings)
         work.metrics.update(quality(clustering, items.counts_n, categories), n_grains=len(rare.idf_g))
 
-    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+    def _encoders(self, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+        """The encoder, and what is trained beside it or before it."""
+        recipe, parents = self._recipe, ("history", "interests")
+        if BehaveGptModel.kind in recipe.in_turn:
+            config = asdict(recipe.behavegpt)
+            self._stage("behavegpt", config, parents, lambda work: self._behavegpt(work, history, vocabulary))
+            self._trained("behavegpt")
+        if recipe.embeddings == BehaveGptModel.kind:
+            config = {"model": recipe.embeddings}
+            self._stage("encoder", config, (*parents, recipe.embeddings), self._encoder_of_behavegpt)
+            return
+        config = {
+            "model": SmenEncoder.kind,
+            "revision": REVISION,
+            "network": recipe.encoder.for_log(history.span_ms).to_json(),
+            "training": asdict(recipe.training),
+            "behaviors": history.behaviors.ids.to_pylist(),
+        }
+        self._stage("encoder", config, parents, lambda work: self._encoder(work, history, vocabulary))
+        self._trained("encoder")
+
+    def _trained(self, kind: str) -> None:
+        if kind in self._skipped:
+            self._ranks.told()  # nothing to do
+
+    def _checkpoint(self, work: Draft) -> Path:
+        """Where the training of a stage is kept; what others of its kind have left is forgotten."""
+        stage = work.path.name.split(".")[1]
+        self._forget_checkpoints(stage.split("-")[0], but=self._stages / f".{stage}.checkpoint")
+        return self._stages / f".{stage}.checkpoint"
+
+    def _shared_checkpoint(self, work: Draft) -> Path:
+        """The same of a training that all ranks share, and are now told to begin."""
         checkpoint = self._checkpoint(work)
         names = [self._done["history"].path.name, self._done["interests"].path.name, checkpoint.name]
         self._ranks.told(orjson.dumps(names))
-        network, boi, outcome = _train(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
+        return checkpoint
+
+    def _behavegpt(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+        checkpoint = self._shared_checkpoint(work)
+        model, outcome = train_next(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
+        write_model(work.path, model.network, model.codebook)
+        work.metrics.update(asdict(outcome))
+        self._reporter.say(
+            f"  kept pass {outcome.best_epoch} of {outcome.epochs}: loss {min(outcome.held_out):.3f} (untrained "
+            f"{outcome.held_out[0]:.3f}) over {outcome.n_behaviors:,} behaviours, {outcome.n_parameters:,} parameters"
+        )
+
+    def _encoder_of_behavegpt(self, work: Draft) -> None:
+        model = self._done["behavegpt"]
+        for file in model.manifest.files:
+            link_or_copy(model.path / file, work.path / file)
+        work.metrics.update(model.manifest.metrics)
+
+    def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
+        checkpoint = self._shared_checkpoint(work)
+        network, boi, outcome = train_smen(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
         write_encoder(work.path, network, history.behaviors.ids.to_pylist())
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
@@ -382,7 +379,7 @@ class _Build:
         work.metrics.update(forecasting.facts_of(forecaster, trained))
         self._reporter.say(f"  {trained}")
 
-    def _embeddings(self, work: Draft, history: HistoryBase, encoder: SmenEncoder) -> None:
+    def _embeddings(self, work: Draft, history: HistoryBase, encoder: UserEncoder) -> None:
         with (
             EmbeddingsWriter(work.path, encoder.dim) as embeddings,
             self._reporter.task("embed", len(history), "users") as task,
@@ -422,7 +419,7 @@ class _Build:
         """Read when the first stage needs it, and once."""
         return self._dataset.items()
 
-    def _metrics(self, history: HistoryBase, vocabulary: InterestVocabulary, encoder: SmenEncoder) -> dict[str, Any]:
+    def _metrics(self, history: HistoryBase, vocabulary: InterestVocabulary, encoder: UserEncoder) -> dict[str, Any]:
         ingested = self._done["history"].manifest.metrics
         trained = self._done["encoder"].manifest.metrics
         return {
@@ -436,16 +433,9 @@ class _Build:
             "n_bad": ingested["n_bad"],
             "n_duplicates": ingested["n_duplicates"],
             "interests": dict(self._done["interests"].manifest.metrics),
-            "held_out": trained["held_out"],
-            "recall_at_1": trained["recall_at_1"],
-            "anchor_usage": trained["anchor_usage"],
+            **{name: trained[name] for name in ("held_out", "recall_at_1", "anchor_usage") if name in trained},
+            **{name: dict(self._done[name].manifest.metrics) for name in self._recipe.beside},
         }
-
-    def _checkpoint(self, work: Draft) -> Path:
-        """Where the training of a stage is kept; what others of its kind have left is forgotten."""
-        stage = work.path.name.split(".")[1]
-        self._forget_checkpoints(stage.split("-")[0], but=self._stages / f".{stage}.checkpoint")
-        return self._stages / f".{stage}.checkpoint"
 
     def _forget_checkpoints(self, kind: str = "*", but: Path | None = None) -> None:
         for checkpoint in self._stages.glob(f".{kind}-*.checkpoint"):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
+from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lurm.artifacts import Artifact, open_artifact
@@ -30,6 +31,8 @@ REVISION = 1
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
+# Products are small: threads that wait for each other on busy cores lose far more than a second one gains.
+_THREADS = ThreadpoolController()
 
 
 class BehaveGptModel:
@@ -51,14 +54,16 @@ class BehaveGptModel:
         self._words: dict[int, Behavior] = {}
 
     @classmethod
-    def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> BehaveGptModel:
-        """Read a published model.
+    def open(
+        cls, folder: Path, vocabulary: InterestVocabulary, *, kind: str = KIND, verify: bool = True
+    ) -> BehaveGptModel:
+        """Read a published model, in an artifact of its own kind or of another.
 
         Raises:
             ArtifactError: the folder is not an intact one, was trained with another vocabulary, or by a lurm whose
                 arithmetic was another.
         """
-        return cls.of(open_artifact(folder, KIND, verify=verify), vocabulary)
+        return cls.of(open_artifact(folder, kind, verify=verify), vocabulary)
 
     @classmethod
     def of(cls, artifact: Artifact, vocabulary: InterestVocabulary) -> BehaveGptModel:
@@ -83,7 +88,12 @@ class BehaveGptModel:
             raise ArtifactCorrupt(f"{folder} does not hold the model its manifest promises: {error}") from error
         return cls(network, codebook, vocabulary)
 
-    def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
+    @property
+    def known_until(self) -> int:
+        """The end of the log it was trained on, epoch ms."""
+        return int(self.network.known_until)
+
+    def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
         vectors_be = np.empty((len(batch), self.dim), np.float32)
         for users, hidden_bd in self._states(batch):
@@ -109,14 +119,16 @@ class BehaveGptModel:
         chances_bc = np.empty((len(batch), self.n_behaviors), np.float32)
         for users, hidden_bd in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
-            with torch.inference_mode():
+            with torch.inference_mode(), _THREADS.limit(limits=1, user_api="openmp"):
                 scores_bc = _in_full(self.network.scores, hidden_bd, context)
                 chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
         return chances_bc
 
     def rollout(self, batch: HistoryBatch, plan: Plan, start_at: int) -> list[list[list[Imagined]]]:
         """Futures of B users; see ``NextModel.rollout``."""
-        futures = rollout(self.network, self.codebook, self.codebook.steps(batch, self._vocabulary), plan, start_at)
+        steps = self.codebook.steps(batch, self._vocabulary)
+        with _THREADS.limit(limits=1, user_api="openmp"):
+            futures = rollout(self.network, self.codebook, steps, plan, start_at)
         paths = [
             [self._imagined(*step) for step in zip(at_n, place_n, event_n, strict=True) if step[2] >= 0]
             for at_n, place_n, event_n in zip(
@@ -138,9 +150,10 @@ class BehaveGptModel:
             streams = np.zeros((5, len(users), int(strides[users[0]]) * _STRIDE), np.int64)
             for row, user in enumerate(users.tolist()):
                 streams[:, row, : counts[user]] = steps.streams[:, steps.offsets[user] : steps.offsets[user + 1]]
-            with torch.inference_mode():
+            with torch.inference_mode(), _THREADS.limit(limits=1, user_api="openmp"):
                 hidden = self.network.hidden(torch.from_numpy(streams))
-                yield users, hidden[torch.arange(len(users)), torch.from_numpy(counts[users] - 1)]
+                last = hidden[torch.arange(len(users)), torch.from_numpy(counts[users] - 1)]
+            yield users, last
             at += len(users)
 
     def _contexts(self, batch: HistoryBatch, occasions: Sequence[Occasion]) -> NDArray[np.int64]:

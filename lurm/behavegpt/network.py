@@ -82,6 +82,7 @@ class BehaveGpt(nn.Module):
     """
 
     mean_d: Tensor
+    known_until: Tensor
 
     def __init__(self, config: BehaveGptConfig, n_codes: tuple[int, int, int, int, int]) -> None:
         super().__init__()
@@ -95,6 +96,7 @@ class BehaveGpt(nn.Module):
         self.gap_head = nn.Linear(width, n_codes[2] - FIRST)
         self.place_head = nn.Linear(width, n_codes[3] - 1)  # none, and those known
         self.register_buffer("mean_d", torch.zeros(width))
+        self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
 
     @property
     def n_behaviors(self) -> int:

@@ -1,14 +1,16 @@
 """What training minimises: cross-entropy, made fair to rare behaviours.
 
-    min over weights, max over Q:  sum_c Q_c l_c        |Q_c - P_c| <= eps_c, Q on the simplex
+    min over weights, max over Q:  sum_c Q_c l_c        P_c - below_c <= Q_c <= P_c + above_c, Q on the simplex
 
-P is how frequent behaviours are, l_c the loss of a behaviour. The worst Q is found exactly: begin with P - eps and hand
-what is left to the behaviours of the highest loss, up to P + eps. A sample then weighs Q_y / P_y.
+P is how frequent behaviours are, l_c the loss of a behaviour. The worst Q is found exactly: begin with P - below and
+hand what is left to the behaviours of the highest loss, up to P + above. A sample then weighs Q_y / P_y.
 
 Paper: BehaveGPT, distributionally robust pretraining (the idea). Our reading: eps_c = P_c · min(most, radius ·
 sqrt(n_max / n_c)), so the radius is larger where behaviours are rare; l_c is smoothed over steps, for a batch misses
-most of them; weights are constant in the gradient. Rivals stand behind the same switch: focal (Lin et al. 2017),
-class-balanced (Cui et al. 2019), logit-adjusted (Menon et al. 2021), and a Kullback-Leibler ball (Q ~ P exp(l / tau)).
+most of them; weights are constant in the gradient. Departure: above_c is eps_c, below_c at most a share of P_c; where
+both are eps_c, half of the rare behaviours weigh nothing at any time (see training/LOG.md). Rivals stand behind the
+same switch: focal (Lin et al. 2017), class-balanced (Cui et al. 2019), logit-adjusted (Menon et al. 2021), and a
+Kullback-Leibler ball (Q ~ P exp(l / tau)).
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class ObjectiveConfig:
         kind: "dro", "plain" cross-entropy, "focal", class-"balanced", logit-"adjusted" or "kl" ball.
         radius: of "dro"; 0 is plain cross-entropy, bit for bit.
         most: of "dro", the largest share of P_c that eps_c is.
+        spare: of "dro", the largest share of P_c that is taken away from a behaviour; 1: as much as is given.
         smoothing: share of the old loss of a behaviour that is kept when it is seen again.
         warmup: steps over which the radius (or the pull of "kl") grows.
         clip: a sample weighs at most so much, and at least its inverse.
@@ -49,6 +52,7 @@ class ObjectiveConfig:
     kind: ObjectiveKind = "dro"
     radius: float = 0.1
     most: float = 1.0
+    spare: float = 0.1
     smoothing: float = 0.9
     warmup: int = 100
     clip: float = 10.0
@@ -59,26 +63,26 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         if self.kind not in get_args(ObjectiveKind):
             raise UsageError(f"objective is {self.kind!r}, expected one of {', '.join(get_args(ObjectiveKind))}")
-        share = Bound(least=0, most=1)
-        check(self, radius=AT_LEAST_ZERO, most=share, smoothing=Bound(least=0, below=1), warmup=AT_LEAST_ZERO)
+        check(self, radius=AT_LEAST_ZERO, most=Bound(least=0, most=100), spare=Bound(least=0, most=1))
+        check(self, smoothing=Bound(least=0, below=1), warmup=AT_LEAST_ZERO)
         check(self, clip=Bound(least=1), gamma=AT_LEAST_ZERO, beta=Bound(least=0, below=1), tau=POSITIVE)
 
 
-def worst_mixture(p_c: Tensor, loss_c: Tensor, eps_c: Tensor) -> Tensor:
-    """(C,) the distribution within eps of P under which the mean loss is highest.
+def worst_mixture(p_c: Tensor, loss_c: Tensor, below_c: Tensor, above_c: Tensor) -> Tensor:
+    """(C,) the distribution near P under which the mean loss is highest.
 
     Paper: BehaveGPT, the inner maximisation, by its exact solution; ties go to the lower row.
 
     Args:
         p_c: (C,) sums to 1.
         loss_c: (C,) of each class.
-        eps_c: (C,) with 0 <= eps <= p.
+        below_c, above_c: (C,) how far from P; 0 <= below <= p.
     """
     order = torch.argsort(loss_c, descending=True, stable=True)
-    room = 2 * eps_c[order]
+    room = (below_c + above_c)[order]
     before = torch.cumsum(room, 0) - room
-    handed = (eps_c.sum() - before).clamp_min(0).minimum(room)
-    worst_c = p_c - eps_c
+    handed = (below_c.sum() - before).clamp_min(0).minimum(room)
+    worst_c = p_c - below_c
     worst_c[order] += handed
     return worst_c
 
@@ -95,6 +99,8 @@ class Objective(nn.Module):
     loss_c: Tensor
     n_steps: Tensor
     fixed_c: Tensor
+    above_c: Tensor
+    below_c: Tensor
 
     def __init__(self, config: ObjectiveConfig, counts_c: NDArray[np.int64]) -> None:
         super().__init__()
@@ -104,7 +110,8 @@ class Objective(nn.Module):
         self.register_buffer("loss_c", torch.full_like(n_c, math.log(max(len(n_c), 2))))
         self.register_buffer("n_steps", torch.zeros((), dtype=torch.int64))
         share_c = torch.clamp(config.radius * (n_c.max() / n_c).sqrt(), max=config.most)
-        self.register_buffer("eps_c", self.p_c * share_c, persistent=False)
+        self.register_buffer("above_c", self.p_c * share_c, persistent=False)
+        self.register_buffer("below_c", self.p_c * share_c.clamp(max=config.spare), persistent=False)
         balanced_c = (1 - config.beta) / (1 - config.beta**n_c)
         self.register_buffer("fixed_c", balanced_c / (balanced_c * self.p_c).sum(), persistent=False)
 
@@ -117,8 +124,7 @@ class Objective(nn.Module):
             return None
         grown = min(float(self.n_steps) / config.warmup, 1.0) if config.warmup else 1.0
         if config.kind == "dro":
-            eps_c: Tensor = self.get_buffer("eps_c") * grown
-            ratio_c = worst_mixture(self.p_c, self.loss_c, eps_c) / self.p_c
+            ratio_c = worst_mixture(self.p_c, self.loss_c, self.below_c * grown, self.above_c * grown) / self.p_c
         else:
             ratio_c = torch.softmax(self.loss_c / config.tau * grown + self.p_c.log(), 0) / self.p_c
         return ratio_c.clamp(1 / config.clip, config.clip)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from lurm.progress import Silent
+from lurm.prospect import Occasion
 from lurm.release import Release
 from tests.lively import lively_world
 from tests.together import train
@@ -85,7 +86,9 @@ def test_torchrun_builds_the_release_that_one_process_builds(tmp_path: Path) -> 
     simulate(
         tmp_path / "world", WorldConfig(n_users=300, n_items=400, n_interests=12, events_per_user=40), reporter=Silent()
     )
-    (tmp_path / "fast.toml").write_text(RECIPE)
+    # without chance, of which each rank has its own
+    alike = "[behavegpt.network]\ndropout = 0.0\n[behavegpt.training]\nepochs = 1\ngiven = 0.0\n"
+    (tmp_path / "fast.toml").write_text('models = ["behavegpt"]\n' + RECIPE + alike)
     words = ["lurm", "build", str(tmp_path / "world"), "--recipe", str(tmp_path / "fast.toml"), "--json"]
     alone = subprocess.run(
         [sys.executable, "-m", *words, "--artifacts-dir", str(tmp_path / "alone")],
@@ -100,9 +103,16 @@ def test_torchrun_builds_the_release_that_one_process_builds(tmp_path: Path) -> 
     assert json.loads(outcome.stdout)["metrics"].keys() == json.loads(alone.stdout)["metrics"].keys(), "one says it"
     one, both = Release.open(tmp_path / "alone"), Release.open(tmp_path / "both")
     assert np.allclose(one.embeddings.vectors_ue, both.embeddings.vectors_ue, atol=1e-4)
+    batch = one.history.batch(np.arange(50))
+    first, second = (
+        [prospect.probability for some in release.next.next(batch, [Occasion()] * 50, 1) for prospect in some]
+        for release in (one, both)
+        if release.next is not None
+    )
+    assert np.allclose(first, second, atol=1e-2)
     again = torchrun(2, *words, "--artifacts-dir", str(tmp_path / "both"), folder=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "encoder" in json.loads(again.stdout)["skipped"]
+    assert {"encoder", "behavegpt"} <= set(json.loads(again.stdout)["skipped"])
 
 
 def test_what_stops_the_leader_stops_all_and_is_told(tmp_path: Path) -> None:

@@ -27,16 +27,17 @@ from training.recipes import Recipe
 from training.world import WorldConfig, simulate
 
 START_S = 90.0
+BEHAVE = {"network": {"window": 32, "steps": {"least_events": 1}}, "training": {"epochs": 2, "batch_events": 256}}
 WORLD = WorldConfig(n_users=160, n_items=400, n_interests=8, days=365, events_per_user=30)
 
 
 @pytest.fixture(scope="session")
 def release_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifacts folder with one small release."""
+    """An artifacts folder with one small release that has all there is."""
     folder = tmp_path_factory.mktemp("served")
     simulate(folder / "world", WORLD, reporter=Silent())
     dataset = Dataset.open(folder / "world")
-    recipe = Recipe.of(dataset.extra | {"training": {"epochs": 2}})
+    recipe = Recipe.of(dataset.extra | {"training": {"epochs": 2}, "models": ["behavegpt"], "behavegpt": BEHAVE})
     pipeline.build(dataset, folder / "artifacts", recipe=recipe, memory_limit_bytes=2**30, threads=1, reporter=Silent())
     return folder / "artifacts"
 

@@ -28,6 +28,8 @@ TABLE = {
     "/v1/embeddings": "read",
     "/v1/users/{user_id}/interests": "read",
     "/v1/users/{user_id}/neighbors": "read",
+    "/v1/users/{user_id}/next": "read",
+    "/v1/users/{user_id}/rollout": "read",
     "/v1/users/{user_id}": "admin",
     "/v1/events": "write",
     "/v1/lookalikes": "read",
@@ -75,7 +77,8 @@ def ask(client: httpx.Client, release: Release, method: str, path: str, secret: 
     user_id = "nobody" if method == "DELETE" else release.history.users[0]
     event = {"user_id": "nobody", "item_id": "i", "timestamp": 1_700_000_000_000}
     seeds = {"seeds": release.history.users.take(np.arange(100)), "limit": 3}
-    body = {"/v1/events": {"events": [event]}, "/v1/lookalikes": seeds}.get(path, {"input": user_id})
+    bodies = {"/v1/events": {"events": [event]}, "/v1/lookalikes": seeds, "/v1/users/{user_id}/rollout": {"steps": 2}}
+    body = bodies.get(path, {"input": user_id})
     url = path.replace("{user_id}", user_id).replace("{path}", "favicon.png")
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
     return client.request(method, url, headers=headers, json=body if method == "POST" else None)

@@ -233,6 +233,9 @@ def test_a_path_nobody_answers_is_404(client: httpx.Client, path: str) -> None:
         ("DELETE", "/v1/users/x/interests", "GET"),
         ("DELETE", "/v1/users/x/neighbors", "GET"),
         ("OPTIONS", "/v1/users/x/neighbors", "GET"),
+        ("DELETE", "/v1/users/x/next", "GET"),
+        ("DELETE", "/v1/users/x/rollout", "POST"),
+        ("GET", "/v1/users/x/rollout", "POST"),
     ],
 )
 def test_another_method_is_405_and_says_which(client: httpx.Client, method: str, path: str, allowed: str) -> None:

@@ -40,6 +40,7 @@ RATIOS = {
     "interests": {"vs_flat_lloyd", "objective_vs_flat", "assign_vs_flat", "assign_agreement"},
     "embed": {"vs_gather_limit"},
     "train": {"vs_bare_loop"},
+    "behavegpt": {"vs_bare_loop", "kv_cache_speedup", "next_vs_bare_forward"},
     "scale": {"time_vs_linear", "memory_vs_flat"},
     "serve": {
         "binary_vs_raw_asgi",
@@ -125,7 +126,7 @@ def test_names_are_one_or_all_and_others_are_refused() -> None:
     assert set(bench.names_of("all")) == set(bench.BENCHMARKS) == set(RATIOS)
     with pytest.raises(
         UsageError,
-        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, scale, serve, audience, export",
+        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, behavegpt, scale, serve",
     ):
         bench.names_of("bio")
     with pytest.raises(UsageError, match="scale is 'huge', expected one of tiny, small, full"):

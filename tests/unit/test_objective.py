@@ -26,12 +26,13 @@ def test_the_worst_mixture_is_that_of_a_linear_program(data: st.DataObject, n: i
     floats = st.floats(0.01, 1)
     p_c = np.array(data.draw(st.lists(floats, min_size=n, max_size=n)))
     p_c /= p_c.sum()
-    eps_c = p_c * np.array(data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
+    below_c = p_c * np.array(data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n)))
+    above_c = p_c * np.array(data.draw(st.lists(st.floats(0, 3), min_size=n, max_size=n)))
     loss_c = np.array(data.draw(st.lists(st.floats(0, 10), min_size=n, max_size=n)))
-    worst_c = worst_mixture(*(torch.from_numpy(x) for x in (p_c, loss_c, eps_c))).numpy()
+    worst_c = worst_mixture(*(torch.from_numpy(x) for x in (p_c, loss_c, below_c, above_c))).numpy()
     assert worst_c.sum() == pytest.approx(1)
-    assert (np.abs(worst_c - p_c) <= eps_c + 1e-9).all() and (worst_c >= -1e-12).all()
-    bounds = list(zip(p_c - eps_c, p_c + eps_c, strict=True))
+    assert (worst_c >= p_c - below_c - 1e-9).all() and (worst_c <= p_c + above_c + 1e-9).all()
+    bounds = list(zip(p_c - below_c, p_c + above_c, strict=True))
     best = linprog(-loss_c, A_eq=np.ones((1, n)), b_eq=[1], bounds=bounds)
     assert worst_c @ loss_c == pytest.approx(-best.fun, abs=1e-7)
 
@@ -52,7 +53,7 @@ def test_radius_zero_is_plain_cross_entropy_bit_for_bit() -> None:
 
 
 def test_rare_behaviours_of_high_loss_weigh_more_once_it_is_warm() -> None:
-    objective = Objective(ObjectiveConfig("dro", radius=0.05, warmup=4), COUNTS)
+    objective = Objective(ObjectiveConfig("dro", radius=0.05, warmup=4, spare=1), COUNTS)
     target_n = torch.arange(4)
     assert objective.weights().tolist() == [1, 1, 1, 1]
     seen = []

@@ -9,6 +9,10 @@ to ``lurm.dataset``; the tables here are the model's:
     [encoder]                SmenConfig; [[encoder.scales]] and [encoder.bag]
     [training]               TrainConfig
     [lumos]                  LumosRecipe; [lumos.network] LumosConfig, [[lumos.targets]] Target
+    models = ["behavegpt"]   models beside the encoder
+    embeddings = "smen"      which model's vectors are served
+    [behavegpt.network]      BehaveGptConfig; [behavegpt.network.steps]
+    [behavegpt.training]     BehaveTrainConfig; [behavegpt.training.objective]
     [evaluate]               EvaluateConfig; [[evaluate.tasks]] TaskConfig
     [gate]                   GateConfig
 """
@@ -27,11 +31,13 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from lurm.behavegpt.network import BehaveGptConfig
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, SEED, Bound, check
 from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
 from lurm.smen import SmenConfig
+from training.behave import BehaveTrainConfig
 from training.forecasting import LumosRecipe
 from training.loop import TrainConfig
 
@@ -163,6 +169,14 @@ class GateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BehaveRecipe:
+    """How BehaveGPT is made."""
+
+    network: BehaveGptConfig = field(default_factory=BehaveGptConfig)
+    training: BehaveTrainConfig = field(default_factory=BehaveTrainConfig)
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """The model's part of a build; every default is meant to be good for any log."""
 
@@ -171,12 +185,25 @@ class Recipe:
     interests: VocabularyConfig = field(default_factory=VocabularyConfig)
     encoder: SmenConfig = field(default_factory=SmenConfig)
     training: TrainConfig = field(default_factory=TrainConfig)
+    models: tuple[Literal["behavegpt", "lumos"], ...] = ()
+    embeddings: Literal["smen", "behavegpt"] = "smen"
+    behavegpt: BehaveRecipe = field(default_factory=BehaveRecipe)
     lumos: LumosRecipe = field(default_factory=LumosRecipe)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
         check(self, seed=SEED)
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """Models that share the ranks with SMEN, each once."""
+        return tuple(sorted({*self.models, self.embeddings} - {"smen", "lumos"}))
+
+    @property
+    def in_turn(self) -> tuple[str, ...]:
+        """All models, in the order in which a build trains them."""
+        return (*self.beside, *(("smen",) if self.embeddings == "smen" else ()))
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Recipe:
@@ -187,10 +214,10 @@ class Recipe:
         """
         _refuse_unknown(tables, cls)
         seed = tables.get("seed", 0)
-        seeded = {"item_embeddings", "interests", "training", "lumos"}
-        raw = {name: {"seed": seed} for name in seeded}
-        for name, table in tables.items():
-            raw[name] = {**raw.get(name, {}), **table} if isinstance(table, Mapping) else table
+        seeded = ("item_embeddings", "interests", "training", "lumos")
+        raw: dict[str, Any] = {name: {"seed": seed} for name in seeded}
+        raw["behavegpt"] = {"training": {"seed": seed}}
+        raw = _laid_over(raw, tables)
         try:
             recipe: Recipe = TypeAdapter(cls).validate_python(raw)
         except ValidationError as error:
@@ -198,6 +225,15 @@ class Recipe:
         except UsageError as error:
             raise SettingsError(f"recipe: {error}") from error
         return recipe
+
+
+def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of both; where both have one, tables are laid over each other and anything else is replaced."""
+    laid = {**under, **over}
+    for name in under.keys() & over.keys():
+        if isinstance(under[name], Mapping) and isinstance(over[name], Mapping):
+            laid[name] = _laid_over(under[name], over[name])
+    return laid
 
 
 def shipped() -> tuple[str, ...]:

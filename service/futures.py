@@ -1,0 +1,45 @@
+"""What may come next, as documents: what the endpoints answer and the command prints."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lurm.events import DAY_MS
+from lurm.history import History, HistoryBase, HistoryBatch
+from lurm.moments import LATEST
+from lurm.prospect import Imagined, NextModel, Plan, Prospect
+from service.schemas import RolloutRequest, iso_of
+
+
+def told_next(history: History, found: Sequence[Prospect]) -> dict[str, Any]:
+    """What a user may do next."""
+    return {**_facts(history), "next": [dataclasses.asdict(one) for one in found]}
+
+
+def imagined(model: NextModel, base: HistoryBase, history: History, asked: RolloutRequest) -> dict[str, Any]:
+    """Futures of a user, from the newest event on; of somebody without events from now. Slow."""
+    start_at = int(history.timestamps[-1]) if len(history) else int(time.time() * 1000)
+    until = LATEST
+    if asked.horizon_days is not None:
+        until = min(start_at + int(asked.horizon_days * DAY_MS), LATEST)
+    plan = Plan(until=until, **asked.model_dump(exclude={"horizon_days"}))
+    (paths,) = model.rollout(HistoryBatch.of([history]), plan, start_at)
+    return {**_facts(history), "paths": [[_step(one, base) for one in path] for path in paths]}
+
+
+def _facts(history: History) -> dict[str, Any]:
+    as_of = iso_of(int(history.timestamps[-1])) if len(history) else None
+    return {"user_id": history.user_id, "n_events": len(history), "as_of": as_of}
+
+
+def _step(one: Imagined, base: HistoryBase) -> dict[str, Any]:
+    return {
+        "at": iso_of(one.at),
+        "location": base.locations[one.location_row] if one.location_row >= 0 else None,
+        "behavior": one.behavior,
+        "interest": one.interest,
+        "description": one.description,
+    }

@@ -1,0 +1,108 @@
+"""A build that also trains what comes next: stages, resuming, serving its states, erasure."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lurm.artifacts import discard, read_manifest
+from lurm.dataset import Dataset
+from lurm.errors import SettingsError
+from lurm.progress import Silent
+from lurm.prospect import Occasion, Plan
+from lurm.release import Release, verify
+from tests.integration.conftest import build
+from tests.integration.test_erase import lurm
+from training import pipeline
+from training.recipes import Recipe
+
+pytestmark = pytest.mark.slow
+
+BEHAVE = {
+    "network": {"window": 32, "dropout": 0.0, "steps": {"least_events": 1}},
+    "training": {"epochs": 2, "batch_events": 256},
+}
+
+
+def test_a_release_carries_what_comes_next_and_an_erasure_leaves_it(tiny: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    plain = build(tiny, root)
+    assert Release.open(root).next is None
+    built = build(tiny, root, models=["behavegpt"], behavegpt=BEHAVE)
+    assert "encoder" in built.skipped and "behavegpt" not in built.skipped
+    told = built.metrics["behavegpt"]
+    assert told["held_out"][-1] < told["held_out"][0] and told["n_behaviors"] > 1
+    release = Release.open(root)
+    assert release.next is not None and release.release_id != plain.release_id
+    batch = release.history.batch(np.arange(5))
+    found = release.next.next(batch, [Occasion()] * 5, 3)
+    assert [len(one) for one in found] == [3] * 5
+    again = build(tiny, root, models=["behavegpt"], behavegpt=BEHAVE)
+    assert "behavegpt" in again.skipped and again.release_id == built.release_id
+    gone = release.history.users.ids.to_pylist()[2]
+    lurm(root, "erase", gone, "--purge")
+    left = Release.open(root)
+    assert left.next is not None and len(left.history) == len(release.history) - 1
+    kept = left.history.batch(np.array([0, 1]))
+    assert left.next.next(kept, [Occasion()] * 2, 3) == found[:2]
+    assert left.next.rollout(kept, Plan(steps=3), 0) == release.next.rollout(batch.part(0, 2), Plan(steps=3), 0)
+
+
+def test_a_training_that_is_stopped_goes_on_and_gives_the_same_release(tiny: Path, tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    class StopsInPass2(Silent):
+        def task(self, title: str, total: int, unit: str):
+            if title == "train 2/3":
+                raise Stop
+            return super().task(title, total, unit)
+
+    behave = {**BEHAVE, "training": {"epochs": 3, "batch_events": 256}}
+    opened = Dataset.open(tiny)
+    tables = {**opened.extra, "models": ["behavegpt"], "behavegpt": behave}
+    root = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        pipeline.build(
+            opened, root, recipe=Recipe.of(tables), memory_limit_bytes=2**30, threads=1, reporter=StopsInPass2()
+        )
+    assert list((root / "stages").glob(".behavegpt-*.checkpoint"))
+    assert not (root / "current").exists()
+    build(tiny, root, models=["behavegpt"], behavegpt=behave)
+    build(tiny, tmp_path / "whole", models=["behavegpt"], behavegpt=behave)
+    one, other = (
+        read_manifest(Release.open(folder).path / "behavegpt").fingerprint for folder in (root, tmp_path / "whole")
+    )
+    assert one == other
+    assert not list((root / "stages").glob(".behavegpt-*.checkpoint"))
+
+
+def test_states_are_served_where_the_recipe_says_so(tiny: Path, tmp_path: Path) -> None:
+    built = build(tiny, tmp_path, embeddings="behavegpt", behavegpt=BEHAVE)
+    release = Release.open(tmp_path)
+    assert (release.encoder.kind, release.encoder.dim) == ("behavegpt", 64)
+    assert release.next is not None
+    batch = release.history.batch(np.arange(9))
+    assert np.array_equal(release.encoder.embed(batch), release.embeddings.vectors_ue[:9])
+    assert verify(tmp_path) == built.release_id
+    for stage in (tmp_path / "stages").glob("behavegpt-*"):
+        discard(stage)
+    again = build(tiny, tmp_path, embeddings="behavegpt", behavegpt=BEHAVE)
+    assert again.release_id == built.release_id, "the same weights are trained again"
+
+
+def test_a_recipe_says_what_is_trained() -> None:
+    recipe = Recipe.of({"seed": 3, "models": ["behavegpt"], "behavegpt": {"training": {"epochs": 1}}})
+    assert recipe.in_turn == ("behavegpt", "smen")
+    assert dataclasses.astuple(recipe.behavegpt.training)[0] == 1 and recipe.behavegpt.training.seed == 3
+    assert Recipe.of({"embeddings": "behavegpt"}).in_turn == ("behavegpt",)
+    for tables, message in (
+        ({"models": ["gpt"]}, "models"),
+        ({"behavegpt": {"network": {"sise": "1M"}}}, "did you mean 'size'"),
+        ({"behavegpt": {"network": {"size": "2M"}}}, "size is '2M', expected one of"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            Recipe.of(tables)

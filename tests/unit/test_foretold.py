@@ -1,0 +1,101 @@
+"""Judging what comes next: measures by hand, rivals that count, and a trial whose right order is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.objective import ObjectiveConfig
+from lurm.behavegpt.steps import EVENT, FIRST, StepConfig
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.progress import Silent
+from tests.chains import chained, small
+from training.behave import BehaveTrainConfig, packed, stretches
+from training.foretold import DISJOINT, FORWARD, Trial, judge_next
+from training.foretold.measures import Tally
+from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
+
+Log = tuple[HistoryBase, InterestVocabulary]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
+    return chained(tmp_path_factory.mktemp("chain"), n_users=200)
+
+
+def test_measures_are_what_one_counts_by_hand() -> None:
+    tally = Tally(np.array([100, 10, 1]))
+    scores_nc = np.log(np.array([[0.72, 0.2, 0.08], [0.62, 0.3, 0.08], [0.1, 0.82, 0.08], [0.52, 0.08, 0.4]]))
+    tally.add(scores_nc[:3], np.array([0, 1, 1]))
+    tally.add(scores_nc[3:], np.array([2]))
+    found = tally.measures()
+    assert found.n == 4
+    assert found.weighted_recall == pytest.approx(2 / 4)
+    assert found.macro_recall == pytest.approx((1 + 1 / 2 + 0) / 3)
+    assert found.weighted_precision == pytest.approx((1 / 3 * 1 + 1 * 2 + 0) / 4)
+    assert found.macro_precision == pytest.approx((1 / 3 + 1 + 0) / 3)
+    assert found.ndcg_at_3 == found.ndcg_at_5 == pytest.approx((1 + 1 / np.log2(3) + 1 + 1 / np.log2(3)) / 4)
+    assert found.recall_by_decile[:3] == [0, 0.5, 1], "the rarest in training first"
+    assert found.nats == pytest.approx(-np.log([0.72, 0.3, 0.82, 0.4]).mean())
+    assert found.calibration_error == pytest.approx((0.28 + 0.62 + 0.18 + 0.52) / 4)
+
+
+def test_who_cannot_tell_is_not_right_by_chance() -> None:
+    tally = Tally(np.ones(6, np.int64))
+    tally.add(np.zeros((60, 6)), np.tile(np.arange(6), 10))
+    assert tally.measures().ndcg_at_5 == 0
+
+
+def test_rivals_count_what_came_before_and_nothing_else(log: Log) -> None:
+    history, vocabulary = log
+    _, codebook = small(history, vocabulary)
+    steps = codebook.steps(history.batch(np.arange(20)), vocabulary)
+    part = packed(steps, *stretches(steps, 64, None), shared_rows=False)
+    counted = Counted.of([codebook.steps(history.batch(np.arange(len(history))), vocabulary)], codebook)
+    assert counted.next_cc.sum() == history.n_events
+    own = OwnMostFrequent(counted).scores(part)
+    first = part.target[EVENT][:3] - FIRST
+    assert torch.allclose(own.exp().sum(1), torch.ones(len(own)), atol=1e-4)
+    assert own[1].argmax() == first[0], "after one event, that one"
+    chain = counted.scores(part).exp()
+    assert torch.allclose(chain.sum(1), torch.ones(len(chain)), atol=1e-4)
+    last = part.streams[EVENT].flatten()[part.at[5]] - FIRST
+    seen = counted.next_cc[int(last)].toarray()[0]
+    assert int(chain[5].argmax()) == int(seen.argmax())
+    assert MostFrequent(counted).scores(part).argmax(1).unique().tolist() == [int(codebook.counts_c.argmax())]
+
+
+@pytest.mark.parametrize("kind", [Gru, Sasrec])
+def test_networks_of_rivals_are_as_large_and_see_no_future(log: Log, kind) -> None:
+    _, codebook = small(*log)
+    wanted = BehaveGpt(BehaveGptConfig(), codebook.n_codes).n_parameters
+    rival = shaped_like(kind, wanted, BehaveGptConfig(), codebook.n_codes)
+    assert 0.8 < rival.n_parameters / wanted < 1.25
+    rival.start(codebook.counts_c, codebook.meanings(log[1]), 0)
+    streams = torch.from_numpy(codebook.steps(log[0].batch(np.arange(1)), log[1]).streams)[:, None]
+    later = streams.clone()
+    later[EVENT, 0, -1] = FIRST + (later[EVENT, 0, -1] - FIRST + 1) % codebook.n_behaviors
+    before, after = (rival.eval().scores(rival.hidden(one)[0]) for one in (streams, later))
+    assert torch.equal(before[:-1], after[:-1]) and not torch.equal(before[-1], after[-1])
+
+
+@pytest.mark.slow
+def test_a_chain_is_foretold_by_who_knows_chains(log: Log) -> None:
+    shape = BehaveGptConfig(window=64, steps=StepConfig(least_events=1))
+    training = BehaveTrainConfig(epochs=6, batch_events=256, learning_rate=5e-3)
+    trial = Trial(objectives={"plain": ObjectiveConfig("plain")}, apart=0.2, ahead=0.2, futures=12)
+    verdict = judge_next(*log, shape, training, trial, Silent())
+    for split in (DISJOINT, FORWARD):
+        found = {name: one.weighted_recall for name, one in verdict.measures[split].items()}
+        assert found["BehaveGPT plain"] > found["own most frequent"] + 0.2
+        assert found["BehaveGPT plain"] > found["Markov"] - 0.05
+        assert found["Markov"] > found["most frequent"] + 0.2
+        assert {"GRU", "SASRec-style"} <= found.keys()
+        assert len({one.n for one in verdict.measures[split].values()}) == 1, "all foretell the same steps"
+    ours, chain = verdict.futures["BehaveGPT"], verdict.futures["Markov"]
+    assert ours.gaps < 0.5 and 0 <= ours.transitions <= 1 and 0 <= chain.copied <= 1
+    assert verdict.to_table().row_count == 2 * len(verdict.measures[DISJOINT]) + 2
+    assert set(verdict.to_json()["measures"]) == {DISJOINT, FORWARD}

@@ -1,0 +1,255 @@
+"""Judges a model of what comes next: on users it never saw, and on what came later, beside its rivals.
+
+    measures    recall, precision, ranking, calibration, by how frequent a behaviour is
+    rivals      the most frequent, one's own most frequent, Markov, GRU, SASRec-style
+    realism     futures beside what happened, and beside those of a Markov chain
+
+All are learned from the log before a moment, without some users; all foretell the same steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.objective import ObjectiveConfig
+from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.bounds import AT_LEAST_ONE, Bound, check
+from lurm.errors import DataError
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.progress import Reporter
+from lurm.transformer import seen_before
+from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, packed, stretches
+from training.foretold.measures import Measures, Tally
+from training.foretold.realism import Realism, realism
+from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Rival, Sasrec, shaped_like
+
+DISJOINT, FORWARD = "user-disjoint", "time-forward"
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """How models of what comes next are judged.
+
+    Attributes:
+        ahead: share of the log's events that come after the moment; they are foretold, and teach nothing.
+        apart: share of users, the last in row order and so a uniform sample, that teach nothing.
+        max_users: of each kind that are foretold at most.
+        objectives: of BehaveGPT, by what the table calls it; the first is judged on futures as well.
+        neural: train GRU and SASRec-style rivals of the same number of parameters.
+        futures: users whose futures are imagined; 0: none.
+        seed: of everything random.
+    """
+
+    ahead: float = 0.1
+    apart: float = 0.1
+    max_users: int = 2000
+    objectives: dict[str, ObjectiveConfig] = field(
+        default_factory=lambda: {"dro": ObjectiveConfig(), "plain": ObjectiveConfig("plain")}
+    )
+    neural: bool = True
+    futures: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        share = Bound(above=0, most=0.5)
+        check(self, ahead=share, apart=share, max_users=AT_LEAST_ONE, futures=Bound(least=0))
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a trial.
+
+    Attributes:
+        cut_at: the moment, epoch ms.
+        n_behaviors: that are told apart.
+        n_parameters: of each trained model.
+        measures: split -> model -> measures.
+        futures: of BehaveGPT and of a Markov chain, against what happened; empty: not asked.
+    """
+
+    cut_at: int
+    n_behaviors: int
+    n_parameters: dict[str, int]
+    measures: dict[str, dict[str, Measures]]
+    futures: dict[str, Realism]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def to_table(self) -> Table:
+        """For people."""
+        columns = ("split", "model", "recall", "macro", "precision", "macro", "NDCG@3", "NDCG@5", "rare", "ECE", "nats")
+        table = Table(*columns, box=None, pad_edge=False)
+        for split, models in self.measures.items():
+            for name, one in models.items():
+                cells = [one.weighted_recall, one.macro_recall, one.weighted_precision, one.macro_precision]
+                cells += [one.ndcg_at_3, one.ndcg_at_5, float(np.mean(one.recall_by_decile[:5])), one.calibration_error]
+                table.add_row(split, name, *(f"{x:.3f}" for x in cells), f"{one.nats:.2f}")
+        for name, future in self.futures.items():
+            told = (f"{word.replace('_', ' ')} {value:.3f}" for word, value in asdict(future).items())
+            table.add_row("futures", name, *list(told)[:6])
+        return table
+
+
+class _Trial:
+    def __init__(
+        self,
+        history: HistoryBase,
+        vocabulary: InterestVocabulary,
+        network: BehaveGptConfig,
+        training: BehaveTrainConfig,
+        trial: Trial,
+        reporter: Reporter,
+    ) -> None:
+        self._history, self._vocabulary, self._network = history, vocabulary, network
+        self._training, self._trial, self._reporter = replace(training, seed=trial.seed), trial, reporter
+        self.cut_at = _moment(history, trial.ahead)
+        n_apart = max(int(len(history) * trial.apart), 1)
+        self._rows, self._apart = np.split(np.arange(len(history)), [len(history) - n_apart])
+        self.codebook = Codebook.learn(history, vocabulary, network.steps, before=self.cut_at)
+
+    def run(self) -> Verdict:
+        rng = np.random.default_rng([self._trial.seed, 11])
+        splits = {DISJOINT: self._some(self._apart, rng), FORWARD: self._some(self._rows, rng)}
+        tallies: dict[str, dict[str, Tally]] = {split: {} for split in splits}
+        n_parameters, futures = dict[str, int](), dict[str, Realism]()
+        for name, made in self._models():
+            scores = made.scores_of
+            if made.n_parameters:
+                n_parameters[name] = made.n_parameters
+            for split, rows in splits.items():
+                tally = tallies[split][name] = Tally(self.codebook.counts_c)
+                for part, counts in self._parts(rows, forward=split == FORWARD):
+                    if counts.any():
+                        ours = counts & (part.target[EVENT] >= FIRST)
+                        target_n = (part.target[EVENT][ours] - FIRST).numpy()
+                        tally.add(scores(part)[ours].numpy(), target_n)
+            self._reporter.say(f"  {name}: {tallies[FORWARD][name].measures().macro_recall:.4f} macro recall")
+            if made.network is not None and not futures and self._trial.futures:
+                rows = splits[FORWARD][: self._trial.futures]
+                futures = realism(
+                    self._history,
+                    self._vocabulary,
+                    made.network,
+                    self.codebook,
+                    rows,
+                    self._rows,
+                    self.cut_at,
+                    seed=self._trial.seed,
+                )
+        measures = {
+            split: {name: tally.measures() for name, tally in models.items()} for split, models in tallies.items()
+        }
+        return Verdict(self.cut_at, self.codebook.n_behaviors, n_parameters, measures, futures)
+
+    def _models(self) -> Iterator[tuple[str, _Made]]:
+        for name, objective in self._trial.objectives.items():
+            network = BehaveGpt(self._network, self.codebook.n_codes)
+            yield f"BehaveGPT {name}", self._trained(network, replace(self._training, objective=objective))
+        counted = Counted.of(self._steps_before(self._rows), self.codebook)
+        for rival in (MostFrequent(counted), OwnMostFrequent(counted), counted):
+            yield rival.name, _Made(rival.scores)
+        if self._trial.neural:
+            n_parameters = BehaveGpt(self._network, self.codebook.n_codes).n_parameters
+            alone = replace(self._training, objective=ObjectiveConfig("plain"), gap_weight=0.0, shared_rows=False)
+            for kind in (Gru, Sasrec):
+                network = shaped_like(kind, n_parameters, self._network, self.codebook.n_codes)
+                yield kind.name, self._trained(network, alone)
+
+    def _trained(self, network: BehaveGpt, training: BehaveTrainConfig) -> _Made:
+        trainer = BehaveTrainer(
+            network,
+            self.codebook,
+            self._vocabulary,
+            self._history,
+            training,
+            None,
+            self._reporter,
+            before=self.cut_at,
+            rows=self._rows,
+        )
+        trainer.fit()
+        network.eval()
+
+        @torch.no_grad()
+        def scores(part: Packed) -> torch.Tensor:
+            mask = None if part.segment is None else seen_before(part.segment)
+            return network.scores(network.hidden(part.streams, mask).flatten(0, 1)[part.at])
+
+        is_ours = type(network) is BehaveGpt
+        return _Made(scores, network.n_parameters, network if is_ours else None)
+
+    def _some(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        return np.sort(rng.permutation(rows)[: self._trial.max_users])
+
+    def _parts(self, rows: NDArray[np.int64], *, forward: bool) -> Iterator[tuple[Packed, torch.Tensor]]:
+        """The same parts for every model: their steps, a row each, and which of their targets are asked about."""
+        window = self._network.window
+        for some in _chunks(rows, 64):
+            batch = self._history.batch(some)
+            if not forward:
+                batch = batch.before(self.cut_at)
+            steps = self.codebook.steps(batch, self._vocabulary).last(window + 1)
+            starts, lengths = stretches(steps, window, None)
+            if not len(starts):
+                continue
+            part = packed(steps, starts, lengths, shared_rows=False)
+            source = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
+            asked = steps.times[source + 1] >= self.cut_at if forward else np.ones(len(source), bool)
+            yield part, torch.from_numpy(asked)
+
+    def _steps_before(self, rows: NDArray[np.int64]) -> Iterator[Steps]:
+        for some in _chunks(rows, 1024):
+            yield self.codebook.steps(self._history.batch(some).before(self.cut_at), self._vocabulary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    scores_of: Callable[[Packed], torch.Tensor]
+    n_parameters: int = 0
+    network: BehaveGpt | None = None
+
+
+def judge_next(
+    history: HistoryBase,
+    vocabulary: InterestVocabulary,
+    network: BehaveGptConfig,
+    training: BehaveTrainConfig,
+    trial: Trial,
+    reporter: Reporter,
+) -> Verdict:
+    """Train and judge BehaveGPT and its rivals on one log.
+
+    Interests are those of the release, learned from the whole log without knowing who does what next; behaviours,
+    frequencies and weights are learned from before the moment alone.
+
+    Raises:
+        DataError: nothing happens after the moment.
+    """
+    return _Trial(history, vocabulary, network, training, trial, reporter).run()
+
+
+def _moment(history: HistoryBase, ahead: float) -> int:
+    """The moment after which such a share of the log's events comes."""
+    times = np.sort(np.concatenate([batch.timestamps for batch in history.scan()]))
+    moment = int(times[min(int(len(times) * (1 - ahead)), len(times) - 1)])
+    if moment <= int(times[0]):
+        raise DataError("all events of the log happen at one moment, so there is nothing ahead to foretell")
+    return moment
+
+
+def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+__all__ = ["DISJOINT", "FORWARD", "Rival", "Trial", "Verdict", "judge_next"]

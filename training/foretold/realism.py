@@ -1,0 +1,206 @@
+"""How like life imagined futures are: against what the same users did, and beside the futures of a Markov chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.rollout import Futures, rollout
+from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.prospect import Plan
+from training.foretold.rivals import Counted
+
+_MOST_STEPS = 64
+_TOLD_APART = 50  # behaviours whose transitions are compared; the others are one
+_WINDOW = 8
+_TRAINING_USERS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Realism:
+    """Distances from what happened; 0 is like life.
+
+    Attributes:
+        marginals: total variation of behaviours.
+        transitions: total variation of pairs of the 50 most frequent behaviours and the rest.
+        gaps: Wasserstein distance of log10 of the seconds between events.
+        counts: Wasserstein distance of events per user, as a share of their mean.
+        distinct_2: difference of the share of pairs of behaviours that are distinct.
+        copied: share of runs of 8 behaviours that occur in training.
+        copied_by_life: the same share of what happened.
+    """
+
+    marginals: float
+    transitions: float
+    gaps: float
+    counts: float
+    distinct_2: float
+    copied: float
+    copied_by_life: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Lives:
+    """What users did in a stretch of time, one array each."""
+
+    events: list[NDArray[np.int64]]
+    times: list[NDArray[np.int64]]
+    begins: list[int]
+
+
+def realism(
+    history: HistoryBase,
+    vocabulary: InterestVocabulary,
+    network: BehaveGpt,
+    codebook: Codebook,
+    rows: NDArray[np.int64],
+    training_rows: NDArray[np.int64],
+    cut_at: int,
+    *,
+    seed: int,
+) -> dict[str, Realism]:
+    """Futures of users from their last event before a moment to the end of the log, at most 64 steps.
+
+    Args:
+        history, vocabulary: the log.
+        network, codebook: trained on what is before the moment.
+        rows: users who are imagined; those without an event before the moment are left out.
+        training_rows: users of the training; runs of behaviours are sought in a sample of them.
+        cut_at: the moment, epoch ms.
+        seed: of the futures.
+    """
+    whole = history.batch(rows)
+    before = whole.before(cut_at)
+    kept = np.flatnonzero(before.n_events > 0)
+    whole, before = whole.users(kept), before.users(kept)
+    steps = codebook.steps(before, vocabulary)
+    begins = before.last_at
+    life = _happened(codebook.steps(whole, vocabulary), begins, cut_at)
+    plan = Plan(steps=_MOST_STEPS, until=history.watermark, seed=seed)
+    imagined = _imagined(_one_by_one(network, codebook, steps, plan), begins, cut_at)
+    sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
+    counted = Counted.of([sample], codebook)
+    rng = np.random.default_rng([seed, 12])
+    chain = _imagined(_markov(counted, sample, steps, plan, begins, rng), begins, cut_at)
+    runs = _runs([sample.streams[EVENT, a + 1 : b] for a, b in zip(sample.offsets, sample.offsets[1:], strict=False)])
+    frequent = np.argsort(-codebook.counts_c, kind="stable")[:_TOLD_APART]
+    return {
+        "BehaveGPT": _compared(imagined, life, codebook.n_behaviors, frequent, runs),
+        "Markov": _compared(chain, life, codebook.n_behaviors, frequent, runs),
+    }
+
+
+def _one_by_one(network: BehaveGpt, codebook: Codebook, steps: Steps, plan: Plan) -> Futures:
+    """Futures of all users, some at a time, each user by chances of their own."""
+    parts = []
+    for user in range(len(steps)):
+        a, b = int(steps.offsets[user]), int(steps.offsets[user + 1])
+        own = Steps(np.array([0, b - a]), steps.streams[:, a:b], steps.times[a:b])
+        own_plan = Plan(steps=plan.steps, until=plan.until, seed=plan.seed + user)
+        parts.append(rollout(network, codebook, own, own_plan, 0))
+    columns = (np.concatenate([getattr(one, name) for one in parts]) for name in ("at_rn", "place_rn", "event_rn"))
+    return Futures(*columns)
+
+
+def _markov(
+    counted: Counted, sample: Steps, steps: Steps, plan: Plan, begins: NDArray[np.int64], rng: np.random.Generator
+) -> Futures:
+    """The same by a chain of behaviours, whose gaps are drawn from all gaps of the training."""
+    inner = np.diff(sample.times)
+    inner = inner[np.setdiff1d(np.arange(len(inner)), np.r_[sample.offsets[1:-1] - 1, sample.offsets[:-1]])]
+    code = steps.streams[EVENT, steps.offsets[1:] - 1]
+    n = len(counted.chance_c)
+    state, at = np.where(code >= FIRST, code - FIRST, n), begins.copy()
+    at_rn, event_rn = (np.full((len(steps), plan.steps), -1, np.int64) for _ in range(2))
+    for nth in range(plan.steps):
+        heights = np.cumsum(counted.chances(state), axis=1)
+        state = np.minimum((heights <= rng.random(len(state))[:, None] * heights[:, -1:]).sum(1), n - 1)
+        at = at + rng.choice(inner, len(at))
+        alive = at <= (plan.until or 2**62)
+        at_rn[alive, nth], event_rn[alive, nth] = at[alive], state[alive]
+    return Futures(at_rn, np.ones_like(at_rn), event_rn)
+
+
+def _happened(steps: Steps, begins: NDArray[np.int64], cut_at: int) -> _Lives:
+    events, times = [], []
+    for a, b in zip(steps.offsets.tolist(), steps.offsets[1:].tolist(), strict=False):
+        own = slice(a + 1, b)
+        later = steps.times[own] >= cut_at
+        events.append(steps.streams[EVENT, own][later][:_MOST_STEPS])
+        times.append(steps.times[own][later][:_MOST_STEPS])
+    return _Lives(events, times, begins.tolist())
+
+
+def _imagined(futures: Futures, begins: NDArray[np.int64], cut_at: int) -> _Lives:
+    """What of futures lies after the moment: a user who was idle before it is known to have been."""
+    events, times = [], []
+    for at_n, event_n in zip(futures.at_rn, futures.event_rn, strict=True):
+        later = (event_n >= 0) & (at_n >= cut_at)
+        events.append(event_n[later] + FIRST)
+        times.append(at_n[later])
+    return _Lives(events, times, begins.tolist())
+
+
+def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[np.int64], runs: set[bytes]) -> Realism:
+    place = np.full(n_behaviors + FIRST, len(frequent), np.int64)
+    place[frequent + FIRST] = np.arange(len(frequent))
+    n_codes, n_pairs = n_behaviors + FIRST, (len(frequent) + 1) ** 2
+
+    def marginals(of: _Lives) -> NDArray[np.float64]:
+        return _shares(np.bincount(np.concatenate(of.events), minlength=n_codes))
+
+    def pairs(of: _Lives) -> NDArray[np.float64]:
+        both = [place[one[:-1]] * (len(frequent) + 1) + place[one[1:]] for one in of.events]
+        return _shares(np.bincount(np.concatenate(both), minlength=n_pairs))
+
+    def gaps(of: _Lives) -> NDArray[np.float64]:
+        return np.log10(1 + np.concatenate([np.diff(one) for one in of.times]) / 1000)
+
+    def counts(of: _Lives) -> NDArray[np.float64]:
+        return np.array([len(one) for one in of.events], float)
+
+    def distinct(of: _Lives) -> float:
+        seen = np.concatenate([one[:-1] * n_codes + one[1:] for one in of.events])
+        return len(np.unique(seen)) / max(len(seen), 1)
+
+    return Realism(
+        marginals=_variation(marginals(lives), marginals(life)),
+        transitions=_variation(pairs(lives), pairs(life)),
+        gaps=_moved(gaps(lives), gaps(life)),
+        counts=_moved(counts(lives), counts(life)) / max(float(counts(life).mean()), 1e-9),
+        distinct_2=abs(distinct(lives) - distinct(life)),
+        copied=_copied(lives, runs),
+        copied_by_life=_copied(life, runs),
+    )
+
+
+def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    return counts / max(int(counts.sum()), 1)
+
+
+def _variation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    return float(np.abs(one - other).sum() / 2)
+
+
+def _moved(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """The Wasserstein distance of two samples."""
+    if not len(one) or not len(other):
+        return float("inf") if len(one) != len(other) else 0.0
+    at = (np.arange(512) + 0.5) / 512
+    return float(np.abs(np.quantile(one, at) - np.quantile(other, at)).mean())
+
+
+def _runs(sequences: list[NDArray[np.int64]]) -> set[bytes]:
+    return {one[at : at + _WINDOW].tobytes() for one in sequences for at in range(len(one) - _WINDOW + 1)}
+
+
+def _copied(lives: _Lives, runs: set[bytes]) -> float:
+    """Share of runs of 8 behaviours that training has as well; runs of one behaviour alone are nobody's own."""
+    own = [one[at : at + _WINDOW] for one in lives.events for at in range(len(one) - _WINDOW + 1)]
+    own = [one for one in own if len(np.unique(one)) > 1]
+    return sum(one.tobytes() in runs for one in own) / max(len(own), 1)

@@ -1,0 +1,78 @@
+"""The models of a build, each trained by its own loop: one process alone, or several together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import orjson
+from threadpoolctl import threadpool_limits
+
+from lurm.behavegpt.model import BehaveGptModel
+from lurm.boi import BagOfInterests
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
+from lurm.progress import Reporter, Silent
+from lurm.smen import Smen
+from training.behave import BehaveOutcome, train_behavegpt
+from training.loop import Outcome, Trainer
+from training.ranks import Ranks
+from training.recipes import Recipe
+
+
+def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
+    """Train the models along with a build that another rank leads, and write nothing.
+
+    Waits for the leader to come to each, and passes over what is there already.
+
+    Args:
+        root: the artifacts folder of the leader.
+        recipe: the leader's.
+        threads: of numeric code.
+        ranks: that train together.
+
+    Raises:
+        ArtifactError: the stages of the leader cannot be read here.
+        LurmError: the leader has ended, or the training has diverged.
+    """
+    for model in recipe.in_turn:
+        if not (told := ranks.told()):
+            continue
+        stages = root / "stages"
+        history_name, interests_name, checkpoint_name = orjson.loads(told)
+        history = HistoryBase.open(stages / history_name, verify=False)
+        vocabulary = InterestVocabulary.open(stages / interests_name, verify=False)
+        train = train_next if model == BehaveGptModel.kind else train_smen
+        with threadpool_limits(limits=threads):
+            train(history, vocabulary, recipe, stages / checkpoint_name, Silent(), ranks)
+
+
+def train_smen(
+    history: HistoryBase,
+    vocabulary: InterestVocabulary,
+    recipe: Recipe,
+    checkpoint: Path,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> tuple[Smen, BagOfInterests, Outcome]:
+    """A trained network, the bags it reads, and how the training went; the same at every rank."""
+    shape = recipe.encoder.for_log(history.span_ms)
+    boi = BagOfInterests(vocabulary, shape.bag, tuple(history.behaviors.ids.to_pylist()))
+    network = Smen(shape, boi.width, len(history.behaviors))
+    # One thread: steps are small, so a second gains a tenth, and threads that wait for a busy core lose far more.
+    with threadpool_limits(limits=1, user_api="openmp"):
+        outcome = Trainer(network, boi, history, recipe.training, checkpoint, reporter, ranks).fit()
+    return network, boi, outcome
+
+
+def train_next(
+    history: HistoryBase,
+    vocabulary: InterestVocabulary,
+    recipe: Recipe,
+    checkpoint: Path,
+    reporter: Reporter,
+    ranks: Ranks,
+) -> tuple[BehaveGptModel, BehaveOutcome]:
+    """A trained model of what comes next, and how the training went; the same at every rank."""
+    part = recipe.behavegpt
+    with threadpool_limits(limits=1, user_api="openmp"):
+        return train_behavegpt(history, vocabulary, part.network, part.training, checkpoint, reporter, ranks)
