@@ -54,7 +54,7 @@ RATIOS = {
         "one_vs_four_workers",
     },
     "audience": {"vs_bare_scan", "eight_vs_bare_scan"},
-    "export": {"vs_arrow_write", "ipc_vs_arrow_write"},
+    "export": {"vs_arrow_write"},
 }
 CONTENDERS = {
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
@@ -72,7 +72,7 @@ CONTENDERS = {
         "alone",
     },
     "audience": {"one", "eight", "bare"},
-    "export": {"ours", "arrow", "ours_arrow", "arrow_ipc", "then"},
+    "export": {"ours", "arrow", "then"},
 }
 SIZE = made.LogSize(3_000, 100, 80, 10, acts=True)
 

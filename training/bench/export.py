@@ -1,8 +1,8 @@
 """export: all embeddings as one file, and as they were known at moments.
 
-ours, ours_arrow    ``lurm.export``: mapped vectors of a release, as Parquet and as Arrow IPC, synced
-arrow, arrow_ipc    pyarrow, from a table in memory: the same rows, settings and row groups; only the second is synced
-then                a table of users and moments, on disk, becomes a table of vectors, on disk
+ours     ``lurm.export``: mapped vectors of a release as Parquet, synced
+arrow    pyarrow, from a table in memory: the same rows, settings and row groups, not synced
+then     a table of users and moments, on disk, becomes a table of vectors, on disk
 
 The log is like ``online_retail``: 120 events a user, on 4,000 items. Moments lie anywhere in a user's own life.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.arrays import ArrayWriter, map_array
-from lurm.artifacts import sync
 from lurm.boi import BagOfInterests
 from lurm.errors import LurmError
 from lurm.export import PARQUET, ROWS, batches, export, export_moments
@@ -47,7 +46,7 @@ _COMPARED = 200
 
 
 def bench(track: Track, scale: str) -> Figures:
-    """Ratio vs_arrow_write: at least .6 is wanted; and of the uncompressed files, ipc_vs_arrow_write.
+    """Ratio vs_arrow_write: at least .6 is wanted.
 
     Raises:
         LurmError: the files do not hold what they should.
@@ -58,41 +57,23 @@ def bench(track: Track, scale: str) -> Figures:
     table = table.combine_chunks()  # a copy, in memory
     watched = _Watched()
 
-    def ours(turn: Turn, suffix: str) -> Path:
+    def ours(turn: Turn) -> Path:
         _begin(turn)
         with watched.growth():
-            export(release, turn.room / f"all{suffix}", watched)
-        return turn.room / f"all{suffix}"
+            export(release, turn.room / "all.parquet", watched)
+        return turn.room / "all.parquet"
 
     def arrow(turn: Turn) -> Path:
         _begin(turn)
         pq.write_table(table, turn.room / "all.parquet", row_group_size=ROWS, **PARQUET)
         return turn.room / "all.parquet"
 
-    def arrow_ipc(turn: Turn) -> Path:
-        _begin(turn)
-        with pa.OSFile(str(turn.room / "all.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
-            out.write_table(table, ROWS)
-        sync(turn.room / "all.arrow")  # else it is the page cache that is measured
-        return turn.room / "all.arrow"
-
-    contenders: dict[str, Callable[[Turn], Path]] = {
-        "ours": lambda turn: ours(turn, ".parquet"),
-        "arrow": arrow,
-        "ours_arrow": lambda turn: ours(turn, ".arrow"),
-        "arrow_ipc": arrow_ipc,
-    }
-    timings, files = race(track, n_users, contenders)
+    timings, files = race(track, n_users, {"ours": ours, "arrow": arrow})
     for name, file in files.items():
-        mapped = pa.memory_map(str(file))
-        found = pq.read_table(mapped) if file.suffix == ".parquet" else pa.ipc.open_file(mapped).read_all()
-        if not found.equals(table):
+        if not pq.read_table(file).equals(table):
             raise LurmError(f"export: what {name} wrote is not the table. No ratio is told")
     best = {name: timing.best for name, timing in timings.items()}
-    ratios = {
-        "vs_arrow_write": best["arrow"] / best["ours"],
-        "ipc_vs_arrow_write": best["arrow_ipc"] / best["ours_arrow"],
-    }
+    ratios = {"vs_arrow_write": best["arrow"] / best["ours"]}
     back, n_asked, n_events = _race_back(track, scale)
     facts = {
         "resident_beyond_mapping_mib": watched.most_bytes / 2**20,
