@@ -267,15 +267,21 @@ def quality(
     out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("QUALITY.md"),
     builds: Annotated[Path, typer.Option(help="Where builds are kept.")] = Path(".quality"),
     seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
+    audiences: Annotated[
+        bool, typer.Option("--audiences", help="Only what audiences find of real groups; the rest of the page stays.")
+    ] = False,
+    draws: Annotated[int, typer.Option(min=2, help="Halves of each group that are drawn as seeds.")] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Build and judge every dataset that a shipped recipe is for, and write QUALITY.md.
 
-    A stopped run goes on: datasets that were judged are not judged again.
+    A stopped run goes on: datasets that were judged are not judged again. What audiences find is a section of its own:
+    half of a group as seeds, the other half hidden.
 
     \b
-    Example:
+    Examples:
       lurm quality data/
+      lurm quality data/ --audiences
     """
     from threadpoolctl import threadpool_limits
 
@@ -285,17 +291,20 @@ def quality(
     from training import quality as qualities
 
     config = settings.load()
+    how: dict[str, Any] = {
+        "seed": seed,
+        "threads": config.threads,
+        "memory_limit_bytes": config.memory_limit_bytes,
+        "reporter": TerminalReporter(),
+    }
     with threadpool_limits(limits=config.threads):
-        told = qualities.chapters(
-            folder,
-            builds,
-            seed=seed,
-            threads=config.threads,
-            memory_limit_bytes=config.memory_limit_bytes,
-            reporter=TerminalReporter(),
-        )
-    write_durably(out, qualities.page(told, f"lurm quality <datasets> --seed {seed}").encode())
-    emit({one.dataset: one.findings for one in told}, as_json=as_json, text=qualities.summary(told))
+        told = [] if audiences else qualities.chapters(folder, builds, **how)
+        found = qualities.audiences(folder, builds, n_draws=draws, **how)
+    before = out.read_text() if audiences and out.exists() else ""
+    page = qualities.page(told, f"lurm quality <datasets> --seed {seed}") if told else before
+    write_durably(out, qualities.laid_in(page, found.text).encode())
+    findings = {one.dataset: one.findings for one in told} | {"audiences": found.findings}
+    emit(findings, as_json=as_json, text=qualities.summary(told) if told else found.text)
 
 
 def gate(

@@ -5,6 +5,7 @@
     probe         rows × answers -> scores, on the same splits for all
     findings      the scores, as JSON, text and Markdown
     report        the findings as one HTML page
+    audiences     real groups: half as seeds, is the hidden half found?
     ablate        the same for recipes that differ in one entry
 
 What users do after a moment is asked of a release built from nothing but the log before it.
@@ -38,6 +39,7 @@ from lurm.smen import REVISION
 from training import pipeline
 from training.diagnostics import examine
 from training.evaluate.ablate import Ablation, Variant, ablate, chosen, variants
+from training.evaluate.audiences import Reach, groups_of, reach
 from training.evaluate.controls import Controls, Row
 from training.evaluate.findings import Findings, Score, TaskFindings
 from training.evaluate.probe import (
@@ -181,6 +183,23 @@ class Judge:
     def built(self, root: Path) -> Release:
         """A release of the dataset by the recipe as it stands, whatever its gate; made anew only where that is due."""
         return self._built(self._dataset, root, replace(self._recipe, gate=_OPEN))
+
+    @property
+    def asks_of_groups(self) -> bool:
+        """Whether the recipe names groups, and there is a table that says who is in them."""
+        return bool(self._recipe.evaluate.audiences) and self._users is not None
+
+    def reach(self, release: Release, n_draws: int) -> Reach:
+        """What audiences find of the groups that the recipe names.
+
+        Raises:
+            UsageError: it names none, or a column that is not there; or no group is large enough.
+        """
+        wanted = self._recipe.evaluate.audiences if self._users is not None else ()
+        ids = release.history.users.take(np.arange(len(release.history)))
+        groups = {} if self._users is None else groups_of(self._users, ids, wanted)
+        subject = Subject.of(release, self._items)
+        return reach(self._dataset.name, subject, groups, n_draws=n_draws, seed=self._seed, reporter=self._reporter)
 
     def at_width(self, dim: int, root: Path) -> Findings:
         """What the logistic probe reads from an embedding of another width, built below ``root``."""

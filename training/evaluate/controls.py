@@ -85,11 +85,15 @@ class Controls:
         """Nothing but the row that is judged."""
         return self._judged(self._subject.vectors_ue[: self._n_users])
 
+    def simple(self) -> dict[str, Row]:
+        """The rows that need no more than projections, of users whose whole histories are known."""
+        return self._told(self._whole, self._subject.vectors_ue[: self._n_users])
+
     def whole(self) -> dict[str, Row]:
         """All rows by name, the embedding first, of users whose whole histories are known."""
         known, dim, history = self._whole, self._dim, self._subject.history
         fitted_uk = known.bags_uk[:_MOST_TO_FIT]
-        rows = self._told(known, self._subject.vectors_ue[: self._n_users])
+        rows = self.simple()
         pca = _principal(fitted_uk, dim, self._seed)
         rows[f"PCA of the bag, {dim}"] = Row(
             "Principal components of the raw bag of interests.", scaled_as_a_whole(pca.transform(known.bags_uk))

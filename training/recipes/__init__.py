@@ -13,7 +13,7 @@ to ``lurm.dataset``; the tables here are the model's:
     embeddings = "smen"      which model's vectors are served
     [behavegpt.network]      BehaveGptConfig; [behavegpt.network.steps]
     [behavegpt.training]     BehaveTrainConfig; [behavegpt.training.objective]
-    [evaluate]               EvaluateConfig; [[evaluate.tasks]] TaskConfig
+    [evaluate]               EvaluateConfig; [[evaluate.tasks]] TaskConfig; [[evaluate.audiences]] AudienceConfig
     [gate]                   GateConfig
 """
 
@@ -96,6 +96,19 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class AudienceConfig:
+    """Groups of users that audiences are tried on.
+
+    Attributes:
+        column: of the users table: each value is a group, and of numbers every ten.
+        values: only these; empty: all that are neither too few nor nearly everybody.
+    """
+
+    column: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EvaluateConfig:
     """What ``lurm evaluate`` asks, and of how many.
 
@@ -108,6 +121,7 @@ class EvaluateConfig:
         preferences: how many categories, or interests, are found where no preference is declared.
         seeds: how often users are split into folds anew.
         folds: of each split.
+        audiences: groups whose hidden half is to be found by the other.
     """
 
     tasks: tuple[TaskConfig, ...] = ()
@@ -117,6 +131,7 @@ class EvaluateConfig:
     preferences: int = 5
     seeds: int = 1
     folds: int = 5
+    audiences: tuple[AudienceConfig, ...] = ()
 
     def __post_init__(self) -> None:
         check(
