@@ -3,7 +3,7 @@
     <root>/jobs/<id>/job.json    state, progress and what is wrong; replaced by rename
                      working     locked by the process that does the work, as long as it lives
                      cancel      is there when the work is to stop
-                     result      what came of it
+                     result.parquet    what came of it
 
 A job is not taken up again by another process: it is a question, and cheap to ask anew. If the process ends, by
 whatever death, its lock is free, and everybody sees that the job was interrupted. Work hears that it is to stop when it
@@ -35,7 +35,7 @@ FOLDER = "jobs"
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 OPEN = ("queued", "running")
 _ID = re.compile(r"[0-9a-f]{32}")
-_FILE, _WORKING, _CANCEL, _RESULT = "job.json", "working", "cancel", "result"
+_FILE, _WORKING, _CANCEL, _RESULT = "job.json", "working", "cancel", "result.parquet"
 _TELL_EVERY_S = 0.2
 _SWEEP_EVERY_S = 60.0
 

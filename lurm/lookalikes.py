@@ -356,6 +356,23 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
             task.advance(len(rows))
 
 
+def take_out(path: Path, is_gone: Callable[[str], bool]) -> None:
+    """Write an audience's file once more without some users; ranks stay as they were.
+
+    Args:
+        path: of a file that ``write`` wrote; replaced whole.
+        is_gone: whether a user is to be left out.
+    """
+    with (
+        pq.ParquetFile(path) as file,
+        replacing(path) as aside,
+        pq.ParquetWriter(aside, file.schema_arrow, compression="zstd", write_page_checksum=True) as out,
+    ):
+        for batch in file.iter_batches(_ROWS):
+            stays = [not is_gone(user_id) for user_id in batch["user_id"].to_pylist()]
+            out.write_batch(batch.filter(pa.array(stays, pa.bool_())))
+
+
 def _given(release: Release, asked: Asked, members_of: MembersOf, filters: Filters) -> NDArray[np.int64]:
     """Rows of all seeds as they are given: by id, by a filter, by a saved audience; -1 of who is not known."""
     rows = [release.history.users.rows(asked.seeds).astype(np.int64)]

@@ -320,7 +320,7 @@ def _most_of(values: NDArray[np.float32], widths: Sequence[int]) -> list[float]:
     return most
 
 
-def refresh(audiences: Audiences, reporter: Reporter) -> dict[str, str | None]:
+def refresh(audiences: Audiences, reporter: Reporter | None = None) -> dict[str, str | None]:
     """Make every audience of a release that is not made yet; by name, why one cannot be, or None."""
     made = audiences.all(reporter)
     return {name: str(one.members) if isinstance(one.members, Unfulfillable) else None for name, one in made.items()}

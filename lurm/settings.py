@@ -119,6 +119,17 @@ class Settings(BaseSettings):
         description="Fewest seeds of a lookalike audience, and fewest people who share a reason that is told.",
     )
 
+    job_users: int = Field(
+        5_000_000, ge=0, description="Users of a release beyond which an audience is a job, unless the request says."
+    )
+    jobs: int = Field(16, ge=1, le=1000, description="Jobs that may wait or run at a time. Past it: 429.")
+    jobs_kept: int = Field(
+        100, ge=1, le=100_000, description="Jobs that are kept after their end; the oldest go first."
+    )
+    job_ttl_s: int = Field(
+        86_400, ge=1, description="How long a job and its result are kept after its end, in seconds."
+    )
+
     batch_users: int = Field(64, ge=1, le=4096, description="Most users one encoder call embeds.")
     batch_wait_ms: float = Field(
         0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -281,6 +281,123 @@ class MixItem(BaseModel):
     value: str | None = Field(description="null: those of whom it is not known.")
     wanted: float = Field(description="The part it was to have.")
     n_users: int = Field(description="Of the audience.")
+
+
+class Churn(BaseModel):
+    """Who came and went; fewer than `LURM_AUDIENCE_SEEDS` are null."""
+
+    since: str = Field(description="The release before.")
+    joined: int | None
+    left: int | None
+    stayed: int | None
+
+
+class AudienceItem(BaseModel):
+    """A saved audience in a list."""
+
+    name: str
+    kind: Literal["users", "like", "combine"]
+    saved_at: str
+    n_users: int | None = Field(description="Members; null where it cannot be made of this release.")
+    churn: Churn | None = Field(description="null where it was not made of a release before.")
+    why_not: str | None = Field(description="Why it cannot be made.")
+
+
+class AudiencesAnswer(BaseModel):
+    """All saved audiences, by name."""
+
+    audiences: list[AudienceItem]
+
+
+class AudienceAnswer(BaseModel):
+    """A saved audience, and what its members are like."""
+
+    name: str
+    kind: Literal["users", "like", "combine"]
+    saved_at: str
+    release: str
+    space_id: str
+    n_users: int
+    churn: Churn | None
+    definition: dict[str, Any] = Field(description="The request that saves it.")
+    n_eligible: int | None = Field(description="This, and what follows: null where there are no seeds.")
+    health: SeedHealth | None
+    reach: list[ReachPoint] | None
+    interests: list[OverIndexedInterest] | None
+
+
+class DeletedAnswer(BaseModel):
+    """An audience that is no more."""
+
+    deleted: str
+
+
+class MemberItem(BaseModel):
+    """A member of an audience."""
+
+    rank: int
+    user_id: str
+    percentile: float | None
+    probability: float | None
+
+
+class MembersAnswer(BaseModel):
+    """Members, most alike first."""
+
+    name: str
+    space_id: str
+    members: list[MemberItem]
+
+
+class OverlapAnswer(BaseModel):
+    """How many users audiences share; fewer than `LURM_AUDIENCE_SEEDS` are null."""
+
+    names: list[str]
+    n_users: list[int | None]
+    shared: list[list[int | None]]
+    jaccard: list[list[float | None]] = Field(description="Shared users, as part of those in either.")
+
+
+class PlaceItem(BaseModel):
+    """Where a user stands in an audience."""
+
+    name: str
+    kind: Literal["users", "like", "combine"]
+    member: bool | None = Field(description="null where it cannot be made of this release.")
+    score: float | None = Field(description="Cosine to the middle of the nearest group of seeds; larger is nearer.")
+    percentile: float | None = Field(description="Part of all users who are less like the seeds, 0 to 100.")
+    probability: float | None
+    why_not: str | None
+
+
+class PlacesAnswer(BaseModel):
+    """Where a user stands in every saved audience."""
+
+    user_id: str
+    space_id: str
+    audiences: list[PlaceItem]
+
+
+class JobProgress(BaseModel):
+    """How far a job is."""
+
+    stage: str
+    done: int
+    total: int | None
+
+
+class JobAnswer(BaseModel):
+    """A job as it stands."""
+
+    id: str
+    kind: str
+    state: Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+    created_at: str
+    finished_at: str | None
+    progress: JobProgress
+    problem: ProblemAnswer | None = Field(description="Why it failed.")
+    facts: dict[str, Any] | None = Field(description="What came of it, beside the result.")
+    result: str | None = Field(description="Where the result is, once it is done.")
 
 
 class LookalikesAnswer(BaseModel):

@@ -11,15 +11,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm import lookalikes
-from lurm.audience import Size
 from lurm.progress import Silent
-from service.answers import LookalikesAnswer
+from service.answers import JobAnswer, LookalikesAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, in_body, problems
+from service.jobs import accept
 from service.keys import needs
-from service.schemas import LookalikesRequest, SeedsByFilter, parse_lookalikes
+from service.rules import asked_of
+from service.schemas import LookalikesRequest, parse_lookalikes
 
 _SHARED = 3
+ACCEPTED: dict[str, Any] = {
+    "description": "It is a job.",
+    "model": JobAnswer,
+    "headers": {"Location": {"schema": {"type": "string"}, "description": "Where to ask how far it is."}},
+}
 
 router = APIRouter(route_class=DirectRoute, tags=["audiences"])
 
@@ -28,7 +34,7 @@ router = APIRouter(route_class=DirectRoute, tags=["audiences"])
     "/v1/lookalikes",
     summary="Find the users most like some users",
     response_model=LookalikesAnswer,
-    responses=problems(408, 409, 413, 422, 429, 503),
+    responses={202: ACCEPTED, **problems(404, 408, 409, 413, 422, 429, 503)},
     openapi_extra=in_body("LookalikesRequest"),
 )
 @needs("read")
@@ -39,38 +45,27 @@ async def find(request: Request) -> Response:
     `balance` keeps the mix of an attribute's values as seeds have it, or everybody. Everybody of the release is
     scanned. `reach` says what a size buys, measured on seeds that were held out; `probability` is that of being one of
     `expected` further users of the seeds' kind; `interests` are those that the audience has more often than everybody,
-    none that few people share. The most alike `limit` users are listed.
+    none that few people share. The most alike `limit` users are listed. With `job`, the answer is 202 and where to ask
+    how far it is; its result lists everybody.
     """
     serving = serving_of(request)
     asked = parse_lookalikes(await request.body())
+    as_job = len(serving.release.history) > serving.settings.job_users if asked.job is None else asked.job
+    if as_job:
+        return await serving.threads.run(functools.partial(accept, serving, asked_of(asked)))
     return as_json(await serving.threads.run(functools.partial(_found, serving, asked)))
 
 
 def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
     release = serving.release
-    by_filter = asked.seeds if isinstance(asked.seeds, SeedsByFilter) else None
-    given = asked.seeds if isinstance(asked.seeds, list) else []
-    weights = [1.0 if isinstance(one, str) else one.weight for one in given]
-    wanted = lookalikes.Asked(
-        [one if isinstance(one, str) else one.user_id for one in given],
-        Size(**asked.size.model_dump(exclude_unset=True)),
-        weights=weights if set(weights) - {1.0} else None,
-        negatives=asked.negatives,
-        exclude=asked.exclude,
-        seeds_where=None if by_filter is None else by_filter.filter,
-        include_seeds=asked.include_seeds,
-        where=asked.filter,
-        balance=None if asked.balance is None else lookalikes.Balance(asked.balance.attribute, asked.balance.like),
-        expected=asked.expected,
-        n_groups=asked.groups,
-    )
     k_min = serving.settings.audience_seeds
     found = lookalikes.find(
         release,
-        wanted,
+        asked_of(asked),
         ledger=serving.live.ledger,
         k_min=k_min,
         reporter=Silent(),
+        members_of=serving.audiences.rows_of,
         filters=serving.filters,
     )
     audience, describe = found.audience, release.vocabulary.describe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,16 +10,20 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache, TwoLevelCache
+from lurm.definitions import Definitions
 from lurm.filters import Filters
 from lurm.histories import Histories
+from lurm.jobs import Jobs
 from lurm.live.place import Live, open_live
 from lurm.lookalikes import filters_of
 from lurm.release import Release
+from lurm.saved import Audiences
 from lurm.settings import Settings
 from service.embedder import Embedder
 from service.foreteller import Foreteller
+from service.problems import problem_told
 from service.telemetry import Telemetry
-from service.threads import Exports, Threads
+from service.threads import Exports, Threads, on_one_core
 
 # Interests and neighbours are computed in so many threads; so many such requests may be open.
 _THREADS = 2
@@ -37,6 +42,9 @@ class Serving:
     embedder: Embedder
     filters: Filters
     foreteller: Foreteller
+    audiences: Audiences
+    audience_thread: Threads
+    jobs: Jobs
     threads: Threads
     exports: Exports
     telemetry: Telemetry
@@ -49,6 +57,9 @@ class Shared:
     settings: Settings
     live: Live
     cache: EmbeddingCache
+    definitions: Definitions
+    audience_thread: Threads
+    jobs: Jobs
     threads: Threads
     exports: Exports
     telemetry: Telemetry
@@ -78,10 +89,22 @@ async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator
         opened.callback(telemetry.close)
         cache = cache_for(settings)
         opened.push_async_callback(cache.close)
-        threads = Threads(_THREADS, _OPEN)
+        threads, audience_thread = Threads(_THREADS, _OPEN), Threads(1, _OPEN)
         opened.callback(threads.close)
+        opened.callback(audience_thread.close)
         live = await opened.enter_async_context(open_live(settings.live_folder, settings.live_url))
-        yield Shared(settings, live, cache, threads, Exports(settings.exports), telemetry)
+        jobs = Jobs(
+            settings.artifacts_dir,
+            ttl_s=settings.job_ttl_s,
+            most_open=settings.jobs,
+            most_kept=settings.jobs_kept,
+            problem_of=problem_told,
+            initializer=on_one_core,
+        )
+        opened.push_async_callback(asyncio.to_thread, jobs.close)
+        definitions = Definitions(settings.artifacts_dir, live.ledger)
+        exports = Exports(settings.exports)
+        yield Shared(settings, live, cache, definitions, audience_thread, jobs, threads, exports, telemetry)
 
 
 @contextlib.asynccontextmanager
@@ -110,6 +133,9 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
             embedder,
             filters_of(release),
             foreteller,
+            Audiences(release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds),
+            shared.audience_thread,
+            shared.jobs,
             shared.threads,
             shared.exports,
             shared.telemetry,

@@ -196,7 +196,7 @@ def describe_keys(schema: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
 _WHEN = {
     401: "No API key, or an unknown one, where the service asks for keys.",
     403: "The API key lacks the scope.",
-    404: "No history is known for this user.",
+    404: "No history is known for this user, or nothing goes by this name.",
     409: "It cannot be had of this release: too few seeds, a filter that names what is not there, no such model.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",

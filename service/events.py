@@ -21,7 +21,7 @@ from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
 
 # Paths below a user, and their method; an id that ends so is sent with %2F.
-_BELOW = re.compile(rb"/v1/users/.+/(interests|neighbors|next|rollout)")
+_BELOW = re.compile(rb"/v1/users/.+/(interests|neighbors|audiences|next|rollout)")
 _POSTED = {b"rollout"}
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
@@ -93,5 +93,9 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     except OSError as error:
         raise Unavailable(f"the ledger of erasures cannot be written now ({error.strerror}); try again") from error
     await live.erase(user_id, erased_at)
+    try:
+        await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
+    except OSError as error:
+        raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
     serving.telemetry.erased()
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})

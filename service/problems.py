@@ -26,6 +26,7 @@ anything else      500      our fault
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import secrets
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from lurm.errors import (
 )
 from lurm.live import Unavailable
 
+_log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 _LONGEST_DETAIL = 500
 
@@ -163,6 +165,14 @@ def body_of(error: BaseException, request_id: str) -> dict[str, Any]:
         "detail": detail[:_LONGEST_DETAIL],
         "request_id": request_id,
     }
+
+
+def problem_told(error: BaseException) -> dict[str, Any]:
+    """What is wrong with work that nobody waits for: the problem document, in the log where the fault is ours."""
+    body = body_of(error, new_request_id())
+    if body["status"] == 500:
+        _log.error("request %s failed", body["request_id"], exc_info=error)
+    return body
 
 
 def respond(error: BaseException, request_id: str) -> Response:

@@ -22,6 +22,7 @@ from lurm.artifacts import write_durably
 from lurm.history import HistoryBatch
 from lurm.prospect import Occasion
 from lurm.release import Release, current, pointed_at, stamps
+from lurm.saved import refresh
 from lurm.settings import Settings
 from service.bootstrap import Serving, Shared, open_serving, open_shared
 from service.telemetry import Telemetry
@@ -185,10 +186,18 @@ class Releases:
             if wanted not in (None, serves):
                 release = _warmed_up(self._source.open(wanted))
                 asyncio.run_coroutine_threadsafe(self.serve(release), self._loop).result()
+                self._refresh()
         except Exception as error:
             if not self._closed:
                 self._telemetry.swap_failed()
                 _refuse(serves, error)
+
+    def _refresh(self) -> None:
+        """Find the members of saved audiences among the users of the new release, before somebody asks."""
+        try:
+            refresh(self.turn.serving.audiences)
+        except Exception as error:
+            _log.error("saved audiences could not be made of the new release", exc_info=error)
 
     async def close(self) -> None:
         """End every release, without waiting for requests."""

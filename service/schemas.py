@@ -30,6 +30,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lurm import filters
 from lurm.cache import CachedEmbedding
+from lurm.definitions import NAME
 from lurm.erasure import Ledger
 from lurm.events import Event
 from lurm.filters import Filter
@@ -88,7 +89,9 @@ Id = Annotated[
 ]
 
 
-class _Request(BaseModel):
+class WireModel(BaseModel):
+    """What comes over the wire: nothing it does not name, and no number that is none."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
@@ -100,7 +103,7 @@ class _Request(BaseModel):
         return document
 
 
-class InlineEvent(_Request):
+class InlineEvent(WireModel):
     """One event of a user, known or not."""
 
     item_id: Id | None = Field(description="null for an event without an item.")
@@ -121,7 +124,7 @@ class UserEvent(InlineEvent):
     user_id: Id
 
 
-class InlineHistory(_Request):
+class InlineHistory(WireModel):
     """All events of one user, in any order; nothing else is known of the user."""
 
     events: list[SkipValidation[InlineEvent]]
@@ -133,7 +136,7 @@ class InlineHistory(_Request):
     )
 
 
-class EmbeddingsRequest(_Request):
+class EmbeddingsRequest(WireModel):
     """Users to embed: ids of known users, whole histories, or both."""
 
     model_config = ConfigDict(
@@ -167,7 +170,7 @@ class EmbeddingsRequest(_Request):
     model: str | None = Field(None, description="Accepted for OpenAI clients; the active release answers.")
 
 
-class EventsRequest(_Request):
+class EventsRequest(WireModel):
     """Live events, of any users, in any order."""
 
     model_config = ConfigDict(
@@ -191,14 +194,14 @@ class EventsRequest(_Request):
     events: SkipValidation[list[UserEvent]] = Field(min_length=1, max_length=EVENTS_AT_MOST)
 
 
-class WeightedSeed(_Request):
+class WeightedSeed(WireModel):
     """A seed that counts more or less than others."""
 
     user_id: Id
     weight: float = Field(1.0, ge=0, le=1e6)
 
 
-class AudienceSize(_Request):
+class AudienceSize(WireModel):
     """How large an audience is to be: exactly one of these."""
 
     model_config = ConfigDict(
@@ -210,27 +213,68 @@ class AudienceSize(_Request):
     probability: float = Field(0.0, gt=0, le=1, description="All who are at least so probable.")
 
 
-class SeedsByFilter(_Request):
+AudienceName = Annotated[
+    str, Field(pattern=f"^{NAME}$", max_length=64, description="Of a saved audience.", examples=["customers"])
+]
+
+
+class SeedsOfAudience(WireModel):
+    """Seeds: the members of a saved audience."""
+
+    audience: AudienceName
+
+
+class SeedsByFilter(WireModel):
     """Seeds: all users who pass a filter."""
 
     filter: Filter
 
 
-class AudienceBalance(_Request):
+class AudienceBalance(WireModel):
     """The mix an audience is to have of the values of an attribute."""
 
     attribute: str = Field(min_length=1, max_length=1000, description="As `GET /info` lists it.")
     like: Literal["seeds", "base"] = Field("seeds", description="Whose mix it is to have: the seeds', or everybody's.")
 
 
+def _shape_of_seeds(seeds: object) -> str:
+    if isinstance(seeds, SeedsOfAudience) or (isinstance(seeds, dict) and "audience" in seeds):
+        return "audience"
+    return "filter" if isinstance(seeds, dict | SeedsByFilter) else "ids"
+
+
 Seeds = Annotated[
     Annotated[list[Id | WeightedSeed], Field(min_length=1, max_length=SEEDS_AT_MOST), Tag("ids")]
-    | Annotated[SeedsByFilter, Tag("filter")],
-    Discriminator(lambda seeds: "filter" if isinstance(seeds, dict | SeedsByFilter) else "ids"),
+    | Annotated[SeedsByFilter, Tag("filter")]
+    | Annotated[SeedsOfAudience, Tag("audience")],
+    Discriminator(_shape_of_seeds),
 ]
 
 
-class LookalikesRequest(_Request):
+class LikeRule(WireModel):
+    """Whoever is like some users."""
+
+    seeds: Seeds
+    size: AudienceSize = AudienceSize.model_construct(percent=1.0)
+    negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
+    exclude: list[Id] = Field(
+        default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
+    )
+    exclude_audiences: list[AudienceName] = Field(
+        default_factory=list, max_length=50, description="Saved audiences whose members must not be in it."
+    )
+    include_seeds: bool = False
+    filter: Filter | None = Field(None, description="Who alone may be in it.")
+    balance: AudienceBalance | None = None
+    expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
+        None, description="How many more of the seeds' kind there are; default: as many as seeds."
+    )
+    groups: Annotated[int, Field(ge=1, le=8), BeforeValidator(_whole)] | None = Field(
+        None, description="Of seeds; default: as the data say."
+    )
+
+
+class LookalikesRequest(LikeRule):
     """An audience of users like some users."""
 
     model_config = ConfigDict(
@@ -246,23 +290,13 @@ class LookalikesRequest(_Request):
         }
     )
 
-    seeds: Seeds
-    size: AudienceSize = AudienceSize.model_construct(percent=1.0)
-    negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
-    exclude: list[Id] = Field(
-        default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
-    )
-    include_seeds: bool = False
-    filter: Filter | None = Field(None, description="Who alone may be in it.")
-    balance: AudienceBalance | None = None
-    expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
-        None, description="How many more of the seeds' kind there are; default: as many as seeds."
-    )
-    groups: Annotated[int, Field(ge=1, le=8), BeforeValidator(_whole)] | None = Field(
-        None, description="Of seeds; default: as the data say."
-    )
     limit: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_whole)] = Field(
         1000, description="At most so many users are listed."
+    )
+    job: bool | None = Field(
+        None,
+        description="Whether it is a job (202), whose result lists everybody; default: where the release has more "
+        "users than `LURM_JOB_USERS`.",
     )
 
 
@@ -295,10 +329,12 @@ _MODELS = (
     AudienceSize,
     AudienceBalance,
     SeedsByFilter,
+    SeedsOfAudience,
     WeightedSeed,
     RolloutRequest,
 )
-_FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | {"k", "at", "location"}
+_MORE_FIELDS = {"k", "at", "location", "users", "like", "combine", "and", "or", "name", "after", "audience", "job_id"}
+_FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | _MORE_FIELDS
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
 
@@ -334,7 +370,7 @@ def parse_embeddings(
     Raises:
         Malformed: not JSON, not a request at all, or too much of it.
     """
-    request = _validated(EmbeddingsRequest, _parsed(body))
+    request = validated(EmbeddingsRequest, parsed(body))
     given: Any = request.input
     if isinstance(given, bool) or not isinstance(given, str | int | dict | list):
         raise Malformed("input: expected a user id, an object with events, or a list of these")
@@ -354,7 +390,7 @@ def parse_events(body: bytes) -> list[object]:
     Raises:
         Malformed: not JSON, not a request at all, or too much of it.
     """
-    request = _validated(EventsRequest, _parsed(body))
+    request = validated(EventsRequest, parsed(body))
     given: Any = request.events
     if not isinstance(given, list):
         raise Malformed("events: expected a list of events")
@@ -369,7 +405,7 @@ def parse_lookalikes(body: bytes) -> LookalikesRequest:
     Raises:
         Malformed: not JSON, or not such a request.
     """
-    return _validated(LookalikesRequest, _parsed(body))
+    return validated(LookalikesRequest, parsed(body))
 
 
 def parse_rollout(body: bytes) -> RolloutRequest:
@@ -435,13 +471,18 @@ def _checked(base: HistoryBase, ledger: Ledger, document: object, now: int) -> A
     try:
         if not isinstance(document, dict):
             raise Malformed("expected an object")
-        given = _validated(UserEvent, document)
+        given = validated(UserEvent, document)
     except Malformed as error:
         return Receipt(Status.REJECTED, reason=str(error))
     return arriving(base, ledger, given.event_of(given.user_id), now)
 
 
-def _parsed(body: bytes) -> object:
+def parsed(body: bytes) -> object:
+    """A JSON document.
+
+    Raises:
+        Malformed: it is none.
+    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -450,14 +491,19 @@ def _parsed(body: bytes) -> object:
 
 def _input(one: object, at: int) -> str | InlineHistory | Malformed:
     try:
-        return _validated(InlineHistory, one, ("input", at)) if isinstance(one, dict) else checked_id(one)
+        return validated(InlineHistory, one, ("input", at)) if isinstance(one, dict) else checked_id(one)
     except Malformed as error:
         return error
     except PydanticCustomError as error:
         return Malformed(f"input[{at}]: not a user id ({error.message()}), nor an object with events")
 
 
-def _validated(model: type[Model], document: object, within: Sequence[str | int] = ()) -> Model:
+def validated(model: type[Model], document: object, within: Sequence[str | int] = ()) -> Model:
+    """A document as a request.
+
+    Raises:
+        Malformed: it is none; what is wrong is said in words that repeat nothing of it.
+    """
     try:
         return model.model_validate(document)
     except ValidationError as error:

@@ -160,10 +160,10 @@ def audiences(
     apart = planted(n_draws=n_draws, seed=seed)
     parts = [
         f"{AUDIENCES}\n\nMade by `lurm quality <datasets> --audiences --draws {n_draws} --seed {seed}`. Half of a "
-        f"group are seeds, the other half is hidden; {n_draws} draws, the same for all rows. Lift: how many times as many of "
-        "the hidden half are among the most alike 1, 5 and 10 % as by chance, ± half of the 95 % interval of the mean. "
-        "Every row is expanded alike; the raw bag by one direction, it is too wide for more. Calibration: how far "
-        "probabilities are from what is found, on average over twenty equal parts of the base.",
+        f"group are seeds, the other half is hidden; {n_draws} draws, the same for all rows. Lift: how many times as "
+        "many of the hidden half are among the most alike 1, 5 and 10 % as by chance, ± half of the 95 % interval of "
+        "the mean. Every row is expanded alike; the raw bag by one direction, it is too wide for more. Calibration: "
+        "how far probabilities are from what is found, on average over twenty equal parts of the base.",
         *(f"**{one.dataset}**\n\n{one.to_markdown()}" for one in found),
         f"Seeds of two planted groups: one direction finds {apart.one} of the hidden halves, as many as the data ask "
         f"for find {apart.several}, {apart.gain:+.0%}.",

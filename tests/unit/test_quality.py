@@ -9,7 +9,7 @@ from lurm.errors import DataError
 from lurm.progress import Silent
 from tests.unit.test_report import OURS, plausible, score, task
 from training import recipes
-from training.quality import Chapter, chapters, page, summary
+from training.quality import Chapter, chapters, laid_in, page, summary
 
 
 def cells(line: str) -> list[str]:
@@ -65,3 +65,10 @@ def test_a_folder_without_datasets_says_what_it_should_hold(tmp_path: Path) -> N
     assert set(recipes.shipped()) >= {"blogs", "ml100k"}
     with pytest.raises(DataError, match=r"expected a folder .*blogs"):
         chapters(tmp_path, tmp_path / "builds", seed=0, threads=1, memory_limit_bytes=2**30, reporter=Silent())
+
+
+def test_a_section_takes_the_place_of_its_like_and_nothing_else() -> None:
+    page_ = "# Quality\n\nwords\n\n## Audiences\n\nold\n\n## blogs\n\nmore\n"
+    assert laid_in(page_, "## Audiences\n\nnew") == page_.replace("old", "new")
+    assert laid_in("# Quality\n", "## Audiences\n\nnew") == "# Quality\n\n## Audiences\n\nnew\n"
+    assert laid_in("", "## Audiences\n\nnew") == "## Audiences\n\nnew\n"

@@ -1,0 +1,154 @@
+"""Saved audiences over the wire: rules, checked, and what they ask of a release."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from lurm import lookalikes
+from lurm.audience import Size
+from lurm.definitions import Alike, Combined, Listed, Rule
+from lurm.errors import Unfulfillable, UsageError
+from lurm.filters import document_of as filter_document
+from service.problems import Malformed
+from service.schemas import (
+    SEEDS_AT_MOST,
+    AudienceName,
+    Id,
+    LikeRule,
+    SeedsByFilter,
+    SeedsOfAudience,
+    WireModel,
+    parsed,
+    validated,
+)
+
+
+class AndRule(WireModel):
+    """Users who are in every one of these."""
+
+    every: Annotated[list[Term], Field(min_length=1, max_length=64)] = Field(alias="and")
+
+
+class OrRule(WireModel):
+    """Users who are in one of these at least."""
+
+    any: Annotated[list[Term], Field(min_length=1, max_length=64)] = Field(alias="or")
+
+
+class NotRule(WireModel):
+    """Users who are not in this."""
+
+    other: Term = Field(alias="not")
+
+
+Term = AudienceName | AndRule | OrRule | NotRule
+
+
+class AudienceRequest(WireModel):
+    """Who is in a saved audience: exactly one of these."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        frozen=True,
+        json_schema_extra={
+            "minProperties": 1,
+            "maxProperties": 1,
+            "examples": [
+                {"users": ["u0000042", "u0000007"]},
+                {"like": {"seeds": {"audience": "customers"}, "size": {"percent": 2}}},
+                {"combine": {"and": ["alike", {"not": "customers"}]}},
+            ],
+        },
+    )
+
+    users: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="These.")
+    like: LikeRule = Field(
+        default_factory=lambda: LikeRule.model_construct(), description="Whoever is like some users."
+    )
+    combine: Term = Field("", description="Who is in other audiences, or not.")
+
+
+def parse_audience(body: bytes) -> Rule:
+    """The rule of a request.
+
+    Raises:
+        Malformed: not JSON, or no rule.
+        Unfulfillable: other audiences are put together too deep, or too many of them.
+    """
+    document = parsed(body)
+    request = validated(AudienceRequest, document)
+    if len(request.model_fields_set) != 1:
+        raise Malformed("expected exactly one of users, like and combine")
+    (given,) = request.model_fields_set
+    if given == "users":
+        return Listed(request.users)
+    if given == "like":
+        return Alike(asked_of(request.like))
+    try:
+        return Combined(document["combine"])  # type: ignore[index]  # an object, as was seen
+    except UsageError as error:
+        raise Unfulfillable(str(error)) from None
+
+
+def asked_of(rule: LikeRule) -> lookalikes.Asked:
+    """What is asked of a release."""
+    given = rule.seeds if isinstance(rule.seeds, list) else []
+    weights = [1.0 if isinstance(one, str) else one.weight for one in given]
+    return lookalikes.Asked(
+        [one if isinstance(one, str) else one.user_id for one in given],
+        Size(**rule.size.model_dump(exclude_unset=True)),
+        weights=weights if set(weights) - {1.0} else None,
+        negatives=rule.negatives,
+        exclude=rule.exclude,
+        seeds_where=rule.seeds.filter if isinstance(rule.seeds, SeedsByFilter) else None,
+        seeds_of=rule.seeds.audience if isinstance(rule.seeds, SeedsOfAudience) else None,
+        exclude_audiences=tuple(rule.exclude_audiences),
+        include_seeds=rule.include_seeds,
+        where=rule.filter,
+        balance=None if rule.balance is None else lookalikes.Balance(rule.balance.attribute, rule.balance.like),
+        expected=rule.expected,
+        n_groups=rule.groups,
+    )
+
+
+def sent_of(rule: Rule) -> dict[str, Any]:
+    """The request that saves a rule."""
+    match rule:
+        case Listed(user_ids):
+            return {"users": list(user_ids)}
+        case Combined(term):
+            return {"combine": term}
+        case Alike(asked):
+            return {"like": _like_of(asked)}
+
+
+def _like_of(asked: lookalikes.Asked) -> dict[str, Any]:
+    weights = asked.weights
+    seeds: Any = (
+        list(asked.seeds)
+        if weights is None
+        else [{"user_id": one, "weight": weight} for one, weight in zip(asked.seeds, weights, strict=True)]
+    )
+    if asked.seeds_where is not None:
+        seeds = {"filter": filter_document(asked.seeds_where)}
+    if asked.seeds_of is not None:
+        seeds = {"audience": asked.seeds_of}
+    size = {name: n for name in ("percent", "count", "probability") if (n := getattr(asked.size, name)) is not None}
+    told: dict[str, Any] = {
+        "negatives": list(asked.negatives),
+        "exclude": list(asked.exclude),
+        "exclude_audiences": list(asked.exclude_audiences),
+        "include_seeds": asked.include_seeds,
+        "filter": None if asked.where is None else filter_document(asked.where),
+        "balance": None if asked.balance is None else _balance_of(asked.balance),
+        "expected": asked.expected,
+        "groups": asked.n_groups,
+    }
+    return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}
+
+
+def _balance_of(balance: lookalikes.Balance) -> dict[str, str | Literal["seeds", "base"]]:
+    return {"attribute": balance.attribute, "like": balance.like}

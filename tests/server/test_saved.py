@@ -1,0 +1,174 @@
+"""Saved audiences and jobs on a real server, of two workers: each answers for what the other did."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lurm.release import Release
+from service.answers import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
+from tests.server.conftest import problem, running_server
+
+K_MIN = 8
+
+
+@pytest.fixture(scope="module")
+def asked(release_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    own = {"audience_seeds": K_MIN, "live_dir": tmp_path_factory.mktemp("live"), "workers": 2}
+    with running_server(release_root, **own) as server, server.client() as client:
+        # no connection is kept, so that requests go to either worker
+        client.headers["connection"] = "close"
+        yield client
+
+
+def some(release: Release, start: int, stop: int) -> list[str]:
+    return release.history.users.take(np.arange(start, stop))
+
+
+def put(client: httpx.Client, name: str, **rule: Any) -> dict[str, Any]:
+    answer = client.put(f"/v1/audiences/{name}", json=rule)
+    assert answer.status_code == 200, answer.text
+    return AudienceAnswer.model_validate(answer.json()).model_dump()
+
+
+def get(client: httpx.Client, path: str, **params: Any) -> dict[str, Any]:
+    answer = client.get(path, params=params)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_what_is_saved_is_answered_by_every_worker(asked: httpx.Client, release: Release) -> None:
+    seeds = some(release, 0, 30)
+    put(asked, "customers", users=seeds)
+    like = {"seeds": {"audience": "customers"}, "size": {"percent": 20}, "exclude_audiences": ["customers"]}
+    made = put(asked, "alike", like=like)
+    term = {"or": ["alike", {"and": ["customers", {"not": "alike"}]}]}
+    put(asked, "both", combine=term)
+    assert made["n_users"] == round((len(release.history) - 30) / 5)
+    assert made["health"]["n_found"] == 30
+    assert made["definition"] == {"like": like}
+    for _ in range(4):
+        listed = AudiencesAnswer.model_validate(get(asked, "/v1/audiences")).audiences
+        assert {one.name: one.n_users for one in listed}["both"] == made["n_users"] + 30
+        assert get(asked, "/v1/audiences/both")["definition"] == {"combine": term}
+    members = MembersAnswer.model_validate(get(asked, "/v1/audiences/alike/members")).members
+    assert [one.rank for one in members] == list(range(1, made["n_users"] + 1))
+    page = get(asked, "/v1/audiences/alike/members", after=3, limit=2)["members"]
+    assert [one["user_id"] for one in page] == [one.user_id for one in members[3:5]]
+    shared = OverlapAnswer.model_validate(get(asked, "/v1/overlap", audience=["alike", "both"]))
+    assert shared.shared == [[made["n_users"]] * 2, [made["n_users"], made["n_users"] + 30]]
+    for one in members[:3]:
+        places = PlacesAnswer.model_validate(get(asked, f"/v1/users/{one.user_id}/audiences")).audiences
+        found = {place.name: place for place in places}
+        assert (found["alike"].member, found["both"].member, found["customers"].member) == (True, True, False)
+        assert found["alike"].probability == pytest.approx(one.probability)
+        assert found["alike"].percentile == pytest.approx(one.percentile, abs=1)
+    problem(asked.delete("/v1/audiences/customers"), 409, "unfulfillable")
+    for name in ("both", "alike", "customers"):
+        assert asked.delete(f"/v1/audiences/{name}").json() == {"deleted": name}
+        problem(asked.get(f"/v1/audiences/{name}"), 404, "unknown-name")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {},
+        {"users": ["a"], "combine": "b"},
+        {"combine": {"xor": ["a"]}},
+        {"combine": {"and": []}},
+        {"combine": "A"},
+        {"like": {}},
+        {"like": {"seeds": {"audience": "A"}}},
+        {"more": 1},
+        [],
+    ],
+)
+def test_what_is_no_audience_is_422(asked: httpx.Client, rule: Any) -> None:
+    assert asked.put("/v1/audiences/none", json=rule).status_code == 422
+    assert asked.put("/v1/audiences/No", json={"users": ["a"]}).status_code == 422
+
+
+def test_what_cannot_be_made_says_why(asked: httpx.Client, release: Release) -> None:
+    deep: Any = "a"
+    for _ in range(9):
+        deep = {"not": deep}
+    for rule in ({"combine": "nothing"}, {"combine": deep}, {"like": {"seeds": {"audience": "nothing"}}}):
+        problem(asked.put("/v1/audiences/none", json=rule), 409, "unfulfillable")
+    problem(asked.get("/v1/audiences/none"), 404, "unknown-name")
+    few = {"like": {"seeds": some(release, 0, K_MIN - 1)}}
+    problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
+    (own,) = [one for one in get(asked, "/v1/audiences")["audiences"] if one["name"] == "few"]
+    assert (own["n_users"], str(K_MIN) in own["why_not"]) == (None, True)
+    asked.delete("/v1/audiences/few").raise_for_status()
+    problem(asked.post("/v1/lookalikes", json={"seeds": {"audience": "nothing"}}), 404, "unknown-name")
+
+
+def test_what_a_user_did_a_moment_ago_moves_them(asked: httpx.Client, release: Release) -> None:
+    put(asked, "alike", like={"seeds": some(release, 0, 30), "size": {"percent": 10}})
+    places = {
+        user_id: get(asked, f"/v1/users/{user_id}/audiences")["audiences"][0] for user_id in some(release, 30, 60)
+    }
+    member = get(asked, "/v1/audiences/alike/members", limit=1)["members"][0]["user_id"]
+    mover = min(places, key=lambda user_id: places[user_id]["percentile"])
+    own = release.history.at(release.history.users.row(member))
+    at = int(release.history.at(release.history.users.row(mover)).timestamps[-1])
+    items = release.history.items.take(own.item_rows[own.item_rows >= 0])
+    events = [
+        {"user_id": mover, "item_id": item, "timestamp": at + 1000 * n} for n, item in enumerate(items * 8, start=1)
+    ]
+    for start in range(0, len(events), 1000):
+        asked.post("/v1/events", json={"events": events[start : start + 1000]}).raise_for_status()
+    for _ in range(3):
+        moved = get(asked, f"/v1/users/{mover}/audiences")["audiences"][0]
+        assert moved["percentile"] > places[mover]["percentile"] + 10
+    assert asked.delete(f"/v1/users/{some(release, 0, 1)[0]}").status_code == 200
+    for _ in range(3):
+        assert get(asked, "/v1/audiences/alike")["health"]["n_given"] == 29
+    asked.delete(f"/v1/users/{member}").raise_for_status()
+    problem(asked.get(f"/v1/users/{member}/audiences"), 404, "unknown-user")
+    assert member not in {one["user_id"] for one in get(asked, "/v1/audiences/alike/members")["members"]}
+    asked.delete("/v1/audiences/alike").raise_for_status()
+
+
+def ended(client: httpx.Client, path: str) -> dict[str, Any]:
+    while (found := JobAnswer.model_validate(get(client, path))).state in ("queued", "running"):
+        pass
+    return found.model_dump()
+
+
+def test_a_job_is_the_same_audience_for_every_worker_and_without_the_erased(
+    asked: httpx.Client, release: Release
+) -> None:
+    body = {"seeds": some(release, 60, 90), "size": {"percent": 25}}
+    now = asked.post("/v1/lookalikes", json=body).json()
+    accepted = asked.post("/v1/lookalikes", json={**body, "job": True})
+    assert accepted.status_code == 202
+    path = accepted.headers["location"]
+    assert path == f"/v1/jobs/{accepted.json()['id']}"
+    job = ended(asked, path)
+    assert (job["state"], job["facts"]["n_users"]) == ("done", now["n_users"])
+    whole = pq.read_table(io.BytesIO(asked.get(job["result"]).content))
+    assert whole["user_id"].to_pylist() == [one["user_id"] for one in now["users"]]
+    gone = whole["user_id"][2].as_py()
+    asked.delete(f"/v1/users/{gone}").raise_for_status()
+    for _ in range(3):
+        left = pq.read_table(io.BytesIO(asked.get(job["result"]).content))
+        assert left["user_id"].to_pylist() == [one for one in whole["user_id"].to_pylist() if one != gone]
+    assert asked.delete(path).json()["state"] == "done"
+    problem(asked.get(path), 404, "unknown-name")
+    problem(asked.get(f"{path}/result"), 404, "unknown-name")
+
+
+def test_a_job_that_cannot_be_done_says_why(asked: httpx.Client, release: Release) -> None:
+    body = {"seeds": some(release, 0, 2), "job": True}
+    job = ended(asked, asked.post("/v1/lookalikes", json=body).headers["location"])
+    assert (job["state"], job["problem"]["type"]) == ("failed", "urn:lurm:problem:unfulfillable")
+    assert job["problem"]["status"] == 409
