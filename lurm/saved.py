@@ -72,9 +72,15 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """An audience of the release: who is in it, or why that cannot be told."""
+    """An audience of the release: who is in it, or why that cannot be told.
+
+    Attributes:
+        parts: keys of the audiences it is made of.
+        key: of what went in.
+    """
 
     definition: Definition
+    parts: Mapping[str, str]
     key: str
     members: Members | Unfulfillable
 
@@ -264,20 +270,21 @@ class Audiences:
 
     def _one(self, definition: Definition, made: Mapping[str, Made], reporter: Reporter) -> Made:
         parts = {name: made[name].key for name in sorted(definition.uses) if name in made}
-        key = digest_of([self._release.release_id, definition.digest, parts, self._k_min])
         known = self._made.get(definition.name)
-        if known is not None and known.key == key:
+        # What has not been read anew is the same; to take its digest would cost more than to answer.
+        if known is not None and known.definition is definition and known.parts == parts:
             return known
+        key = digest_of([self._release.release_id, definition.digest, parts, self._k_min])
         for name in sorted(definition.uses):
             if name not in made:
-                return Made(definition, key, Unfulfillable("it is made of a saved audience that is not there"))
+                return Made(definition, parts, key, Unfulfillable("it is made of a saved audience that is not there"))
             if isinstance(part := made[name].members, Unfulfillable):
-                return Made(definition, key, Unfulfillable(f"the audience {name!r} cannot be made: {part}"))
+                return Made(definition, parts, key, Unfulfillable(f"the audience {name!r} cannot be made: {part}"))
         of = {name: one.members for name, one in made.items() if isinstance(one.members, Members)}
         try:
-            return Made(definition, key, self._opened(definition, key, of, reporter))
+            return Made(definition, parts, key, self._opened(definition, key, of, reporter))
         except Unfulfillable as error:
-            return Made(definition, key, error)
+            return Made(definition, parts, key, error)
 
     def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
         own = self.definitions.folder_of(definition.name)

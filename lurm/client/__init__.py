@@ -9,6 +9,8 @@ needs scikit-learn, and only when it is asked for.
 
 exchange     what is sent, when it is sent again, what errors become
 answers      what comes back, as numpy arrays and records
+methods      one generator, a method of both clients
+audiences    the methods about audiences, and what they answer
 clients      Client and AsyncClient
 transformer  UserEmbeddings, a step of a scikit-learn pipeline
 """
@@ -29,6 +31,7 @@ from lurm.client.answers import (
     Receipts,
     SharedInterest,
 )
+from lurm.client.audiences import Audience, Job, Lookalikes, Member, Overlap, Place
 from lurm.client.clients import AsyncClient, Client
 from lurm.client.exchange import with_event_ids
 
@@ -37,14 +40,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "Audience",
     "Client",
     "Embedding",
     "Embeddings",
     "Export",
     "Info",
     "Interest",
+    "Job",
     "Limits",
+    "Lookalikes",
+    "Member",
     "Neighbor",
+    "Overlap",
+    "Place",
     "Receipt",
     "Receipts",
     "SharedInterest",

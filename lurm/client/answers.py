@@ -262,7 +262,7 @@ class Info:
     def of(cls, response: httpx.Response) -> Info:
         """The answer of ``GET /info``."""
         raw = orjson.loads(response.content)
-        return _record(cls, raw, limits=_record(Limits, raw.get("limits", {})))
+        return record(cls, raw, limits=record(Limits, raw.get("limits", {})))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ class Interest:
     def all_of(cls, response: httpx.Response) -> list[Interest]:
         """The interests in an answer, strongest first."""
         raw = orjson.loads(response.content)["interests"]
-        return [_record(cls, one, last_at=datetime.fromisoformat(one["last_at"])) for one in raw]
+        return [record(cls, one, last_at=datetime.fromisoformat(one["last_at"])) for one in raw]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,7 +342,7 @@ class Neighbor:
     def all_of(cls, response: httpx.Response) -> list[Neighbor]:
         """The neighbours in an answer, nearest first."""
         return [
-            _record(cls, one, shared_interests=[_record(SharedInterest, each) for each in one["shared_interests"]])
+            record(cls, one, shared_interests=[record(SharedInterest, each) for each in one["shared_interests"]])
             for one in orjson.loads(response.content)["neighbors"]
         ]
 
@@ -377,10 +377,10 @@ class Receipts:
     def of(cls, response: httpx.Response, n_events: int, start: int) -> Receipts:
         """The receipts in the answer to events ``start`` to ``start + n_events``."""
         raw = orjson.loads(response.content)
-        receipts = [_record(Receipt, one, index=start + one["index"]) for one in raw["receipts"]]
+        receipts = [record(Receipt, one, index=start + one["index"]) for one in raw["receipts"]]
         if [one.index for one in receipts] != list(range(start, start + n_events)):
             raise ValueError("another number of receipts than of events, or in another order")
-        return _record(cls, raw, receipts=receipts)
+        return record(cls, raw, receipts=receipts)
 
     @classmethod
     def joined(cls, parts: Iterable[Receipts]) -> Receipts:
@@ -430,7 +430,7 @@ def _spread(vectors: NDArray[np.float32], found_n: NDArray[np.bool_]) -> NDArray
     return vectors_ne
 
 
-def _record(kind: type[_Record], raw: Mapping[str, Any], **made: Any) -> _Record:
+def record(kind: type[_Record], raw: Mapping[str, Any], **made: Any) -> _Record:
     """A record from a JSON object: its fields by name; what else is there is of a later version."""
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in raw.items() if name in names} | made)

@@ -10,13 +10,12 @@ import asyncio
 import functools
 import random
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from types import MethodType
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 import orjson
@@ -36,6 +35,7 @@ from lurm.client.answers import (
     chunks,
     whole,
 )
+from lurm.client.audiences import AudienceMethods
 from lurm.client.exchange import (
     Outcome,
     Retries,
@@ -52,9 +52,9 @@ from lurm.client.exchange import (
     read,
     with_event_ids,
 )
+from lurm.client.methods import Awaits, Blocks, Method
 from lurm.errors import LurmError, Overloaded, ServiceError, UsageError
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _TransportT = TypeVar("_TransportT")
 _PauseT = TypeVar("_PauseT")
@@ -69,33 +69,7 @@ _ROUNDS = 4
 _PIECE_BYTES = 2**20  # of a body that goes into a file
 
 
-class Method(Generic[_P, _T]):
-    """A method of both clients, from a generator of its steps."""
-
-    def __init__(self, steps: Callable[Concatenate[Any, _P], Steps[_T]]) -> None:
-        self._steps = steps
-        self.__doc__ = steps.__doc__
-
-    @overload
-    def __get__(self, client: None, owner: type) -> Callable[Concatenate[Any, _P], Steps[_T]]: ...
-    @overload
-    def __get__(self, client: Client, owner: type) -> Callable[_P, _T]: ...
-    @overload
-    def __get__(self, client: AsyncClient, owner: type) -> Callable[_P, Coroutine[Any, Any, _T]]: ...
-    def __get__(self, client: Client | AsyncClient | None, owner: type) -> Callable[..., Any]:
-        if client is None:
-            return self._steps
-
-        steps = MethodType(self._steps, client)
-
-        @functools.wraps(steps)
-        def call(*args: _P.args, **kwargs: _P.kwargs) -> Any:
-            return client.drive(steps(*args, **kwargs))
-
-        return call
-
-
-class _Methods(ABC, Generic[_TransportT, _PauseT]):
+class _Methods(AudienceMethods, Generic[_TransportT, _PauseT]):
     """What both clients are made of; ``Client`` says what the arguments mean."""
 
     def __init__(
@@ -357,7 +331,7 @@ class _Methods(ABC, Generic[_TransportT, _PauseT]):
         )
 
 
-class Client(_Methods[httpx.BaseTransport, None]):
+class Client(_Methods[httpx.BaseTransport, None], Blocks):
     """A service of lurm, asked from Python; any number of threads may share it.
 
     Example:
@@ -434,7 +408,7 @@ class Client(_Methods[httpx.BaseTransport, None]):
         time.sleep(seconds)
 
 
-class AsyncClient(_Methods[httpx.AsyncBaseTransport, Awaitable[None]]):
+class AsyncClient(_Methods[httpx.AsyncBaseTransport, Awaitable[None]], Awaits):
     """A service of lurm, asked from asyncio; any number of tasks of one event loop may share it.
 
     Takes what ``Client`` takes, but for an asynchronous ``transport`` and ``sleep``, and has the same methods.

@@ -26,10 +26,21 @@ from uuid import uuid4
 import httpx
 import orjson
 
-from lurm.errors import DataError, LurmError, Overloaded, ServiceError, UnknownUser, UsageError
+from lurm.errors import (
+    DataError,
+    LurmError,
+    Overloaded,
+    ServiceError,
+    Unfulfillable,
+    UnknownName,
+    UnknownUser,
+    UsageError,
+)
 
 _T = TypeVar("_T")
 _UNKNOWN_USER = "urn:lurm:problem:unknown-user"
+_UNKNOWN_NAME = "urn:lurm:problem:unknown-name"
+_UNFULFILLABLE = "urn:lurm:problem:unfulfillable"
 _UNUSABLE_EVENTS = "urn:lurm:problem:unusable-events"
 _USAGE = {400, 413, 422, 431}
 _LONGEST_DETAIL = 500
@@ -181,6 +192,10 @@ def error_of(problem: Mapping[str, Any], user_id: str, retry_after_s: float | No
     error: LurmError
     if kind == _UNKNOWN_USER:
         error = UnknownUser(user_id)
+    elif kind == _UNKNOWN_NAME:
+        error = UnknownName(detail)
+    elif kind == _UNFULFILLABLE:
+        error = Unfulfillable(detail)
     elif kind == _UNUSABLE_EVENTS:
         error = DataError(detail)
     elif status in _USAGE:

@@ -1,0 +1,266 @@
+"""The methods of both clients that are about audiences: lookalikes, saved ones, and jobs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import urlencode
+
+import httpx
+import orjson
+
+from lurm.client.answers import record
+from lurm.client.exchange import Send, Steps, id_of, in_json, quoted, read
+from lurm.client.methods import Method
+
+_JSON = {"content-type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lookalikes:
+    """An audience, as ``POST /v1/lookalikes`` answers it.
+
+    Attributes:
+        users: the most alike, each with user_id, rank, percentile, probability and shared_interests.
+        n_users, n_eligible: of the audience, and whom it was chosen from.
+        health: of the seeds.
+        reach: sizes against quality, measured on held-out seeds.
+        interests: that it has more often than everybody.
+    """
+
+    users: list[dict[str, Any]]
+    n_users: int
+    n_eligible: int
+    space_id: str
+    health: dict[str, Any]
+    reach: list[dict[str, Any]]
+    interests: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """A saved audience.
+
+    Attributes:
+        kind: "users", "like" or "combine".
+        n_users: members; None where it cannot be made of the release that is served.
+        churn: since which release how many joined, left and stayed; None where it was not made of one before.
+        why_not: why it cannot be made.
+    """
+
+    name: str
+    kind: str
+    saved_at: str
+    n_users: int | None
+    churn: dict[str, Any] | None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a user stands in a saved audience.
+
+    Attributes:
+        member: whether they are in it; None where it cannot be made of the release that is served.
+        score: cosine to the middle of the nearest group of seeds; this and what follows is None where there are none.
+        percentile: part of all users who are less like the seeds, 0 to 100.
+        probability: of being of the seeds' kind.
+    """
+
+    name: str
+    kind: str
+    member: bool | None
+    score: float | None
+    percentile: float | None
+    probability: float | None
+    why_not: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a saved audience; rank 1 is the most alike."""
+
+    rank: int
+    user_id: str
+    percentile: float | None
+    probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """How many users audiences share; None: fewer than may be told."""
+
+    names: list[str]
+    n_users: list[int | None]
+    shared: list[list[int | None]]
+    jaccard: list[list[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Long work as it stands.
+
+    Attributes:
+        progress: stage, done and total.
+        problem: why it failed.
+        facts: what came of it, beside the result.
+    """
+
+    id: str
+    kind: str
+    state: Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+    progress: dict[str, Any]
+    problem: dict[str, Any] | None
+    facts: dict[str, Any] | None
+
+
+class AudienceMethods(ABC):
+    """Methods about audiences."""
+
+    @abstractmethod
+    def _exchange(self, request: Send, user_id: str = "") -> Steps[httpx.Response]: ...
+
+    @Method
+    def lookalikes(self, /, seeds: object, **asked: object) -> Steps[Lookalikes]:
+        """The users most like some users.
+
+        Args:
+            seeds: ids, or ``{"audience": name}``, or ``{"filter": ...}``.
+            asked: size, negatives, exclude, exclude_audiences, filter, balance, limit, as the service takes them.
+
+        Raises:
+            UsageError: the service does not take what it is asked.
+            DataError: it cannot be had of this release, as when too few of the seeds are known.
+            LurmError: the service refused, or did not answer.
+        """
+        body = in_json({"seeds": seeds, "job": False, **asked}, "audience", 0)
+        response = yield from self._exchange(Send("POST", "/v1/lookalikes", _JSON, body))
+        return read(response, lambda it: record(Lookalikes, orjson.loads(it.content)))
+
+    @Method
+    def start_lookalikes(self, /, seeds: object, **asked: object) -> Steps[Job]:
+        """The same as a job, whose result lists everybody; see ``job`` and ``job_result``.
+
+        Raises:
+            Overloaded: as many jobs as may be are open.
+            LurmError: as ``lookalikes``.
+        """
+        body = in_json({"seeds": seeds, "job": True, **asked}, "audience", 0)
+        response = yield from self._exchange(Send("POST", "/v1/lookalikes", _JSON, body))
+        return read(response, _job)
+
+    @Method
+    def job(self, job_id: str) -> Steps[Job]:
+        """How far a job is.
+
+        Raises:
+            UnknownName: there is none, or it was let go.
+            LurmError: the service refused, or did not answer.
+        """
+        return read((yield from self._exchange(Send("GET", f"/v1/jobs/{quoted(job_id)}"))), _job)
+
+    @Method
+    def job_result(self, job_id: str) -> Steps[bytes]:
+        """What came of a job that is done, as the bytes of a Parquet file.
+
+        Raises:
+            UnknownName: there is no such job, or no result yet.
+            LurmError: the service refused, or did not answer.
+        """
+        response = yield from self._exchange(Send("GET", f"/v1/jobs/{quoted(job_id)}/result"))
+        return read(response, lambda it: it.content)
+
+    @Method
+    def cancel_job(self, job_id: str) -> Steps[Job]:
+        """Stop a job, or let go of one that has ended.
+
+        Raises:
+            UnknownName: there is none.
+            LurmError: the service refused, or did not answer.
+        """
+        return read((yield from self._exchange(Send("DELETE", f"/v1/jobs/{quoted(job_id)}"))), _job)
+
+    @Method
+    def save_audience(self, name: str, rule: Mapping[str, object]) -> Steps[Audience]:
+        """Save an audience, in the place of one of the same name.
+
+        Args:
+            name: lower-case letters, digits, _ and -.
+            rule: ``{"users": [...]}``, ``{"like": {"seeds": ..., "size": ...}}`` or ``{"combine": {"and": [...]}}``.
+
+        Raises:
+            UsageError: the service does not take what it is asked.
+            DataError: it cannot be made of this release, or is made of audiences that are not there.
+            LurmError: the service refused, or did not answer.
+        """
+        body = in_json(rule, "rule", 0)
+        response = yield from self._exchange(Send("PUT", f"/v1/audiences/{quoted(name)}", _JSON, body))
+        return read(response, lambda it: record(Audience, orjson.loads(it.content)))
+
+    @Method
+    def audiences(self) -> Steps[list[Audience]]:
+        """All saved audiences, by name.
+
+        Raises:
+            LurmError: the service refused, or did not answer.
+        """
+        response = yield from self._exchange(Send("GET", "/v1/audiences"))
+        return read(response, lambda it: [record(Audience, one) for one in orjson.loads(it.content)["audiences"]])
+
+    @Method
+    def delete_audience(self, name: str) -> Steps[None]:
+        """Let go of a saved audience.
+
+        Raises:
+            UnknownName: there is none.
+            DataError: others are made of it.
+            LurmError: the service refused, or did not answer.
+        """
+        read((yield from self._exchange(Send("DELETE", f"/v1/audiences/{quoted(name)}"))), lambda _: None)
+
+    @Method
+    def members(self, name: str, limit: int = 1000, after: int = 0) -> Steps[list[Member]]:
+        """Members of a saved audience, most alike first.
+
+        Args:
+            name: of the audience.
+            limit: at most so many ranks.
+            after: ranks after this one.
+
+        Raises:
+            UnknownName: there is none.
+            LurmError: the service refused, or did not answer.
+        """
+        query = urlencode({"limit": int(limit), "after": int(after)})
+        response = yield from self._exchange(Send("GET", f"/v1/audiences/{quoted(name)}/members?{query}"))
+        return read(response, lambda it: [record(Member, one) for one in orjson.loads(it.content)["members"]])
+
+    @Method
+    def audiences_of(self, user_id: str | int) -> Steps[list[Place]]:
+        """Where a user stands in every saved audience, by what they did up to now.
+
+        Raises:
+            UnknownUser: no history is known.
+            LurmError: the service refused, or did not answer.
+        """
+        asked = id_of(user_id)
+        response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/audiences"), asked)
+        return read(response, lambda it: [record(Place, one) for one in orjson.loads(it.content)["audiences"]])
+
+    @Method
+    def overlap(self, names: Sequence[str]) -> Steps[Overlap]:
+        """How many users saved audiences share.
+
+        Raises:
+            UnknownName: there is no such audience.
+            LurmError: the service refused, or did not answer.
+        """
+        query = urlencode([("audience", name) for name in names])
+        response = yield from self._exchange(Send("GET", f"/v1/overlap?{query}"))
+        return read(response, lambda it: record(Overlap, orjson.loads(it.content)))
+
+
+def _job(response: httpx.Response) -> Job:
+    return record(Job, orjson.loads(response.content))
