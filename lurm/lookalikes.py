@@ -356,6 +356,16 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
             task.advance(len(rows))
 
 
+def check_seeds(asked: Asked, k_min: int) -> None:
+    """See what can be seen of seeds before anybody is looked up.
+
+    Raises:
+        Unfulfillable: they are named, and fewer than ``k_min``.
+    """
+    if asked.seeds_of is None and asked.seeds_where is None:
+        _protect("seeds", len(asked.seeds), len(set(asked.seeds)), None, k_min)
+
+
 def take_out(path: Path, is_gone: Callable[[str], bool]) -> None:
     """Write an audience's file once more without some users; ranks stay as they were.
 

@@ -74,9 +74,11 @@ def accept(serving: Serving, asked: Asked) -> Answer:
     """Queue an audience; the answer that says so.
 
     Raises:
+        Unfulfillable: there are too few seeds, whoever of them is known.
         Overloaded: as many jobs as may be are open.
         Unavailable: jobs cannot be kept.
     """
+    lookalikes.check_seeds(asked, serving.settings.audience_seeds)
     try:
         job = serving.jobs.start("lookalike", functools.partial(_find, serving, asked))
     except OSError as error:

@@ -11,11 +11,11 @@ from lurm.audience import Size
 from lurm.definitions import Alike, Combined, Listed, Rule
 from lurm.errors import Unfulfillable, UsageError
 from lurm.filters import document_of as filter_document
+from lurm.identifiers import MAX_ID_BYTES
 from service.problems import Malformed
 from service.schemas import (
     SEEDS_AT_MOST,
     AudienceName,
-    Id,
     LikeRule,
     SeedsByFilter,
     SeedsOfAudience,
@@ -64,7 +64,9 @@ class AudienceRequest(WireModel):
         },
     )
 
-    users: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="These.")
+    users: list[Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES)]] = Field(
+        default_factory=list, max_length=SEEDS_AT_MOST, description="These."
+    )
     like: LikeRule = Field(
         default_factory=lambda: LikeRule.model_construct(), description="Whoever is like some users."
     )

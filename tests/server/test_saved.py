@@ -168,7 +168,8 @@ def test_a_job_is_the_same_audience_for_every_worker_and_without_the_erased(
 
 
 def test_a_job_that_cannot_be_done_says_why(asked: httpx.Client, release: Release) -> None:
-    body = {"seeds": some(release, 0, 2), "job": True}
+    problem(asked.post("/v1/lookalikes", json={"seeds": some(release, 0, 2), "job": True}), 409, "unfulfillable")
+    body = {"seeds": [f"stranger {n}" for n in range(20)], "job": True}
     job = ended(asked, asked.post("/v1/lookalikes", json=body).headers["location"])
     assert (job["state"], job["problem"]["type"]) == ("failed", "urn:lurm:problem:unfulfillable")
     assert job["problem"]["status"] == 409
