@@ -300,7 +300,7 @@ class LookalikesRequest(LikeRule):
     )
 
 
-class RolloutRequest(_Request):
+class RolloutRequest(WireModel):
     """How futures of a user are drawn."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"steps": 20, "paths": 3, "horizon_days": 7}]})
@@ -414,7 +414,7 @@ def parse_rollout(body: bytes) -> RolloutRequest:
     Raises:
         Malformed: not JSON, or not such a request.
     """
-    return _validated(RolloutRequest, _parsed(body))
+    return validated(RolloutRequest, parsed(body))
 
 
 def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: int) -> list[Arriving | Receipt]:
