@@ -17,8 +17,7 @@ from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, in_body, problems
 from service.jobs import accept
 from service.keys import needs
-from service.rules import asked_of
-from service.schemas import LookalikesRequest, parse_lookalikes
+from service.rules import LookalikesRequest, asked_of, parse_lookalikes
 
 _SHARED = 3
 ACCEPTED: dict[str, Any] = {

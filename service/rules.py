@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from lurm import lookalikes
 from lurm.audience import Size
@@ -22,7 +22,34 @@ from service.schemas import (
     WireModel,
     parsed,
     validated,
+    whole,
 )
+
+
+class LookalikesRequest(LikeRule):
+    """An audience of users like some users."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"seeds": ["u0000042", "u0000007"], "size": {"percent": 1}, "limit": 100},
+                {
+                    "seeds": {"filter": {"interest": 12, "since": "2024-03-01"}},
+                    "filter": {"attribute": "country", "in": ["UK"]},
+                    "balance": {"attribute": "age_band", "like": "base"},
+                },
+            ]
+        }
+    )
+
+    limit: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(whole)] = Field(
+        1000, description="At most so many users are listed."
+    )
+    job: bool | None = Field(
+        None,
+        description="Whether it is a job (202), whose result lists everybody; default: where the release has more "
+        "users than `LURM_JOB_USERS`.",
+    )
 
 
 class AndRule(WireModel):
@@ -71,6 +98,15 @@ class AudienceRequest(WireModel):
         default_factory=lambda: LikeRule.model_construct(), description="Whoever is like some users."
     )
     combine: Term = Field("", description="Who is in other audiences, or not.")
+
+
+def parse_lookalikes(body: bytes) -> LookalikesRequest:
+    """A request for an audience.
+
+    Raises:
+        Malformed: not JSON, or not such a request.
+    """
+    return validated(LookalikesRequest, parsed(body))
 
 
 def parse_audience(body: bytes) -> Rule:

@@ -68,7 +68,7 @@ def checked_id(value: object) -> str:
     return value
 
 
-def _whole(value: object) -> object:
+def whole(value: object) -> object:
     """A number without a fraction as an integer, which is what it is in JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -209,7 +209,7 @@ class AudienceSize(WireModel):
     )
 
     percent: float = Field(0.0, gt=0, le=100, description="Of all users who may be in it.")
-    count: Annotated[int, Field(ge=1), BeforeValidator(_whole)] = 0
+    count: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 0
     probability: float = Field(0.0, gt=0, le=1, description="All who are at least so probable.")
 
 
@@ -269,34 +269,8 @@ class LikeRule(WireModel):
     expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
         None, description="How many more of the seeds' kind there are; default: as many as seeds."
     )
-    groups: Annotated[int, Field(ge=1, le=8), BeforeValidator(_whole)] | None = Field(
+    groups: Annotated[int, Field(ge=1, le=8), BeforeValidator(whole)] | None = Field(
         None, description="Of seeds; default: as the data say."
-    )
-
-
-class LookalikesRequest(LikeRule):
-    """An audience of users like some users."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"seeds": ["u0000042", "u0000007"], "size": {"percent": 1}, "limit": 100},
-                {
-                    "seeds": {"filter": {"interest": 12, "since": "2024-03-01"}},
-                    "filter": {"attribute": "country", "in": ["UK"]},
-                    "balance": {"attribute": "age_band", "like": "base"},
-                },
-            ]
-        }
-    )
-
-    limit: Annotated[int, Field(ge=0, le=100_000), BeforeValidator(_whole)] = Field(
-        1000, description="At most so many users are listed."
-    )
-    job: bool | None = Field(
-        None,
-        description="Whether it is a job (202), whose result lists everybody; default: where the release has more "
-        "users than `LURM_JOB_USERS`.",
     )
 
 
@@ -305,17 +279,17 @@ class RolloutRequest(WireModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"steps": 20, "paths": 3, "horizon_days": 7}]})
 
-    steps: Annotated[int, Field(ge=1, le=256), BeforeValidator(_whole)] = Field(32, description="At most so many.")
-    paths: Annotated[int, Field(ge=1, le=16), BeforeValidator(_whole)] = Field(1, description="Futures to draw.")
+    steps: Annotated[int, Field(ge=1, le=256), BeforeValidator(whole)] = Field(32, description="At most so many.")
+    paths: Annotated[int, Field(ge=1, le=16), BeforeValidator(whole)] = Field(1, description="Futures to draw.")
     horizon_days: Annotated[float, Field(gt=0, le=36_525)] | None = Field(
         None, description="Steps later than this after the newest event are not taken; default: no end."
     )
     temperature: float = Field(1.0, ge=0.01, le=100, description="Below 1 the likely becomes likelier.")
-    top_k: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(_whole)] | None = Field(
+    top_k: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(whole)] | None = Field(
         None, description="Only the likeliest behaviours of a step; default: all."
     )
     top_p: float = Field(1.0, ge=1e-6, le=1, description="Only the likeliest that together have this probability.")
-    seed: Annotated[int, Field(ge=0, le=2**31 - 2), BeforeValidator(_whole)] = Field(
+    seed: Annotated[int, Field(ge=0, le=2**31 - 2), BeforeValidator(whole)] = Field(
         0, description="The same one gives the same futures."
     )
 
@@ -325,7 +299,7 @@ _MODELS = (
     EventsRequest,
     InlineHistory,
     UserEvent,
-    LookalikesRequest,
+    LikeRule,
     AudienceSize,
     AudienceBalance,
     SeedsByFilter,
@@ -333,7 +307,22 @@ _MODELS = (
     WeightedSeed,
     RolloutRequest,
 )
-_MORE_FIELDS = {"k", "at", "location", "users", "like", "combine", "and", "or", "name", "after", "audience", "job_id"}
+_MORE_FIELDS = {
+    "k",
+    "limit",
+    "job",
+    "at",
+    "location",
+    "users",
+    "like",
+    "combine",
+    "and",
+    "or",
+    "name",
+    "after",
+    "audience",
+    "job_id",
+}
 _FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | _MORE_FIELDS
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
@@ -397,15 +386,6 @@ def parse_events(body: bytes) -> list[object]:
     if not 0 < len(given) <= EVENTS_AT_MOST:
         raise Malformed(f"events has {len(given)} entries, expected 1 to {EVENTS_AT_MOST}")
     return given
-
-
-def parse_lookalikes(body: bytes) -> LookalikesRequest:
-    """A request for an audience.
-
-    Raises:
-        Malformed: not JSON, or not such a request.
-    """
-    return validated(LookalikesRequest, parsed(body))
 
 
 def parse_rollout(body: bytes) -> RolloutRequest:
