@@ -43,6 +43,7 @@ The map of the house, from the ground up. Each module may import only what stand
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled
     prospect      what may come next: questions and answers
+    alignment     a new space turned onto an old one
     tally         bags straight from a log                                    (LURM)
     filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often

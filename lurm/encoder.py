@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.ahead import each
+from lurm.alignment import ROTATION, rotated
+from lurm.arrays import map_array
 from lurm.artifacts import read_manifest
 from lurm.behavegpt.model import BehaveGptModel
-from lurm.errors import ArtifactError
+from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.prospect import NextModel
@@ -20,6 +22,7 @@ from lurm.smen import KIND as ENCODER
 from lurm.smen import SmenEncoder
 
 _EVENTS_AT_ONCE = 2**18
+_KNOWN = f"{SmenEncoder.kind!r} and {BehaveGptModel.kind!r}"
 
 
 class UserEncoder(Protocol):
@@ -50,6 +53,28 @@ class UserEncoder(Protocol):
         ...
 
 
+class AlignedEncoder:
+    """An encoder whose space lies on that of an older release.
+
+    Attributes:
+        unaligned: the encoder as it was trained.
+    """
+
+    def __init__(self, unaligned: UserEncoder, rotation_ee: NDArray[np.float32]) -> None:
+        self.unaligned = unaligned
+        self.kind, self.dim = unaligned.kind, unaligned.dim
+        self._rotation_ee = rotation_ee
+
+    @property
+    def known_until(self) -> int:
+        """As ``UserEncoder``."""
+        return self.unaligned.known_until
+
+    def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """As ``UserEncoder``."""
+        return rotated(self.unaligned.embed(batch, as_of), self._rotation_ee)
+
+
 def embed_all(
     encoder: UserEncoder, history: HistoryBase, threads: int
 ) -> Iterator[tuple[HistoryBatch, NDArray[np.float32]]]:
@@ -73,13 +98,21 @@ def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool =
     Raises:
         ArtifactError: the folder holds no encoder this lurm knows.
     """
-    kind = read_manifest(folder).config.get("model")
+    manifest = read_manifest(folder)
+    kind = manifest.config.get("model")
+    encoder: UserEncoder
     if kind == SmenEncoder.kind:
-        return SmenEncoder.open(folder, vocabulary, verify=verify)
-    if kind == BehaveGptModel.kind:
-        return BehaveGptModel.open(folder, vocabulary, kind=ENCODER, verify=verify)
-    known = f"{SmenEncoder.kind!r} and {BehaveGptModel.kind!r}"
-    raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {known}; upgrade lurm")
+        encoder = SmenEncoder.open(folder, vocabulary, verify=verify)
+    elif kind == BehaveGptModel.kind:
+        encoder = BehaveGptModel.open(folder, vocabulary, kind=ENCODER, verify=verify)
+    else:
+        raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {_KNOWN}; upgrade lurm")
+    if ROTATION not in manifest.files:
+        return encoder
+    rotation_ee = map_array(folder / ROTATION, np.dtype("<f4"), 2)
+    if rotation_ee.shape != (encoder.dim, encoder.dim):
+        raise ArtifactCorrupt(f"{folder / ROTATION} does not fit the encoder beside it; rebuild it")
+    return AlignedEncoder(encoder, np.asarray(rotation_ee))
 
 
 def open_next(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> NextModel:

@@ -146,13 +146,13 @@ class Release:
         """Open a release of an artifacts folder, the current one by default.
 
         Raises:
-            ArtifactMissing: there is none; the message says how to build one.
+            ArtifactMissing: there is none; the message says how to build one, or which there are.
             ArtifactCorrupt: bytes differ from what was published.
         """
         id_ = release_id or current(root)
         if id_ is None:
             raise ArtifactMissing(f"no release is active in {root}; `lurm build PATH` makes one")
-        path = _folder(root, id_)
+        path = _there(root, id_)
         manifest = read_manifest(path)
         if manifest.kind != KIND:
             raise ArtifactError(f"{path} holds a {manifest.kind!r} artifact, expected a release")
@@ -250,6 +250,19 @@ def stamps(root: Path, release_id: str) -> object:
     return [(str(path), now.st_ino, now.st_size, now.st_mtime_ns) for path in files for now in [path.stat()]]
 
 
+def _there(root: Path, release_id: str) -> Path:
+    """The folder of a release.
+
+    Raises:
+        ArtifactMissing: there is no such release; the message names those there are.
+    """
+    path = _folder(root, release_id)
+    if not (path / "manifest.json").is_file():
+        there = ", ".join(_ids(root)) or "none"
+        raise ArtifactMissing(f"there is no release {release_id!r} in {root}; there are: {there}")
+    return path
+
+
 def activate(root: Path, release_id: str) -> None:
     """Point ``current`` at a release; serving processes go over to it, unless they were told which one to serve.
 
@@ -258,9 +271,7 @@ def activate(root: Path, release_id: str) -> None:
     Raises:
         ArtifactMissing: there is no such release; the message names those there are.
     """
-    if not (_folder(root, release_id) / "manifest.json").is_file():
-        there = ", ".join(_ids(root)) or "none"
-        raise ArtifactMissing(f"there is no release {release_id!r} in {root}; there are: {there}")
+    _there(root, release_id)
     was = current(root)
     if was == release_id:
         (root / "current").touch()

@@ -92,6 +92,14 @@ def build(
             show_default=False,
         ),
     ] = None,
+    align_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Release id, or current: the new vectors lie in its space, so that old classifiers go on reading "
+            "them; what they lose is told.",
+            show_default=False,
+        ),
+    ] = None,
     artifacts_dir: ArtifactsDir = None,
     memory_limit: Annotated[
         str | None,
@@ -118,6 +126,7 @@ def build(
     Examples:
       lurm build data/shop
       lurm build data/shop --n-interests 2000 --memory-limit 4G
+      lurm build data/shop --align-to current
       lurm build data/shop --model lumos
       lurm build data/shop --model behavegpt
       torchrun --nproc-per-node 4 -m lurm build data/shop
@@ -147,6 +156,7 @@ def build(
             reporter=TerminalReporter(),
             ranks=together,
             living=_living(config, take=True),
+            align_to=align_to,
         )
     facts = built.metrics
     peak = built.peak_memory_bytes / 2**30
@@ -155,6 +165,9 @@ def build(
         f"  {facts['n_users']:,} users, {facts['n_events']:,} events, {facts['n_items']:,} items, "
         f"{facts['n_interests']:,} interests, {facts['dim']} dimensions",
     ]
+    if alignment := facts.get("alignment"):
+        loss = "" if alignment["loss"] is None else f", an old classifier loses {alignment['loss']:.3f} of AUC"
+        lines.append(f"  in the space of {alignment['release_id']}: mean cosine {alignment['cosine']:.3f}{loss}")
     lines.append(f"  built in {built.seconds:.0f} s, with at most {peak:.2f} GiB of memory")
     if built.quarantine:
         lines.append(f"  rows set aside: {built.quarantine}")

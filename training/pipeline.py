@@ -1,6 +1,6 @@
 """The build: an event log becomes a release, stage by stage.
 
-    history -> attributes -> items -> interests -> encoder -> embeddings -> index -> lumos -> gate -> publish
+    history -> attributes -> items -> interests -> encoder (aligned) -> embeddings -> index -> lumos -> gate -> publish
 
 Every stage is an artifact under ``<root>/stages``, named by the hash of all that goes into it. A stage that is
 there already is skipped, so a killed build goes on where it stopped, and nothing becomes visible to serving
@@ -29,6 +29,7 @@ from threadpoolctl import threadpool_limits
 
 import lurm
 from lurm.ahead import ahead
+from lurm.alignment import ROTATION
 from lurm.artifacts import (
     Artifact,
     Draft,
@@ -45,7 +46,7 @@ from lurm.attributes import Attributes, attributes_of, left_out_in_words
 from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.dataset import Dataset
 from lurm.encoder import UserEncoder, embed_all, open_encoder
-from lurm.errors import ArtifactError, DataError, GateClosed
+from lurm.errors import ArtifactError, GateClosed
 from lurm.events import Quarantine
 from lurm.history import HistoryBase
 from lurm.index import write_index
@@ -58,12 +59,13 @@ from lurm.progress import Reporter
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
 from lurm.smen import REVISION, SmenEncoder, write_encoder
 from training import forecasting
+from training.aligning import align
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
 from training.models import train_next, train_smen
 from training.ranks import ALONE, Ranks
 from training.recipes import Recipe
-from training.subject import Subject, catalog_of, texts_of
+from training.subject import Subject, catalog_of, column_of, given_vectors, texts_of
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {
@@ -111,6 +113,7 @@ def build(
     reporter: Reporter,
     ranks: Ranks = ALONE,
     living: Living = Living(),
+    align_to: str | None = None,
 ) -> Built:
     """Build a release of a dataset and activate it.
 
@@ -123,14 +126,16 @@ def build(
         reporter: told what is going on.
         ranks: that train the encoder together; this one leads, the others ``assist``.
         living: what was sent live, and who was erased; the base holds the one and nothing of the other.
+        align_to: id of the release in whose space the vectors are to lie, or "current"; None: in one of their own.
 
     Raises:
+        UsageError: the release to align to has another width, or too few users in common.
         DataError: the log cannot be used, or has too many bad rows; nothing is published.
         GateClosed: the vectors do not hold what the gate of the recipe asks; nothing is published, stages are kept.
-        ArtifactError: another build is writing here.
+        ArtifactError: another build is writing here, or the release to align to is not there.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living).run()
+        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living, align_to).run()
 
 
 class _Build:
@@ -144,8 +149,10 @@ class _Build:
         reporter: Reporter,
         ranks: Ranks,
         living: Living,
+        align_to: str | None,
     ) -> None:
         self._ranks, self._living = ranks, living
+        self._old = Release.open(root, None if align_to == "current" else align_to) if align_to else None
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
@@ -174,6 +181,8 @@ class _Build:
         self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
         vocabulary = InterestVocabulary(self._done["interests"])
         self._encoders(history, vocabulary)
+        if self._old is not None:
+            self._align(history, vocabulary, self._old)
         encoder = open_encoder(self._done["encoder"].path, vocabulary, verify=False)
         self._stage(
             "embeddings", {}, ("history", "interests", "encoder"), lambda work: self._embeddings(work, history, encoder)
@@ -274,7 +283,7 @@ class _Build:
     def _items(self, work: Draft, history: HistoryBase) -> None:
         table = catalog_of(history, self._items_table)
         if "vector" in table.columns:
-            vectors = given_items(*_given(table))
+            vectors = given_items(*given_vectors(table))
         else:
             vectors = learn_items(history, texts_of(table), self._recipe.item_embeddings, self._reporter)
         write_items(work.path, vectors, history.item_counts())
@@ -289,9 +298,9 @@ class _Build:
             clustering = cluster(items.vectors_nd, k, config)
             task.advance(len(items.vectors_nd), f"{k:,} interests, mean cosine {clustering.objective:.3f}")
         table = catalog_of(history, self._items_table)
-        categories = _column(table, "category")
+        categories = column_of(table, "category")
         meanings = name_interests(
-            clustering.labels_n, k, items.counts_n, table["item_id"].to_list(), _column(table, "title"), categories
+            clustering.labels_n, k, items.counts_n, table["item_id"].to_list(), column_of(table, "title"), categories
         )
         grain_n = grains(clustering, items.counts_n, config)
         rare = rarity(history, clustering.labels_n, grain_n, k)
@@ -367,6 +376,23 @@ class _Build:
             f"anchors used {', '.join(f'{u:.0%}' for u in usage)}"
         )
 
+    def _align(self, history: HistoryBase, vocabulary: InterestVocabulary, old: Release) -> None:
+        """Put the same encoder, turned into the space of an older release, in its place."""
+        trained = self._done["encoder"]
+
+        def turned(work: Draft) -> None:
+            attributes = Attributes.of(self._done["attributes"]) if "attributes" in self._done else None
+            encoder = open_encoder(trained.path, vocabulary, verify=False)
+            rotation_ee, alignment = align(encoder, history, vocabulary, old, attributes)
+            for file in trained.manifest.files:
+                link_or_copy(trained.path / file, work.path / file)
+            np.save(work.path / ROTATION, rotation_ee, allow_pickle=False)
+            work.metrics.update(trained.manifest.metrics, alignment=asdict(alignment))
+            self._reporter.say(f"  {alignment}")
+
+        config = {**trained.manifest.config, "aligned_to": old.space_id, "by": old.release_id}
+        self._stage("encoder", config, ("history", "interests", "encoder"), turned)
+
     def _lumos(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
         attributes = Attributes.of(self._done["attributes"]) if "attributes" in self._done else Attributes(len(history))
         calendar = forecasting.calendar_of(self._dataset, history, attributes)
@@ -433,7 +459,11 @@ class _Build:
             "n_bad": ingested["n_bad"],
             "n_duplicates": ingested["n_duplicates"],
             "interests": dict(self._done["interests"].manifest.metrics),
-            **{name: trained[name] for name in ("held_out", "recall_at_1", "anchor_usage") if name in trained},
+            **{
+                name: trained[name]
+                for name in ("held_out", "recall_at_1", "anchor_usage", "alignment")
+                if name in trained
+            },
             **{name: dict(self._done[name].manifest.metrics) for name in self._recipe.beside},
         }
 
@@ -463,25 +493,3 @@ class _Build:
 def _peak_memory_bytes() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _given(table: pl.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The imported vectors (N, D), zero where an item has none, and which items have one (N,)."""
-    lengths = table["vector"].list.len()
-    widths = lengths.drop_nulls().unique().to_list()
-    if len(widths) != 1 or not widths[0]:
-        odd = table.filter(lengths.ne_missing(pl.Series([lengths.mode().min()], dtype=lengths.dtype)))["item_id"].head(
-            1
-        ).to_list() or ["every item"]
-        raise DataError(
-            f"given item vectors must all have one length, found {sorted(widths)[:5]}; see {odd[0]!r}. "
-            'Mend the table, or ignore its vectors with vector = "" under [items].'
-        )
-    known = table["vector"].is_not_null().to_numpy()
-    vectors = np.zeros((len(table), int(widths[0])), np.float32)
-    vectors[known] = table["vector"].drop_nulls().explode().to_numpy().reshape(-1, int(widths[0]))
-    return vectors, known
-
-
-def _column(table: pl.DataFrame, name: str) -> list[str | None]:
-    return table[name].to_list() if name in table.columns else [None] * len(table)

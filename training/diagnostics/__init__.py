@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.encoder import AlignedEncoder
 from lurm.errors import ArtifactCorrupt
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -203,11 +204,13 @@ def _acts(history: HistoryBase, vocabulary: InterestVocabulary, n_users: int, se
 
 
 def _anchors(subject: Subject, mass_k: NDArray[np.int64], variance_e: NDArray[np.float64]) -> tuple[Anchor, ...]:
-    if not isinstance(subject.encoder, Anchored):
+    aligned = isinstance(subject.encoder, AlignedEncoder)  # its anchors have no block of the vector any more
+    encoder = subject.encoder.unaligned if isinstance(subject.encoder, AlignedEncoder) else subject.encoder
+    if not isinstance(encoder, Anchored):
         return ()
-    mass_km = subject.encoder.anchor_shares() * mass_k[:, None]
+    mass_km = encoder.anchor_shares() * mass_k[:, None]
     usage_m = mass_km.sum(0) / max(mass_km.sum(), 1)
-    width = subject.encoder.network.config.width if isinstance(subject.encoder, SmenEncoder) else 0
+    width = encoder.network.config.width if isinstance(encoder, SmenEncoder) and not aligned else 0
     total = variance_e.sum()
     anchors = []
     for m, usage in enumerate(usage_m.tolist()):
