@@ -57,6 +57,7 @@ The map of the house, from the ground up. Each module may import only what stand
     encoder       the one protocol serving knows
     histories     base + live: every event of every user, up to this moment
     index         nearest users
+    moved         vectors of those who moved since the base was built
     cache         the self-describing, compared cache
     audience      who is like these people, and how sure that is
     release       one immutable folder that serves

@@ -47,7 +47,8 @@ PARTS_AT_MOST = 200
 DEPTH_AT_MOST = 32
 _LISTED_AT_MOST = 1000
 _EVENTS_AT_ONCE = 1_000_000
-_REMEMBERED = 64  # masks
+_REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
+_FEW = 8  # one user in so many
 _NAMED_AT_MOST = 100_000  # items, among which a near one is sought
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
 
@@ -166,6 +167,28 @@ def document_of(wanted: Filter) -> dict[str, Any]:
     return document
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Passing:
+    """Who passes a filter; U users.
+
+    Attributes:
+        mask_u: (U,) whether each does; read-only.
+        n_users: how many.
+        rows_n: (N,) int32, their rows ascending; None where more than one in eight passes.
+    """
+
+    mask_u: NDArray[np.bool_]
+    n_users: int
+    rows_n: NDArray[np.int32] | None
+
+    @classmethod
+    def of(cls, mask_u: NDArray[np.bool_]) -> Passing:
+        """Those of a mask, which nobody may write to any longer."""
+        mask_u.setflags(write=False)
+        n_users = int(np.count_nonzero(mask_u))
+        return cls(mask_u, n_users, np.flatnonzero(mask_u).astype(np.int32) if _FEW * n_users <= len(mask_u) else None)
+
+
 class Filters:
     """Who passes a filter, in the base of a release. Masks are remembered; threads may share one of these.
 
@@ -176,13 +199,18 @@ class Filters:
     """
 
     def __init__(self, base: HistoryBase, vocabulary: InterestVocabulary, attributes: Attributes) -> None:
+        most = min(max(_REMEMBERED_BYTES // max(2 * len(base), 1), 1), _REMEMBERED)
         # without self: a cycle would keep the release in memory
         self._known = _Known(base, vocabulary, attributes)
-        evaluated = functools.partial(_mask_of, self._known)
-        self._mask = functools.lru_cache(_REMEMBERED)(evaluated)
+        evaluated = functools.partial(_passing_of, self._known)
+        self._passing = functools.lru_cache(most)(evaluated)
 
     def mask(self, wanted: Filter) -> NDArray[np.bool_]:
-        """(U,) who passes; read-only.
+        """(U,) who passes; read-only. Raises as ``passing``."""
+        return self.passing(wanted).mask_u
+
+    def passing(self, wanted: Filter) -> Passing:
+        """Who passes.
 
         Raises:
             UsageError: it has too many parts, or is nested too deep.
@@ -194,7 +222,7 @@ class Filters:
                 f"filter: {n_parts} parts, {depth} deep; at most {PARTS_AT_MOST} and {DEPTH_AT_MOST} are taken. Put "
                 "values of one attribute into one list"
             )
-        return self._mask(_Asked(_FILTER.dump_json(wanted, by_alias=True, exclude_defaults=True), wanted))
+        return self._passing(_Asked(_FILTER.dump_json(wanted, by_alias=True, exclude_defaults=True), wanted))
 
     def passes(self, wanted: Filter, row: int, history: History) -> bool:
         """Whether one user passes with another history than the base has of them.
@@ -264,10 +292,9 @@ def _within(wanted: Filter) -> Sequence[Filter]:
             return []
 
 
-def _mask_of(known: _Known, asked: _Asked) -> NDArray[np.bool_]:
+def _passing_of(known: _Known, asked: _Asked) -> Passing:
     mask_u = _evaluated(known, asked.wanted, _all_acted(known, asked.wanted))
-    mask_u.setflags(write=False)
-    return mask_u
+    return Passing.of(mask_u)
 
 
 def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.bool_]]) -> NDArray[np.bool_]:

@@ -1,6 +1,9 @@
 """Nearest users: one immutable FAISS index, memory-mapped and shared by every process.
 
 A score is a cosine: larger is nearer. Up to ``EXACT_USERS`` users the scan is exact; beyond, an HNSW graph.
+
+Among some users, ``Nearest`` goes the way that costs less: a scan of just them, exact, or the graph, which is asked for
+more than k. If k of the first quarter of what it finds are among them, they are the answer; else the scan is.
 """
 
 from __future__ import annotations
@@ -15,11 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.artifacts import Artifact, open_artifact
+from lurm.compiled import compiled, compiled_sums
 from lurm.errors import ArtifactCorrupt, UsageError
+from lurm.filters import Passing
 
 KIND = "index"
 FILE = "users.faiss"
 EXACT_USERS = 200_000
+_ROW_NS, _GRAPH_NS = 20.0, 1_500.0  # what a scan takes for a row, the graph for one of those it is asked for
+_FRONT = 4  # of what the graph finds, the first part of so many is taken for all that is there
+_LEAST = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,11 @@ class UserIndex:
         """Width of the vectors."""
         return int(self._index.d)
 
+    @property
+    def is_graph(self) -> bool:
+        """Whether answers may lack a near user; if not, they are exact."""
+        return isinstance(self._index, faiss.IndexHNSW)
+
     def search(self, vector_e: NDArray[np.float32], k: int, *, without: Sequence[int] = ()) -> Neighbors:
         """The k users nearest to a vector; all of them when there are fewer than k.
 
@@ -74,19 +87,192 @@ class UserIndex:
         Raises:
             UsageError: k < 1, or a vector of another width, not finite, or zero.
         """
+        query_e = self.checked(vector_e, k)
+        found = self.first(query_e, min(k + len(without), len(self)))
+        kept = ~np.isin(found.rows, np.asarray(without, np.int64))
+        return Neighbors(found.rows[kept][:k], found.scores[kept][:k])
+
+    def checked(self, vector_e: NDArray[np.float32], k: int) -> NDArray[np.float32]:
+        """A query of unit length; see ``search``."""
         if k < 1:
             raise UsageError(f"k is {k}, expected at least 1")
         query = np.asarray(vector_e, np.float32)
         norm = float(np.linalg.norm(query))
         if query.shape != (self.dim,) or not np.isfinite(norm) or norm == 0:
             raise UsageError(f"a query must be one finite, non-zero vector of {self.dim} numbers")
-        wanted = min(k + len(without), len(self))
+        unit_e: NDArray[np.float32] = query / norm
+        return unit_e
+
+    def first(self, query_e: NDArray[np.float32], n: int) -> Neighbors:
+        """The first n that the index finds for a query of unit length; fewer where a graph ends."""
         parameters = None
-        if isinstance(self._index, faiss.IndexHNSW):
-            parameters = faiss.SearchParametersHNSW(efSearch=max(2 * wanted, 64))
-        scores, rows = self._index.search(query[None] / norm, wanted, params=parameters)
-        kept = (rows[0] >= 0) & ~np.isin(rows[0], np.asarray(without, np.int64))
-        return Neighbors(rows[0][kept][:k], scores[0][kept][:k])
+        if self.is_graph:
+            parameters = faiss.SearchParametersHNSW(efSearch=max(n, _LEAST))
+        scores, rows = self._index.search(query_e[None], n, params=parameters)
+        there = rows[0] >= 0
+        return Neighbors(rows[0][there], scores[0][there])
+
+
+class Nearest:
+    """The nearest of some users of a release; threads may share one of these.
+
+    Args:
+        index: of all users.
+        vectors_ue: (U, E) unit rows that it was made of, memory-mapped.
+    """
+
+    def __init__(self, index: UserIndex, vectors_ue: NDArray[np.float32]) -> None:
+        self._index, self._vectors_ue = index, vectors_ue.view(np.ndarray)
+
+    def search(
+        self,
+        vector_e: NDArray[np.float32],
+        k: int,
+        *,
+        among: Passing | None = None,
+        without: Sequence[int] | NDArray[np.int64] = (),
+    ) -> Neighbors:
+        """The k users nearest to a vector among some; all of those when there are fewer than k.
+
+        Exact, but for what the graph of a large release does not find among many.
+
+        Args:
+            vector_e: (E,) finite and not zero; it is scaled to unit length.
+            k: at least 1.
+            among: who may be an answer; None: everybody.
+            without: user rows that must not be among the answers.
+
+        Raises:
+            UsageError: k < 1, or a vector of another width, not finite, or zero.
+        """
+        query_e = self._index.checked(vector_e, k)
+        n_users = len(self._index)
+        n_among = n_users if among is None else among.n_users
+        left_out = np.asarray(without, np.int64)
+        if not n_among:
+            return Neighbors(np.empty(0, np.int64), np.empty(0, np.float32))
+        if asked := self._asked(k + min(len(left_out), k), n_among):
+            found = self._index.first(query_e, asked)
+            front = found.rows[: -(-asked // _FRONT)]
+            passes = np.ones(len(front), bool) if among is None else among.mask_u[front]
+            if len(left_out):
+                passes &= ~np.isin(front, left_out)
+            places = np.flatnonzero(passes)[:k]
+            if len(places) == k:
+                return Neighbors(front[places], found.scores[places])
+        if len(left_out) > _LEAST:
+            mask_u = np.ones(n_users, bool) if among is None else among.mask_u.copy()
+            mask_u[left_out] = False
+            among = Passing.of(mask_u)
+            return self._scan(query_e, min(k, among.n_users), among)
+        found = self._scan(query_e, min(k + len(left_out), n_among), among)
+        kept = ~np.isin(found.rows, left_out)
+        return Neighbors(found.rows[kept][:k], found.scores[kept][:k])
+
+    def _asked(self, wanted: int, n_among: int) -> int:
+        """How many to ask the graph for, so that likely enough of them are among some; 0: the scan costs less."""
+        if not self._index.is_graph:
+            return 0
+        likely = _FRONT * (wanted + 3 * wanted**0.5) * len(self._index) / n_among
+        asked = max(round(likely), _LEAST)
+        return asked if asked < len(self._index) and asked * _GRAPH_NS < n_among * _ROW_NS else 0
+
+    def _scan(self, query_e: NDArray[np.float32], n: int, among: Passing | None) -> Neighbors:
+        """The nearest n of those who pass, exactly; ties in the order of rows."""
+        rows, scores = np.empty(n, np.int64), np.empty(n, np.float32)
+        if among is None:
+            n_found = _nearest_of_all(self._vectors_ue, query_e, rows, scores)
+        elif among.rows_n is None:
+            n_found = _nearest_of_mask(self._vectors_ue, among.mask_u, query_e, rows, scores)
+        else:
+            n_found = _nearest_of_rows(self._vectors_ue, among.rows_n, query_e, rows, scores)
+        order = np.lexsort((rows[:n_found], -scores[:n_found]))
+        return Neighbors(rows[order], scores[order])
+
+
+@compiled_sums
+def _product(vector_e: NDArray[np.float32], query_e: NDArray[np.float32]) -> float:
+    total = np.float32(0)
+    for e in range(len(query_e)):
+        total += vector_e[e] * query_e[e]
+    return total  # type: ignore[return-value]
+
+
+@compiled
+def _keep(rows: NDArray[np.int64], scores: NDArray[np.float32], n: int, row: int, score: float) -> int:
+    """Put one more into a heap whose root is the farthest, the root making room; how many there are then."""
+    most = len(rows)
+    if n < most:
+        at = n
+        while at > 0:
+            above = (at - 1) // 2
+            if scores[above] < score or (scores[above] == score and rows[above] > row):
+                break
+            rows[at], scores[at] = rows[above], scores[above]
+            at = above
+        rows[at], scores[at] = row, score
+        return n + 1
+    if score <= scores[0]:  # rows come ascending, so that of equals the first stay
+        return n
+    at = 0
+    while True:
+        below = 2 * at + 1
+        if below >= most:
+            break
+        other = below + 1
+        if other < most and (
+            scores[other] < scores[below] or (scores[other] == scores[below] and rows[other] > rows[below])
+        ):
+            below = other
+        if score < scores[below] or (score == scores[below] and row > rows[below]):
+            break
+        rows[at], scores[at] = rows[below], scores[below]
+        at = below
+    rows[at], scores[at] = row, score
+    return n
+
+
+@compiled
+def _nearest_of_rows(
+    vectors_ue: NDArray[np.float32],
+    among_n: NDArray[np.int32],
+    query_e: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> int:
+    """Fill a heap with the nearest of some rows, ascending; how many there are."""
+    n = 0
+    for at in range(len(among_n)):
+        row = among_n[at]
+        n = _keep(rows, scores, n, row, _product(vectors_ue[row], query_e))
+    return n
+
+
+@compiled
+def _nearest_of_mask(
+    vectors_ue: NDArray[np.float32],
+    among_u: NDArray[np.bool_],
+    query_e: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> int:
+    """The same of all rows of a mask."""
+    n = 0
+    for row in range(len(among_u)):
+        if among_u[row]:
+            n = _keep(rows, scores, n, row, _product(vectors_ue[row], query_e))
+    return n
+
+
+@compiled
+def _nearest_of_all(
+    vectors_ue: NDArray[np.float32], query_e: NDArray[np.float32], rows: NDArray[np.int64], scores: NDArray[np.float32]
+) -> int:
+    """The same of everybody."""
+    n = 0
+    for row in range(len(vectors_ue)):
+        n = _keep(rows, scores, n, row, _product(vectors_ue[row], query_e))
+    return n
 
 
 def write_index(folder: Path, vectors_ue: NDArray[np.float32], *, seed: int = 0) -> dict[str, object]:

@@ -8,7 +8,7 @@ admission    what every request passes: request id, body cap, deadline, metrics
 protocol     what every connection passes: a deadline and a cap for the head of a request
 direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
-users        /v1/users: neighbours, interests
+users        /v1/users: neighbours, interests; /v1/neighbors
 prospects    /v1/users: what comes next, rollouts
 audiences    /v1/lookalikes
 saved        /v1/audiences: saved ones, and /v1/users: which ones somebody is in
@@ -17,6 +17,7 @@ rules        saved audiences, over the wire
 exports      GET /v1/export
 events       POST /v1/events, DELETE /v1/users
 operations   /info, /health, /metrics, /docs
+nearby       who is near as of now: the index, what moved since, who was erased
 embedder     the read path: cache, one flight per user, bounded queue, micro-batches
 futures      what may come next, as documents
 foreteller   what comes next, for many requests at once

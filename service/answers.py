@@ -95,9 +95,9 @@ class NeighborItem(BaseModel):
 
 
 class NeighborsAnswer(BaseModel):
-    """The users nearest to a user, nearest first."""
+    """The users nearest to a user, a vector or a history, nearest first."""
 
-    user_id: str
+    user_id: str | None = Field(description="Of the user they are near; null for a vector and a history.")
     space_id: str
     k: int
     neighbors: list[NeighborItem]

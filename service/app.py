@@ -23,6 +23,7 @@ from service.direct import Door, describe_keys
 from service.drain import Drain
 from service.keys import Keys, read_keys
 from service.problems import Malformed
+from service.queries import NeighborsRequest
 from service.releases import Source, open_releases
 from service.rules import AudienceRequest, LookalikesRequest
 from service.schemas import EmbeddingsRequest, EventsRequest, RolloutRequest, in_words
@@ -119,7 +120,7 @@ def create_api() -> FastAPI:
 
 def _complete(schema: dict[str, Any]) -> None:
     """Add the models that direct endpoints name, and take out FastAPI's own error, which is never sent."""
-    requests = (EmbeddingsRequest, EventsRequest, LookalikesRequest, RolloutRequest, AudienceRequest)
+    requests = (EmbeddingsRequest, EventsRequest, LookalikesRequest, NeighborsRequest, RolloutRequest, AudienceRequest)
     _, models = models_json_schema(
         [*((model, "validation") for model in requests), (ProblemAnswer, "serialization")],
         ref_template="#/components/schemas/{model}",

@@ -21,6 +21,7 @@ from lurm.saved import Audiences
 from lurm.settings import Settings
 from service.embedder import Embedder
 from service.foreteller import Foreteller
+from service.nearby import Nearby
 from service.problems import problem_told
 from service.telemetry import Telemetry
 from service.threads import Exports, Threads, on_one_core
@@ -45,6 +46,7 @@ class Serving:
     audiences: Audiences
     audience_thread: Threads
     jobs: Jobs
+    nearby: Nearby
     threads: Threads
     exports: Exports
     telemetry: Telemetry
@@ -122,6 +124,7 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
         batch_wait_s=settings.batch_wait_ms / 1000,
         queue_users=settings.queue_users,
     )
+    filters = filters_of(release)
     foreteller = Foreteller(release.next, queue_users=settings.queue_users)
     async with embedder, foreteller:
         yield Serving(
@@ -131,11 +134,12 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
             live,
             shared.cache,
             embedder,
-            filters_of(release),
+            filters,
             foreteller,
             Audiences(release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds),
             shared.audience_thread,
             shared.jobs,
+            Nearby(release, histories, embedder, filters, shared.threads),
             shared.threads,
             shared.exports,
             shared.telemetry,

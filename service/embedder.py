@@ -183,7 +183,7 @@ class Embedder:
 
     async def all_known(self, user_ids: Sequence[str]) -> list[Known | LurmError]:
         """Users as of now, in order; or why there is none, see ``known``."""
-        known = self._known
+        known = self.known_of
         return [known(one) if isinstance(one, Standing) else one for one in await self._histories.standings(user_ids)]
 
     async def embed_one(self, known: Known) -> Embedded:
@@ -318,7 +318,8 @@ class Embedder:
             for one in asked
         ]
 
-    def _known(self, standing: Standing) -> Known:
+    def known_of(self, standing: Standing) -> Known:
+        """A user as they stand."""
         seq = standing.live.seq
         base, seq = (self._moved, seq) if seq else (self._base, standing.n_base)
         return Known(Provenance(standing.user_id, base, seq, self._space_id), standing)

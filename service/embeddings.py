@@ -155,7 +155,7 @@ def _histories_of(
 
 def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | Seen | LurmError:
     try:
-        history = base.inline(inline.user_id or "", events_of(inline, at))
+        history = base.inline(inline.user_id or "", events_of(inline, ("input", at)))
     except (Malformed, DataError) as error:
         return error
     return history if inline.as_of is None else Seen(history.before(inline.as_of), inline.as_of)

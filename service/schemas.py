@@ -48,6 +48,8 @@ EVENTS_AT_MOST = 1000
 """Of one POST /v1/events."""
 SEEDS_AT_MOST = 100_000
 """Of one POST /v1/lookalikes."""
+NEIGHBORS_AT_MOST = 1000
+"""Of one answer."""
 _ERRORS_TOLD = 3
 
 
@@ -294,7 +296,57 @@ class RolloutRequest(WireModel):
     )
 
 
+class NearUser(_Request):
+    """Near a known user, as they are now."""
+
+    user_id: Id
+
+
+class NearVector(_Request):
+    """Near a vector of this space, such as another answer of this service."""
+
+    vector: list[Annotated[float, Field(ge=-2, le=2)]] = Field(
+        min_length=1, max_length=4096, description="As long as `dim` of `GET /info` says, and of unit length."
+    )
+    space_id: str = Field(max_length=64, description="Of the vector; that of `GET /info`, or it means nothing here.")
+
+
+class NearHistory(_Request):
+    """Near whoever did all this; embedded as by `POST /v1/embeddings`."""
+
+    events: list[SkipValidation[InlineEvent]]
+
+
+def _kind_of(query: object) -> str:
+    """Which query is meant; one that is none is told as if it were of a user."""
+    if isinstance(query, dict):
+        return next((name for name in ("vector", "events") if name in query), "user_id")
+    return "vector" if isinstance(query, NearVector) else "events" if isinstance(query, NearHistory) else "user_id"
+
+
+Query = Annotated[
+    Annotated[NearUser, Tag("user_id")] | Annotated[NearVector, Tag("vector")] | Annotated[NearHistory, Tag("events")],
+    Discriminator(_kind_of),
+]
+
+
+class NeighborsRequest(_Request):
+    """The nearest users, among all or some."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"query": {"user_id": "u0000042"}, "k": 20, "filter": {"interest": 12}}]}
+    )
+
+    query: Query
+    k: Annotated[int, Field(ge=1, le=NEIGHBORS_AT_MOST), BeforeValidator(_whole)] = 10
+    filter: Filter | None = Field(None, description="Who alone may be an answer, by what the release has of them.")
+
+
 _MODELS = (
+    NeighborsRequest,
+    NearUser,
+    NearVector,
+    NearHistory,
     EmbeddingsRequest,
     EventsRequest,
     InlineHistory,
@@ -397,6 +449,18 @@ def parse_rollout(body: bytes) -> RolloutRequest:
     return validated(RolloutRequest, parsed(body))
 
 
+def parse_neighbors(body: bytes, *, max_events: int) -> NeighborsRequest:
+    """A request for neighbours; events in it are not checked yet.
+
+    Raises:
+        Malformed: not JSON, not such a request, or too many events.
+    """
+    asked = _validated(NeighborsRequest, _parsed(body))
+    if isinstance(asked.query, NearHistory) and len(asked.query.events) > max_events:
+        raise Malformed(f"query.events: expected at most {max_events} (LURM_REQUEST_EVENTS)")
+    return asked
+
+
 def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: int) -> list[Arriving | Receipt]:
     """What is to be kept of events that were sent, and the receipts of what is not, in order. Reads from disk.
 
@@ -407,8 +471,8 @@ def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: 
     return [_checked(base, ledger, document, now) for document in sent]
 
 
-def events_of(inline: InlineHistory, at: int) -> list[Event]:
-    """The checked events of input number ``at``. Slow, but other threads get their turn every thousand events.
+def events_of(inline: InlineHistory, within: Sequence[str | int]) -> list[Event]:
+    """The checked events of an input that stands there. Slow, but other threads get their turn every thousand events.
 
     Raises:
         Malformed: an event is not one.
@@ -420,7 +484,7 @@ def events_of(inline: InlineHistory, at: int) -> list[Event]:
         try:
             checked = _EVENTS.validate_python(portion)
         except ValidationError as error:
-            raise Malformed(in_words(error.errors(), ("input", at, "events"), start)) from None
+            raise Malformed(in_words(error.errors(), (*within, "events"), start)) from None
         events += [event.event_of(owner) for event in checked]
     return events
 

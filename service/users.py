@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -13,23 +14,37 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.boi import interest_profile
+from lurm.errors import LurmError, Unfulfillable
+from lurm.filters import Filter
+from lurm.histories import Standing
 from lurm.history import History, HistoryBatch
-from lurm.index import Neighbors
 from lurm.reasons import Interests
 from lurm.release import Release
 from service.answers import InterestsAnswer, NeighborsAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import STALE, STALE_HEADER, as_json, problems
+from service.direct import STALE, STALE_HEADER, DirectRoute, as_json, in_body, problems
+from service.embedder import Known
 from service.keys import needs
-from service.schemas import iso_of, known_id
+from service.schemas import (
+    NEIGHBORS_AT_MOST,
+    InlineHistory,
+    NearHistory,
+    NearUser,
+    NearVector,
+    events_of,
+    iso_of,
+    known_id,
+    parse_neighbors,
+)
 
-MOST = 1000
 _SHARED = 3
+_UNIT = 1e-3  # as far as the length of a vector may be from 1
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
+others = APIRouter(route_class=DirectRoute, tags=["users"])
 
 UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
-K = Annotated[int, Query(ge=1, le=MOST, description="At most so many.")]
+K = Annotated[int, Query(ge=1, le=NEIGHBORS_AT_MOST, description="At most so many.")]
 
 
 @router.get(
@@ -56,26 +71,111 @@ async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
 )
 @needs("read")
 async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
-    """The users whose embeddings are nearest, and which interests they share with this one."""
+    """The users whose embeddings are nearest, and which interests they share with this one; all as of now."""
     serving = serving_of(request)
     known = await serving.embedder.known(known_id(user_id))
+    near = await _near(serving, await _of_user(serving, known), k, None)
+    return as_json({"user_id": user_id, **near}, [] if known.standing.is_fresh else [STALE])
+
+
+@others.post(
+    "/v1/neighbors",
+    summary="Users most like a user, a vector or a history",
+    response_model=NeighborsAnswer,
+    responses={200: {"headers": STALE_HEADER}, **problems(404, 408, 409, 413, 422, 429, 503)},
+    openapi_extra=in_body("NeighborsRequest"),
+)
+@needs("read")
+async def neighbors_of(request: Request) -> Response:
+    """The nearest users, among all or those who pass a filter; never fewer than `k` when there are as many.
+
+    Users who moved or came since the release was built are found by the vectors they have now, the erased never. A
+    vector must be of this service's space; interests are shared with users and histories alone.
+    """
+    serving = serving_of(request)
+    asked = parse_neighbors(await request.body(), max_events=serving.settings.request_events)
+    match asked.query:
+        case NearUser(user_id=user_id):
+            known = await serving.embedder.known(user_id)
+            near = await _near(serving, await _of_user(serving, known), asked.k, asked.filter)
+            return as_json({"user_id": user_id, **near}, [] if known.standing.is_fresh else [STALE])
+        case NearVector():
+            near = await _near(serving, _Subject(_checked(serving.release, asked.query)), asked.k, asked.filter)
+        case NearHistory(events=events):
+            inline = InlineHistory.model_construct(events=events)
+            history = await serving.threads.run(
+                lambda: serving.release.history.inline("", events_of(inline, ("query",)))
+            )
+            (answer,) = await serving.embedder.embed([history])
+            if isinstance(answer, LurmError):
+                raise answer
+            near = await _near(serving, _Subject(answer.embedding.vector_e, history), asked.k, asked.filter)
+    return as_json({"user_id": None, **near})
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Whom neighbours are wanted of: a vector, what it comes from if that is known, and whose it is."""
+
+    vector_e: NDArray[np.float32]
+    history: History | None = None
+    standing: Standing | None = None
+
+
+async def _of_user(serving: Serving, known: Known) -> _Subject:
     history = await serving.histories.one(known.standing)
     vector_e = (await serving.embedder.embed_one(known)).embedding.vector_e
-    found = await _alive_near(serving, vector_e, k, known.standing.row)
-    answer = await serving.threads.run(lambda: _neighbors(serving.release, history, found, k))
-    return as_json(answer, [] if known.standing.is_fresh else [STALE])
+    return _Subject(vector_e, history, known.standing)
 
 
-async def _alive_near(serving: Serving, vector_e: NDArray[np.float32], k: int, own_row: int) -> Neighbors:
-    """The k nearest users, this one and those who were erased left out."""
-    without = [own_row] if own_row >= 0 else []
-    while True:
-        search = functools.partial(serving.release.index.search, vector_e, k, without=without)
-        found = await serving.threads.run(search)
-        alive = await serving.histories.alive(found.rows)
-        if alive.all():
-            return found
-        without = [*without, *found.rows[~alive].tolist()]
+def _checked(release: Release, query: NearVector) -> NDArray[np.float32]:
+    """The vector of a query.
+
+    Raises:
+        Unfulfillable: it is of another space, dimension or length than those of the release.
+    """
+    if query.space_id != release.space_id:
+        raise Unfulfillable(
+            f"the vector is of another space than {release.space_id}, which is served; embed it anew here"
+        )
+    vector_e, dim = np.array(query.vector, np.float32), release.encoder.dim
+    length = float(np.linalg.norm(vector_e))
+    if len(vector_e) != dim or abs(length - 1) > _UNIT:
+        raise Unfulfillable(
+            f"the vector has {len(vector_e)} numbers and length {length:.4g}, expected {dim} numbers and length 1"
+        )
+    return vector_e
+
+
+async def _near(serving: Serving, subject: _Subject, k: int, where: Filter | None) -> dict[str, Any]:
+    """The answer: who is near, and the interests they share with the subject."""
+    near = await serving.nearby.search(subject.vector_e, k, where=where, own=subject.standing)
+    shared: list[list[int]] = [[] for _ in near]
+    if subject.history is not None:
+        theirs = await serving.nearby.histories_of(near)
+        shared = await serving.threads.run(lambda: _shared(serving.release, subject.history, theirs))
+    describe = serving.release.vocabulary.describe
+    return {
+        "space_id": serving.release.space_id,
+        "k": k,
+        "neighbors": [
+            {
+                "user_id": one.standing.user_id,
+                "score": one.score,
+                "shared_interests": [{"interest": each, "description": describe(each).description} for each in own],
+            }
+            for one, own in zip(near, shared, strict=True)
+        ],
+    }
+
+
+def _shared(release: Release, mine: History | None, theirs: Sequence[History | None]) -> list[list[int]]:
+    """The interests each of some users shares with one; none of whom nothing can be told."""
+    assert mine is not None
+    interests = Interests(release.vocabulary)
+    mine_k = interests.profile(HistoryBatch.of([mine]))
+    nothing = release.history.inline("", [])
+    return interests.shared(mine_k, HistoryBatch.of([nothing if one is None else one for one in theirs]), _SHARED)
 
 
 def _interests(release: Release, history: History, k: int) -> dict[str, Any]:
@@ -85,16 +185,4 @@ def _interests(release: Release, history: History, k: int) -> dict[str, Any]:
     return {"user_id": history.user_id, "n_events": len(history), "interests": profile}
 
 
-def _neighbors(release: Release, history: History, found: Neighbors, k: int) -> dict[str, Any]:
-    interests = Interests(release.vocabulary)
-    mine_k = interests.profile(HistoryBatch.of([history]))
-    shared = interests.shared(mine_k, release.history.batch(found.rows), _SHARED)
-    describe = release.vocabulary.describe
-    why = [[{"interest": one, "description": describe(one).description} for one in some] for some in shared]
-    near = zip(release.history.users.take(found.rows), found.scores.tolist(), why, strict=True)
-    return {
-        "user_id": history.user_id,
-        "space_id": release.space_id,
-        "k": k,
-        "neighbors": [{"user_id": who, "score": score, "shared_interests": some} for who, score, some in near],
-    }
+router.routes.extend(others.routes)

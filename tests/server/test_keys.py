@@ -37,6 +37,7 @@ TABLE = {
     "/v1/users/{user_id}": "admin",
     "/v1/events": "write",
     "/v1/lookalikes": "read",
+    "/v1/neighbors": "read",
     "/v1/export": "export",
     "/v1/audiences": "read",
     "/v1/audiences/{name}": "read",
@@ -91,7 +92,9 @@ def ask(client: httpx.Client, release: Release, method: str, path: str, secret: 
     user_id = "nobody" if method == "DELETE" else release.history.users[0]
     event = {"user_id": "nobody", "item_id": "i", "timestamp": 1_700_000_000_000}
     seeds = {"seeds": release.history.users.take(np.arange(100)), "limit": 3}
-    bodies = {"/v1/events": {"events": [event]}, "/v1/lookalikes": seeds, "/v1/users/{user_id}/rollout": {"steps": 2}}
+    near = {"query": {"user_id": user_id}}
+    bodies: dict[str, Any] = {"/v1/events": {"events": [event]}, "/v1/lookalikes": seeds, "/v1/neighbors": near}
+    bodies["/v1/users/{user_id}/rollout"] = {"steps": 2}
     body = bodies.get(path, {"input": user_id})
     url = path.replace("{user_id}", user_id).replace("{path}", "favicon.png")
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}

@@ -2,12 +2,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lurm import index as index_module
 from lurm.artifacts import draft
 from lurm.errors import ArtifactCorrupt, UsageError
-from lurm.index import FILE, UserIndex, write_index
+from lurm.filters import Passing
+from lurm.index import FILE, Nearest, UserIndex, write_index
 
 
 def unit_rows(n: int, dim: int = 16, seed: int = 0) -> NDArray[np.float32]:
@@ -67,6 +70,43 @@ def test_the_graph_for_many_users_finds_them_too(tmp_path: Path, monkeypatch: py
         len({*graph.search(v, 10).rows.tolist()} & {*np.argsort(-(vectors @ v))[:10].tolist()}) for v in vectors[:50]
     ]
     assert np.mean(hits) > 9.5
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> UserIndex:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "EXACT_USERS", 100)
+        return built(tmp_path_factory.mktemp("graph") / "index", unit_rows(3000))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    share=st.sampled_from([0.0, 0.002, 0.05, 0.3, 0.9, 1.0]),
+    k=st.sampled_from([1, 7, 40, 5000]),
+    n_without=st.sampled_from([0, 1, 30, 400]),
+    seed=st.integers(0, 2**16),
+    is_graph=st.booleans(),
+)
+def test_the_nearest_of_some_are_those_of_brute_force(
+    index: UserIndex, graph: UserIndex, share: float, k: int, n_without: int, seed: int, is_graph: bool
+) -> None:
+    rng, chosen = np.random.default_rng(seed), graph if is_graph else index
+    vectors = unit_rows(len(chosen))
+    query, mask = unit_rows(1, seed=seed)[0], rng.random(len(vectors)) < share
+    without = rng.choice(len(vectors), n_without, replace=False)
+    found = Nearest(chosen, vectors).search(query, k, among=Passing.of(mask.copy()), without=without)
+    mask[without] = False
+    rows = np.flatnonzero(mask)
+    scores = vectors[rows] @ query
+    expected = rows[np.argsort(-scores, kind="stable")][:k]
+    assert len(found.rows) == len(set(found.rows.tolist())) == min(k, len(rows))
+    assert mask[found.rows].all()
+    assert found.scores == pytest.approx(vectors[found.rows] @ query, abs=1e-5)
+    missed = len(set(expected.tolist()) - set(found.rows.tolist()))
+    assert missed <= (len(expected) // 10 if is_graph else 0)
+    if share == 1 and not n_without:
+        everybody = Nearest(chosen, vectors).search(query, k)
+        assert everybody.rows.tolist() == found.rows.tolist()
 
 
 def test_a_damaged_index_is_refused_by_name(tmp_path: Path) -> None:

@@ -1,0 +1,106 @@
+"""Users who moved since a base was built, and newcomers, by the vectors they have now: a bounded table beside an index.
+
+What is in it counts in the place of what the base has; the rows it stands for are tombstones there. It holds the users
+whose vectors were put last; who falls out of it is as the base has them again, until put once more.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One user in the table.
+
+    Attributes:
+        row: in the base; -1: it does not know them.
+        seq: of the live tail that the vector knows; 0: it is that of the base.
+    """
+
+    user_id: str
+    row: int
+    seq: int
+
+
+class Moved:
+    """Vectors of at most so many users; threads may share one of these.
+
+    Args:
+        dim: width E of the vectors.
+        most: users; beyond, the one put longest ago makes room.
+    """
+
+    def __init__(self, dim: int, most: int) -> None:
+        self._vectors_me = np.empty((most, dim), np.float32)  # pages are taken as they are written to
+        self._rows_m = np.full(most, -1, np.int64)
+        self._slots: list[Slot | None] = [None] * most
+        self._place_of: OrderedDict[str, int] = OrderedDict()
+        self._free = list(range(most - 1, -1, -1))
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._place_of)
+
+    def put(self, slot: Slot, vector_e: NDArray[np.float32]) -> None:
+        """Hold a user's vector, in the place of an older one."""
+        with self._lock:
+            place = self._place_of.pop(slot.user_id, None)
+            if place is None:
+                place = self._free.pop() if self._free else self._place_of.popitem(last=False)[1]
+            self._place_of[slot.user_id] = place
+            self._vectors_me[place], self._rows_m[place], self._slots[place] = vector_e, slot.row, slot
+
+    def drop(self, user_id: str) -> None:
+        """Hold nothing of a user."""
+        with self._lock:
+            place = self._place_of.pop(user_id, None)
+            if place is not None:
+                self._free.append(place)
+                self._rows_m[place], self._slots[place] = -1, None
+
+    def tombstones(self) -> NDArray[np.int64]:
+        """Rows of the base whose users are in the table."""
+        with self._lock:
+            return self._rows_m[self._rows_m >= 0]
+
+    def search(
+        self,
+        query_e: NDArray[np.float32],
+        k: int,
+        *,
+        among_u: NDArray[np.bool_] | None = None,
+        strangers: bool = True,
+        without: str | None = None,
+    ) -> list[tuple[Slot, float]]:
+        """The k nearest users of the table and their scores, nearest first, exactly.
+
+        Args:
+            query_e: (E,) unit length.
+            k: at least 1.
+            among_u: who of the base may be an answer; None: everybody.
+            strangers: whether those may whom the base does not know.
+            without: who must not be an answer.
+        """
+        with self._lock:
+            places = np.array(list(self._place_of.values()), np.int64)
+            if not len(places):
+                return []
+            rows = self._rows_m[places]
+            may = (rows >= 0) | strangers
+            if among_u is not None:
+                may &= (rows < 0) | among_u[rows]
+            places = places[may]
+            scores = self._vectors_me[places] @ query_e
+            found = [
+                (slot, float(scores[at]))
+                for at in np.argsort(-scores, kind="stable")[: k + 1].tolist()
+                for slot in [self._slots[places[at]]]
+                if slot is not None and slot.user_id != without
+            ]
+            return found[:k]
