@@ -14,6 +14,7 @@ audiences    /v1/lookalikes
 saved        /v1/audiences: saved ones, and /v1/users: which ones somebody is in
 jobs         /v1/jobs: long work, and what came of it
 rules        saved audiences, over the wire
+queries      whom neighbours are wanted of, over the wire
 exports      GET /v1/export
 events       POST /v1/events, DELETE /v1/users
 operations   /info, /health, /metrics, /docs

@@ -48,8 +48,6 @@ EVENTS_AT_MOST = 1000
 """Of one POST /v1/events."""
 SEEDS_AT_MOST = 100_000
 """Of one POST /v1/lookalikes."""
-NEIGHBORS_AT_MOST = 1000
-"""Of one answer."""
 _ERRORS_TOLD = 3
 
 
@@ -296,57 +294,7 @@ class RolloutRequest(WireModel):
     )
 
 
-class NearUser(_Request):
-    """Near a known user, as they are now."""
-
-    user_id: Id
-
-
-class NearVector(_Request):
-    """Near a vector of this space, such as another answer of this service."""
-
-    vector: list[Annotated[float, Field(ge=-2, le=2)]] = Field(
-        min_length=1, max_length=4096, description="As long as `dim` of `GET /info` says, and of unit length."
-    )
-    space_id: str = Field(max_length=64, description="Of the vector; that of `GET /info`, or it means nothing here.")
-
-
-class NearHistory(_Request):
-    """Near whoever did all this; embedded as by `POST /v1/embeddings`."""
-
-    events: list[SkipValidation[InlineEvent]]
-
-
-def _kind_of(query: object) -> str:
-    """Which query is meant; one that is none is told as if it were of a user."""
-    if isinstance(query, dict):
-        return next((name for name in ("vector", "events") if name in query), "user_id")
-    return "vector" if isinstance(query, NearVector) else "events" if isinstance(query, NearHistory) else "user_id"
-
-
-Query = Annotated[
-    Annotated[NearUser, Tag("user_id")] | Annotated[NearVector, Tag("vector")] | Annotated[NearHistory, Tag("events")],
-    Discriminator(_kind_of),
-]
-
-
-class NeighborsRequest(_Request):
-    """The nearest users, among all or some."""
-
-    model_config = ConfigDict(
-        json_schema_extra={"examples": [{"query": {"user_id": "u0000042"}, "k": 20, "filter": {"interest": 12}}]}
-    )
-
-    query: Query
-    k: Annotated[int, Field(ge=1, le=NEIGHBORS_AT_MOST), BeforeValidator(_whole)] = 10
-    filter: Filter | None = Field(None, description="Who alone may be an answer, by what the release has of them.")
-
-
 _MODELS = (
-    NeighborsRequest,
-    NearUser,
-    NearVector,
-    NearHistory,
     EmbeddingsRequest,
     EventsRequest,
     InlineHistory,
@@ -374,6 +322,8 @@ _MORE_FIELDS = {
     "after",
     "audience",
     "job_id",
+    "query",
+    "vector",
 }
 _FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | _MORE_FIELDS
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
@@ -447,18 +397,6 @@ def parse_rollout(body: bytes) -> RolloutRequest:
         Malformed: not JSON, or not such a request.
     """
     return validated(RolloutRequest, parsed(body))
-
-
-def parse_neighbors(body: bytes, *, max_events: int) -> NeighborsRequest:
-    """A request for neighbours; events in it are not checked yet.
-
-    Raises:
-        Malformed: not JSON, not such a request, or too many events.
-    """
-    asked = _validated(NeighborsRequest, _parsed(body))
-    if isinstance(asked.query, NearHistory) and len(asked.query.events) > max_events:
-        raise Malformed(f"query.events: expected at most {max_events} (LURM_REQUEST_EVENTS)")
-    return asked
 
 
 def all_checked(base: HistoryBase, ledger: Ledger, sent: Sequence[object], now: int) -> list[Arriving | Receipt]:

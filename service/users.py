@@ -25,17 +25,8 @@ from service.bootstrap import Serving, serving_of
 from service.direct import STALE, STALE_HEADER, DirectRoute, as_json, in_body, problems
 from service.embedder import Known
 from service.keys import needs
-from service.schemas import (
-    NEIGHBORS_AT_MOST,
-    InlineHistory,
-    NearHistory,
-    NearUser,
-    NearVector,
-    events_of,
-    iso_of,
-    known_id,
-    parse_neighbors,
-)
+from service.queries import NEIGHBORS_AT_MOST, NearHistory, NearUser, NearVector, parse_neighbors
+from service.schemas import InlineHistory, events_of, iso_of, known_id
 
 _SHARED = 3
 _UNIT = 1e-3  # as far as the length of a vector may be from 1

@@ -23,7 +23,7 @@ from lurm import export
 from lurm.client import AsyncClient, Client, Info, UserEmbeddings
 from lurm.errors import DataError, LurmError, UnknownUser, UsageError
 from lurm.release import Release
-from service.schemas import NEIGHBORS_AT_MOST as MOST
+from service.queries import NEIGHBORS_AT_MOST as MOST
 from tests.scripted import Said, scripted
 from tests.server.conftest import RunningServer
 from tests.server.test_answers import events_of

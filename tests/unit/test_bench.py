@@ -53,7 +53,7 @@ RATIOS = {
         "ingest_vs_alone",
         "one_vs_four_workers",
     },
-    "audience": {"vs_bare_scan", "eight_vs_bare_scan"},
+    "audience": {"vs_bare_scan", "eight_vs_bare_scan", "filtered_recall", "filtered_speed"},
     "export": {"vs_arrow_write"},
 }
 CONTENDERS = {

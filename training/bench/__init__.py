@@ -5,6 +5,7 @@
     duck         DuckDB, the peer that speaks SQL
     history boi interests embed train behavegpt scale serve audience export      one benchmark each
     served load peers arriving sharing      for serve: who answers, who asks, what lurm is compared with
+    among        for audience: nearest users among some, beside FAISS by hand
     page         BENCHMARKS.md, from the results that were kept
 
 A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm, but for those of
