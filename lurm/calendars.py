@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lurm.attributes import Attributes
-from lurm.errors import DataError, UsageError
+from lurm.errors import DataError, Unfulfillable
 from lurm.events import DAY_MS
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
@@ -149,7 +149,7 @@ class Calendar:
         """The calendar had it been another one, known at a moment (epoch ms).
 
         Raises:
-            UsageError: an edit names an event or a kind that is not there, one that is not known at the moment, or
+            Unfulfillable: an edit names an event or a kind that is not there, one that is not known at the moment, or
                 has an impossible time.
         """
         calendar = self
@@ -170,8 +170,7 @@ class Calendar:
             as_of: epoch ms; what is known later has no influence.
         """
         begins = (first_day + np.arange(n_days)) * DAY_MS
-        known = (self.known_at_n <= as_of) & (self.start_n < begins[-1] + DAY_MS) & (self.end_n > begins[0])
-        events = np.flatnonzero(known)
+        events = self._on(first_day, n_days, as_of)
         overlap = np.minimum(self.end_n[events, None], begins + DAY_MS) - np.maximum(self.start_n[events, None], begins)
         share_nw = np.clip(overlap / DAY_MS, 0.0, 1.0)
         concerns_bn = self._concerns(rows, events)
@@ -181,6 +180,16 @@ class Calendar:
         plain_wc = np.broadcast_to(_plain(begins), (len(on_uwk), n_days, _PLAIN))
         contexts = np.concatenate([plain_wc, np.minimum(on_uwk, 3.0)], axis=2).astype(np.float32)
         return Days(contexts, group_b.reshape(-1).astype(np.int64), on_uwk > 0)
+
+    def known(self, rows: NDArray[np.int64], first_day: int, n_days: int, *, as_of: int) -> pl.DataFrame:
+        """The events that are on within some days for any of these users, as known at a moment."""
+        events = self._on(first_day, n_days, as_of)
+        return self.table()[events[self._concerns(rows, events).any(0)]].drop("known_at")
+
+    def _on(self, first_day: int, n_days: int, as_of: int) -> NDArray[np.int64]:
+        """The events that are on within some days, as known at a moment (epoch ms)."""
+        begin, end = first_day * DAY_MS, (first_day + n_days) * DAY_MS
+        return np.flatnonzero((self.known_at_n <= as_of) & (self.start_n < end) & (self.end_n > begin))
 
     def table(self) -> pl.DataFrame:
         """The events, without their targets."""
@@ -242,12 +251,14 @@ class Calendar:
         if edit.do == "add":
             return self._added(edit, as_of)
         if edit.do not in {"move", "remove"}:
-            raise UsageError(f"an edit is {edit.do!r}, expected add, move or remove")
+            raise Unfulfillable(f"an edit is {edit.do!r}, expected add, move or remove")
         if edit.event_id not in self.event_ids:
-            raise UsageError(f"the calendar has no event {edit.event_id!r} to {edit.do}")
+            raise Unfulfillable(f"the calendar has no event {edit.event_id!r} to {edit.do}")
         event = self.event_ids.index(edit.event_id)
         if self.known_at_n[event] > as_of:
-            raise UsageError(f"event {edit.event_id!r} is not known yet when the forecast is made, so it cannot change")
+            raise Unfulfillable(
+                f"event {edit.event_id!r} is not known yet when the forecast is made, so it cannot change"
+            )
         known_at_n, start_n, end_n = self.known_at_n.copy(), self.start_n.copy(), self.end_n.copy()
         if edit.do == "remove":
             known_at_n[event] = np.iinfo(np.int64).max
@@ -261,15 +272,17 @@ class Calendar:
 
     def _added(self, edit: Edit, as_of: int) -> Calendar:
         if edit.kind not in self.kinds:
-            raise UsageError(
+            raise Unfulfillable(
                 f"the model knows no event of kind {edit.kind!r}, and what it does cannot be told; "
                 f"known: {', '.join(self.kinds) or 'none'}"
             )
         name = edit.event_id or f"added {len(self)}"
         if name in self.event_ids:
-            raise UsageError(f"the calendar has an event {name!r} already; move it, or give the new one another name")
+            raise Unfulfillable(
+                f"the calendar has an event {name!r} already; move it, or give the new one another name"
+            )
         if edit.start is None:
-            raise UsageError(f"the new event {name!r} has no start")
+            raise Unfulfillable(f"the new event {name!r} has no start")
         end = edit.start + DAY_MS if edit.end is None else edit.end
         _check_time(name, edit.start, end)
         forced = {**self.forced, len(self): True if edit.targeted is None else edit.targeted}
@@ -296,7 +309,7 @@ def _times(table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], N
 
 def _check_time(name: str, start: int, end: int) -> None:
     if not (0 <= start < end <= 2**53):
-        raise UsageError(f"event {name!r} would start at {start} and end at {end} (epoch ms); expected a later end")
+        raise Unfulfillable(f"event {name!r} would start at {start} and end at {end} (epoch ms); expected a later end")
 
 
 def _plain(begins: NDArray[np.int64]) -> NDArray[np.float64]:

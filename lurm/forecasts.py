@@ -26,7 +26,7 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
 from lurm.days import DayFeatures, DayView, day_of
-from lurm.errors import ArtifactCorrupt, UsageError
+from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
@@ -214,7 +214,7 @@ class Forecaster:
             days: horizon of every target, at most that of the network; None: their own.
 
         Raises:
-            UsageError: an edit or the horizon is impossible.
+            Unfulfillable: an edit or the horizon is impossible.
         """
         calendar, questions = self.edited(edits, first_day), self._asking(days)
         parts = []
@@ -283,9 +283,15 @@ class Forecaster:
         """The calendar as it would be, known when the forecast is made.
 
         Raises:
-            UsageError: an edit is impossible.
+            Unfulfillable: an edit is impossible.
         """
         return self.calendar.edited(edits, as_of=first_day * DAY_MS)
+
+    def events(self, user_id: str, first_day: int, edits: Sequence[Edit] = ()) -> list[dict[str, Any]]:
+        """What is on for a user within the horizon, as far as it is known: event_id, kind, start and end (epoch ms)."""
+        row = np.array([self._users.row(user_id)], np.int64)
+        known = self.edited(edits, first_day).known(row, first_day, self.reader.horizon, as_of=first_day * DAY_MS)
+        return list(known.iter_rows(named=True))
 
     def _asking(self, days: int | None) -> Questions:
         """The questions at another horizon."""
@@ -293,9 +299,11 @@ class Forecaster:
         if days is None:
             return self.questions
         if not 1 <= days <= most:
-            raise UsageError(f"days is {days}; this release foretells 1 to {most} days")
+            raise Unfulfillable(f"days is {days}; this release foretells 1 to {most} days")
         if self.network.config.head == "aggregated":
-            raise UsageError("this release foretells its targets alone; its network was built with head = 'aggregated'")
+            raise Unfulfillable(
+                "this release foretells its targets alone; its network was built with head = 'aggregated'"
+            )
         targets = [replace(target, days=days) for target in self.targets]
         return Questions(targets, self.reader.view.features, self.calendar.kinds)
 
@@ -328,7 +336,7 @@ class Forecaster:
     def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on."""
         if not one.rate_bfh.numel():
-            raise UsageError("a difference has an interval with head = 'sequence' alone; build with that head")
+            raise Unfulfillable("a difference has an interval with head = 'sequence' alone; build with that head")
         slopes = []
         for said in (one, two):
             rate_bfh = said.rate_bfh.clone().requires_grad_()
@@ -363,7 +371,19 @@ def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration
     return Forecaster(one.network, one.reader, one.questions, one.calendar, calibrations, history)
 
 
-def as_json(forecaster: Forecaster, forecast: Forecast, user: int) -> list[dict[str, Any]]:
+def difference_as_json(
+    forecaster: Forecaster, difference: Difference | Totals, user: int | None
+) -> list[dict[str, Any]]:
+    """A difference, or totals with ``user`` None, a target each; null where the question does not arise."""
+    told = []
+    for at, target in enumerate(forecaster.targets):
+        place = at if user is None else (user, at)
+        numbers = {name: float(getattr(difference, name)[place]) for name in Difference._fields}
+        told.append({"target": target.name, **{name: x if np.isfinite(x) else None for name, x in numbers.items()}})
+    return told
+
+
+def as_json(forecaster: Forecaster, forecast: Forecast, user: int, days: int | None = None) -> list[dict[str, Any]]:
     """One user's forecast, a target each; what does not arise, or is not asked, is null."""
     told = []
     for at, target in enumerate(forecaster.targets):
@@ -372,7 +392,7 @@ def as_json(forecaster: Forecaster, forecast: Forecast, user: int) -> list[dict[
             {
                 "target": target.name,
                 "kind": target.kind,
-                "days": target.days,
+                "days": days or target.days,
                 **{name: number if np.isfinite(number) else None for name, number in numbers.items()},
             }
         )

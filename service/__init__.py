@@ -10,6 +10,8 @@ direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
 users        /v1/users: neighbours, interests; /v1/neighbors
 prospects    /v1/users: what comes next, rollouts
+forecasts    /v1/users/{id}/forecast: what a user will do, and would do
+scenarios    other calendars, over the wire
 audiences    /v1/lookalikes
 saved        /v1/audiences: saved ones, and /v1/users: which ones somebody is in
 jobs         /v1/jobs: long work, and what came of it

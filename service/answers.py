@@ -411,3 +411,54 @@ class LookalikesAnswer(BaseModel):
     reach: list[ReachPoint]
     interests: list[OverIndexedInterest]
     mix: list[MixItem] = Field(description="Of a balanced audience; else empty.")
+
+
+class TargetAnswer(BaseModel):
+    """What is foretold of one target; null where the question does not arise."""
+
+    target: str
+    kind: str
+    days: int
+    probability: float | None = Field(description="Calibrated; of an amount, that there is one.")
+    amount: float | None = Field(description="Given that there is one; null of other targets.")
+    low: float | None
+    high: float | None
+    expected: float | None = Field(description="probability × amount; of other targets the probability.")
+
+
+class DifferenceAnswer(BaseModel):
+    """What another calendar changes in what is expected of one target."""
+
+    target: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class OnEvent(BaseModel):
+    """An event of the calendar that is on."""
+
+    event_id: str
+    kind: str
+    start: str
+    end: str
+
+
+class ForecastAnswer(BaseModel):
+    """What a user will do."""
+
+    user_id: str
+    from_: str = Field(alias="from", description="Begin of the first day, ISO 8601 UTC.")
+    events: list[OnEvent]
+    targets: list[TargetAnswer]
+
+
+class ScenarioAnswer(BaseModel):
+    """What a user will do, and would do under another calendar."""
+
+    user_id: str
+    from_: str = Field(alias="from", description="Begin of the first day, ISO 8601 UTC.")
+    events: list[OnEvent] = Field(description="Of the edited calendar.")
+    baseline: list[TargetAnswer]
+    scenario: list[TargetAnswer]
+    difference: list[DifferenceAnswer]

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
 from lurm.settings import Settings
-from service import audiences, embeddings, events, exports, jobs, operations, prospects, saved, users
+from service import audiences, embeddings, events, exports, forecasts, jobs, operations, prospects, saved, users
 from service.admission import Admission
 from service.answers import ProblemAnswer
 from service.direct import Door, describe_keys
@@ -26,6 +26,7 @@ from service.problems import Malformed
 from service.queries import NeighborsRequest
 from service.releases import Source, open_releases
 from service.rules import AudienceRequest, LookalikesRequest
+from service.scenarios import ForecastRequest
 from service.schemas import EmbeddingsRequest, EventsRequest, RolloutRequest, in_words
 from service.telemetry import Telemetry
 from service.tracing import tracing_for
@@ -101,7 +102,7 @@ def create_api() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (embeddings, events, users, prospects, audiences, saved, jobs, exports, operations):
+    for module in (embeddings, events, users, prospects, forecasts, audiences, saved, jobs, exports, operations):
         # Their own routes, not the routers: an included router is matched anew, twice, for every request.
         api.router.routes.extend(module.router.routes)
     operations.add_docs(api)
@@ -120,7 +121,10 @@ def create_api() -> FastAPI:
 
 def _complete(schema: dict[str, Any]) -> None:
     """Add the models that direct endpoints name, and take out FastAPI's own error, which is never sent."""
-    requests = (EmbeddingsRequest, EventsRequest, LookalikesRequest, NeighborsRequest, RolloutRequest, AudienceRequest)
+    requests = (
+        *(EmbeddingsRequest, EventsRequest, LookalikesRequest, NeighborsRequest),
+        *(RolloutRequest, ForecastRequest, AudienceRequest),
+    )
     _, models = models_json_schema(
         [*((model, "validation") for model in requests), (ProblemAnswer, "serialization")],
         ref_template="#/components/schemas/{model}",

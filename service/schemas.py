@@ -308,22 +308,9 @@ _MODELS = (
     RolloutRequest,
 )
 _MORE_FIELDS = {
-    "k",
-    "limit",
-    "job",
-    "at",
-    "location",
-    "users",
-    "like",
-    "combine",
-    "and",
-    "or",
-    "name",
-    "after",
-    "audience",
-    "job_id",
-    "query",
-    "vector",
+    *("k", "limit", "job", "at", "location", "users", "like", "combine", "and"),
+    *("or", "name", "after", "audience", "job_id", "query", "vector"),
+    *("do", "edits", "kind", "start", "end", "targeted", "as_of", "days"),
 }
 _FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | _MORE_FIELDS
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}

@@ -293,7 +293,7 @@ def train(
     )
     targets = recipe.targets or usual_targets(features, sorted(calendar.targeted_kinds), network_config.horizon)
     questions = Questions(targets, features, calendar.kinds)
-    statics = StaticFeatures.of(attributes, _lives(history, first_day, learn_until))
+    statics = StaticFeatures.of(attributes, lives_of(history, first_day, learn_until))
     view = DayView(features, history, vocabulary)
     reader = Reader(view, statics, attributes, network_config.days, network_config.horizon)
     network = Lumos(network_config, questions, (features.width, reader.static_width, calendar.n_features))
@@ -400,7 +400,7 @@ def _platt(probability_b: NDArray[np.float64], happened_b: NDArray[np.floating])
     return float(np.clip(weights[0], 0.1, 5.0)), float(weights[1])
 
 
-def _lives(history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:
+def lives_of(history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:
     """(B, A) activity features of some users at some days."""
     batch = history.batch(np.arange(min(len(history), 4000)))
     lives = []

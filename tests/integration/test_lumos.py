@@ -11,7 +11,7 @@ from lurm.artifacts import draft
 from lurm.calendars import Calendar, Edit
 from lurm.dataset import Dataset
 from lurm.days import day_of
-from lurm.errors import DataError, UsageError
+from lurm.errors import DataError, Unfulfillable, UsageError
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBatch
 from lurm.lumos import LumosConfig
@@ -160,7 +160,7 @@ def test_a_shorter_horizon_promises_less(forecaster, batch, today):
     own = forecaster.forecast(batch, today)
     assert (day.probability[:, ACTIVE] <= week.probability[:, ACTIVE]).all()
     assert (week.probability[:, ACTIVE] <= own.probability[:, ACTIVE]).all()
-    with pytest.raises(UsageError, match="foretells 1 to 14 days"):
+    with pytest.raises(Unfulfillable, match="foretells 1 to 14 days"):
         forecaster.forecast(batch, today, days=15)
 
 

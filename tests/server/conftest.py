@@ -31,13 +31,17 @@ BEHAVE = {"network": {"window": 32, "steps": {"least_events": 1}}, "training": {
 WORLD = WorldConfig(n_users=160, n_items=400, n_interests=8, days=365, events_per_user=30)
 
 
+LUMOS = {"epochs": 1, "network": {"width": 16, "n_heads": 2, "encoder_blocks": 1, "days": 42, "horizon": 14}}
+MODELS = {"models": ["behavegpt", "lumos"]}
+
+
 @pytest.fixture(scope="session")
 def release_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifacts folder with one small release that has all there is."""
     folder = tmp_path_factory.mktemp("served")
     simulate(folder / "world", WORLD, reporter=Silent())
     dataset = Dataset.open(folder / "world")
-    recipe = Recipe.of(dataset.extra | {"training": {"epochs": 2}, "models": ["behavegpt"], "behavegpt": BEHAVE})
+    recipe = Recipe.of(dataset.extra | {"training": {"epochs": 2}, "behavegpt": BEHAVE, "lumos": LUMOS} | MODELS)
     pipeline.build(dataset, folder / "artifacts", recipe=recipe, memory_limit_bytes=2**30, threads=1, reporter=Silent())
     return folder / "artifacts"
 

@@ -34,6 +34,7 @@ TABLE = {
     "/v1/users/{user_id}/interests": "read",
     "/v1/users/{user_id}/neighbors": "read",
     "/v1/users/{user_id}/next": "read",
+    "/v1/users/{user_id}/forecast": "read",
     "/v1/users/{user_id}/rollout": "read",
     "/v1/users/{user_id}": "admin",
     "/v1/events": "write",
@@ -96,6 +97,7 @@ def ask(client: httpx.Client, release: Release, method: str, path: str, secret: 
     near = {"query": {"user_id": user_id}}
     bodies: dict[str, Any] = {"/v1/events": {"events": [event]}, "/v1/lookalikes": seeds, "/v1/neighbors": near}
     bodies["/v1/users/{user_id}/rollout"] = {"steps": 2}
+    bodies["/v1/users/{user_id}/forecast"] = {"edits": []}
     body = bodies.get(path, {"input": user_id})
     url = path.replace("{user_id}", user_id).replace("{path}", "favicon.png")
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lurm.attributes import attributes_of
 from lurm.calendars import Calendar, Edit
 from lurm.dataset import Dataset
-from lurm.errors import DataError, UsageError
+from lurm.errors import DataError, Unfulfillable
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
 
@@ -128,7 +128,7 @@ def test_an_edited_calendar_is_another_one():
 )
 def test_an_impossible_edit_says_why(edit, why):
     days = calendar(("sale", "sale", 10, 12, 0, None), ("late", "festival", 20, 21, 9, None))
-    with pytest.raises(UsageError, match=why):
+    with pytest.raises(Unfulfillable, match=why):
         days.edited([edit], as_of=5 * DAY)
 
 

@@ -3,7 +3,7 @@
     race         contenders take turns; seconds, rows per second, memory; what machine it was
     made         the logs they run on
     duck         DuckDB, the peer that speaks SQL
-    history boi interests embed train behavegpt scale serve audience export      one benchmark each
+    history boi interests embed train behavegpt scale serve audience export lumos      one benchmark each
     served load peers arriving sharing      for serve: who answers, who asks, what lurm is compared with
     among        for audience: nearest users among some, beside FAISS by hand
     page         BENCHMARKS.md, from the results that were kept
@@ -30,7 +30,7 @@ from threadpoolctl import threadpool_limits
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import Reporter
-from training.bench import audience, behavegpt, boi, embed, export, history, interests, serve, train
+from training.bench import audience, behavegpt, boi, embed, export, history, interests, lumos, serve, train
 from training.bench import scale as growth
 from training.bench.race import Figures, Track, machine
 
@@ -47,6 +47,7 @@ BENCHMARKS: Mapping[str, Callable[[Track, str], Figures]] = {
     "serve": serve.bench,
     "audience": audience.bench,
     "export": export.bench,
+    "lumos": lumos.bench,
 }
 SCALES = ("tiny", "small", "full")
 

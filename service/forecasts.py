@@ -1,0 +1,111 @@
+"""``/v1/users/{id}/forecast``: what a user will do, and would do under another calendar."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lurm import forecasts
+from lurm.calendars import Edit
+from lurm.days import day_of
+from lurm.errors import Unfulfillable
+from lurm.events import DAY_MS
+from lurm.forecasts import Forecaster
+from lurm.history import History, HistoryBatch
+from service.answers import ForecastAnswer, ScenarioAnswer
+from service.bootstrap import Serving, serving_of
+from service.direct import STALE, STALE_HEADER, as_json, in_body, problems
+from service.keys import needs
+from service.scenarios import ForecastRequest, parse_forecast
+from service.schemas import iso_of, known_id
+
+router = APIRouter(prefix="/v1/users", tags=["users"])
+
+UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
+Days = Annotated[int | None, Query(ge=1, le=366, description="Horizon of every target; default: their own.")]
+_HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
+
+
+@router.get(
+    "/{user_id:id}/forecast",
+    summary="What a user will do",
+    response_model=ForecastAnswer,
+    responses={**_HEADERS, **problems(404, 409, 422, 429, 503)},
+)
+@needs("read")
+async def forecast(request: Request, user_id: UserId, days: Days = None) -> Response:
+    """Every target of the release, from the day after the newest event on, live events included.
+
+    A probability is calibrated; an amount is given that there is one, and lies between `low` and `high` in nine of
+    ten cases; `expected` is probability × amount. `events` is what is on for this user, as far as it is known by then.
+    """
+
+    def told(forecaster: Forecaster, history: History) -> dict[str, Any]:
+        first_day = forecaster.day_for(_last_of(history))
+        found = forecaster.forecast(HistoryBatch.of([history]), first_day, days=days)
+        targets = forecasts.as_json(forecaster, found, 0, days)
+        return {**_head(forecaster, history, first_day, ()), "targets": targets}
+
+    return await _answer(request, user_id, told)
+
+
+@router.post(
+    "/{user_id:id}/forecast",
+    summary="What a user would do under another calendar",
+    response_model=ScenarioAnswer,
+    responses={**_HEADERS, **problems(404, 408, 409, 413, 422, 429, 503)},
+    openapi_extra=in_body("ForecastRequest"),
+)
+@needs("read")
+async def scenario(request: Request, user_id: UserId) -> Response:
+    """The forecast as it is, as it would be, and the difference of what is expected, with its interval.
+
+    The interval tells how well the log knows what its events do, and not by how much users vary: an event without any
+    effect has 0 in it. An edit that cannot be (an event, or a kind of events, that there is not) is 409.
+    """
+    asked = parse_forecast(await request.body())
+    return await _answer(request, user_id, functools.partial(_compared, asked))
+
+
+async def _answer(request: Request, user_id: str, tell: Callable[[Forecaster, History], dict[str, Any]]) -> Response:
+    serving = serving_of(request)
+    standing = await serving.histories.standing(known_id(user_id))
+    history = await serving.histories.one(standing)
+    found = await serving.threads.run(lambda: tell(_forecaster_of(serving), history))
+    return as_json(found, [] if standing.is_fresh else [STALE])
+
+
+def _forecaster_of(serving: Serving) -> Forecaster:
+    if serving.release.forecaster is None:
+        raise Unfulfillable("this release was built without forecasts; `lurm build PATH --model lumos` makes them")
+    return serving.release.forecaster
+
+
+def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) -> dict[str, Any]:
+    first_day = forecaster.day_for(_last_of(history)) if asked.as_of is None else day_of(asked.as_of)
+    edits = [Edit(**edit.model_dump()) for edit in asked.edits]
+    baseline, scenario, difference = forecaster.compare(HistoryBatch.of([history]), first_day, edits, days=asked.days)
+    return {
+        **_head(forecaster, history, first_day, edits),
+        "baseline": forecasts.as_json(forecaster, baseline, 0, asked.days),
+        "scenario": forecasts.as_json(forecaster, scenario, 0, asked.days),
+        "difference": forecasts.difference_as_json(forecaster, difference, 0),
+    }
+
+
+def _head(forecaster: Forecaster, history: History, first_day: int, edits: Sequence[Edit]) -> dict[str, Any]:
+    events = forecaster.events(history.user_id, first_day, edits)
+    return {
+        "user_id": history.user_id,
+        "from": iso_of(first_day * DAY_MS),
+        "events": [{**one, "start": iso_of(one["start"]), "end": iso_of(one["end"])} for one in events],
+    }
+
+
+def _last_of(history: History) -> int:
+    return int(history.timestamps[-1]) if len(history) else 0

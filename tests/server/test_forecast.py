@@ -1,0 +1,91 @@
+"""Forecasts over HTTP: the same as from the library, fresh with live events, honest about what cannot be."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import httpx
+import numpy as np
+import pytest
+
+from lurm.history import HistoryBatch
+from lurm.release import Release
+
+DAY = 86_400_000
+
+
+def iso(at: int) -> str:
+    return datetime.fromtimestamp(at / 1000, UTC).isoformat()
+
+
+@pytest.fixture
+def user_id(release: Release) -> str:
+    return release.history.users[3]
+
+
+def test_a_forecast_is_that_of_the_library(client: httpx.Client, release: Release, user_id: str) -> None:
+    forecaster = release.forecaster
+    assert forecaster is not None
+    answer = client.get(f"/v1/users/{user_id}/forecast").json()
+    first_day = forecaster.day_for(0)
+    found = forecaster.forecast(HistoryBatch.of([release.history.history(user_id)]), first_day)
+    assert datetime.fromisoformat(answer["from"]).timestamp() * 1000 == first_day * DAY
+    assert [one["target"] for one in answer["targets"]] == [target.name for target in forecaster.targets]
+    for at, one in enumerate(answer["targets"]):
+        expected = found.expected[0, at]
+        assert one["expected"] == (pytest.approx(expected, rel=1e-4) if np.isfinite(expected) else None)
+    week = client.get(f"/v1/users/{user_id}/forecast?days=7").json()["targets"]
+    assert week[1]["expected"] < answer["targets"][1]["expected"]
+
+
+def test_a_scenario_says_what_an_edit_changes(client: httpx.Client, release: Release, user_id: str) -> None:
+    forecaster = release.forecaster
+    assert forecaster is not None
+    start = (forecaster.day_for(0) + 2) * DAY
+    edit = {"do": "add", "kind": "sale", "event_id": "what if", "start": iso(start), "end": iso(start + 4 * DAY)}
+    answer = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [edit]}).json()
+    assert "what if" in [event["event_id"] for event in answer["events"]]
+    for before, after, change in zip(answer["baseline"], answer["scenario"], answer["difference"], strict=True):
+        if change["value"] is not None:
+            assert change["value"] == pytest.approx(after["expected"] - before["expected"], abs=1e-9)
+            assert change["low"] <= change["value"] <= change["high"]
+    changed = {one["target"]: one["value"] for one in answer["difference"]}
+    assert changed["active in 14 days"] > 0 > changed["churn in 14 days"] if changed["churn in 14 days"] else True
+    nothing = client.post(f"/v1/users/{user_id}/forecast", json={"edits": []}).json()
+    assert nothing["baseline"] == nothing["scenario"]
+
+
+def test_live_events_move_a_forecast(client: httpx.Client, release: Release) -> None:
+    user_id = release.history.users[11]
+    before = client.get(f"/v1/users/{user_id}/forecast").json()
+    at = release.history.watermark + 3 * DAY
+    events = [
+        {"user_id": user_id, "item_id": release.history.items[0], "timestamp": at + n, "behavior": "view"}
+        for n in (0, 9)
+    ]
+    assert client.post("/v1/events", json={"events": events}).status_code == 200
+    after = client.get(f"/v1/users/{user_id}/forecast").json()
+    assert after["from"] > before["from"]
+    assert after["targets"] != before["targets"]
+    then = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [], "as_of": before["from"]}).json()
+    assert then["baseline"] == before["targets"]  # as of then, nobody knew
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        ({"do": "add", "kind": "parade", "start": "2024-01-01"}, "no event of kind"),
+        ({"do": "remove", "event_id": "nothing"}, "no event"),
+        ({"do": "add", "kind": "sale", "start": "2024-01-02", "end": "2024-01-01"}, "expected a later end"),
+    ],
+)
+def test_edits_that_cannot_be_are_409(client: httpx.Client, user_id: str, edit: dict[str, str], why: str) -> None:
+    answer = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [edit]})
+    assert answer.status_code == 409, answer.text
+    assert why in answer.json()["detail"]
+
+
+def test_horizons_and_strangers(client: httpx.Client, user_id: str) -> None:
+    assert client.get(f"/v1/users/{user_id}/forecast?days=300").status_code == 409
+    assert client.get(f"/v1/users/{user_id}/forecast?days=0").status_code == 422
+    assert client.get("/v1/users/nobody/forecast").status_code == 404
