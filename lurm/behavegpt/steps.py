@@ -175,7 +175,7 @@ class Codebook:
         if not len(frequent):
             raise DataError(
                 f"no behaviour occurs {config.least_events} times (the most frequent one {counts_x.max(initial=0)}); "
-                "lower least_events under [behavegpt.steps], or take more events"
+                "lower least_events under [behavegpt.network.steps], or take more events"
             )
         class_x = np.full(len(counts_x), -1, np.int32)
         class_x[frequent] = np.arange(len(frequent))
