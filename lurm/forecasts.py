@@ -1,7 +1,8 @@
 """What users will do, as a trained LUMOS says it: calibrated, with intervals, and had the calendar been another one.
 
     probability   that a target happens within its days, calibrated on the last stretch of the log
-    amount        given that there is one; low and high hold nine of ten of the amounts of that stretch
+    amount        given that there is one, on average
+    typical       half of the amounts are larger; low and high hold nine of ten, as measured on that stretch
     expected      probability × amount
     difference    what an edited calendar changes; its interval tells how well the log knows what its events do
 
@@ -49,7 +50,8 @@ class Calibration:
     Attributes:
         slope, intercept: of logits.
         factor: of expected amounts.
-        width: signed logs of amounts lie so far from the one foretold in nine cases of ten.
+        tilt, shift: signed logs of typical amounts are those of average ones, times and plus this.
+        width: signed logs of amounts lie so far from typical ones in nine cases of ten.
         dispersion: variance of an answer, over its mean.
         shock: spread of the log of what everybody did together, over what was foretold.
     """
@@ -57,6 +59,8 @@ class Calibration:
     slope: float = 1.0
     intercept: float = 0.0
     factor: float = 1.0
+    tilt: float = 1.0
+    shift: float = 0.0
     width: float = 0.0
     dispersion: float = 1.0
     shock: float = 0.0
@@ -67,12 +71,14 @@ class Forecast(NamedTuple):
 
     Attributes:
         probability: that the target happens; of an amount, that there is one.
-        amount, low, high: of amounts, given that there is one; NaN of other targets.
+        amount, typical, low, high: of amounts, given that there is one: the mean, the median, and between which nine of
+            ten lie; NaN of other targets.
         expected: probability × amount; of other targets the probability.
     """
 
     probability: NDArray[np.float64]
     amount: NDArray[np.float64]
+    typical: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     expected: NDArray[np.float64]
@@ -92,6 +98,18 @@ class Totals(NamedTuple):
     value: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+
+
+class Slopes(NamedTuple):
+    """A change of what is expected of some users together, and how it moves with what events do.
+
+    Attributes:
+        value_q: (Q,) the change.
+        slopes_qc: (Q, C) by the log factors of what is on.
+    """
+
+    value_q: NDArray[np.float64]
+    slopes_qc: NDArray[np.float64]
 
 
 class _Said(NamedTuple):
@@ -130,7 +148,8 @@ class Forecaster:
         self.calibrations, self.dim, self.watermark = tuple(calibrations), network.config.width, history.watermark
         self._users = history.users
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
-        self._slope, self._intercept, self._factor, self._width, self._dispersion, self._shock = columns
+        self._slope, self._intercept, self._factor, self._tilt, self._shift, self._width, *rest = columns
+        self._dispersion, self._shock = rest
         self._unit_q = np.where(questions.amount_q >= 0, np.append(questions.unit_a, 1.0)[questions.amount_q], 1.0)
 
     @classmethod
@@ -253,6 +272,10 @@ class Forecaster:
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
     ) -> Totals:
         """What another calendar changes of users together, and its interval."""
+        return self.together([self.slopes(batch, first_day, edits, days=days)])
+
+    def slopes(self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None) -> Slopes:
+        """What another calendar changes of users together, in parts that add up to ``together``."""
         calendar, questions = self.edited(edits, first_day), self._asking(days)
         value_q, slopes_qc = np.zeros(len(questions)), np.zeros((len(questions), self.calendar.n_features))
         for some in _chunks(len(batch)):
@@ -260,7 +283,12 @@ class Forecaster:
             one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
             value_q += np.nansum(self._forecast_of(two).expected - self._forecast_of(one).expected, axis=0)
             slopes_qc += self._slopes(one, two).sum(0)
-        spread_q = self._spread(slopes_qc)
+        return Slopes(value_q, slopes_qc)
+
+    def together(self, parts: Sequence[Slopes]) -> Totals:
+        """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""
+        value_q = np.sum([part.value_q for part in parts], axis=0)
+        spread_q = self._spread(np.sum([part.slopes_qc for part in parts], axis=0))
         return Totals(value_q, value_q - _SIDES * spread_q, value_q + _SIDES * spread_q)
 
     def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
@@ -327,11 +355,11 @@ class Forecaster:
         is_amount = self.questions.amount_q >= 0
         raw = said.expected_bq.double().numpy() * self._factor
         amount = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
-        logs = np.sign(amount) * np.log1p(np.abs(amount))
-        low, high = (_from_signed_log(logs + side * self._width) for side in (-1, 1))
+        logs = np.sign(amount) * np.log1p(np.abs(amount)) * self._tilt + self._shift
+        typical, low, high = (_from_signed_log(logs + side * self._width) for side in (0, -1, 1))
         expected = np.where(is_amount, probability * amount * self._unit_q, probability)
         unit_q = self._unit_q
-        return Forecast(probability, amount * unit_q, low * unit_q, high * unit_q, expected)
+        return Forecast(probability, amount * unit_q, typical * unit_q, low * unit_q, high * unit_q, expected)
 
     def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on."""

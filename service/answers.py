@@ -420,7 +420,8 @@ class TargetAnswer(BaseModel):
     kind: str
     days: int
     probability: float | None = Field(description="Calibrated; of an amount, that there is one.")
-    amount: float | None = Field(description="Given that there is one; null of other targets.")
+    amount: float | None = Field(description="Given that there is one, on average; null of other targets.")
+    typical: float | None = Field(description="Half of such amounts are larger; nine of ten lie between low and high.")
     low: float | None
     high: float | None
     expected: float | None = Field(description="probability × amount; of other targets the probability.")

@@ -41,8 +41,9 @@ _HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
 async def forecast(request: Request, user_id: UserId, days: Days = None) -> Response:
     """Every target of the release, from the day after the newest event on, live events included.
 
-    A probability is calibrated; an amount is given that there is one, and lies between `low` and `high` in nine of
-    ten cases; `expected` is probability × amount. `events` is what is on for this user, as far as it is known by then.
+    A probability is calibrated; an amount is given that there is one, on average; half of them are above `typical`,
+    nine of ten between `low` and `high`; `expected` is probability × amount. `events` is what is on for this user, as
+    far as it is known by then.
     """
 
     def told(forecaster: Forecaster, history: History) -> dict[str, Any]:

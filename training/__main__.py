@@ -13,9 +13,7 @@ from lurm.console import ArtifactsDir, AsJson, emit
 
 if TYPE_CHECKING:
     from lurm.dataset import Dataset
-    from lurm.live.segments import Living
     from lurm.release import Release
-    from lurm.settings import Settings
     from training.recipes import Recipe
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
@@ -35,7 +33,7 @@ _RESULTS, _PAGE = Path("tests/benchmarks/results"), Path("BENCHMARKS.md")
 
 def register(app: typer.Typer) -> None:
     """Add the commands of training to the front door."""
-    for command in (simulate, build, evaluate, quality, demo, bench):
+    for command in (simulate, build, forecast, evaluate, quality, demo, bench):
         app.command(rich_help_panel="Releases")(command)
     for group in app.registered_groups:
         if group.name == "release" and group.typer_instance:
@@ -88,7 +86,7 @@ def build(
         list[str] | None,
         typer.Option(
             help="A model beside the embeddings, can be repeated: behavegpt, which says what users do next; lumos, "
-            "which foretells what they will do in days to come (docs/forecasts.md).",
+            "which foretells what they will do in days to come.",
             show_default=False,
         ),
     ] = None,
@@ -136,7 +134,7 @@ def build(
     from lurm import settings
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
-    from training import models, pipeline, ranks
+    from training import living, models, pipeline, ranks
 
     if unknown := [one for one in model or () if one not in ("behavegpt", "lumos")]:
         raise UsageError(f"there is no model {unknown[0]!r} to build; there are: behavegpt, lumos")
@@ -155,7 +153,7 @@ def build(
             threads=config.threads,
             reporter=TerminalReporter(),
             ranks=together,
-            living=_living(config, take=True),
+            living=living.living(config, take=True),
             align_to=align_to,
         )
     facts = built.metrics
@@ -173,6 +171,35 @@ def build(
         lines.append(f"  rows set aside: {built.quarantine}")
     lines.append("Next: lurm serve")
     emit(asdict(built), as_json=as_json, text="\n".join(lines))
+
+
+def forecast(
+    out: Annotated[Path, typer.Argument(help="Parquet file to write: a row per user and target.", show_default=False)],
+    users: Annotated[Path | None, typer.Option(help="File of user ids, one a line: the cohort.")] = None,
+    edits: Annotated[Path | None, typer.Option(help="JSON file of edits to the calendar: what if?")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture to draw: .png, .svg or .pdf.")] = None,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Foretell what all users of the active release will do, and what that comes to together, with intervals.
+
+    The release must have been built with `lurm build PATH --model lumos`. An edit is {"do": "add", "kind": "sale",
+    "start": "2024-03-08", "end": "2024-03-12"}, or "move" or "remove" with the event_id.
+
+    \b
+    Examples:
+      lurm forecast next.parquet
+      lurm forecast what-if.parquet --users cohort.txt --edits sale.json --plot what-if.png
+    """
+    from dataclasses import asdict
+
+    from lurm import settings
+    from lurm.progress import TerminalReporter
+    from training import outlook
+
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    found = outlook.asked(config, out, users, edits, plot, TerminalReporter())
+    emit(asdict(found), as_json=as_json, text=f"{out}: {found}")
 
 
 def evaluate(
@@ -225,6 +252,7 @@ def evaluate(
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
+    from training import living
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
@@ -258,7 +286,7 @@ def evaluate(
         threads=config.threads,
         memory_limit_bytes=config.memory_limit_bytes,
         reporter=reporter,
-        living=_living(config),
+        living=living.living(config),
     )
     with threadpool_limits(limits=config.threads):
         if ablate:
@@ -466,33 +494,6 @@ def _opened(path: Path, recipe: str | None, **overrides: Any) -> tuple[Dataset, 
         if overrides.get(flag) is not None:
             tables[table] = {**tables.get(table, {}), entry: overrides[flag]}
     return dataset, recipes.Recipe.of(tables)
-
-
-def _living(config: Settings, *, take: bool = False) -> Living:
-    """What was sent live, and who was erased; ``take``: with all that has arrived until now.
-
-    The store then lets go of what every release holds that serves or can be rolled back to.
-    """
-    import asyncio
-    import time
-
-    from lurm import release
-    from lurm.erasure import Ledger
-    from lurm.live import REPEATS_S, segments
-    from lurm.live.place import is_begun, open_live
-
-    folder = config.live_folder
-
-    async def taken() -> Living:
-        async with open_live(folder, config.live_url) as live:
-            events, ledger = live.written_to()
-            held = release.live_through(config.artifacts_dir, events.store_id)
-            await events.prune(held, forget_before=int((time.time() - REPEATS_S) * 1000))
-            return await segments.take(events, folder, ledger)
-
-    if take and is_begun(folder, config.live_url):
-        return asyncio.run(taken())
-    return segments.living(folder, Ledger.of(folder))
 
 
 def _told(facts: dict[str, Any]) -> str:

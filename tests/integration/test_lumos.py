@@ -76,8 +76,8 @@ def test_what_is_foretold_hangs_together(forecaster, batch, today):
     assert known[:, ACTIVE].all()
     assert ((found.probability[known] > 0) & (found.probability[known] < 1)).all()
     for amount in (VIEWS, SPEND):
-        assert (found.low[:, amount] <= found.amount[:, amount]).all()
-        assert (found.amount[:, amount] <= found.high[:, amount]).all()
+        assert (found.low[:, amount] <= found.typical[:, amount]).all()
+        assert (found.typical[:, amount] <= found.high[:, amount]).all()
         assert np.allclose(found.expected[:, amount], found.probability[:, amount] * found.amount[:, amount])
     assert np.isnan(found.amount[:, ACTIVE]).all()
 

@@ -136,8 +136,8 @@ class _Cut:
         blind = Forecaster(*parts, self._history).forecast(self._batch, cut_day)
         horizon = forecaster.reader.horizon
         ways = {
-            "lumos": (own.probability, own.amount),
-            "no calendar": (np.where(np.isnan(own.probability), np.nan, blind.probability), blind.amount),
+            "lumos": (own.probability, own.typical),
+            "no calendar": (np.where(np.isnan(own.probability), np.nan, blind.probability), blind.typical),
             "trees": self._trees(),
             "last value": self._repeated(cut_day - horizon),
         }
