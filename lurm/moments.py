@@ -25,6 +25,8 @@ def epoch_ms(value: object) -> int:
     Raises:
         PydanticCustomError: it is neither, or lies before 1970, or 1980 if a number.
     """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # which is what it is in JSON
     if isinstance(value, str):
         try:
             value = iso_ms(value)

@@ -84,16 +84,22 @@ class Door:
         """Do as a router does."""
         scope["router"] = self._router
         found: tuple[BaseRoute, Scope] | None = None
+        match, others = Match.NONE, list[BaseRoute]()
         for route in self._router.routes:
             match, details = route.matches(scope)
             if match is not Match.NONE:  # of those that would take another method, the last says it best
                 found = route, details
+                others.append(route)
             if match is Match.FULL:
                 break
         if found is None:
             raise HTTPException(404)
         scope.update(found[1])
         self._keys.admit(needed_by(found[0]), scope)
+        if match is not Match.FULL and isinstance(found[0], APIRoute):
+            path = found[0].path_format
+            of_path = [one.methods or () for one in others if isinstance(one, APIRoute) and one.path_format == path]
+            raise HTTPException(405, headers={"Allow": ", ".join(sorted(set().union(*of_path)))})
         await found[0].handle(scope, receive, send)
 
 
