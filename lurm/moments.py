@@ -14,6 +14,8 @@ LATEST = 253_402_300_799_999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST = 315_532_800_000
 """1980; a number before it is taken for seconds."""
+# What tools may count on; more of ISO 8601 is taken.
+_ISO = r"^(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?$"
 
 
 def epoch_ms(value: object) -> int:
@@ -60,7 +62,7 @@ Moment = Annotated[
             "anyOf": [
                 {"type": "integer", "minimum": EARLIEST, "maximum": LATEST},
                 {"type": "integer", "const": 0},
-                {"type": "string", "description": "ISO 8601; UTC unless it says otherwise"},
+                {"type": "string", "pattern": _ISO, "description": "ISO 8601; UTC unless it says otherwise"},
             ]
         }
     ),
