@@ -345,7 +345,7 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
             said_b = factor * raw_bq[:, at]
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
-        dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9)
+        dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
         found.append(Calibration(slope, intercept, factor, tilt, shift, width, dispersion))
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
