@@ -33,7 +33,7 @@ FILE = "columns.json"
 VALUES_AT_MOST = 65_535
 _NAMES_FROM = 100  # values, from which on as many as half the users name them
 _VALUES_TOLD = 20
-_EXACT = 2**53  # beyond it, a float skips whole numbers
+_EXACT = 2.0**53  # beyond it, a float skips whole numbers
 _ISO_DAY = r"^\d{4}-\d\d-\d\d([T ].*)?$"
 
 Kind = Literal["category", "number", "moment"]
@@ -229,8 +229,10 @@ def _column(name: str, cells: pl.Series) -> Attribute | None:
         return _numbers(name, "moment", cells.dt.epoch("ms").cast(pl.Float64))
     if cells.dtype.is_float() or cells.dtype.is_decimal():
         return _numbers(name, "number", cells.cast(pl.Float64))
-    if cells.dtype.is_integer() and cells.is_between(-_EXACT, _EXACT).all():
-        return _numbers(name, "number", cells.cast(pl.Float64))
+    if cells.dtype.is_integer():
+        numbers = cells.cast(pl.Float64)
+        if numbers.is_between(-_EXACT, _EXACT, closed="none").all():
+            return _numbers(name, "number", numbers)
     texts = cells.cast(pl.String).str.strip_chars()
     texts = texts.set(texts == "", None)
     if texts.str.contains(_ISO_DAY).all():

@@ -71,7 +71,7 @@ class SmenConfig:
     """
 
     dim: int = 256
-    n_anchors: int = 4
+    n_anchors: int = 8
     scales: tuple[Scale, ...] = ()
     anchor_temperature: float = 1.0
     activity_share: float = 0.1

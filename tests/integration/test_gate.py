@@ -47,7 +47,7 @@ def test_a_release_remembers_what_it_was_found_to_be(small: Built) -> None:
     assert found == json.loads(json.dumps(small.built.metrics["diagnostics"]))
     assert found["n_users"] == len(small.release().history)
     assert 1 < found["effective_rank"]["value"] <= 32
-    assert len(found["anchors"]) == 4
+    assert len(found["anchors"]) == 8
     assert all(anchor["interests"] for anchor in found["anchors"])
     release = small.release()
     assert isinstance(release.encoder, SmenEncoder)

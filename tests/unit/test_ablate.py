@@ -104,7 +104,7 @@ def test_the_axes_are_all_there(every: list[Variant]) -> None:
 def test_the_default_has_a_name_of_its_own_where_it_is_one_of_the_values() -> None:
     names = {v.axis: v.name for v in variants({}, N_ITEMS, SPAN_MS) if v.is_default}
     assert names == {
-        "anchors": "4",
+        "anchors": "8",
         "interests": "N/3 by rule = 1,066",
         "width": "256",
         "scales": "by rule = life + 364 days + 91 days",
@@ -189,7 +189,7 @@ class Planted:
     def __call__(self, variant: Variant) -> Findings:
         self.judged.append(variant.name)
         self.broken(variant)
-        n_anchors = variant.tables.get("encoder", {}).get("n_anchors", 4)
+        n_anchors = variant.tables.get("encoder", {}).get("n_anchors", 8)
         gain = 0.01 * np.log2(n_anchors)
         shared = 0.02 * np.random.default_rng(0).standard_normal((4, 10))
         own = 0.001 * np.random.default_rng(n_anchors).standard_normal((4, 10))
@@ -206,7 +206,8 @@ class Planted:
         return findings(*tasks)
 
 
-ANCHORS = chosen(variants({}, N_ITEMS, SPAN_MS), ["anchors"])
+FOUR: dict[str, Any] = {"encoder": {"n_anchors": 4}}  # neither the least nor the most
+ANCHORS = chosen(variants(FOUR, N_ITEMS, SPAN_MS), ["anchors"])
 
 
 def table(judge: Planted, folder: Path, fingerprint: str = "log", asked: list[Variant] = ANCHORS) -> Ablation:
@@ -277,7 +278,7 @@ def test_another_question_of_the_same_name_is_not_compared(tmp_path: Path) -> No
 
 
 def test_each_recipe_is_judged_once_whatever_axes_it_stands_on(tmp_path: Path) -> None:
-    asked = chosen(variants({}, N_ITEMS, SPAN_MS), ["anchors", "scales", "history"])
+    asked = chosen(variants(FOUR, N_ITEMS, SPAN_MS), ["anchors", "scales", "history"])
     judge = Planted()
     rows = table(judge, tmp_path, asked=asked).by_axis()
     distinct = {repr(recipe_of(variant)) for variant in asked}
@@ -296,7 +297,7 @@ def test_a_second_run_judges_nothing_and_finds_the_same(tmp_path: Path) -> None:
     assert judge.judged == []
     assert second.rows == first.rows
     assert second.to_markdown() == first.to_markdown()
-    spelled_out = chosen(variants({"encoder": {"dim": 256}, "seed": 0}, N_ITEMS, SPAN_MS), ["anchors"])
+    spelled_out = chosen(variants({"encoder": {"dim": 256, "n_anchors": 4}, "seed": 0}, N_ITEMS, SPAN_MS), ["anchors"])
     table(judge, tmp_path, asked=spelled_out)
     assert judge.judged == []
 
@@ -376,7 +377,7 @@ def test_what_fails_is_told_tried_again_and_stops_nothing_else(tmp_path: Path) -
 
 
 def test_a_recipe_that_cannot_be_is_told_and_never_judged(tmp_path: Path) -> None:
-    asked = chosen(variants({"encoder": {"dim": 6}}, N_ITEMS, SPAN_MS), ["anchors"])
+    asked = chosen(variants({"encoder": {"dim": 6, "n_anchors": 4}}, N_ITEMS, SPAN_MS), ["anchors"])
     judge = Planted()
     rows = table(judge, tmp_path, asked=asked).by_axis()["anchors"]
     assert rows[3].failed is not None

@@ -71,6 +71,13 @@ def test_every_column_gets_its_kind_and_every_user_their_row(tmp_path: Path) -> 
     assert (facts["age"].low, facts["age"].high, facts["age"].n_values) == (4, 31, 0)
 
 
+@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt8, pl.Int16, pl.UInt32, pl.Int64, pl.UInt64])
+def test_whole_numbers_of_any_width_are_numbers(kind: type[pl.DataType]) -> None:
+    table = pl.DataFrame({"user_id": ["u00", "u01"], "n": pl.Series([3, 127], dtype=kind)})
+    made, _ = attributes_of(table, USERS)
+    assert (made["n"].kind, cells(made, "n")[:2]) == ("number", [3, 127])
+
+
 def test_texts_that_name_people_are_no_attribute_of_theirs() -> None:
     ids = [f"u{number}" for number in range(300)]
     table = pl.DataFrame({"user_id": ids, "email": [f"{one}@example.com" for one in ids], "shoe": [40] * 300})

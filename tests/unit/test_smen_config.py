@@ -12,7 +12,7 @@ from tests.worlds import DAY_MS
     ("wrong", "message"),
     [
         ({"dim": 9, "n_anchors": 9}, "dim is 9 and n_anchors 9"),
-        ({"dim": 0}, "dim is 0 and n_anchors 4"),
+        ({"dim": 0}, "dim is 0 and n_anchors 8"),
         ({"n_anchors": 0}, "dim is 256 and n_anchors 0"),
         ({"dim": -8}, "dim is -8"),
         ({"anchor_temperature": 0.0}, "anchor_temperature is 0.0, expected more than 0"),
