@@ -43,9 +43,10 @@ from lurm.interests import InterestVocabulary
 from lurm.moments import Moment, iso_ms
 from lurm.phrases import likest, quoted
 
-PARTS_AT_MOST = 200
+PARTS_AT_MOST = 1000
 DEPTH_AT_MOST = 32
-_LISTED_AT_MOST = 1000
+_LISTED_AT_MOST = 1000  # values
+_TOGETHER_AT_MOST = 200  # filters in one list
 _EVENTS_AT_ONCE = 1_000_000
 _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
 _FEW = 8  # one user in so many
@@ -68,13 +69,13 @@ class _Part(BaseModel):
 class AllOf(_Part):
     """Users who pass every one of these; nothing in the list: everybody."""
 
-    all: list[Filter] = Field(max_length=_LISTED_AT_MOST)
+    all: list[Filter] = Field(max_length=_TOGETHER_AT_MOST)
 
 
 class AnyOf(_Part):
     """Users who pass one of these at least; nothing in the list: nobody."""
 
-    any: list[Filter] = Field(max_length=_LISTED_AT_MOST)
+    any: list[Filter] = Field(max_length=_TOGETHER_AT_MOST)
 
 
 class NotThat(_Part):

@@ -20,9 +20,16 @@ from service.direct import DirectRoute, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
 
-# Paths below a user, and their method; an id that ends so is sent with %2F.
-_BELOW = re.compile(rb"/v1/users/.+/(interests|neighbors|audiences|next|rollout)")
-_POSTED = {b"rollout"}
+# Paths below a user, and their methods; an id that ends so is sent with %2F.
+_ALLOWED = {
+    "interests": "GET",
+    "neighbors": "GET",
+    "audiences": "GET",
+    "next": "GET",
+    "rollout": "POST",
+    "forecast": "GET, POST",
+}
+_BELOW = re.compile(f"/v1/users/.+/({'|'.join(_ALLOWED)})".encode())
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
@@ -79,7 +86,7 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     serving = serving_of(request)
     known_id(user_id)
     if below := _BELOW.fullmatch(request.scope["raw_path"]):
-        raise HTTPException(405, headers={"Allow": "POST" if below[1] in _POSTED else "GET"})
+        raise HTTPException(405, headers={"Allow": _ALLOWED[below[1].decode()]})
     live, ledger = serving.live.written_to()
     n_events, newest_at = await serving.histories.extent(user_id)
     erased_at = max(int(time.time() * 1000), newest_at)
