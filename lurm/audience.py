@@ -372,8 +372,8 @@ def _percentile(scores_n: NDArray[np.float32], scores_u: NDArray[np.float32]) ->
     """(N,) how many in a hundred of everybody have a lower score than each of these."""
     if not len(scores_n):
         return np.empty(0, np.float32)
-    top = np.sort(scores_u[scores_u >= scores_n.min()])
-    below = len(scores_u) - len(top) + np.searchsorted(top, scores_n, "left")
+    top = np.sort(scores_u[np.flatnonzero(scores_u >= scores_n.min())])
+    below = len(scores_u) - len(top) + _places(top, scores_n)
     return (100 * below / len(scores_u)).astype(np.float32)
 
 
@@ -400,7 +400,11 @@ def _most(scores_n: NDArray[np.float32], n: int) -> NDArray[np.int64]:
     edge = np.partition(scores_n, len(scores_n) - n)[len(scores_n) - n]
     above = np.flatnonzero(scores_n > edge)
     level = np.flatnonzero(scores_n == edge)[: n - len(above)]
-    return np.concatenate([above[np.argsort(-scores_n[above], kind="stable")], level])
+    # One number each, the scores' bits turned to count down, then the position: a stable argsort takes longer.
+    bits = (scores_n[above] + np.float32(0)).view(np.uint32)  # of -0 and 0 the same
+    falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF)).astype(np.uint64)
+    ordered = np.sort((falling << np.uint64(32)) | above.astype(np.uint64))
+    return np.concatenate([(ordered & np.uint64(0xFFFFFFFF)).astype(np.int64), level])
 
 
 def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -416,8 +420,14 @@ def _edges(n_others: int) -> NDArray[np.float64]:
 
 def _share(scores_n: NDArray[np.float32], ascending: NDArray[np.float32]) -> NDArray[np.float64]:
     """(N,) which part of some scores, ascending, is at least as high as each of these."""
-    share: NDArray[np.float64] = 1 - np.searchsorted(ascending, scores_n, "left") / max(len(ascending), 1)
+    share: NDArray[np.float64] = 1 - _places(ascending, scores_n) / max(len(ascending), 1)
     return share
+
+
+def _places(ascending: NDArray[np.float32], scores_n: NDArray[np.float32]) -> NDArray[np.int64]:
+    """(N,) how many are lower than each score. Scores mostly fall, and searching for what rises is faster."""
+    places: NDArray[np.int64] = np.searchsorted(ascending, scores_n[::-1], "left")[::-1]
+    return places
 
 
 def _unit(rows_ne: NDArray[np.float32]) -> NDArray[np.float32]:
