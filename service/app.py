@@ -77,7 +77,10 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         try:
             await door(scope, receive, send)
         except RequestValidationError as error:
-            raise Malformed(in_words(error.errors())) from None
+            within: list[Any] = [
+                {**one, "loc": one["loc"][1:]} for one in error.errors()
+            ]  # not where in the request it stood
+            raise Malformed(in_words(within)) from None
         finally:
             turn.leave(state)
 

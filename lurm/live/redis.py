@@ -243,7 +243,7 @@ class RedisLiveEvents:
 
     async def last(self) -> int:
         """As ``LiveEvents``."""
-        return int(await self._command("GET", f"{PREFIX}arrival") or 0)
+        return _tail((await self._command("GET", f"{PREFIX}arrival"), 0, 0)).seq
 
     async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
         """As ``LiveEvents``."""

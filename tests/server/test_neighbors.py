@@ -28,6 +28,13 @@ def asked(release_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield client
 
 
+@pytest.fixture(scope="module")
+def client(release_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Connected to a server whose users stay as the release has them."""
+    with running_server(release_root, live_dir=tmp_path_factory.mktemp("still")) as server, server.client() as client:
+        yield client
+
+
 def ask(client: httpx.Client, query: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
     response = client.post("/v1/neighbors", json={"query": query, **more})
     assert response.status_code == 200, response.text

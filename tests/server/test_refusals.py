@@ -195,7 +195,7 @@ def test_a_thousand_unknown_fields_are_one_complaint() -> None:
     _, (inline,) = parse_embeddings(body, max_users=10, max_events=10)
     assert isinstance(inline, InlineHistory)
     with pytest.raises(Malformed, match=r"^input\[0\]\.events\[0\]: unknown field$"):
-        events_of(inline, 0)
+        events_of(inline, ("input", 0))
 
 
 def test_a_body_too_large_is_413_whether_it_says_so_or_not(server: RunningServer, client: httpx.Client) -> None:

@@ -41,6 +41,7 @@ RATIOS = {
     "embed": {"vs_gather_limit"},
     "train": {"vs_bare_loop"},
     "behavegpt": {"vs_bare_loop", "kv_cache_speedup", "next_vs_bare_forward"},
+    "lumos": {"vs_bare_loop", "vs_bare_forward"},
     "scale": {"time_vs_linear", "memory_vs_flat"},
     "serve": {
         "binary_vs_raw_asgi",
@@ -57,6 +58,7 @@ RATIOS = {
     "export": {"vs_arrow_write"},
 }
 CONTENDERS = {
+    "lumos": {"train", "bare_loop", "forecast", "bare_forward"},
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
     "serve": {
         "json",

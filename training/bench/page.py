@@ -25,6 +25,7 @@ WANTED: Mapping[str, Mapping[str, float]] = {
     "embed": {"vs_gather_limit": 0.5},
     "train": {"vs_bare_loop": 0.8},
     "behavegpt": {"vs_bare_loop": 0.8, "kv_cache_speedup": 5, "next_vs_bare_forward": 1 / 1.5},
+    "lumos": {"vs_bare_loop": 0.8},
     "scale": {"time_vs_linear": 1 / 1.15, "memory_vs_flat": 1 / 1.2},
     "serve": {
         "binary_vs_raw_asgi": 0.45,
