@@ -24,6 +24,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -52,6 +53,14 @@ _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as la
 _FEW = 8  # one user in so many
 _NAMED_AT_MOST = 100_000  # items, among which a near one is sought
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""An integer as JSON has it: 12.0 is one."""
 
 
 class _Part(BaseModel):
@@ -102,12 +111,12 @@ class Acted(_Part):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
-    interest: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    interest: Annotated[Whole, Field(ge=0, le=2**31 - 1)] | None = None
     behavior: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     item: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     since: Moment | None = Field(None, description="From then on; epoch ms or ISO 8601.")
     until: Moment | None = Field(None, description="Before then.")
-    at_least: int = Field(1, ge=1, le=2**31 - 1, description="So many such events.")
+    at_least: Whole = Field(1, ge=1, le=2**31 - 1, description="So many such events.")
 
 
 _EXPECTED = (
