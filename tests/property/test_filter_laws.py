@@ -264,7 +264,7 @@ def test_what_a_release_does_not_have_is_told_with_what_was_meant(world: World, 
 
 
 def test_too_much_of_a_filter_is_refused(world: World) -> None:
-    wide = {"all": [{"any": [{"attribute": "age"}] * 30}] * 10}
+    wide = {"all": [{"any": [{"attribute": "age"}] * 40}] * 30}
     deep: dict[str, Any] = {"attribute": "age"}
     for _ in range(40):
         deep = {"not": deep}
