@@ -59,10 +59,6 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""An integer as JSON has it: 12.0 is one."""
-
-
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -111,12 +107,12 @@ class Acted(_Part):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
-    interest: Annotated[Whole, Field(ge=0, le=2**31 - 1)] | None = None
+    interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)] | None = None
     behavior: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     item: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     since: Moment | None = Field(None, description="From then on; epoch ms or ISO 8601.")
     until: Moment | None = Field(None, description="Before then.")
-    at_least: Whole = Field(1, ge=1, le=2**31 - 1, description="So many such events.")
+    at_least: Annotated[int, Field(ge=1, le=2**31 - 1, description="So many such events."), BeforeValidator(_whole)] = 1
 
 
 _EXPECTED = (
