@@ -7,8 +7,9 @@ that r would not beat what a vector has already found is passed over. The answer
 "hardly ever"; up to 4096 centroids it is exact.
 
 Products are BLAS products of whole tiles: those of a block that may find something in a cell against all of the cell.
-Tiles are filled up, so that every sum has the same order and an answer depends neither on the others nor on threads;
-they are small, so that BLAS starts no threads of its own.
+They are small, so that BLAS starts no threads of its own, and find the best of a cell; the cosine to that is summed
+anew, in one order, for the last bit of BLAS's depends on where in a tile a vector lies. So an answer depends neither on
+the others nor on threads.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _EXACT_UP_TO = 4096
 _LANES = 16
 _BLOCK = 2048  # vectors searched together by one thread
 _COLUMNS = 256  # of a cell where every cell is looked into
+_ROUNDING = np.float32(1e-5)  # of a product
 _TILE = 64  # rows of either side of a product, at most
 _TILE_PRODUCTS = 2**19  # of numbers; BLAS begins to share larger products among threads of its own
 _LEAST_IN_CELL = 24
@@ -270,12 +272,18 @@ def _look_into(
             most = found[0]
             for w in range(width):
                 most = max(most, found[w])
-            if most > cosines[v]:
+            if most > cosines[v] - _ROUNDING:
                 w = 0
                 while w < width - 1 and found[w] < most:
                     w += 1
-                cosines[v] = most
-                labels[v] = columns[w]
+                cosine = most
+                if most > -2:  # there is one that it may find
+                    cosine = np.float32(0)
+                    for d in range(vectors.shape[1]):
+                        cosine += vectors[v, d] * panel[d, w]
+                if cosine > cosines[v]:
+                    cosines[v] = cosine
+                    labels[v] = columns[w]
 
 
 @compiled_products

@@ -50,14 +50,14 @@ def test_an_answer_depends_neither_on_its_batch_nor_on_threads(rng: np.random.Ge
     labels, cosines = cells.search(vectors)
     for again in (cells.search(vectors, n_threads=2), Cells(centroids, n_threads=2).search(vectors)):
         assert np.array_equal(again[0], labels)
-        assert again[1] == pytest.approx(cosines, abs=1e-6)  # the last bit is BLAS's, and differs between processors
+        assert np.array_equal(again[1], cosines)
     order = rng.permutation(2500)
     shuffled = cells.search(vectors[order])
     assert np.array_equal(shuffled[0], labels[order])
-    assert shuffled[1] == pytest.approx(cosines[order], abs=1e-6)
+    assert np.array_equal(shuffled[1], cosines[order])
     alone = [cells.search(vectors[row : row + 1]) for row in range(0, 2500, 50)]
     assert [int(label[0]) for label, _ in alone] == labels[::50].tolist()
-    assert [float(cosine[0]) for _, cosine in alone] == pytest.approx(cosines[::50].tolist(), abs=1e-6)
+    assert [float(cosine[0]) for _, cosine in alone] == cosines[::50].tolist()
 
 
 def test_what_a_vector_knows_is_kept_unless_there_is_better(rng: np.random.Generator) -> None:
