@@ -22,7 +22,7 @@ from service.app import create_api
 from service.keys import SCOPES, new_key
 from tests.server.conftest import RunningServer, running_server
 
-N_REQUESTS = int(os.environ.get("LURM_TEST_REQUESTS", "1000"))
+N_REQUESTS = int(os.environ.get("LURM_TEST_REQUESTS", "1500"))
 SEED = int(os.environ.get("LURM_TEST_SEED", "1"))
 SECRET = "s3cret-of-somebody"
 Start = Callable[..., RunningServer]

@@ -22,6 +22,7 @@ import pytest
 from lurm import release as releases
 from lurm.artifacts import Artifact, draft, open_artifact
 from lurm.dataset import Dataset
+from lurm.index import Nearest
 from lurm.progress import Silent
 from lurm.release import PARTS, Release
 from tests.server.conftest import WORLD, RunningServer, read_all, running_server
@@ -51,9 +52,9 @@ class Truth:
         rows = release.history.users.rows(ids)
         assert (rows >= 0).all()
         vectors_be = release.encoder.embed(release.history.batch(rows))
-        neighbors = {}
+        neighbors, nearest = {}, Nearest(release.index, release.embeddings.vectors_ue)
         for user_id, row in zip(ids, rows.tolist(), strict=True):
-            found = release.index.search(release.embeddings.vectors_ue[row], 5, without=[row])
+            found = nearest.search(release.embeddings.vectors_ue[row], 5, without=[row])
             neighbors[user_id] = list(
                 zip(release.history.users.take(found.rows), as_sent(found.scores.tolist()), strict=True)
             )
@@ -72,9 +73,7 @@ class Truth:
             assert len(body["data"][2]["embedding"]) == self.release.encoder.dim
         else:
             found = [(one["user_id"], one["score"]) for one in body["neighbors"]]
-            assert [who for who, _ in found] == [who for who, _ in self.neighbors[user_id]]
-            scores = [score for _, score in self.neighbors[user_id]]
-            assert [score for _, score in found] == pytest.approx(scores, abs=1e-5)
+            assert [(who, *as_sent([score])) for who, score in found] == self.neighbors[user_id]
 
 
 def as_sent(numbers: list[float]) -> list[float]:

@@ -36,7 +36,7 @@ WANTED: Mapping[str, Mapping[str, float]] = {
         "vs_naive": 3.5,
         "one_vs_four_workers": 1 / 1.3,
     },
-    "audience": {"vs_bare_scan": 1.3, "eight_vs_bare_scan": 2.5, "filtered_recall": 0.995, "filtered_speed": 0.8},
+    "audience": {"vs_bare_scan": 1.3, "eight_vs_bare_scan": 2.5, "filtered_recall": 1, "filtered_speed": 0.8},
     "export": {"vs_arrow_write": 0.6},
 }
 _AT_MOST = {"vs_bare_scan", "eight_vs_bare_scan"}  # times over times
