@@ -41,7 +41,7 @@ from lurm.errors import Unfulfillable, UsageError
 from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
 from lurm.interests import InterestVocabulary
-from lurm.moments import Moment, iso_ms
+from lurm.moments import Moment, iso_ms, whole
 from lurm.phrases import likest, quoted
 
 PARTS_AT_MOST = 1000
@@ -53,10 +53,6 @@ _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as la
 _FEW = 8  # one user in so many
 _NAMED_AT_MOST = 100_000  # items, among which a near one is sought
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
-
-
-def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class _Part(BaseModel):
@@ -107,12 +103,12 @@ class Acted(_Part):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
-    interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(_whole)] | None = None
+    interest: Annotated[int, Field(ge=0, le=2**31 - 1), BeforeValidator(whole)] | None = None
     behavior: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     item: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     since: Moment | None = Field(None, description="From then on; epoch ms or ISO 8601.")
     until: Moment | None = Field(None, description="Before then.")
-    at_least: Annotated[int, Field(ge=1, le=2**31 - 1, description="So many such events."), BeforeValidator(_whole)] = 1
+    at_least: Annotated[int, Field(ge=1, le=2**31 - 1, description="So many such events."), BeforeValidator(whole)] = 1
 
 
 _EXPECTED = (

@@ -1,4 +1,4 @@
-"""Moments as people and programs write them: epoch milliseconds, or ISO 8601."""
+"""Moments as people and programs write them: epoch milliseconds, or ISO 8601; and what JSON calls an integer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ EARLIEST = 315_532_800_000
 _ISO = r"^(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?$"
 
 
+def whole(value: object) -> object:
+    """A number without a fraction as an integer, which is what it is in JSON; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def epoch_ms(value: object) -> int:
     """A moment in epoch ms.
 
@@ -27,8 +32,7 @@ def epoch_ms(value: object) -> int:
     Raises:
         PydanticCustomError: it is neither, or lies before 1970, or 1980 if a number.
     """
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # which is what it is in JSON
+    value = whole(value)
     if isinstance(value, str):
         try:
             value = iso_ms(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from starlette.requests import Request
 
@@ -31,28 +31,7 @@ _THREADS = 2
 _OPEN = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """Everything an endpoint may need."""
-
-    settings: Settings
-    release: Release
-    histories: Histories
-    live: Live
-    cache: EmbeddingCache
-    embedder: Embedder
-    filters: Filters
-    foreteller: Foreteller
-    audiences: Audiences
-    audience_thread: Threads
-    jobs: Jobs
-    nearby: Nearby
-    threads: Threads
-    exports: Exports
-    telemetry: Telemetry
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
     """What outlives a release: what is cached says which one it comes from, what is live belongs to none."""
 
@@ -65,6 +44,19 @@ class Shared:
     threads: Threads
     exports: Exports
     telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving(Shared):
+    """Everything an endpoint may need: what is shared, and what one release is served with."""
+
+    release: Release
+    histories: Histories
+    embedder: Embedder
+    filters: Filters
+    foreteller: Foreteller
+    audiences: Audiences
+    nearby: Nearby
 
 
 def cache_for(settings: Settings) -> EmbeddingCache:
@@ -104,9 +96,17 @@ async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator
             initializer=on_one_core,
         )
         opened.push_async_callback(asyncio.to_thread, jobs.close)
-        definitions = Definitions(settings.artifacts_dir, live.ledger)
-        exports = Exports(settings.exports)
-        yield Shared(settings, live, cache, definitions, audience_thread, jobs, threads, exports, telemetry)
+        yield Shared(
+            settings=settings,
+            live=live,
+            cache=cache,
+            definitions=Definitions(settings.artifacts_dir, live.ledger),
+            audience_thread=audience_thread,
+            jobs=jobs,
+            threads=threads,
+            exports=Exports(settings.exports),
+            telemetry=telemetry,
+        )
 
 
 @contextlib.asynccontextmanager
@@ -128,21 +128,14 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
     foreteller = Foreteller(release.next, queue_users=settings.queue_users)
     async with embedder, foreteller:
         yield Serving(
-            settings,
-            release,
-            histories,
-            live,
-            shared.cache,
-            embedder,
-            filters,
-            foreteller,
-            Audiences(release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds),
-            shared.audience_thread,
-            shared.jobs,
-            Nearby(release, histories, embedder, filters, shared.threads),
-            shared.threads,
-            shared.exports,
-            shared.telemetry,
+            **{one.name: getattr(shared, one.name) for one in fields(shared)},
+            release=release,
+            histories=histories,
+            embedder=embedder,
+            filters=filters,
+            foreteller=foreteller,
+            audiences=Audiences(release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds),
+            nearby=Nearby(release, histories, embedder, filters, shared.threads),
         )
 
 

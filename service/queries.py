@@ -7,8 +7,9 @@ from typing import Annotated
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, SkipValidation, Tag
 
 from lurm.filters import Filter
+from lurm.moments import whole
 from service.problems import Malformed
-from service.schemas import Id, InlineEvent, WireModel, parsed, validated, whole
+from service.schemas import Id, InlineEvent, WireModel, parsed, validated
 
 NEIGHBORS_AT_MOST = 1000
 """Of one answer."""

@@ -8,10 +8,11 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from lurm import lookalikes
 from lurm.audience import Size
-from lurm.definitions import Alike, Combined, Listed, Rule
+from lurm.definitions import Alike, Combined, Listed, Rule, document_of
 from lurm.errors import Unfulfillable, UsageError
 from lurm.filters import document_of as filter_document
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.moments import whole
 from service.problems import Malformed
 from service.schemas import (
     SEEDS_AT_MOST,
@@ -22,7 +23,6 @@ from service.schemas import (
     WireModel,
     parsed,
     validated,
-    whole,
 )
 
 
@@ -154,13 +154,7 @@ def asked_of(rule: LikeRule) -> lookalikes.Asked:
 
 def sent_of(rule: Rule) -> dict[str, Any]:
     """The request that saves a rule."""
-    match rule:
-        case Listed(user_ids):
-            return {"users": list(user_ids)}
-        case Combined(term):
-            return {"combine": term}
-        case Alike(asked):
-            return {"like": _like_of(asked)}
+    return {"like": _like_of(rule.asked)} if isinstance(rule, Alike) else document_of(rule)
 
 
 def _like_of(asked: lookalikes.Asked) -> dict[str, Any]:

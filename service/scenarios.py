@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.moments import Moment
-from service.schemas import WireModel, parsed, validated, whole
+from lurm.moments import Moment, whole
+from service.schemas import WireModel, parsed, validated
 
 
 class CalendarEdit(WireModel):

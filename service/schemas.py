@@ -38,7 +38,7 @@ from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
-from lurm.moments import Moment
+from lurm.moments import Moment, whole
 from service.problems import Malformed
 
 _NAIVE_EPOCH = datetime(1970, 1, 1)
@@ -66,11 +66,6 @@ def checked_id(value: object) -> str:
     if not 0 < len(value.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES:
         raise PydanticCustomError("id", "expected 1 to {most} bytes of UTF-8", {"most": MAX_ID_BYTES})
     return value
-
-
-def whole(value: object) -> object:
-    """A number without a fraction as an integer, which is what it is in JSON."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Model = TypeVar("Model", bound=BaseModel)
