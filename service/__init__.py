@@ -28,6 +28,7 @@ threads      slow work off the event loop, bounded
 schemas      what comes over the wire, checked
 answers      what goes over it, for OpenAPI
 keys         who may do what, and how often
+batches      what waits for a model, taken together
 drain        between the signal to end and the end
 deadlines    how long a request may take
 problems     one table from error to status

@@ -7,12 +7,9 @@ user -> standing -> a flight, new or joined -> cache -> queue -> batch -> encode
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
@@ -25,8 +22,8 @@ from lurm.encoder import UserEncoder
 from lurm.errors import LurmError, Overloaded
 from lurm.histories import Histories, Standing
 from lurm.history import History, HistoryBatch
+from service.batches import Batches
 from service.telemetry import Telemetry
-from service.threads import on_one_core
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +96,6 @@ Asked = Known | History | Seen
 @dataclass(frozen=True, slots=True)
 class _Waiting:
     asked: Asked
-    since: float
     flight: Flight
 
 
@@ -137,37 +133,28 @@ class Embedder:
         self._moved = hashlib.sha256(f"{self._base} {lineage}".encode()).hexdigest() if lineage else self._base
         self._cache = cache
         self._telemetry = telemetry
-        self._batch_users = batch_users
-        self._batch_wait_s = batch_wait_s
         self._queue_users = queue_users
-        self._queue: deque[_Waiting] = deque()
-        self._some = asyncio.Event()
-        self._enough = asyncio.Event()
+        self._batches = Batches[_Waiting]("encoder", most=batch_users, wait_s=batch_wait_s)
         self._flights: dict[Provenance, Flight] = {}
         self._puts: set[asyncio.Task[None]] = set()
-        self._thread = ThreadPoolExecutor(1, "encoder", initializer=on_one_core)
-        self._work: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Start taking batches."""
-        self._work = asyncio.create_task(self._take_batches())
+        self._batches.start(self._take)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Refuse what still waits and end."""
-        assert self._work is not None
-        self._work.cancel()
-        await asyncio.gather(self._work, *self._puts, return_exceptions=True)
-        self._refuse([(one.asked, one.flight) for one in self._queue], "the server is stopping")
-        self._thread.shutdown(wait=False)  # what it computes still, nobody waits for
-        self._work = None  # its last exception knows this embedder, which would keep the release in memory
+        left = await self._batches.end()
+        await asyncio.gather(*self._puts, return_exceptions=True)
+        self._refuse([(one.asked, one.flight) for one in left], "the server is stopping")
 
     @property
     def works(self) -> bool:
         """Whether batches are being taken."""
-        return self._work is not None and not self._work.done()
+        return self._batches.works
 
     async def known(self, user_id: str) -> Known:
         """A user as of now.
@@ -255,15 +242,11 @@ class Embedder:
         missed: list[tuple[Asked, Flight]] = [*known.items(), *inline]
         if not missed:
             return
-        if len(self._queue) >= self._queue_users or not self.works:
-            self._refuse(missed, f"{len(self._queue)} users wait for the encoder")
+        if len(self._batches) >= self._queue_users or not self.works:
+            self._refuse(missed, f"{len(self._batches)} users wait for the encoder")
             return
-        now = asyncio.get_running_loop().time()
-        self._queue.extend(_Waiting(asked, now, flight) for asked, flight in missed)
-        self._telemetry.queued(len(self._queue))
-        self._some.set()
-        if len(self._queue) >= self._batch_users:
-            self._enough.set()
+        self._batches.add(_Waiting(asked, flight) for asked, flight in missed)
+        self._telemetry.queued(len(self._batches))
 
     def _refuse(self, missed: Sequence[tuple[Asked, Flight]], why: str) -> None:
         for asked, flight in missed:
@@ -271,35 +254,16 @@ class Embedder:
                 del self._flights[asked.provenance]
             flight.land(Overloaded(f"{why}; try again shortly"))
 
-    async def _take_batches(self) -> None:
+    async def _take(self, batch: Sequence[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            while not self._queue:
-                self._some.clear()
-                await self._some.wait()
-            await self._await_company(self._queue[0].since + self._batch_wait_s - loop.time())
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch_users))]
-            self._telemetry.queued(len(self._queue))
-            started = loop.time()
-            try:
-                asked = await self._read([one.asked for one in batch])
-                answers = await loop.run_in_executor(self._thread, self._compute, asked)
-            except asyncio.CancelledError:
-                self._queue.extendleft(reversed(batch))  # to be refused with the rest
-                raise
-            self._telemetry.embedded(len(batch), loop.time() - started)
-            for waiting, answer in zip(batch, answers, strict=True):
-                waiting.flight.land(answer)
-            self._put([(one.asked, answer) for one, answer in zip(batch, answers, strict=True)])
-
-    async def _await_company(self, at_most_s: float) -> None:
-        """Wait until the batch is full, or its first user has waited long enough."""
-        if at_most_s <= 0 or len(self._queue) >= self._batch_users:
-            return
-        self._enough.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(at_most_s):
-                await self._enough.wait()
+        self._telemetry.queued(len(self._batches))
+        started = loop.time()
+        asked = await self._read([one.asked for one in batch])
+        answers = await self._batches.compute(self._compute, asked)
+        self._telemetry.embedded(len(batch), loop.time() - started)
+        for waiting, answer in zip(batch, answers, strict=True):
+            waiting.flight.land(answer)
+        self._put([(one.asked, answer) for one, answer in zip(batch, answers, strict=True)])
 
     async def _read(self, asked: Sequence[Asked]) -> list[int | History | Seen | LurmError]:
         """Where each history is: a row of the base, or here; or why there is none."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,7 +13,7 @@ from typing import Self
 from lurm.errors import LurmError, Overloaded, Unfulfillable
 from lurm.history import History, HistoryBatch
 from lurm.prospect import NextModel, Occasion, Prospect
-from service.threads import on_one_core
+from service.batches import Batches
 
 _log = logging.getLogger(__name__)
 _TOGETHER = 16  # more would let the first of them wait for the others, and gain little
@@ -39,27 +37,19 @@ class Foreteller:
 
     def __init__(self, model: NextModel | None, *, queue_users: int) -> None:
         self._model, self._queue_users = model, queue_users
-        self._queue: deque[_Waiting] = deque()
-        self._some = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, "foreteller", initializer=on_one_core)
-        self._work: asyncio.Task[None] | None = None
+        self._batches = Batches[_Waiting]("foreteller", most=_TOGETHER)
 
     async def __aenter__(self) -> Self:
         """Start taking batches."""
-        self._work = asyncio.create_task(self._take_batches())
+        self._batches.start(self._take)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Refuse what still waits and end."""
-        assert self._work is not None
-        self._work.cancel()
-        await asyncio.gather(self._work, return_exceptions=True)
-        for one in self._queue:
+        for one in await self._batches.end():
             _land(one, Overloaded("the server is stopping; try again shortly"))
-        self._thread.shutdown(wait=False)
-        self._work = None
 
     def of_release(self) -> NextModel:
         """The model of the release.
@@ -78,28 +68,16 @@ class Foreteller:
             LurmError: the model failed.
         """
         self.of_release()
-        if len(self._queue) >= self._queue_users or self._work is None or self._work.done():
-            raise Overloaded(f"{len(self._queue)} users wait for the model; try again shortly")
+        if len(self._batches) >= self._queue_users or not self._batches.works:
+            raise Overloaded(f"{len(self._batches)} users wait for the model; try again shortly")
         answer: asyncio.Future[list[Prospect]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(history, occasion, most, answer))
-        self._some.set()
+        self._batches.add([_Waiting(history, occasion, most, answer)])
         return await answer
 
-    async def _take_batches(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            while not self._queue:
-                self._some.clear()
-                await self._some.wait()
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _TOGETHER))]
-            batch = [one for one in batch if not one.answer.done()]  # whose request is gone, waits no more
-            try:
-                answers = await loop.run_in_executor(self._thread, self._asked, batch)
-            except asyncio.CancelledError:
-                self._queue.extendleft(reversed(batch))  # to be refused with the rest
-                raise
-            for one, answer in zip(batch, answers, strict=True):
-                _land(one, answer)
+    async def _take(self, batch: Sequence[_Waiting]) -> None:
+        open_ = [one for one in batch if not one.answer.done()]  # whose request is gone, waits no more
+        for one, answer in zip(open_, await self._batches.compute(self._asked, open_), strict=True):
+            _land(one, answer)
 
     # -- in the model's thread
 

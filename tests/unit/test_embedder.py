@@ -231,7 +231,7 @@ def test_five_hundred_requests_for_one_cold_user_are_one_computation(
         encoder.gate.clear()
         wanted = [await embedder.known("u001")]
         early = [asyncio.create_task(embedder.embed(wanted)) for _ in range(250)]
-        await until(lambda: not embedder._queue and not early[0].done())
+        await until(lambda: not embedder._batches and not early[0].done())
         late = [asyncio.create_task(embedder.embed(wanted)) for _ in range(250)]
         await asyncio.sleep(0.01)
         encoder.gate.set()
@@ -257,7 +257,7 @@ def test_the_first_of_a_batch_waits_for_company_until_the_batch_is_full(using: U
     async def body(embedder: Embedder) -> None:
         async with asyncio.timeout(15):
             first = asyncio.create_task(embedder.embed([await embedder.known("u000")]))
-            await until(lambda: bool(embedder._queue))
+            await until(lambda: bool(embedder._batches))
             await asyncio.gather(first, embedder.embed([await embedder.known("u001")]))
 
     using(body, batch_users=2, batch_wait_s=30)
@@ -296,9 +296,9 @@ def test_once_the_queue_is_full_requests_are_refused_at_once_and_later_served_ag
     async def body(embedder: Embedder) -> None:
         encoder.gate.clear()
         running = asyncio.create_task(embedder.embed([await embedder.known("u000")]))
-        await until(lambda: bool(embedder._flights) and not embedder._queue)
+        await until(lambda: bool(embedder._flights) and not embedder._batches)
         waiting = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in users(5)[1:]]
-        await until(lambda: len(embedder._queue) == 4)
+        await until(lambda: len(embedder._batches) == 4)
         for asked in (await embedder.known("u010"), history.inline("", [])):
             with pytest.raises(Overloaded, match="4 users wait") as caught:
                 await embedder.embed([asked])
@@ -365,7 +365,7 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
         async with embedder:
             encoder.gate.clear()
             tasks = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in users(3)]
-            await until(lambda: len(embedder._queue) == 2)
+            await until(lambda: len(embedder._batches) == 2)
             threading.Timer(0.05, encoder.gate.set).start()
         assert not embedder.works
         tasks.append(asyncio.create_task(embedder.embed([await embedder.known("u009")])))

@@ -1,0 +1,90 @@
+"""What waits for a model, taken together: whatever has come while its thread was busy is one batch, up to a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+from service.threads import on_one_core
+
+One = TypeVar("One")
+_T = TypeVar("_T")
+
+
+class Batches(Generic[One]):
+    """A queue, and the one thread for which it waits.
+
+    Args:
+        name: of the thread.
+        most: in one batch.
+        wait_s: how long the first of a batch waits for others, though the thread is free.
+    """
+
+    def __init__(self, name: str, *, most: int, wait_s: float = 0.0) -> None:
+        self._most, self._wait_s = most, wait_s
+        self._queue: deque[tuple[float, One]] = deque()  # since when
+        self._some = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, name, initializer=on_one_core)
+        self._work: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._queue)
+
+    @property
+    def works(self) -> bool:
+        """Whether batches are being taken."""
+        return self._work is not None and not self._work.done()
+
+    def start(self, take: Callable[[list[One]], Awaitable[None]]) -> None:
+        """Take batches from now on; one that is cancelled goes back to the queue."""
+        self._work = asyncio.create_task(self._take_all(take))
+
+    async def end(self) -> list[One]:
+        """Take no more; what still waits."""
+        assert self._work is not None
+        self._work.cancel()
+        await asyncio.gather(self._work, return_exceptions=True)
+        self._thread.shutdown(wait=False)  # what it computes still, nobody waits for
+        self._work = None  # its last exception knows who takes, which would keep a release in memory
+        return [one for _, one in self._queue]
+
+    def add(self, some: Iterable[One]) -> None:
+        """Let these wait."""
+        now = asyncio.get_running_loop().time()
+        self._queue.extend((now, one) for one in some)
+        self._some.set()
+        if len(self._queue) >= self._most:
+            self._enough.set()
+
+    async def compute(self, call: Callable[..., _T], *arguments: object) -> _T:
+        """What a call returns, in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    async def _take_all(self, take: Callable[[list[One]], Awaitable[None]]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self._queue:
+                self._some.clear()
+                await self._some.wait()
+            await self._await_company(self._queue[0][0] + self._wait_s - loop.time())
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
+            try:
+                await take([one for _, one in batch])
+            except asyncio.CancelledError:
+                self._queue.extendleft(reversed(batch))
+                raise
+
+    async def _await_company(self, at_most_s: float) -> None:
+        """Wait until the batch is full, or its first has waited long enough."""
+        if at_most_s <= 0 or len(self._queue) >= self._most:
+            return
+        self._enough.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                await self._enough.wait()
