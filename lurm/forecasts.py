@@ -33,7 +33,7 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.targets import Questions, Target
-from lurm.tokens import Reader, StaticFeatures
+from lurm.tokens import Reader, StaticFeatures, Tokens
 
 KIND = "lumos"
 LEVEL = 0.9
@@ -116,6 +116,7 @@ class _Said(NamedTuple):
     """What the network says of some users, before it is added up."""
 
     inputs: Inputs
+    arises_bq: NDArray[np.bool_]
     rate_bfh: Tensor
     amount_bfa: Tensor
     burst_bh: Tensor
@@ -299,7 +300,8 @@ class Forecaster:
         first_day = day_of(self.watermark) + 1 if as_of is None else day_of(as_of)
         vectors = [np.empty((0, self.dim), np.float32)]
         for some in _chunks(len(batch)):
-            inputs = self._inputs(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
+            tokens = self._read(batch.part(some.start, some.stop), self.calendar, first_day)
+            inputs = Inputs.of(tokens, self.questions)
             with torch.inference_mode():
                 memory_bsd = self.network.remember(inputs)
                 is_read = torch.nn.functional.pad(inputs.real_bt, (1, 0), value=True)[:, :, None]
@@ -335,23 +337,25 @@ class Forecaster:
         targets = [replace(target, days=days) for target in self.targets]
         return Questions(targets, self.reader.view.features, self.calendar.kinds)
 
-    def _inputs(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> Inputs:
-        rows = self._users.rows(batch.user_ids).astype(np.int64)
-        return Inputs.of(self.reader.read(batch, rows, calendar, first_day), questions)
+    def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int) -> Tokens:
+        return self.reader.read(batch, self._users.rows(batch.user_ids).astype(np.int64), calendar, first_day)
 
     def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> _Said:
-        inputs = self._inputs(batch, calendar, first_day, questions)
+        tokens = self._read(batch, calendar, first_day)
+        inputs, arises_bq = Inputs.of(tokens, questions), questions.arises(tokens.grid, tokens.ahead, first_day)
         with torch.no_grad():
             memory_bsd = self.network.remember(inputs)
             foretold = self.network.foretell(inputs, memory_bsd)
             burst_bh = self.network.burst(memory_bsd[:, 0])
-        return _Said(inputs, foretold.rate_bfh, foretold.amount_bfa, burst_bh, foretold.logit_bq, foretold.expected_bq)
+        return _Said(
+            *(inputs, arises_bq, foretold.rate_bfh, foretold.amount_bfa, burst_bh),
+            *(foretold.logit_bq, foretold.expected_bq),
+        )
 
     def _forecast_of(self, said: _Said) -> Forecast:
         """Calibrated."""
-        arises_bq = said.inputs.asked_ufq.any(1)[said.inputs.group_b].numpy()
         logit = said.logit_bq.double().numpy() * self._slope + self._intercept
-        probability = np.where(arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
+        probability = np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
         is_amount = self.questions.amount_q >= 0
         raw = said.expected_bq.double().numpy() * self._factor
         amount = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
@@ -362,10 +366,13 @@ class Forecaster:
         return Forecast(probability, amount * unit_q, typical * unit_q, low * unit_q, high * unit_q, expected)
 
     def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
-        """(B, Q, C) how the difference of what is expected moves with the log factors of what is on."""
+        """(B, Q, C) how the difference of what is expected moves with the log factors of what is on.
+
+        Of a question that does not arise under both calendars there is no difference, and nothing that moves.
+        """
         if not one.rate_bfh.numel():
             raise Unfulfillable("a difference has an interval with head = 'sequence' alone; build with that head")
-        slopes = []
+        slopes, arises_bq = [], torch.from_numpy(one.arises_bq & two.arises_bq)
         for said in (one, two):
             rate_bfh = said.rate_bfh.clone().requires_grad_()
             foretold = self.network.added_up(said.inputs, rate_bfh, said.amount_bfa, said.burst_bh)
@@ -373,7 +380,7 @@ class Forecaster:
             chance_bq = torch.sigmoid(foretold.logit_bq * slope + intercept)
             amount_bq = foretold.expected_bq * factor * torch.from_numpy(self._unit_q)
             is_amount = torch.from_numpy(self.questions.amount_q >= 0)
-            expected_q = torch.where(is_amount, amount_bq, chance_bq).sum(0)
+            expected_q = (torch.where(is_amount, amount_bq, chance_bq) * arises_bq).sum(0)
             by_day_qbf = torch.stack(
                 [
                     torch.autograd.grad(sum_, rate_bfh, retain_graph=True)[0][..., channel]

@@ -130,12 +130,10 @@ class Inputs(NamedTuple):
     @classmethod
     def of(cls, tokens: Tokens, questions: Questions) -> Self:
         """What the network reads; nothing is copied but where numpy has views."""
-        n_days = tokens.real_bt.shape[1]
-        days, future = tokens.days, tokens.days
-        ahead = type(future)(future.contexts_uwc[:, n_days:], future.group_b, future.on_uwk[:, n_days:])
+        past_utc, ahead = tokens.days.contexts_uwc[:, : tokens.real_bt.shape[1]], tokens.ahead
         arrays = (
             *(tokens.place_s, tokens.activity_sf, tokens.real_bt, tokens.static_bs),
-            *(days.contexts_uwc[:, :n_days], ahead.contexts_uwc, days.group_b, questions.asked(ahead)),
+            *(past_utc, ahead.contexts_uwc, ahead.group_b, questions.asked(ahead)),
         )
         return cls(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 

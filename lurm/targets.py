@@ -150,6 +150,21 @@ class Questions:
                 asked[:, :, at] *= days.on_uwk[:, :, self.kinds.index(target.event_kind)]
         return asked
 
+    def arises(self, grid: DayGrid, days: Days, first_day: int) -> NDArray[np.bool_]:
+        """(B, Q) whether a target is asked of a user: some day counts, and who churns acted in as many days before.
+
+        Args:
+            grid: of B users; it reaches back as far as the longest horizon of a "churn".
+            days: from the first day on.
+            first_day: epoch day.
+        """
+        arises_bq: NDArray[np.bool_] = np.any(self.asked(days) > 0, axis=1)[days.group_b]
+        for at, target in enumerate(self.targets):
+            if target.kind == "churn":
+                before = summed(grid, self.channels_fc[:, [self.channel_q[at]]], first_day - target.days, target.days)
+                arises_bq[:, at] &= before[:, :, 0].max(axis=1, initial=0) > 0
+        return arises_bq
+
     def labels(self, grid: DayGrid, days: Days, first_day: int) -> Labels:
         """What happened to users from a day on.
 
@@ -163,15 +178,13 @@ class Questions:
         sums_bwa = summed(grid, self.amounts_fa, first_day, n_days)
         asked_bwq = self.asked(days)[days.group_b]
         happened_bq = (sums_bwc[:, :, self.channel_q] * asked_bwq).max(axis=1)
-        happened_bq[~(asked_bwq > 0).any(axis=1)] = np.nan
         amount_bq = np.full(happened_bq.shape, np.nan, np.float32)
         for at, target in enumerate(self.targets):
             if target.is_amount:
                 amount_bq[:, at] = sums_bwa[:, : target.days, self.amount_q[at]].sum(axis=1)
             elif target.kind == "churn":
-                before = summed(grid, self.channels_fc[:, [self.channel_q[at]]], first_day - target.days, target.days)
-                acted = before[:, :, 0].max(axis=1, initial=0) > 0
-                happened_bq[:, at] = np.where(acted, 1 - happened_bq[:, at], np.nan)
+                happened_bq[:, at] = 1 - happened_bq[:, at]
+        happened_bq[~self.arises(grid, days, first_day)] = np.nan
         return Labels(happened_bq, amount_bq, sums_bwc.astype(np.float32))
 
     def group_of(self, target: Target) -> int:

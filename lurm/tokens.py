@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lurm.activity import activity_features, spread_of, standardised
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Days
-from lurm.days import DayView
+from lurm.days import DayGrid, DayView
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
@@ -33,6 +33,7 @@ class Tokens:
         real_bt: (B, T) bool, False at padding.
         static_bs: (B, S') float32.
         days: T + F of them, as each group of users sees them.
+        grid: what they did on all days before.
     """
 
     place_s: NDArray[np.int64]
@@ -40,6 +41,13 @@ class Tokens:
     real_bt: NDArray[np.bool_]
     static_bs: NDArray[np.float32]
     days: Days
+    grid: DayGrid
+
+    @property
+    def ahead(self) -> Days:
+        """The F days of the horizon."""
+        n_days, days = self.real_bt.shape[1], self.days
+        return Days(days.contexts_uwc[:, n_days:], days.group_b, days.on_uwk[:, n_days:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +172,7 @@ class Reader:
         real_bt = first_day + np.arange(n_days) >= grid.born_b[:, None]
         static_bs = np.column_stack([self.statics.of_users(self.attributes, rows), self.lives(past, cut)])
         activity_sf = self.view.features.scaled(grid.raw_sf[recent])
-        return Tokens(place_s, activity_sf, real_bt, static_bs.astype(np.float32), days)
+        return Tokens(place_s, activity_sf, real_bt, static_bs.astype(np.float32), days, grid)
 
     def lives(self, past: HistoryBatch, as_of: int) -> NDArray[np.float64]:
         """(B, A) what whole lives are like at a moment (epoch ms), of unit variance; 0 of those that have not begun."""

@@ -23,7 +23,7 @@ from lurm.activity import activity_features
 from lurm.ahead import ahead
 from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
-from lurm.calendars import Calendar, Days
+from lurm.calendars import Calendar
 from lurm.dataset import Dataset
 from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import DataError, LurmError
@@ -34,7 +34,7 @@ from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
-from lurm.tokens import Reader, StaticFeatures, Tokens
+from lurm.tokens import Reader, StaticFeatures
 from training.passes import passes, schedule, set_rate
 from training.ranks import ALONE
 from training.rates import beginning
@@ -248,13 +248,7 @@ def pair_of(
     """Users of a base as of a day, and what they did from it on."""
     batch = history.batch(rows)
     tokens = reader.read(batch, rows, calendar, cut_day)
-    return Inputs.of(tokens, questions), questions.labels(reader.view.grid(batch), after(tokens, reader), cut_day)
-
-
-def after(tokens: Tokens, reader: Reader) -> Days:
-    """The days of the horizon."""
-    days, n_days = tokens.days, reader.n_days
-    return Days(days.contexts_uwc[:, n_days:], days.group_b, days.on_uwk[:, n_days:])
+    return Inputs.of(tokens, questions), questions.labels(reader.view.grid(batch), tokens.ahead, cut_day)
 
 
 def train(

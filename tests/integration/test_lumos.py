@@ -32,7 +32,7 @@ TARGETS = (
     Target("first group", "interest", 14, interest="0"),
     Target("goes to festivals", "response", 14, event_kind="festival"),
 )
-ACTIVE, VIEWS, SPEND, FESTIVAL = 0, 3, 4, 6
+ACTIVE, CHURN, VIEWS, SPEND, FESTIVAL = 0, 2, 3, 4, 6
 RECIPE = LumosRecipe(
     LumosConfig(width=16, n_heads=2, encoder_blocks=1, days=56, horizon=14), TARGETS, n_groups=3, epochs=2
 )
@@ -189,6 +189,24 @@ def test_states_are_embeddings(forecaster, batch):
     assert vectors.shape == (300, 16) and vectors.dtype == np.float32
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert np.allclose(forecaster.embed(batch.part(3, 5)), vectors[3:5], atol=1e-5)
+
+
+def test_churn_is_foretold_of_those_alone_who_acted_before(forecaster, release, batch, today):
+    """Counted once more, event by event; and of nobody else it goes into sums and their changes."""
+    for days in (14, 5):
+        days_of = [release.history.at(row).timestamps // DAY for row in range(len(batch))]
+        acted = np.array([((day >= today - days) & (day < today)).any() for day in days_of])
+        assert 0 < acted.sum() < len(acted)
+        found = forecaster.forecast(batch, today, days=days)
+        assert np.array_equal(~np.isnan(found.probability[:, CHURN]), acted)
+        alone = HistoryBatch.of([release.history.at(int(row)) for row in np.flatnonzero(acted)])
+        total = forecaster.totals(found).value[CHURN]
+        assert total == pytest.approx(forecaster.forecast(alone, today, days=days).expected[:, CHURN].sum(), rel=1e-5)
+        edit = Edit("add", kind="sale", start=today * DAY, end=(today + 4) * DAY)
+        whole, some = (forecaster.slopes(who, today, [edit], days=days) for who in (batch, alone))
+        assert whole.value_q[CHURN] == pytest.approx(some.value_q[CHURN], rel=1e-4)
+        assert np.allclose(whole.slopes_qc[CHURN], some.slopes_qc[CHURN], rtol=1e-3, atol=1e-5)
+        assert np.abs(some.slopes_qc[CHURN]).max() > 1e-3
 
 
 def test_a_training_goes_on_where_it_was_stopped(release, calendar, tmp_path):
