@@ -148,10 +148,13 @@ class _Lines:
 def resident_now() -> int:
     """Bytes of memory this process has now; the most it has had where the system tells no more."""
     now = resident_bytes("VmRSS")
-    if now is None:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-    return now
+    return resident_at_most() if now is None else now
+
+
+def resident_at_most() -> int:
+    """Most bytes of memory this process has had."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def resident_bytes(field: str, process: int | str = "self") -> int | None:

@@ -6,21 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from lurm.alignment import rotated, rotation_between
 from lurm.attributes import Attributes
+from lurm.boi import BagConfig, BagOfInterests
 from lurm.encoder import UserEncoder
 from lurm.errors import UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.release import Release
+from lurm.sequences import life
 
 _USERS = 20_000  # looked at, at most
 _USERS_PER_DIMENSION = 2  # that both know, at least: half of them determine the rotation
 _TASKS = 8
 _LEAST, _MOST = 0.05, 0.95  # of users, who answer a question with yes
+_AT_ONCE = 512  # users
 _RIDGE = 1e-3  # of the mean eigenvalue
 
 
@@ -75,7 +79,7 @@ def align(
     history: HistoryBase,
     vocabulary: InterestVocabulary,
     old: Release,
-    attributes: Attributes | None,
+    attributes: Attributes,
 ) -> tuple[NDArray[np.float32], Alignment]:
     """(E, E) float32 what turns vectors of an encoder into the space of an older release, and how well.
 
@@ -87,7 +91,7 @@ def align(
         history: U users, whose vectors it makes.
         vocabulary: of the new release; its interests are asked about where there are no attributes.
         old: the release with the space.
-        attributes: of the users of ``history``; None: none are known.
+        attributes: of the users of ``history``.
 
     Raises:
         UsageError: the widths differ, or too few users are known to both.
@@ -101,9 +105,7 @@ def align(
     of_new = history.users.rows(old.history.users.take(of_old)).astype(np.int64)
     both = of_new >= 0
     of_old, of_new = of_old[both], of_new[both]
-    same = np.array(
-        [old.embeddings.n_events[o] == history.n_events_of(n) for o, n in zip(of_old, of_new, strict=True)], bool
-    )
+    same = old.embeddings.n_events[of_old] == history.lengths(of_new)
     if same.sum() >= 2 * _USERS_PER_DIMENSION * dim:
         of_old, of_new = of_old[same], of_new[same]
     of_old, of_new = of_old[:_USERS], of_new[:_USERS]
@@ -132,19 +134,20 @@ def align(
 
 
 def _embedded(encoder: UserEncoder, history: HistoryBase, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    parts = [encoder.embed(history.batch(rows[at : at + 512])) for at in range(0, len(rows), 512)]
-    return np.concatenate(parts)
+    return np.concatenate(
+        [encoder.embed(history.batch(rows[at : at + _AT_ONCE])) for at in range(0, len(rows), _AT_ONCE)]
+    )
 
 
 def _questions(
     history: HistoryBase,
     vocabulary: InterestVocabulary,
-    attributes: Attributes | None,
+    attributes: Attributes,
     rows: NDArray[np.int64],
     fits: NDArray[np.bool_],
 ) -> Iterator[tuple[str, NDArray[np.float64]]]:
     """Yes or no (1, 0; NaN: not known) of these users: attributes, or who acts in the most common interests."""
-    found = list(_of_attributes(attributes, rows)) if attributes is not None else []
+    found = list(_of_attributes(attributes, rows))
     for task, answers_u in (found or _of_interests(history, vocabulary, rows))[:_TASKS]:
         shares = [np.nanmean(answers_u[half]) for half in (fits, ~fits) if not np.isnan(answers_u[half]).all()]
         if len(shares) == 2 and all(_LEAST <= share <= _MOST for share in shares):
@@ -160,20 +163,19 @@ def _of_attributes(attributes: Attributes, rows: NDArray[np.int64]) -> Iterator[
             task, answers = f"{one.name} is {one.values[0]}", cells == 1
         else:
             middle = float(np.median(cells[known]))
-            task, answers = f"{one.name} above {middle:g}", cells > middle
+            task, answers = f"{one.name} above {one.in_words(middle)}", cells > middle
         yield task, np.where(known, answers, np.nan)
 
 
 def _of_interests(
     history: HistoryBase, vocabulary: InterestVocabulary, rows: NDArray[np.int64]
 ) -> list[tuple[str, NDArray[np.float64]]]:
-    acts_uk: dict[int, NDArray[np.float64]] = {}
-    for user, row in enumerate(rows.tolist()):
-        interests = np.unique(vocabulary.interest_of(history.at(row).item_rows))
-        for interest in interests[interests >= 0].tolist():
-            acts_uk.setdefault(interest, np.zeros(len(rows)))[user] = 1
-    evenest = sorted(acts_uk, key=lambda interest: abs(acts_uk[interest].mean() - 0.5))
-    return [(vocabulary.describe(one).description, acts_uk[one]) for one in evenest[:_TASKS]]
+    boi = BagOfInterests(vocabulary, BagConfig(grains=False))
+    batches = (history.batch(rows[at : at + _AT_ONCE]) for at in range(0, len(rows), _AT_ONCE))
+    acts_uk = sp.vstack([boi.count(batch, life(batch)) for batch in batches], format="csc").sign()
+    share_k = np.asarray(acts_uk.mean(0)).ravel()
+    evenest = np.argsort(np.abs(share_k - 0.5), kind="stable")[:_TASKS].tolist()
+    return [(vocabulary.describe(one).description, acts_uk[:, one].toarray().ravel().astype(float)) for one in evenest]
 
 
 def _retained(

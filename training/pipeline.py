@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -55,7 +53,7 @@ from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity,
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.live.segments import Living
 from lurm.meanings import name_interests
-from lurm.progress import Reporter
+from lurm.progress import Reporter, resident_at_most
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
 from lurm.smen import REVISION, SmenEncoder, write_encoder
 from training import forecasting
@@ -157,6 +155,7 @@ class _Build:
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
         self._done: dict[str, Artifact] = {}
+        self._used: set[str] = set()  # fingerprints of all that was made or taken; an aligned encoder hides its own
         self._skipped: list[str] = []
 
     def run(self) -> Built:
@@ -208,7 +207,7 @@ class _Build:
             metrics,
             quarantine if quarantine.is_file() else None,
             seconds=time.monotonic() - started,
-            peak_memory_bytes=_peak_memory_bytes(),
+            peak_memory_bytes=resident_at_most(),
         )
 
     def _stage(
@@ -218,20 +217,23 @@ class _Build:
         fingerprints = {parent: self._done[parent].manifest.fingerprint for parent in parents}
         key = digest_of([kind, _VERSIONS[kind], lurm.__version__, config, fingerprints])
         folder = self._stages / f"{kind}-{key[:16]}"
+        found = None
         if folder.exists():
             try:
-                self._done[kind] = open_artifact(folder, kind)
+                found = open_artifact(folder, kind)
             except ArtifactError as damage:
                 self._reporter.say(f"{kind}: damaged, made anew ({damage})")
                 discard(folder)
-            else:
-                self._skipped.append(kind)
-                self._reporter.say(f"{kind}: nothing has changed, skipped")
-                return
-        self._reporter.say(f"{kind}:")
-        with draft(folder, kind=kind, key=key, config=config, parents=fingerprints) as work:
-            make(work)
-        self._done[kind] = open_artifact(folder, kind)
+        if found is not None:
+            self._skipped.append(kind)
+            self._reporter.say(f"{kind}: nothing has changed, skipped")
+        else:
+            self._reporter.say(f"{kind}:")
+            with draft(folder, kind=kind, key=key, config=config, parents=fingerprints) as work:
+                make(work)
+            found = open_artifact(folder, kind)
+        self._done[kind] = found
+        self._used.add(found.manifest.fingerprint)
 
     def _history(self, work: Draft, quarantine_file: Path) -> None:
         log, living = self._dataset.events, self._living
@@ -381,9 +383,8 @@ class _Build:
         trained = self._done["encoder"]
 
         def turned(work: Draft) -> None:
-            attributes = Attributes.of(self._done["attributes"]) if "attributes" in self._done else None
             encoder = open_encoder(trained.path, vocabulary, verify=False)
-            rotation_ee, alignment = align(encoder, history, vocabulary, old, attributes)
+            rotation_ee, alignment = align(encoder, history, vocabulary, old, self._known(history))
             for file in trained.manifest.files:
                 link_or_copy(trained.path / file, work.path / file)
             np.save(work.path / ROTATION, rotation_ee, allow_pickle=False)
@@ -394,7 +395,7 @@ class _Build:
         self._stage("encoder", config, ("history", "interests", "encoder"), turned)
 
     def _lumos(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
-        attributes = Attributes.of(self._done["attributes"]) if "attributes" in self._done else Attributes(len(history))
+        attributes = self._known(history)
         calendar = forecasting.calendar_of(self._dataset, history, attributes)
         parts, kept = (history, vocabulary, attributes, calendar), self._checkpoint(work)
         with threadpool_limits(limits=1, user_api="openmp"):
@@ -404,6 +405,10 @@ class _Build:
         forecaster.write(work.path)
         work.metrics.update(forecasting.facts_of(forecaster, trained))
         self._reporter.say(f"  {trained}")
+
+    def _known(self, history: HistoryBase) -> Attributes:
+        """The attributes of users; none where the dataset has no table of them."""
+        return Attributes.of(self._done["attributes"]) if "attributes" in self._done else Attributes(len(history))
 
     def _embeddings(self, work: Draft, history: HistoryBase, encoder: UserEncoder) -> None:
         with (
@@ -426,10 +431,11 @@ class _Build:
         Raises:
             GateClosed: it does not hold what the gate of the recipe asks.
         """
-        before = None
-        if current(self._root) is not None:
+        active = current(self._root)
+        before = self._old if self._old is not None and self._old.release_id == active else None
+        if before is None and active is not None:
             try:
-                before = Release.open(self._root)
+                before = Release.open(self._root, active)
             except ArtifactError as damage:
                 self._reporter.say(f"gate: drift is not measured, the active release cannot be read ({damage})")
         diagnostics = examine(subject, before=before, seed=self._recipe.seed, reporter=self._reporter)
@@ -475,7 +481,7 @@ class _Build:
     def _forget_unused(self) -> None:
         """Remove stages that neither this build nor any release uses."""
         try:
-            used = referenced(self._root) | {artifact.manifest.fingerprint for artifact in self._done.values()}
+            used = referenced(self._root) | self._used
         except ArtifactError as damage:
             self._reporter.say(f"unused stages are kept: {damage}")
             return
@@ -488,8 +494,3 @@ class _Build:
                 in_use = False
             if not in_use:
                 discard(folder)
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

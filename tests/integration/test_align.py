@@ -71,6 +71,7 @@ def test_a_new_encoder_lies_in_the_old_space_and_old_classifiers_read_it(dataset
 
     again = aligned(dataset, tmp_path, first.release_id, **OTHER)
     assert {"encoder", "embeddings", "index"} <= set(again.skipped)
+    assert again.skipped.count("encoder") == 2, "neither trained nor turned again"
 
 
 def _unaligned(release: Release) -> list[np.ndarray]:
