@@ -186,12 +186,17 @@ class _Reading:
             if self._takes("at"):
                 if not self._takes("least"):
                     raise self._unexpected("least")
-                document["at_least"] = self._whole_number()
+                key, said = "at_least", "at least"
             elif self._takes(*_EVENT_WORDS):
-                key = word.text.lower()
-                document[key] = self._whole_number() if key == "interest" else self._value()
+                key = said = word.text.lower()
             else:
                 return document
+            if key in document:
+                raise UsageError(
+                    f"filter, character {word.at + 1}: {said} is said twice of one event; say it once, or put and, or "
+                    f"or, between two; {_EXAMPLE}"
+                )
+            document[key] = self._whole_number() if key in ("interest", "at_least") else self._value()
 
     def _whole_number(self) -> int:
         if not (self._peek.text.isascii() and self._peek.text.isdigit()):
