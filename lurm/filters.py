@@ -42,7 +42,7 @@ from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
 from lurm.interests import InterestVocabulary
 from lurm.moments import Moment, iso_ms, whole
-from lurm.phrases import likest, quoted
+from lurm.phrases import NEAR_AMONG, likest, quoted
 
 PARTS_AT_MOST = 1000
 DEPTH_AT_MOST = 32
@@ -51,7 +51,6 @@ _TOGETHER_AT_MOST = 200  # filters in one list
 _EVENTS_AT_ONCE = 1_000_000
 _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
 _FEW = 8  # one user in so many
-_NAMED_AT_MOST = 100_000  # items, among which a near one is sought
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
 
 
@@ -422,7 +421,7 @@ class _Events:
 def _row(names: Identifiers, name: str, of: str) -> int:
     row = names.row(name)
     if row < 0:
-        there = likest(name, names.take(np.arange(len(names)))) if len(names) <= _NAMED_AT_MOST else "look it up"
+        there = likest(name, names.take(np.arange(len(names)))) if len(names) <= NEAR_AMONG else "look it up"
         raise Unfulfillable(f"there is no {of} {quoted(name)}; {there}")
     return row
 

@@ -19,6 +19,8 @@ from lurm.errors import UsageError
 _QUOTED = 60  # characters
 _TOLD = 20
 _DEPTH = 100
+NEAR_AMONG = 1_000
+"""Names at most, among which a near one is sought: of 100,000, it takes seconds in which nothing else runs."""
 
 _TOKEN = re.compile(
     r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'"""
@@ -35,8 +37,8 @@ def quoted(text: str) -> str:
 
 
 def likest(text: str, there: Sequence[str]) -> str:
-    """What somebody may have meant: the name that is nearest to what they wrote, or else the first of all."""
-    folded = {name.casefold(): name for name in reversed(there)}
+    """What somebody may have meant: the name nearest to what they wrote, where there are not too many; or the first."""
+    folded = {name.casefold(): name for name in reversed(there)} if len(there) <= NEAR_AMONG else {}
     if near := difflib.get_close_matches(text.casefold(), folded, n=1):
         return f"did you mean {quoted(folded[near[0]])}?"
     more = f" and {len(there) - _TOLD:,} more" if len(there) > _TOLD else ""

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lurm.artifacts import draft
-from lurm.attributes import Attributes, attributes_of
+from lurm.attributes import Attribute, Attributes, attributes_of
 from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.identifiers import Identifiers, hash_ids
+from lurm.phrases import NEAR_AMONG, likest
 
 IDS = [f"u{number:02d}" for number in range(8)]
 USERS = Identifiers.in_order(IDS)
@@ -123,6 +124,15 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         made["x"]
     with pytest.raises(Unfulfillable, match="no attributes of users"):
         Attributes(5)["country"]
+
+
+def test_a_near_name_is_sought_among_a_thousand_and_of_more_the_first_are_told() -> None:
+    names = [f"town {number}" for number in range(NEAR_AMONG)]
+    assert likest("Town 77", names) == "did you mean 'town 77'?"
+    assert likest("Town 77", [*names, "one more"]).endswith("'town 18', 'town 19' and 981 more")
+    with pytest.raises(Unfulfillable, match="no attribute 'Town 77'; there are: 'town 0', "):
+        many = [Attribute(name, "number", (), np.zeros(1)) for name in [*names, "one more"]]
+        Attributes(1, many)["Town 77"]
 
 
 def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
