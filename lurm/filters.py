@@ -15,7 +15,7 @@ on it, and so passes the ``not`` of every such filter. Erasures are none of its 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -51,6 +51,7 @@ _TOGETHER_AT_MOST = 200  # filters in one list
 _EVENTS_AT_ONCE = 1_000_000
 _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
 _FEW = 8  # one user in so many
+_ONE_BY_ONE = 8  # values of a category, beyond which all that it has are laid out to look them up
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
 
 
@@ -176,18 +177,21 @@ class Passing:
         mask_u: (U,) whether each does; read-only.
         n_users: how many.
         rows_n: (N,) int32, their rows ascending; None where more than one in eight passes.
+        strangers: whether those do of whom nothing is known.
     """
 
     mask_u: NDArray[np.bool_]
     n_users: int
     rows_n: NDArray[np.int32] | None
+    strangers: bool
 
     @classmethod
-    def of(cls, mask_u: NDArray[np.bool_]) -> Passing:
+    def of(cls, mask_u: NDArray[np.bool_], *, strangers: bool = False) -> Passing:
         """Those of a mask, which nobody may write to any longer."""
         mask_u.setflags(write=False)
         n_users = int(np.count_nonzero(mask_u))
-        return cls(mask_u, n_users, np.flatnonzero(mask_u).astype(np.int32) if _FEW * n_users <= len(mask_u) else None)
+        rows_n = np.flatnonzero(mask_u).astype(np.int32) if _FEW * n_users <= len(mask_u) else None
+        return cls(mask_u, n_users, rows_n, strangers)
 
 
 class Filters:
@@ -238,7 +242,7 @@ class Filters:
         """
         known, batch = self._known, HistoryBatch.of([history])
         acted = {
-            one: np.array([_Events.of(known, one).among(batch).sum() >= one.at_least])
+            one: np.array([_Events.of(known, one).among(known, batch).sum() >= one.at_least])
             for one in _parts(wanted)
             if isinstance(one, Acted)
         }
@@ -294,8 +298,11 @@ def _within(wanted: Filter) -> Sequence[Filter]:
 
 
 def _passing_of(known: _Known, asked: _Asked) -> Passing:
-    mask_u = _evaluated(known, asked.wanted, _all_acted(known, asked.wanted))
-    return Passing.of(mask_u)
+    acted = _all_acted(known, asked.wanted)
+    mask_u = _evaluated(known, asked.wanted, acted)
+    nothing = dict.fromkeys(acted, np.zeros(1, bool))
+    strangers = _evaluated(replace(known, row=-1), asked.wanted, nothing)
+    return Passing.of(mask_u, strangers=bool(strangers[0]))
 
 
 def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.bool_]]) -> NDArray[np.bool_]:
@@ -322,7 +329,7 @@ def _of_attribute(column: Attribute, wanted: OfAttribute) -> NDArray[np.bool_]:
     passed_u = column.known_u
     if wanted.among is not None and column.kind == "category":
         among = np.zeros(len(column.values) + 1, bool)
-        among[[_place(column, value) for value in wanted.among]] = True
+        among[_places(column, wanted.among)] = True
         passed_u &= among[column.cells_u]
     elif wanted.among is not None:
         passed_u &= np.isin(column.cells_u, np.array([_number(column, value) for value in wanted.among], np.float64))
@@ -335,14 +342,20 @@ def _of_attribute(column: Attribute, wanted: OfAttribute) -> NDArray[np.bool_]:
     return passed_u
 
 
-def _place(column: Attribute, value: str | bool | int | float) -> int:
-    """The number of a value of a category."""
-    text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.12g}"
-    try:
-        return column.values.index(text) + 1
-    except ValueError:
-        told = likest(text, column.values)
-        raise Unfulfillable(f"attribute {quoted(column.name)} of nobody is {quoted(text)}; {told}") from None
+def _places(column: Attribute, values: Sequence[str | bool | int | float]) -> list[int]:
+    """The numbers of values of a category."""
+    place_of: Callable[[str], int] = column.values.index
+    if len(values) > _ONE_BY_ONE:
+        place_of = {text: place for place, text in enumerate(column.values)}.__getitem__
+    places = []
+    for value in values:
+        text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.12g}"
+        try:
+            places.append(place_of(text) + 1)
+        except (ValueError, KeyError):
+            told = likest(text, column.values)
+            raise Unfulfillable(f"attribute {quoted(column.name)} of nobody is {quoted(text)}; {told}") from None
+    return places
 
 
 def _number(column: Attribute, value: str | bool | int | float) -> float:
@@ -366,7 +379,7 @@ def _all_acted(known: _Known, wanted: Filter) -> dict[Acted, NDArray[np.bool_]]:
     for batch in known.base.scan(max_events=_EVENTS_AT_ONCE, max_users=_EVENTS_AT_ONCE, named=False):
         before = np.zeros(len(batch.timestamps) + 1, np.int32)
         for one, events in kinds.items():
-            np.cumsum(events.among(batch), out=before[1:])
+            np.cumsum(events.among(known, batch), out=before[1:])
             n_events = before[batch.offsets[1:]] - before[batch.offsets[:-1]]
             acted[one][start : start + len(batch)] = n_events >= one.at_least
         start += len(batch)
@@ -378,37 +391,33 @@ class _Events:
     """What events of a kind are like, in the rows of a base.
 
     Attributes:
-        items_n: (N+1,) whether it may be an event of each item of the catalog, and of none; None: any.
-        behavior: its row; None: any.
+        interest: of its item; None: any.
+        item, behavior: their rows; None: any.
         since, until: epoch ms, of which the first counts.
     """
 
-    items_n: NDArray[np.bool_] | None
+    interest: int | None
+    item: int | None
     behavior: int | None
     since: int | None
     until: int | None
 
     @classmethod
     def of(cls, known: _Known, wanted: Acted) -> _Events:
-        base, items_n, behavior = known.base, None, None
-        if wanted.interest is not None:
-            if not wanted.interest < len(known.vocabulary):
-                raise Unfulfillable(
-                    f"there is no interest {wanted.interest}, expected 0 to {len(known.vocabulary) - 1}"
-                )
-            rows = np.append(np.arange(len(base.items)), -1)
-            items_n = known.vocabulary.interest_of(rows) == wanted.interest
-        if wanted.item is not None:
-            own_n = np.zeros(len(base.items) + 1, bool)
-            own_n[_row(base.items, wanted.item, "item")] = True
-            items_n = own_n if items_n is None else items_n & own_n
-        if wanted.behavior is not None:
-            behavior = _row(base.behaviors, wanted.behavior, "behavior")
-        return cls(items_n, behavior, wanted.since, wanted.until)
+        base, interest = known.base, wanted.interest
+        if interest is not None and not interest < len(known.vocabulary):
+            raise Unfulfillable(f"there is no interest {interest}, expected 0 to {len(known.vocabulary) - 1}")
+        item = None if wanted.item is None else _row(base.items, wanted.item, "item")
+        behavior = None if wanted.behavior is None else _row(base.behaviors, wanted.behavior, "behavior")
+        return cls(interest, item, behavior, wanted.since, wanted.until)
 
-    def among(self, batch: HistoryBatch) -> NDArray[np.bool_]:
+    def among(self, known: _Known, batch: HistoryBatch) -> NDArray[np.bool_]:
         """(E,) which events of a batch are of the kind."""
-        among_e = np.ones(len(batch.timestamps), bool) if self.items_n is None else self.items_n[batch.item_rows]
+        among_e = np.ones(len(batch.timestamps), bool)
+        if self.interest is not None:
+            among_e &= known.vocabulary.interest_of(batch.item_rows) == self.interest
+        if self.item is not None:
+            among_e &= batch.item_rows == self.item
         if self.behavior is not None:
             among_e &= batch.behavior_rows == self.behavior
         if self.since is not None:

@@ -51,7 +51,6 @@ class _Question:
     vector_e: NDArray[np.float32]
     k: int
     among: Passing | None
-    strangers: bool
     own: Standing | None
 
 
@@ -92,11 +91,9 @@ class Nearby:
             UsageError, Unfulfillable: as ``Filters.mask``.
             Overloaded: too many requests wait.
         """
-        among, strangers = None, True
-        if where is not None:
-            among, strangers = await self._threads.run(functools.partial(self._who, where))
+        among = None if where is None else await self._threads.run(functools.partial(self._filters.passing, where))
         await self._catch_up()
-        asked = _Question(vector_e, k, among, strangers, own)
+        asked = _Question(vector_e, k, among, own)
         without = set() if own is None or own.row < 0 else {own.row}
         rounds = 0
         while True:
@@ -129,11 +126,6 @@ class Nearby:
             return [None] * len(near)
         return [None if isinstance(one, LurmError) else one for one in read]
 
-    def _who(self, where: Filter) -> tuple[Passing, bool]:
-        """Who passes a filter, and whether strangers do. Slow."""
-        nothing = self._histories.base.inline("", [])
-        return self._filters.passing(where), self._filters.passes(where, -1, nothing)
-
     def _search(self, asked: _Question, without: Sequence[int]) -> list[tuple[Slot, float]]:
         """The nearest of the index and of the moved together, each user once. Slow."""
         base = self._histories.base
@@ -142,10 +134,15 @@ class Nearby:
         slots = [
             Slot(user_id, row, 0) for user_id, row in zip(base.users.take(near.rows), near.rows.tolist(), strict=True)
         ]
-        mask_u = None if asked.among is None else asked.among.mask_u
         own = None if asked.own is None else asked.own.user_id
         query_e = asked.vector_e / np.linalg.norm(asked.vector_e)
-        moved = self._moved.search(query_e, asked.k, among_u=mask_u, strangers=asked.strangers, without=own)
+        moved = self._moved.search(
+            query_e,
+            asked.k,
+            among_u=None if asked.among is None else asked.among.mask_u,
+            strangers=asked.among is None or asked.among.strangers,
+            without=own,
+        )
         # who was put into the table in between stands in both
         newly = {slot.user_id for slot, _ in moved}
         settled = [one for one in zip(slots, near.scores.tolist(), strict=True) if one[0].user_id not in newly]

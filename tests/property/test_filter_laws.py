@@ -44,6 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     table = pl.DataFrame(
         {
             "user_id": ids,
+            "town": [f"town {number % 20}" for number in range(50)],
             "country": rng.choice(np.array(["UK", "DE", "New Zealand", None], object), 50).tolist(),
             "age": [None if one < 15 else int(one) for one in rng.integers(10, 40, 50)],
             "member": rng.choice(np.array([True, False, None], object), 50).tolist(),
@@ -108,6 +109,9 @@ acted = st.fixed_dictionaries(
     },
 )
 leaves = st.one_of(
+    st.lists(st.integers(0, 19), max_size=15).map(
+        lambda some: {"attribute": "town", "in": [f"town {number}" for number in some]}
+    ),
     st.sampled_from([["UK"], ["DE", "New Zealand"], []]).map(lambda some: {"attribute": "country", "in": some}),
     st.sampled_from([[True], [False], [True, False]]).map(lambda some: {"attribute": "member", "in": some}),
     bounds.map(lambda some: {"attribute": "age", **some}),
@@ -134,6 +138,8 @@ def test_a_mask_is_what_a_plain_reading_gives(world: World, document: dict[str, 
     assert not mask_u.flags.writeable, "it is remembered"
     one = len(world.events[world.ids[0]]) % len(world.ids)
     assert world.filters.passes(filter_of(document), one, world.base.at(one)) == mask_u[one], "batch == single"
+    nothing = world.base.inline("nobody", [])
+    assert world.filters.passing(filter_of(document)).strangers == world.filters.passes(filter_of(document), -1, nothing)
     stranger = world.filters.passes(filter_of(document), -1, world.base.at(one))
     assert stranger == naive(document, dict.fromkeys(world.known[world.ids[0]]), world.events[world.ids[one]])
 
@@ -262,6 +268,7 @@ def test_what_cannot_be_read_is_told_with_its_place(text: str, told: str) -> Non
         ("interest 99", "there is no interest 99, expected 0 to 3"),
         ("behavior purchse", "no behavior 'purchse'; did you mean 'purchase'?"),
         ("item i99999", "there is no item 'i99999'"),
+        ("country in (UK, DE, UK, DE, UK, DE, UK, DE, uk)", "of nobody is 'uk'; did you mean 'UK'?"),
     ],
 )
 def test_what_a_release_does_not_have_is_told_with_what_was_meant(world: World, text: str, told: str) -> None:
