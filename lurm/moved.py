@@ -39,6 +39,8 @@ class Moved:
     def __init__(self, dim: int, most: int) -> None:
         self._vectors_me = np.empty((most, dim), np.float32)  # pages are taken as they are written to
         self._rows_m = np.full(most, -1, np.int64)
+        self._is_held_m = np.zeros(most, bool)
+        self._n_used = 0  # places that ever held somebody, the first ones
         self._slots: list[Slot | None] = [None] * most
         self._place_of: OrderedDict[str, int] = OrderedDict()
         self._free = list(range(most - 1, -1, -1))
@@ -55,6 +57,7 @@ class Moved:
                 place = self._free.pop() if self._free else self._place_of.popitem(last=False)[1]
             self._place_of[slot.user_id] = place
             self._vectors_me[place], self._rows_m[place], self._slots[place] = vector_e, slot.row, slot
+            self._is_held_m[place], self._n_used = True, max(self._n_used, place + 1)
 
     def drop(self, user_id: str) -> None:
         """Hold nothing of a user."""
@@ -62,7 +65,7 @@ class Moved:
             place = self._place_of.pop(user_id, None)
             if place is not None:
                 self._free.append(place)
-                self._rows_m[place], self._slots[place] = -1, None
+                self._rows_m[place], self._slots[place], self._is_held_m[place] = -1, None, False
 
     def tombstones(self) -> NDArray[np.int64]:
         """Rows of the base whose users are in the table."""
@@ -78,7 +81,7 @@ class Moved:
         strangers: bool = True,
         without: str | None = None,
     ) -> list[tuple[Slot, float]]:
-        """The k nearest users of the table and their scores, nearest first, exactly.
+        """The k nearest users of the table and their scores, nearest first, exactly; ties in the order of places.
 
         Args:
             query_e: (E,) unit length.
@@ -88,19 +91,24 @@ class Moved:
             without: who must not be an answer.
         """
         with self._lock:
-            places = np.array(list(self._place_of.values()), np.int64)
-            if not len(places):
-                return []
-            rows = self._rows_m[places]
-            may = (rows >= 0) | strangers
+            rows, may = self._rows_m[: self._n_used], self._is_held_m[: self._n_used].copy()
+            if not strangers:
+                may &= rows >= 0
             if among_u is not None:
-                may &= (rows < 0) | among_u[rows]
-            places = places[may]
-            scores = self._vectors_me[places] @ query_e
-            found = [
-                (slot, float(scores[at]))
-                for at in np.argsort(-scores, kind="stable")[: k + 1].tolist()
-                for slot in [self._slots[places[at]]]
-                if slot is not None and slot.user_id != without
+                known = np.flatnonzero(rows >= 0)
+                may[known] &= among_u[rows[known]]
+            if without is not None and without in self._place_of:
+                may[self._place_of[without]] = False
+            n = min(k, int(np.count_nonzero(may)))
+            if not n:
+                return []
+            scores = np.where(may, self._vectors_me[: self._n_used] @ query_e, np.float32(-np.inf))
+            edge = np.partition(scores, len(scores) - n)[len(scores) - n]
+            near = np.flatnonzero(scores >= edge)
+            near = near[np.argsort(-scores[near], kind="stable")][:n]
+            return [
+                (slot, float(scores[place]))
+                for place in near.tolist()
+                for slot in [self._slots[place]]
+                if slot is not None
             ]
-            return found[:k]
