@@ -139,7 +139,9 @@ def test_a_mask_is_what_a_plain_reading_gives(world: World, document: dict[str, 
     one = len(world.events[world.ids[0]]) % len(world.ids)
     assert world.filters.passes(filter_of(document), one, world.base.at(one)) == mask_u[one], "batch == single"
     nothing = world.base.inline("nobody", [])
-    assert world.filters.passing(filter_of(document)).strangers == world.filters.passes(filter_of(document), -1, nothing)
+    assert world.filters.passing(filter_of(document)).strangers == world.filters.passes(
+        filter_of(document), -1, nothing
+    )
     stranger = world.filters.passes(filter_of(document), -1, world.base.at(one))
     assert stranger == naive(document, dict.fromkeys(world.known[world.ids[0]]), world.events[world.ids[one]])
 
