@@ -11,7 +11,7 @@ A forecast is a function of history, calendar, model and the day it is made for:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.targets import Questions, Target
-from lurm.tokens import Reader, StaticFeatures, Tokens
+from lurm.tokens import Reader, StaticFeatures
 
 KIND = "lumos"
 LEVEL = 0.9
@@ -83,25 +83,31 @@ class Forecast(NamedTuple):
     high: NDArray[np.float64]
     expected: NDArray[np.float64]
 
+    @property
+    def together_q(self) -> NDArray[np.float64]:
+        """(Q,) what is expected of all of them, those of whom a question does not arise left out."""
+        together_q: NDArray[np.float64] = np.nansum(self.expected, axis=0)
+        return together_q
 
-class Difference(NamedTuple):
-    """What another calendar changes in what is expected, (B, Q) float64 each: scenario - baseline, and its interval."""
+
+class Interval(NamedTuple):
+    """What is expected, or what another calendar changes of it, and between which nine of ten cases lie.
+
+    float64 each: (B, Q) of users, NaN where the question does not arise, or (Q,) of all together.
+    """
 
     value: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
 
-
-class Totals(NamedTuple):
-    """What is expected of some users together, (Q,) float64 each, with an interval."""
-
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
+    @classmethod
+    def around(cls, value: NDArray[np.float64], spread: NDArray[np.float64]) -> Interval:
+        """By standard deviations."""
+        return cls(value, value - _SIDES * spread, value + _SIDES * spread)
 
 
-class Slopes(NamedTuple):
-    """A change of what is expected of some users together, and how it moves with what events do.
+class Change(NamedTuple):
+    """A change of what is expected of some users together, and how it moves with what events do; changes add up.
 
     Attributes:
         value_q: (Q,) the change.
@@ -110,6 +116,18 @@ class Slopes(NamedTuple):
 
     value_q: NDArray[np.float64]
     slopes_qc: NDArray[np.float64]
+
+
+class _Compared(NamedTuple):
+    """What some users will do, would do, and (B, Q, C) how the difference moves with what events do."""
+
+    baseline: Forecast
+    scenario: Forecast
+    slopes_bqc: NDArray[np.float64]
+
+    @property
+    def value_bq(self) -> NDArray[np.float64]:
+        return self.scenario.expected - self.baseline.expected
 
 
 class _Said(NamedTuple):
@@ -125,16 +143,13 @@ class _Said(NamedTuple):
 
 
 class Forecaster:
-    """A trained LUMOS of one release. It is a ``UserEncoder`` as well: its states are embeddings.
+    """A trained LUMOS of one release.
 
     Attributes:
         questions: what it answers.
         calendar: as the log had it.
-        dim: D, width of the embedding.
         watermark: the newest event of the base, epoch ms.
     """
-
-    kind = KIND
 
     def __init__(
         self,
@@ -146,7 +161,7 @@ class Forecaster:
         history: HistoryBase,
     ) -> None:
         self.network, self.reader, self.questions, self.calendar = network.eval(), reader, questions, calendar
-        self.calibrations, self.dim, self.watermark = tuple(calibrations), network.config.width, history.watermark
+        self.calibrations, self.watermark = tuple(calibrations), history.watermark
         self._users = history.users
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
         self._slope, self._intercept, self._factor, self._tilt, self._shift, self._width, *rest = columns
@@ -241,73 +256,42 @@ class Forecaster:
         for some in _chunks(len(batch)):
             said = self._say(batch.part(some.start, some.stop), calendar, first_day, questions)
             parts.append(self._forecast_of(said))
-        return Forecast(*(np.concatenate([getattr(part, name) for part in parts]) for name in Forecast._fields))
+        return _joined(parts)
 
     def compare(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
-    ) -> tuple[Forecast, Forecast, Difference]:
+    ) -> tuple[Forecast, Forecast, Interval]:
         """What users will do, what they would do under another calendar, and the difference with its interval."""
-        calendar, questions = self.edited(edits, first_day), self._asking(days)
-        found = []
-        for some in _chunks(len(batch)):
-            part = batch.part(some.start, some.stop)
-            one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
-            found.append((self._forecast_of(one), self._forecast_of(two), self._spread(self._slopes(one, two))))
-        ones, twos = (
-            Forecast(*(np.concatenate([getattr(f[side], name) for f in found]) for name in Forecast._fields))
-            for side in (0, 1)
-        )
-        value, spread = twos.expected - ones.expected, np.concatenate([own for _, _, own in found])
-        return ones, twos, Difference(value, value - _SIDES * spread, value + _SIDES * spread)
+        found = list(self._compared(batch, first_day, edits, days))
+        value = np.concatenate([part.value_bq for part in found])
+        spread = np.concatenate([self._spread(part.slopes_bqc) for part in found])
+        baseline, scenario = _joined(part.baseline for part in found), _joined(part.scenario for part in found)
+        return baseline, scenario, Interval.around(value, spread)
 
-    def totals(self, forecast: Forecast) -> Totals:
+    def changed(
+        self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
+    ) -> tuple[Forecast, Change]:
+        """What users would do under another calendar, and what it changes of them together; see ``together``."""
+        value_q, slopes_qc = np.zeros(len(self.questions)), np.zeros((len(self.questions), self.calendar.n_features))
+        scenarios = []
+        for part in self._compared(batch, first_day, edits, days):
+            scenarios.append(part.scenario)
+            value_q += np.nansum(part.value_bq, axis=0)
+            slopes_qc += part.slopes_bqc.sum(0)
+        return _joined(scenarios), Change(value_q, slopes_qc)
+
+    def totals(self, together_q: NDArray[np.float64]) -> Interval:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
 
         Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training.
         """
-        value_q = np.nansum(forecast.expected, axis=0)
-        spread_q = np.sqrt(self._dispersion * np.abs(value_q) + (self._shock * value_q) ** 2)
-        return Totals(value_q, value_q - _SIDES * spread_q, value_q + _SIDES * spread_q)
+        spread_q = np.sqrt(self._dispersion * np.abs(together_q) + (self._shock * together_q) ** 2)
+        return Interval.around(together_q, spread_q)
 
-    def compared_totals(
-        self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
-    ) -> Totals:
-        """What another calendar changes of users together, and its interval."""
-        return self.together([self.slopes(batch, first_day, edits, days=days)])
-
-    def slopes(self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None) -> Slopes:
-        """What another calendar changes of users together, in parts that add up to ``together``."""
-        calendar, questions = self.edited(edits, first_day), self._asking(days)
-        value_q, slopes_qc = np.zeros(len(questions)), np.zeros((len(questions), self.calendar.n_features))
-        for some in _chunks(len(batch)):
-            part = batch.part(some.start, some.stop)
-            one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
-            value_q += np.nansum(self._forecast_of(two).expected - self._forecast_of(one).expected, axis=0)
-            slopes_qc += self._slopes(one, two).sum(0)
-        return Slopes(value_q, slopes_qc)
-
-    def together(self, parts: Sequence[Slopes]) -> Totals:
+    def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""
-        value_q = np.sum([part.value_q for part in parts], axis=0)
-        spread_q = self._spread(np.sum([part.slopes_qc for part in parts], axis=0))
-        return Totals(value_q, value_q - _SIDES * spread_q, value_q + _SIDES * spread_q)
-
-    def embed(self, batch: HistoryBatch, as_of: int | None = None) -> NDArray[np.float32]:
-        """(B, D) float32 unit rows: the mean of the states of a user's days, as the encoder leaves them.
-
-        Paper: pooled encoder states; "mean" of the ways it names.
-        """
-        first_day = day_of(self.watermark) + 1 if as_of is None else day_of(as_of)
-        vectors = [np.empty((0, self.dim), np.float32)]
-        for some in _chunks(len(batch)):
-            tokens = self._read(batch.part(some.start, some.stop), self.calendar, first_day)
-            inputs = Inputs.of(tokens, self.questions)
-            with torch.inference_mode():
-                memory_bsd = self.network.remember(inputs)
-                is_read = torch.nn.functional.pad(inputs.real_bt, (1, 0), value=True)[:, :, None]
-                mean_bd = (memory_bsd * is_read).sum(1) / is_read.sum(1)
-                vectors.append(torch.nn.functional.normalize(mean_bd, dim=-1).numpy())
-        return np.concatenate(vectors)
+        value_q, slopes_qc = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
+        return Interval.around(value_q, self._spread(slopes_qc))
 
     def edited(self, edits: Sequence[Edit], first_day: int) -> Calendar:
         """The calendar as it would be, known when the forecast is made.
@@ -337,11 +321,18 @@ class Forecaster:
         targets = [replace(target, days=days) for target in self.targets]
         return Questions(targets, self.reader.view.features, self.calendar.kinds)
 
-    def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int) -> Tokens:
-        return self.reader.read(batch, self._users.rows(batch.user_ids).astype(np.int64), calendar, first_day)
+    def _compared(
+        self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], days: int | None
+    ) -> Iterator[_Compared]:
+        calendar, questions = self.edited(edits, first_day), self._asking(days)
+        for some in _chunks(len(batch)):
+            part = batch.part(some.start, some.stop)
+            one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
+            yield _Compared(self._forecast_of(one), self._forecast_of(two), self._slopes(one, two))
 
     def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> _Said:
-        tokens = self._read(batch, calendar, first_day)
+        rows = self._users.rows(batch.user_ids).astype(np.int64)
+        tokens = self.reader.read(batch, rows, calendar, first_day)
         inputs, arises_bq = Inputs.of(tokens, questions), questions.arises(tokens.grid, tokens.ahead, first_day)
         with torch.no_grad():
             memory_bsd = self.network.remember(inputs)
@@ -406,32 +397,32 @@ def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration
     return Forecaster(one.network, one.reader, one.questions, one.calendar, calibrations, history)
 
 
-def difference_as_json(
-    forecaster: Forecaster, difference: Difference | Totals, user: int | None
-) -> list[dict[str, Any]]:
-    """A difference, or totals with ``user`` None, a target each; null where the question does not arise."""
-    told = []
-    for at, target in enumerate(forecaster.targets):
-        place = at if user is None else (user, at)
-        numbers = {name: float(getattr(difference, name)[place]) for name in Difference._fields}
-        told.append({"target": target.name, **{name: x if np.isfinite(x) else None for name, x in numbers.items()}})
-    return told
+def interval_as_json(forecaster: Forecaster, interval: Interval) -> list[dict[str, Any]]:
+    """(Q,) each, a target each; null where the question does not arise."""
+    return [
+        {"target": target.name, **_numbers_at(interval._asdict(), at)} for at, target in enumerate(forecaster.targets)
+    ]
 
 
 def as_json(forecaster: Forecaster, forecast: Forecast, user: int, days: int | None = None) -> list[dict[str, Any]]:
     """One user's forecast, a target each; what does not arise, or is not asked, is null."""
-    told = []
-    for at, target in enumerate(forecaster.targets):
-        numbers: Mapping[str, float] = {name: float(getattr(forecast, name)[user, at]) for name in Forecast._fields}
-        told.append(
-            {
-                "target": target.name,
-                "kind": target.kind,
-                "days": days or target.days,
-                **{name: number if np.isfinite(number) else None for name, number in numbers.items()},
-            }
-        )
-    return told
+    return [
+        {
+            "target": target.name,
+            "kind": target.kind,
+            "days": days or target.days,
+            **_numbers_at(forecast._asdict(), (user, at)),
+        }
+        for at, target in enumerate(forecaster.targets)
+    ]
+
+
+def _numbers_at(arrays: Mapping[str, NDArray[np.float64]], place: int | tuple[int, int]) -> dict[str, float | None]:
+    return {name: float(array[place]) if np.isfinite(array[place]) else None for name, array in arrays.items()}
+
+
+def _joined(parts: Iterable[Forecast]) -> Forecast:
+    return Forecast(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _from_signed_log(x: NDArray[np.float64]) -> NDArray[np.float64]:

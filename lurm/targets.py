@@ -131,11 +131,6 @@ class Questions:
     def __len__(self) -> int:
         return len(self.targets)
 
-    @property
-    def horizon(self) -> int:
-        """The days of the farthest target."""
-        return max(target.days for target in self.targets)
-
     def asked(self, days: Days) -> NDArray[np.float32]:
         """(U, W, Q) 1 on the days that count for a target, in the eyes of each group of users; else 0.
 

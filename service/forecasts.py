@@ -15,7 +15,7 @@ from lurm.calendars import Edit
 from lurm.days import day_of
 from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
-from lurm.forecasts import Forecaster
+from lurm.forecasts import Forecaster, Interval
 from lurm.history import History, HistoryBatch
 from service.answers import ForecastAnswer, ScenarioAnswer
 from service.bootstrap import Serving, serving_of
@@ -95,7 +95,7 @@ def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) 
         **_head(forecaster, history, first_day, edits),
         "baseline": forecasts.as_json(forecaster, baseline, 0, asked.days),
         "scenario": forecasts.as_json(forecaster, scenario, 0, asked.days),
-        "difference": forecasts.difference_as_json(forecaster, difference, 0),
+        "difference": forecasts.interval_as_json(forecaster, Interval(*(array_bq[0] for array_bq in difference))),
     }
 
 

@@ -21,7 +21,7 @@ from lurm.columns import as_timestamps
 from lurm.erasure import Ledger
 from lurm.errors import DataError, Unfulfillable, UsageError
 from lurm.export import PARQUET
-from lurm.forecasts import Forecast, Forecaster, difference_as_json
+from lurm.forecasts import Forecast, Forecaster, interval_as_json
 from lurm.histories import erased_up_to
 from lurm.progress import Reporter
 from lurm.release import Release
@@ -29,7 +29,6 @@ from lurm.settings import Settings
 
 _USERS_AT_ONCE = 2048
 _TIMES = ("start", "end")
-_NUMBERS = ("probability", "amount", "typical", "low", "high", "expected")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +61,14 @@ def asked(
 
     Raises:
         UsageError: a file cannot be read.
-        Unfulfillable, DataError: as ``forecast_all``.
+        Unfulfillable, DataError: as ``foretell``.
     """
     if users is not None and not users.is_file():
         raise UsageError(f"there is no file of user ids at {users}")
-    found = forecast_all(
+    found = foretell(
         Release.open(config.artifacts_dir),
         out,
         users=None if users is None else users.read_text().split(),
-        first_day=None,
         edits=[] if edits is None else read_edits(edits),
         ledger=Ledger.of(config.live_folder),
         reporter=reporter,
@@ -80,12 +78,11 @@ def asked(
     return found
 
 
-def forecast_all(
+def foretell(
     release: Release,
     destination: Path,
     *,
     users: Sequence[str] | None,
-    first_day: int | None,
     edits: Sequence[Edit],
     ledger: Ledger | None,
     reporter: Reporter,
@@ -94,9 +91,8 @@ def forecast_all(
 
     Args:
         release: of the base of which everybody is foretold; what came live since counts not.
-        destination: Parquet; columns user_id, target, days, and the numbers of a forecast under the edited calendar.
+        destination: Parquet; columns user_id, target, days, and those of a ``Forecast`` under the edited calendar.
         users: the cohort; None: everybody. Erased users are left out.
-        first_day: epoch day; None: the day after the newest event.
         edits: to the calendar.
         ledger: of erasures.
         reporter: told about the users.
@@ -108,9 +104,9 @@ def forecast_all(
     forecaster = release.forecaster
     if forecaster is None:
         raise Unfulfillable("this release was built without forecasts; `lurm build PATH --model lumos` makes them")
-    rows, first_day = _cohort(release, users, ledger), forecaster.day_for(0) if first_day is None else first_day
+    rows, first_day = _cohort(release, users, ledger), forecaster.day_for(0)
     forecaster.edited(edits, first_day)
-    parts, changes = [], []
+    together_q, changes = np.zeros(len(forecaster.targets)), []
     with (
         replacing(destination) as aside,
         pq.ParquetWriter(aside, _SCHEMA, compression=PARQUET["compression"], write_page_checksum=True) as file,
@@ -118,19 +114,25 @@ def forecast_all(
     ):
         for start in range(0, len(rows), _USERS_AT_ONCE):
             batch = release.history.batch(rows[start : start + _USERS_AT_ONCE])
-            part = forecaster.forecast(batch, first_day, edits)
-            file.write_table(_table(forecaster, batch.user_ids, part))
-            parts.append(part)
             if edits:
-                changes.append(forecaster.slopes(batch, first_day, edits))
+                part, change = forecaster.changed(batch, first_day, edits)
+                changes.append(change)
+            else:
+                part = forecaster.forecast(batch, first_day)
+            file.write_table(_table(forecaster, batch.user_ids, part))
+            together_q += part.together_q
             task.advance(len(batch))
-    whole = Forecast(*(np.concatenate([getattr(part, name) for part in parts]) for name in Forecast._fields))
-    difference = difference_as_json(forecaster, forecaster.together(changes), None) if edits else []
-    return Outlook(len(rows), difference_as_json(forecaster, forecaster.totals(whole), None), difference)
+    difference = interval_as_json(forecaster, forecaster.together(changes)) if edits else []
+    return Outlook(len(rows), interval_as_json(forecaster, forecaster.totals(together_q)), difference)
 
 
 _SCHEMA = pa.schema(
-    [("user_id", pa.string()), ("target", pa.string()), ("days", pa.int32()), *((n, pa.float64()) for n in _NUMBERS)]
+    [
+        ("user_id", pa.string()),
+        ("target", pa.string()),
+        ("days", pa.int32()),
+        *((n, pa.float64()) for n in Forecast._fields),
+    ]
 )
 
 
@@ -184,7 +186,7 @@ def _cohort(release: Release, users: Sequence[str] | None, ledger: Ledger | None
 
 def _table(forecaster: Forecaster, user_ids: Sequence[str], forecast: Forecast) -> pa.Table:
     targets, n_users = forecaster.targets, len(user_ids)
-    columns = {name: pa.array(getattr(forecast, name).ravel(), from_pandas=True) for name in _NUMBERS}
+    columns = {name: pa.array(array_bq.ravel(), from_pandas=True) for name, array_bq in forecast._asdict().items()}
     names = {
         "user_id": pa.array(np.repeat(np.array(user_ids, object), len(targets)), pa.string()),
         "target": pa.array([target.name for target in targets] * n_users, pa.string()),

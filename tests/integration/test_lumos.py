@@ -94,7 +94,7 @@ def test_planted_lifts_are_recovered_at_distances_where_they_were_never_seen(sma
     for kind, lift in planted.items():
         for ahead in (0, 4, 9):
             edit = Edit("add", kind=kind, start=(today + ahead) * DAY, end=(today + ahead + 4) * DAY)
-            change = bare.compared_totals(batch, today, [edit])
+            change = bare.together([bare.changed(batch, today, [edit])[1]])
             per_lift = baseline * by_day[ahead : ahead + 4].sum() / by_day.sum()
             told, spread = (x[VIEWS] / per_lift for x in (change.value, (change.high - change.low) / 2 / 1.645))
             assert told == pytest.approx(lift - 1, abs=3 * spread + 0.1 * abs(lift - 1)), (kind, ahead)
@@ -172,23 +172,18 @@ def test_edits_that_change_nothing_differ_by_nothing(forecaster, batch, today):
 
 def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     found = forecaster.forecast(batch, today)
-    totals = forecaster.totals(found)
+    totals = forecaster.totals(found.together_q)
     assert np.allclose(totals.value, np.nansum(found.expected, axis=0))
     assert (totals.low <= totals.value).all() and (totals.value <= totals.high).all()
     start = (today + 2) * DAY
     edit = Edit("add", kind="sale", start=start, end=start + 4 * DAY)
     some = batch.part(0, 40)
     _, _, difference = forecaster.compare(some, today, [edit])
-    together = forecaster.compared_totals(some, today, [edit])
+    scenario, change = forecaster.changed(some, today, [edit])
+    together = forecaster.together([change])
+    assert np.array_equal(scenario.expected, forecaster.forecast(some, today, [edit]).expected, equal_nan=True)
     assert np.allclose(together.value, np.nansum(difference.value, axis=0))
     assert together.low[VIEWS] > 0
-
-
-def test_states_are_embeddings(forecaster, batch):
-    vectors = forecaster.embed(batch)
-    assert vectors.shape == (300, 16) and vectors.dtype == np.float32
-    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert np.allclose(forecaster.embed(batch.part(3, 5)), vectors[3:5], atol=1e-5)
 
 
 def test_churn_is_foretold_of_those_alone_who_acted_before(forecaster, release, batch, today):
@@ -200,10 +195,10 @@ def test_churn_is_foretold_of_those_alone_who_acted_before(forecaster, release, 
         found = forecaster.forecast(batch, today, days=days)
         assert np.array_equal(~np.isnan(found.probability[:, CHURN]), acted)
         alone = HistoryBatch.of([release.history.at(int(row)) for row in np.flatnonzero(acted)])
-        total = forecaster.totals(found).value[CHURN]
+        total = forecaster.totals(found.together_q).value[CHURN]
         assert total == pytest.approx(forecaster.forecast(alone, today, days=days).expected[:, CHURN].sum(), rel=1e-5)
         edit = Edit("add", kind="sale", start=today * DAY, end=(today + 4) * DAY)
-        whole, some = (forecaster.slopes(who, today, [edit], days=days) for who in (batch, alone))
+        whole, some = (forecaster.changed(who, today, [edit], days=days)[1] for who in (batch, alone))
         assert whole.value_q[CHURN] == pytest.approx(some.value_q[CHURN], rel=1e-4)
         assert np.allclose(whole.slopes_qc[CHURN], some.slopes_qc[CHURN], rtol=1e-3, atol=1e-5)
         assert np.abs(some.slopes_qc[CHURN]).max() > 1e-3
