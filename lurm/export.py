@@ -25,7 +25,7 @@ from lurm.arrays import ArrayWriter
 from lurm.artifacts import replacing
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
-from lurm.histories import erased_up_to
+from lurm.histories import alive_in
 from lurm.live.place import is_begun, open_live
 from lurm.live.segments import arrivals, arriving_since, living, n_arrivals
 from lurm.past import BackThen, Moments
@@ -259,7 +259,7 @@ def _block(release: Release, ledger: Ledger | None, rows: slice | NDArray[np.int
     if ledger is None or not len(ledger):
         return batch
     at = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-    return batch.filter(pa.array(erased_up_to(history, ledger, at) < 0))
+    return batch.filter(pa.array(alive_in(history, ledger, at)))
 
 
 @contextlib.contextmanager

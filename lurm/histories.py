@@ -202,6 +202,19 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     return History(user_id, seq=len(order), **{name: column[order] for name, column in columns.items()})
 
 
+def alive_in(base: HistoryBase, ledger: Ledger | None, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    """(N,) of whom nothing that the base still has is erased; see ``erased_up_to``.
+
+    Args:
+        base: whose users.
+        ledger: of erasures; None: nobody was erased.
+        rows: (N,) of the users asked about; None: all.
+    """
+    if ledger is None or not len(ledger):
+        return np.ones(len(base) if rows is None else len(rows), bool)
+    return erased_up_to(base, ledger, rows) < 0
+
+
 def erased_up_to(base: HistoryBase, ledger: Ledger, rows: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
     """(N,) up to when events that the base still has of each user are erased, epoch ms; -1 where none is.
 

@@ -22,7 +22,7 @@ from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.filters import Filter, Filters, document_of, filter_of
-from lurm.histories import erased_up_to
+from lurm.histories import alive_in
 from lurm.progress import Reporter
 from lurm.reasons import Interests, OverIndexed
 from lurm.release import Release
@@ -196,6 +196,7 @@ def find(
     k_min: int,
     reporter: Reporter,
     members_of: MembersOf = nobody_saved,
+    alive_u: NDArray[np.bool_] | None = None,
     filters: Filters | None = None,
     reasons: int = _REASONS,
 ) -> Found:
@@ -208,6 +209,7 @@ def find(
         k_min: fewest seeds, and fewest people who share a reason.
         reporter: told about the scan; what it raises ends it.
         members_of: who is in the saved audiences that are asked about.
+        alive_u: (U,) whom the ledger leaves whole, where that is known already; None: it is looked up.
         filters: of the release, with what they remember; None: new ones.
         reasons: at most so many interests.
 
@@ -219,14 +221,15 @@ def find(
     """
     filters = filters or filters_of(release)
     users = release.history.users
-    erased_u = np.zeros(len(users), bool) if ledger is None else erased_up_to(release.history, ledger) >= 0
+    if alive_u is None:
+        alive_u = alive_in(release.history, ledger)
     passes_u = None if asked.where is None else filters.mask(asked.where)
     given = _given(release, asked, members_of, filters)
-    seeds, weights_s = _seeds(given, asked, erased_u)
+    seeds, weights_s = _seeds(given, asked, alive_u)
     _protect("seeds", len(given), len(seeds), weights_s, k_min)
-    groups_u, shares_g, values = _mix(release, asked.balance, seeds, erased_u)
+    groups_u, shares_g, values = _mix(release, asked.balance, seeds, alive_u)
     negatives = np.unique(_rows(release, asked.negatives))
-    negatives = negatives[~erased_u[negatives]]
+    negatives = negatives[alive_u[negatives]]
     if len(asked.negatives):
         _protect("negatives", len(asked.negatives), len(negatives), None, k_min)
     lookalike = Lookalike(
@@ -239,7 +242,7 @@ def find(
     )
     with reporter.task("scan", len(users), "users") as task:
         scores_u = lookalike.scores(task.advance)
-    eligible_u = ~erased_u
+    eligible_u = alive_u.copy()
     eligible_u[_rows(release, asked.exclude)] = False
     for name in asked.exclude_audiences:
         eligible_u[members_of(name)] = False
@@ -394,10 +397,10 @@ def _given(release: Release, asked: Asked, members_of: MembersOf, filters: Filte
 
 
 def _seeds(
-    given: NDArray[np.int64], asked: Asked, erased_u: NDArray[np.bool_]
+    given: NDArray[np.int64], asked: Asked, alive_u: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
     """(S,) rows of the seeds that are known and not erased, ascending, each once with all of its weight."""
-    known = (given >= 0) & ~erased_u[given]
+    known = (given >= 0) & alive_u[given]
     weights = np.ones(len(given))
     if asked.weights is not None:
         weights[: len(asked.weights)] = asked.weights
@@ -436,14 +439,14 @@ def _protect(what: str, n_given: int, n_known: int, weights_s: NDArray[np.float3
 
 
 def _mix(
-    release: Release, balance: Balance | None, seeds: NDArray[np.int64], erased_u: NDArray[np.bool_]
+    release: Release, balance: Balance | None, seeds: NDArray[np.int64], alive_u: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None, list[str | None]]:
     """(U,) everybody's group, (G,) what part each is to have, and what to call it; those not known are the last."""
     if balance is None:
         return None, None, []
     groups_u, names = release.attributes[balance.attribute].groups()
     groups_u[groups_u < 0] = len(names)
-    counts = np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[~erased_u], minlength=len(names) + 1)
+    counts = np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[alive_u], minlength=len(names) + 1)
     return groups_u, counts / max(counts.sum(), 1), [*names, None]
 
 

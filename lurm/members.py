@@ -23,7 +23,8 @@ from lurm.audience import Likeness
 from lurm.definitions import Alike, Combined, Definition, Listed, combine
 from lurm.erasure import Ledger
 from lurm.errors import LurmError, Unfulfillable
-from lurm.histories import erased_up_to
+from lurm.filters import Filters
+from lurm.histories import alive_in
 from lurm.identifiers import hash_ids
 from lurm.lookalikes import facts, find
 from lurm.progress import Reporter
@@ -94,14 +95,12 @@ class Making:
         of: Mapping[str, Members],
         ledger: Ledger | None,
         k_min: int,
+        filters: Filters,
         reporter: Reporter,
     ) -> None:
         self._release, self._definition, self._of = release, definition, of
-        self._ledger, self._k_min, self._reporter = ledger, k_min, reporter
-        users = release.history.users
-        self._alive_u = np.ones(len(users), bool)
-        if ledger is not None:
-            self._alive_u = erased_up_to(release.history, ledger) < 0
+        self._ledger, self._k_min, self._filters, self._reporter = ledger, k_min, filters, reporter
+        self._alive_u = alive_in(release.history, ledger)
 
     def write(self, folder: Path, key: str) -> None:
         """Publish the members as an artifact.
@@ -158,6 +157,8 @@ class Making:
             k_min=self._k_min,
             reporter=self._reporter,
             members_of=lambda name: np.asarray(self._of[name].rows),
+            alive_u=self._alive_u,
+            filters=self._filters,
         )
         audience, likeness = found.audience, found.audience.likeness
         named = [*asked.exclude, *(() if asked.include_seeds else asked.seeds)]

@@ -24,7 +24,8 @@ from lurm.audience import Likeness
 from lurm.definitions import Combined, Definition, Definitions, Listed, combine, in_order
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing, Unfulfillable, UnknownName, UnknownUser
-from lurm.histories import erased_up_to
+from lurm.filters import Filters
+from lurm.histories import alive_in
 from lurm.history import History
 from lurm.lookalikes import filters_of
 from lurm.members import KIND, Making, Members, alone, let_go
@@ -93,11 +94,20 @@ class Audiences:
         definitions: what is saved.
         ledger: of erasures; None: nobody was erased.
         k_min: fewest seeds, and fewest users who are counted.
+        filters: of the release, with what they remember; None: new ones.
     """
 
-    def __init__(self, release: Release, definitions: Definitions, *, ledger: Ledger | None, k_min: int) -> None:
+    def __init__(
+        self,
+        release: Release,
+        definitions: Definitions,
+        *,
+        ledger: Ledger | None,
+        k_min: int,
+        filters: Filters | None = None,
+    ) -> None:
         self._release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
-        self._filters = filters_of(release)
+        self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
         self._stacked: tuple[tuple[str, ...], _Stack] | None = None
         self._lock = threading.RLock()
@@ -232,10 +242,7 @@ class Audiences:
 
     def _alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) of whom nothing that the release has was erased."""
-        if self._ledger is None or not len(self._ledger):
-            return np.ones(len(rows), bool)
-        alive: NDArray[np.bool_] = erased_up_to(self._release.history, self._ledger, rows) < 0
-        return alive
+        return alive_in(self._release.history, self._ledger, rows)
 
     def overlap(self, names: Sequence[str]) -> Overlap:
         """How many users audiences share; what fewer than ``k_min`` are counted as is not told.
@@ -293,7 +300,8 @@ class Audiences:
             return Members(open_artifact(folder, KIND, verify=False))
         with alone(own):
             if not folder.exists():
-                Making(self._release, definition, of, self._ledger, self._k_min, reporter).write(folder, key)
+                making = Making(self._release, definition, of, self._ledger, self._k_min, self._filters, reporter)
+                making.write(folder, key)
                 let_go(own, folder)
             return Members(open_artifact(folder, KIND, verify=False))
 
@@ -306,8 +314,7 @@ class _Stack:
         self._widths = [len(one.directions_ke) for one in alike.values()]
         self._offsets_k = np.concatenate([one.offsets_k for one in alike.values()] or [np.empty(0, np.float32)])
         self._middles = [len(one.middles_ke) for one in alike.values()]
-        parts = [part for one in alike.values() for part in (one.directions_ke,)]
-        parts += [one.middles_ke for one in alike.values()]
+        parts = [one.directions_ke for one in alike.values()] + [one.middles_ke for one in alike.values()]
         self._all = np.concatenate(parts) if parts else None
 
     def product(self, vector_e: NDArray[np.float32]) -> tuple[dict[str, float], dict[str, float]]:

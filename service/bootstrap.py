@@ -134,7 +134,9 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
             embedder=embedder,
             filters=filters,
             foreteller=foreteller,
-            audiences=Audiences(release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds),
+            audiences=Audiences(
+                release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds, filters=filters
+            ),
             nearby=Nearby(release, histories, embedder, filters, shared.threads),
         )
 
