@@ -35,7 +35,7 @@ def chained_events(*, n_users: int = 60, n_events: int = 40, seed: int = 0) -> l
 
 def chained(folder: Path, **options: int) -> tuple[HistoryBase, InterestVocabulary]:
     """The base of such a log and its groups as interests."""
-    history, _ = ingest(folder / "history", [clean_batch(chained_events(**options))])
+    history, _ = ingest(folder / "base", [clean_batch(chained_events(**options))])
     return history, group_vocabulary(folder / "interests", history, n_groups=N_GROUPS)
 
 

@@ -1,7 +1,7 @@
 """One rank of a training that several processes share.
 
-``torchrun -m tests.together WORLD OUT CONFIG PASS``: trains on the lively world in a folder, writes weights and outcome
-of every rank, and ends the leader when a pass begins (0: never).
+``torchrun -m tests.together MODEL WORLD OUT CONFIG PASS``: trains on a log and its interests in a folder, writes
+weights and outcome of every rank, and ends the leader when a pass begins (0: never).
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import orjson
 from safetensors.torch import save_file
+from torch import nn
 
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
+from tests.chains import small
 from tests.lively import trainer
+from training.behave import BehaveTrainConfig, BehaveTrainer
 from training.ranks import ALONE, Ranks, joined
 
 
@@ -33,12 +36,31 @@ class DiesAtPass(Silent):
         return super().task(title, total, unit)
 
 
-def train(world: Path, out: Path, config: dict[str, object], dies_at: int = 0, ranks: Ranks = ALONE) -> None:
-    """Train from the checkpoint in ``out``, and write ``<rank>.safetensors`` and ``<rank>.json`` beside it."""
-    found = HistoryBase.open(world / "base"), InterestVocabulary.open(world / "interests"), np.zeros(0, np.int64)
-    reporter = DiesAtPass(dies_at) if ranks.leads else Silent()
-    fit, network, _ = trainer(found, out / "checkpoint", reporter, ranks=ranks, **config)
-    outcome = fit.fit()
+def train(
+    model: str, world: Path, out: Path, config: dict[str, object], dies_at: int = 0, ranks: Ranks = ALONE
+) -> None:
+    """Train from the checkpoint in ``out``, and write ``<rank>.safetensors`` and ``<rank>.json`` beside it.
+
+    Args:
+        model: smen or behavegpt.
+        world: with ``base`` and ``interests``.
+        out: see above.
+        config: of the training.
+        dies_at: the pass that ends the leader.
+        ranks: that train together.
+    """
+    history, vocabulary = HistoryBase.open(world / "base"), InterestVocabulary.open(world / "interests")
+    reporter, checkpoint = DiesAtPass(dies_at) if ranks.leads else Silent(), out / "checkpoint"
+    network: nn.Module
+    if model == "behavegpt":
+        network, codebook = small(history, vocabulary)
+        training = BehaveTrainConfig(**config)  # type: ignore[arg-type]
+        behave = BehaveTrainer(network, codebook, vocabulary, history, training, checkpoint, reporter, ranks)
+        outcome: object = behave.fit()
+    else:
+        found = history, vocabulary, np.zeros(0, np.int64)
+        smen, network, _ = trainer(found, checkpoint, reporter, ranks=ranks, **config)
+        outcome = smen.fit()
     weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, out / f"{ranks.rank}.safetensors")
     (out / f"{ranks.rank}.json").write_bytes(orjson.dumps(outcome))
@@ -46,5 +68,5 @@ def train(world: Path, out: Path, config: dict[str, object], dies_at: int = 0, r
 
 if __name__ == "__main__":
     with joined() as together:
-        world, out, config, dies_at = sys.argv[1:]
-        train(Path(world), Path(out), orjson.loads(config), int(dies_at), together)
+        model, world, out, config, dies_at = sys.argv[1:]
+        train(model, Path(world), Path(out), orjson.loads(config), int(dies_at), together)

@@ -23,6 +23,7 @@ from lurm.errors import LurmError
 
 _AT_MOST = timedelta(minutes=30)  # between two ranks' turns at one step
 _STAGES_AT_MOST = timedelta(days=7)  # of what the leader does alone before
+_NO_GRADIENT, _DENSE, _SPARSE = range(3)
 
 Asked = ParamSpec("Asked")
 Answer = TypeVar("Answer")
@@ -84,18 +85,28 @@ class Ranks:
 
     @_exchange
     def add_up_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Let every rank have the sum of the gradients of all; the sparse ones stay sparse."""
+        """Let every rank have the sum of the gradients of all; the sparse ones stay sparse.
+
+        A rank whose share of a batch is empty has none and adds nothing; where no rank has one, there is none.
+        """
         if self.n == 1:
             return
+        parameters = list(parameters)
+        kind_p = torch.tensor([_kind(parameter.grad) for parameter in parameters])
+        dist.all_reduce(kind_p, dist.ReduceOp.MAX)
         dense = []
-        for parameter in parameters:
-            if parameter.grad is None:
+        for parameter, kind in zip(parameters, kind_p.tolist(), strict=True):
+            if kind == _NO_GRADIENT:
                 continue
-            if parameter.grad.is_sparse:
+            if parameter.grad is None:
+                parameter.grad = _no_rows(parameter) if kind == _SPARSE else torch.zeros_like(parameter)
+            if kind == _SPARSE:
                 parameter.grad = parameter.grad.coalesce()
                 dist.all_reduce(parameter.grad)
             else:
                 dense.append(parameter.grad)
+        if not dense:
+            return
         together = torch.cat([gradient.flatten() for gradient in dense])
         dist.all_reduce(together)
         start = 0
@@ -150,6 +161,18 @@ def joined() -> Iterator[Ranks]:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def _kind(gradient: Tensor | None) -> int:
+    if gradient is None:
+        return _NO_GRADIENT
+    return _SPARSE if gradient.is_sparse else _DENSE
+
+
+def _no_rows(parameter: Tensor) -> Tensor:
+    """The gradient of a table of which no row was looked up."""
+    nowhere = torch.zeros(1, 0, dtype=torch.int64, device=parameter.device)
+    return torch.sparse_coo_tensor(nowhere, parameter.detach()[:0], parameter.shape, check_invariants=True)
 
 
 class _Gather(torch.autograd.Function):

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from lurm.progress import Silent
 from lurm.prospect import Occasion
 from lurm.release import Release
+from tests.chains import chained
 from tests.lively import lively_world
 from tests.together import train
 from training.ranks import ALONE, Ranks
@@ -42,12 +43,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(world: Path, out: Path, n: int, config: dict[str, object], dies_at: int = 0) -> None:
+def trained(world: Path, out: Path, n: int, config: dict[str, object], dies_at: int = 0, model: str = "smen") -> None:
     out.mkdir(exist_ok=True)
     if n == 1:
-        train(world, out, config)
+        train(model, world, out, config)
         return
-    words = ["tests.together", str(world), str(out), json.dumps(config), str(dies_at)]
+    words = ["tests.together", model, str(world), str(out), json.dumps(config), str(dies_at)]
     outcome = torchrun(n, *words, folder=out)
     assert (outcome.returncode == 0) == (not dies_at), outcome.stderr
 
@@ -80,6 +81,18 @@ def test_a_rank_may_have_no_user_in_a_batch(world: Path, tmp_path: Path) -> None
     trained(world, tmp_path / "three", 3, config)
     agree(tmp_path / "one" / "0.safetensors", tmp_path / "three" / "0.safetensors", 1e-5)
     agree(tmp_path / "three" / "0.safetensors", tmp_path / "three" / "2.safetensors", 0)
+
+
+def test_a_rank_may_have_no_user_in_a_batch_that_is_cut_by_events(tmp_path: Path) -> None:
+    history, _ = chained(tmp_path, n_users=16, n_events=30)
+    one_user = [row for row in range(len(history)) if history.n_events_of(row) > 16]
+    assert one_user, "no life fills a batch, so nothing is tested"
+    # no life is cut and nothing is told, of which each rank has its own chance
+    config: dict[str, object] = {"epochs": 1, "batch_events": 32, "given": 0.0, "learning_rate": 1e-4}
+    trained(tmp_path, tmp_path / "one", 1, config, model="behavegpt")
+    trained(tmp_path, tmp_path / "two", 2, config, model="behavegpt")
+    agree(tmp_path / "one" / "0.safetensors", tmp_path / "two" / "0.safetensors", 1e-5)
+    agree(tmp_path / "two" / "0.safetensors", tmp_path / "two" / "1.safetensors", 0)
 
 
 def test_torchrun_builds_the_release_that_one_process_builds(tmp_path: Path) -> None:
