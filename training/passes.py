@@ -73,7 +73,8 @@ def passes(
 ) -> Passed:
     """Train until the passes are done, or the held-out loss has not fallen for ``patience`` of them.
 
-    Called again, or by another process, it goes on from the checkpoint; after the last pass it only loads it.
+    Called again, or by another process, it goes on from the checkpoint; after the last pass it only loads it. The
+    network is left in evaluation.
 
     Args:
         learner: trained in place.
@@ -108,6 +109,7 @@ def passes(
             if held_out[-1] == min(held_out):
                 best = _copy(network)
             _keep(checkpoint, learner, Passed(epoch, held_out, begun, best), ranks)
+    network.eval()  # where no pass was left to do, nothing has said so yet
     return Passed(epoch, held_out, begun, best)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lurm.behavegpt.model import BehaveGptModel
-from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase
@@ -70,6 +70,18 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(log: Log, tmp_path: Path) -> 
     resumed, again = trained(log, tmp_path / "stopped", epochs=3)
     assert same(whole, resumed)
     assert again == outcome
+
+
+def test_a_run_that_is_done_measures_the_same_when_it_is_asked_again(log: Log, tmp_path: Path) -> None:
+    def mean_state() -> torch.Tensor:
+        _, codebook = small(*log)
+        network = BehaveGpt(BehaveGptConfig(window=64, dropout=0.1, steps=codebook.config), codebook.n_codes)
+        config = BehaveTrainConfig(epochs=1, batch_events=512)
+        BehaveTrainer(network, codebook, log[1], log[0], config, tmp_path / "checkpoint", Silent()).fit()
+        assert not network.training
+        return network.mean_d
+
+    assert torch.equal(mean_state(), mean_state())
 
 
 def test_parts_of_a_batch_add_up_to_it(log: Log) -> None:
