@@ -166,7 +166,8 @@ class Sasrec(_Plain):
 
     def hidden(self, streams_bt: Tensor, mask: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
         """(B, T, D) after each step."""
-        x_btd = self.place(self.event_nd(streams_bt[EVENT]), torch.arange(streams_bt.shape[2]))
+        at_t = torch.arange(streams_bt.shape[2], device=streams_bt.device)
+        x_btd = self.place(self.event_nd(streams_bt[EVENT]), at_t)
         hidden: Tensor = self.blocks(self.dropout(x_btd), causal=True)
         return hidden
 
