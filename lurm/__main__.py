@@ -394,7 +394,7 @@ def erase(
     config = settings.load({"artifacts_dir": artifacts_dir})
     erasing = Erasing(config.artifacts_dir, config.live_folder, config.live_url, TerminalReporter())
     result = asyncio.run(erasing.run([] if verify and not purge else ids, purge=purge))
-    found = erasing.remains(ids) if verify else []
+    found = erasing.remains(ids) if verify else None
     told = [f"{len(result.erased):,} users erased"] if result.erased else []
     if result.purged is not None:
         gone = result.purged
@@ -402,11 +402,11 @@ def erase(
             f"off the disk: {gone.n_users:,} users of the active release, {gone.n_events:,} live events, "
             f"{len(gone.removed)} older releases"
         )
-    if verify:
-        told.append("\n".join(map(str, found)) if found else "no file holds their ids")
-    document = {"erased": result.erased, "purged": result.purged, "remains": found if verify else None}
+    if found is not None:
+        told.append(str(found))
+    document = {"erased": result.erased, "purged": result.purged, "remains": found and found.files}
     emit(document, as_json=as_json, text="\n".join(told))
-    if found:
+    if found is not None and found.files:
         raise typer.Exit(LurmError.exit_code)
 
 

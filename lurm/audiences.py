@@ -103,10 +103,12 @@ def save(
         except orjson.JSONDecodeError as error:
             raise UsageError(f"--combine is not JSON ({error})") from error
     else:
+        if percent is count is probability is None:
+            percent = 1.0
         rule = Alike(asked_of(like or "", Size(percent, count, probability), negative, exclude or [], where,
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
-    audiences.definitions.put(name, rule)
+    audiences.put(name, rule)
     made = audiences.members(name, TerminalReporter())
     told = {"name": name, "kind": rule_kind(rule), **made.facts}
     emit(told, as_json=as_json, text=f"{name}: {len(made):,} users")

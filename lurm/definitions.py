@@ -155,6 +155,8 @@ class Definitions:
     def put(self, name: str, rule: Rule) -> Definition:
         """Save an audience, in the place of one of the same name; when this returns, it is on disk.
 
+        Who was ever erased is left out, even somebody who came back: a file that outlives erasures names none of them.
+
         Raises:
             UsageError: this can be no name.
             Unfulfillable: it is made of audiences that are not there, or of itself; or there are too many already.
@@ -164,7 +166,7 @@ class Definitions:
             there = self.all()
             if name not in there and len(there) >= AT_MOST:
                 raise Unfulfillable(f"there are {len(there)} saved audiences, expected at most {AT_MOST}; delete some")
-            definition = Definition(name, rule, int(self._clock() * 1000))
+            definition = self._without_erased(Definition(name, rule, int(self._clock() * 1000)))
             check_uses({**there, name: definition}, definition)
             self._write(definition)
         return definition
@@ -245,7 +247,7 @@ class Definitions:
         erased = ledger.all_erased()
 
         def alive(user_id: str) -> bool:
-            return erased.get(ledger.digest(user_id), -1) < definition.saved_at
+            return ledger.digest(user_id) not in erased
 
         if isinstance(rule, Listed):
             kept = [one for one in rule.user_ids if alive(one)]

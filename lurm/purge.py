@@ -6,6 +6,7 @@ without them, in the same vector space, and whatever else was published is remov
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm import jobs
 from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
+from lurm.definitions import FILE as DEFINITION
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
-from lurm.errors import DataError
+from lurm.errors import ArtifactCorrupt, DataError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import Identifiers, hash_ids
@@ -32,7 +35,7 @@ from lurm.live.place import open_live
 from lurm.progress import Reporter
 from lurm.release import EmbeddingsWriter, Release, current, list_releases, publish, withdraw
 
-_SHORTEST_ID = 6  # bytes; a shorter one occurs in files by chance
+_SHORTEST_ID = 6  # bytes; a shorter one occurs in files by chance, and is looked for where texts have bounds
 _BLOCK = 2**24
 
 
@@ -51,6 +54,28 @@ class Purged:
     n_users: int
     removed: list[str]
     n_events: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What is left of users on disk.
+
+    Attributes:
+        files: that hold an id.
+        short: ids that occur in files by chance; they were looked for in tables of users and saved audiences alone.
+    """
+
+    files: list[Path]
+    short: list[str]
+
+    def __str__(self) -> str:
+        told = "\n".join(map(str, self.files)) if self.files else "no file holds their ids"
+        if self.short:
+            told += (
+                f"\n{len(self.short):,} of the ids have fewer than {_SHORTEST_ID} bytes, which occur by chance: they "
+                "were looked for in tables of users and in saved audiences, and nowhere else"
+            )
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +137,14 @@ class Erasing:
             await events.scrub()
         return Erased(erased, purged)
 
-    def remains(self, user_ids: Sequence[str]) -> list[Path]:
-        """Files below both folders that hold the bytes of an id; ids of less than six are found by chance anywhere."""
-        wanted = [user_id.encode("utf-8", "surrogatepass") for user_id in user_ids]
-        wanted = [one for one in wanted if len(one) >= _SHORTEST_ID]
+    def remains(self, user_ids: Sequence[str]) -> Remains:
+        """Files below both folders that hold an id."""
+        as_bytes = {one: one.encode("utf-8", "surrogatepass") for one in user_ids}
+        short = [one for one, raw in as_bytes.items() if len(raw) < _SHORTEST_ID]
+        wanted = [raw for raw in as_bytes.values() if len(raw) >= _SHORTEST_ID]
         folders = (self._root, self._live_folder)
         files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
-        return [path for path in files if _holds(path, wanted)]
+        return Remains([path for path in files if _holds(path, wanted) or _lists(path, short)], short)
 
     def _base(self) -> HistoryBase | None:
         active = current(self._root)
@@ -165,6 +191,14 @@ def _holds(path: Path, wanted: Sequence[bytes]) -> bool:
                 return True
             end = block[-longest:]
     return False
+
+
+def _lists(path: Path, user_ids: Sequence[str]) -> bool:
+    """Whether a file is a table of users, or a saved audience, and one of these is in it."""
+    if path.name == "users.arrow":
+        with contextlib.suppress(ArtifactCorrupt):
+            return bool((Identifiers.load(path.parent, "users").rows(user_ids) >= 0).any())
+    return path.name == DEFINITION and _holds(path, [orjson.dumps(one) for one in user_ids])
 
 
 def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Reporter) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import digest_of, open_artifact
 from lurm.audience import Likeness
-from lurm.definitions import Combined, Definition, Definitions, Listed, combine, in_order
+from lurm.definitions import Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing, Unfulfillable, UnknownName, UnknownUser
 from lurm.filters import Filters
@@ -125,6 +125,22 @@ class Audiences:
                 made[definition.name] = self._one(definition, made, reporter or Silent())
             self._made = made
             return made
+
+    def put(self, name: str, rule: Rule) -> Definition:
+        """Save an audience; nothing is saved that asks for what no release like this one has.
+
+        Raises:
+            Unfulfillable: a filter, or the attribute of a balance, names what the release has not; or as
+                ``Definitions.put``.
+            UsageError: this can be no name.
+        """
+        if isinstance(rule, Alike):
+            for where in (rule.asked.where, rule.asked.seeds_where):
+                if where is not None:
+                    self._filters.passing(where)
+            if rule.asked.balance is not None:
+                self._release.attributes[rule.asked.balance.attribute]
+        return self.definitions.put(name, rule)
 
     def members(self, name: str, reporter: Reporter | None = None) -> Members:
         """Who is in one audience.

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.definitions import NAME, Definition
+from lurm.errors import Unfulfillable
 from lurm.live import Unavailable
 from service.answers import (
     AudienceAnswer,
@@ -60,12 +61,16 @@ async def save(request: Request, name: Name) -> Response:
 
     An audience is some users, whoever is like some users, or others put together. What is saved is the question: with
     each release it is answered anew. If it cannot be answered of this one (409), it is saved nevertheless if it may be
-    of another: too few seeds are known now; but not if it names audiences that are not there.
+    of another: too few seeds are known now; but not if it names audiences, attributes, values or interests that are not
+    there: then what was saved before stays.
     """
     serving = serving_of(request)
     rule = parse_audience(await request.body())
-    definition = await _slow(serving, functools.partial(serving.audiences.definitions.put, name, rule))
-    return as_json(await _slow(serving, functools.partial(_one, serving, definition)))
+    definition = await _slow(serving, functools.partial(serving.audiences.put, name, rule))
+    try:
+        return as_json(await _slow(serving, functools.partial(_one, serving, definition)))
+    except Unfulfillable as error:
+        raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
 
 
 @router.get(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from lurm.artifacts import remove_drafts
@@ -18,6 +19,7 @@ from lurm.definitions import Alike, Combined, Definitions, Listed, Rule, combine
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
 from lurm.filters import filter_of
+from lurm.identifiers import Identifiers, hash_ids
 from lurm.lookalikes import Asked, Balance
 from lurm.progress import Silent
 from lurm.purge import Erasing
@@ -277,10 +279,35 @@ def test_the_next_release_is_asked_anew_and_says_who_came_and_went(small: Built,
 
     seed = first.history.users[0]
     asyncio.run(Erasing(root, root / "live", None, Silent()).run([seed], purge=True))
-    assert Erasing(root, root / "live", None, Silent()).remains([seed]) == []
+    assert Erasing(root, root / "live", None, Silent()).remains([seed]).files == []
 
 
 def test_terms_are_sets() -> None:
     of = {"a": 0b0011, "b": 0b0101}.__getitem__
     assert combine({"or": ["a", {"not": "b"}]}, of, 0b1111) == 0b1011
     assert combine({"and": ["a", "b", "a"]}, of, 0b1111) == 0b0001
+
+
+def test_who_was_erased_is_in_no_file_whenever_it_is_written(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    ledger.record("gone", 5, by="test")
+    definitions = Definitions(tmp_path, ledger)
+    rule = definitions.put("some", Listed(["gone", "here"])).rule
+    assert rule == Listed(["here"])
+    assert b"gone" not in (tmp_path / "audiences/some/definition.json").read_bytes()
+
+
+def test_short_ids_are_looked_for_where_they_are_nobodys_by_chance(tmp_path: Path) -> None:
+    erasing = Erasing(tmp_path, tmp_path / "live", None, Silent())
+    (tmp_path / "history").mkdir()
+    (tmp_path / "prices.json").write_text('["14587"]')
+    hashes = np.sort(hash_ids(["14587", "u2"]))
+    ids = sorted(["14587", "u2"], key=lambda one: int(hash_ids([one])[0]))
+    Identifiers(pa.array(ids, pa.large_string()), hashes).save(tmp_path / "history", "users")
+    left = erasing.remains(["14587"])
+    assert left.files == [tmp_path / "history/users.arrow"]
+    assert "fewer than 6 bytes" in str(left)
+    Definitions(tmp_path, None).put("some", Listed(["145"]))
+    assert erasing.remains(["145"]).files == [tmp_path / "audiences/some/definition.json"]
+    assert erasing.remains(["1458"]).files == []
+    assert str(erasing.remains(["long enough"])) == "no file holds their ids"

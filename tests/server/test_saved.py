@@ -173,3 +173,21 @@ def test_a_job_that_cannot_be_done_says_why(asked: httpx.Client, release: Releas
     job = ended(asked, asked.post("/v1/lookalikes", json=body).headers["location"])
     assert (job["state"], job["problem"]["type"]) == ("failed", "urn:lurm:problem:unfulfillable")
     assert job["problem"]["status"] == 409
+
+
+def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, release: Release) -> None:
+    good = put(asked, "kept", users=some(release, 0, 30))
+    seeds = some(release, 0, 30)
+    for wrong in (
+        {"seeds": seeds, "filter": {"attribute": "cuntry", "in": ["UK"]}},
+        {"seeds": {"filter": {"interest": 2**31 - 1}}},
+        {"seeds": seeds, "balance": {"attribute": "cuntry", "like": "base"}},
+    ):
+        problem(asked.put("/v1/audiences/kept", json={"like": wrong | {"size": {"percent": 2}}}), 409, "unfulfillable")
+        assert get(asked, "/v1/audiences/kept")["definition"] == good["definition"]
+    later = {"seeds": ["nobody yet"], "size": {"percent": 2}}
+    answer = asked.put("/v1/audiences/kept", json={"like": later})
+    assert problem(answer, 409, "unfulfillable")["detail"].startswith(
+        "it is saved, and cannot be answered of this release: "
+    )
+    assert asked.delete("/v1/audiences/kept").status_code == 200
