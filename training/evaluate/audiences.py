@@ -197,11 +197,13 @@ def reach(
             for draw in range(n_draws):
                 order = np.random.default_rng([seed, draw]).permutation(own)
                 seeds, hidden = np.sort(order[: len(own) // 2]), order[len(own) // 2 :]
-                for row, expansion in rows.items():
-                    lifts[row][nth, draw] = _lifts(expansion.scores(seeds), seeds, hidden)
-                probability, is_hidden = rows["lurm"].probability(seeds, hidden)
-                told.append(probability)
-                truth.append(is_hidden)
+                others = np.delete(np.arange(len(subject.history)), seeds)
+                for row, vectors_ue in rows.items():
+                    scores_u, learned = _expanded(vectors_ue, seeds)
+                    lifts[row][nth, draw] = _lifts(scores_u, seeds, hidden)
+                    if row == "lurm" and learned is not None:
+                        told.append(learned.likeness(len(hidden)).probability(scores_u[others]))
+                        truth.append(np.isin(others, hidden))
             means = {row: [Mean.of(lifts[row][nth, :, at].tolist()) for at in range(len(SHARES))] for row in rows}
             error = _calibration(np.concatenate(told), np.concatenate(truth))
             found.append(Reached(name, len(own), means, error))
@@ -242,40 +244,26 @@ def planted(*, n_draws: int = DRAWS, seed: int = 0) -> Planted:
     return Planted(Mean.of(recalls[True]), Mean.of(recalls[False]))
 
 
-class _Expansion:
-    """What seeds are expanded by, with the vectors of one row."""
-
-    def __init__(self, vectors_ue: NDArray[np.float32] | sp.csr_matrix) -> None:
-        self._vectors_ue = vectors_ue
-
-    def scores(self, seeds: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(U,) how much everybody is like the seeds."""
-        x = self._vectors_ue
-        if isinstance(x, np.ndarray):
-            return Lookalike(x, seeds).scores()
-        # The same of one direction: the difference of means, every dimension in its own spread.
-        mean = np.asarray(x.mean(0)).ravel()
-        variance = np.maximum(np.asarray(x.multiply(x).mean(0)).ravel() - mean**2, 1e-12)
-        direction = (np.asarray(x[seeds].mean(0)).ravel() - mean) / variance
-        scores_u: NDArray[np.float32] = np.asarray(x @ direction, np.float32)
-        return scores_u
-
-    def probability(
-        self, seeds: NDArray[np.int64], hidden: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Of all who are no seeds: how probably each is of the seeds' kind, and whether they are."""
-        learned = Lookalike(np.asarray(self._vectors_ue), seeds)
-        others = np.delete(np.arange(self._vectors_ue.shape[0]), seeds)
-        probable = learned.likeness(len(hidden)).probability(learned.scores()[others])
-        return probable, np.isin(others, hidden)
+def _expanded(
+    vectors_ue: NDArray[np.float32] | sp.csr_matrix, seeds: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], Lookalike | None]:
+    """(U,) how much everybody is like the seeds, by the vectors of one row; and what was learned, None of a raw bag."""
+    if isinstance(vectors_ue, np.ndarray):
+        learned = Lookalike(vectors_ue, seeds)
+        return learned.scores(), learned
+    # The same of one direction: the difference of means, every dimension in its own spread.
+    mean = np.asarray(vectors_ue.mean(0)).ravel()
+    variance = np.maximum(np.asarray(vectors_ue.multiply(vectors_ue).mean(0)).ravel() - mean**2, 1e-12)
+    direction = (np.asarray(vectors_ue[seeds].mean(0)).ravel() - mean) / variance
+    return np.asarray(vectors_ue @ direction, np.float32), None
 
 
-def _rows(subject: Subject, controls: Mapping[str, Row]) -> dict[str, _Expansion]:
+def _rows(subject: Subject, controls: Mapping[str, Row]) -> dict[str, NDArray[np.float32] | sp.csr_matrix]:
     svd = next(name for name in controls if name.startswith("SVD"))
     return {
-        "lurm": _Expansion(np.asarray(subject.vectors_ue)),
-        svd: _Expansion(normalize(controls[svd].features).astype(np.float32)),
-        "raw bag": _Expansion(sp.csr_matrix(controls["raw bag of interests"].features)),
+        "lurm": np.asarray(subject.vectors_ue),
+        svd: normalize(controls[svd].features).astype(np.float32),
+        "raw bag": sp.csr_matrix(controls["raw bag of interests"].features),
     }
 
 
