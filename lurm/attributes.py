@@ -66,7 +66,8 @@ class Attribute:
         """Everybody's group in this attribute: (U,) from 0 on, -1 where it is not known; and what to call each.
 
         Args:
-            most: so many different numbers or moments are a group each; more of them fall into five equal parts.
+            most: so many different numbers or moments are a group each; more of them fall into five parts, as equal as
+                they can be, or fewer: nobody's is none.
         """
         if self.kind == "category":
             return self.cells_u.astype(np.int64) - 1, list(self.values)
@@ -74,7 +75,10 @@ class Attribute:
         distinct = np.unique(self.cells_u[known_u])
         if len(distinct) <= most:
             return np.where(known_u, np.searchsorted(distinct, self.cells_u), -1), list(map(self.in_words, distinct))
-        edges = np.unique(np.quantile(self.cells_u[known_u], [0.2, 0.4, 0.6, 0.8]))
+        edges = np.quantile(self.cells_u[known_u], [0.2, 0.4, 0.6, 0.8])
+        edges = np.where(edges <= distinct[0], distinct[1], edges)  # nobody is below the lowest
+        _, different = np.unique(distinct.searchsorted(edges), return_index=True)  # nobody between the others
+        edges = edges[different]
         told = [self.in_words(edge) for edge in edges]
         between = [f"{one} to {next_}" for one, next_ in itertools.pairwise(told)]
         groups_u = np.where(known_u, np.searchsorted(edges, self.cells_u, "right"), -1)

@@ -116,6 +116,27 @@ def test_groups_are_values_or_fifths() -> None:
     assert names == ["below 199.8", "199.8 to 399.6", "399.6 to 599.4", "599.4 to 799.2", "from 799.2"]
 
 
+def test_no_fifth_of_skewed_numbers_is_empty() -> None:
+    skewed = Attribute("visits", "number", (), np.array([0] * 990 + list(range(1, 31)), np.float32))
+    groups_u, names = skewed.groups()
+    assert (np.bincount(groups_u).tolist(), names) == ([990, 30], ["below 1", "from 1"])
+    gap = Attribute("visits", "number", (), np.array([*range(6), *[100] * 10, *range(200, 214)], np.float64))
+    groups_u, names = gap.groups()
+    assert (np.bincount(groups_u).tolist(), names) == (
+        [6, 12, 6, 6],
+        ["below 81", "81 to 201.4", "201.4 to 207.2", "from 207.2"],
+    )
+
+
+@given(st.lists(st.integers(0, 9), min_size=21, max_size=60), st.integers(0, 200))
+def test_groups_of_numbers_follow_their_order_and_none_is_empty(repeats: list[int], n_lowest: int) -> None:
+    values = np.concatenate([np.zeros(n_lowest), np.repeat(np.arange(len(repeats)), np.array(repeats) + 1)])
+    groups_u, names = Attribute("n", "number", (), values).groups()
+    assert np.bincount(groups_u, minlength=len(names)).all()
+    assert (np.diff(groups_u[np.argsort(values)]) >= 0).all()
+    assert 2 <= len(names) <= 5
+
+
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     made, _ = attributes_of(TABLE, USERS)
     with pytest.raises(Unfulfillable, match="no attribute 'Contry'; did you mean 'country'"):
