@@ -63,9 +63,9 @@ class Reach:
     """What a size buys, measured on seeds that were held out.
 
     Attributes:
-        share: of the base.
-        recall: part of the held-out seeds among them.
-        lift: how many times as many as by chance.
+        share: of everybody who is no seed.
+        recall: part of the held-out seeds who are as much alike as these.
+        lift: how many times as much as the share, which is what chance finds.
     """
 
     share: float

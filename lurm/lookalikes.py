@@ -227,6 +227,8 @@ def find(
     given = _given(release, asked, members_of, filters)
     seeds, weights_s = _seeds(given, asked, alive_u)
     _protect("seeds", len(given), len(seeds), weights_s, k_min)
+    if len(seeds) == np.count_nonzero(alive_u):
+        raise Unfulfillable("everybody is a seed; nobody is left to be told from them")
     groups_u, shares_g, values = _mix(release, asked.balance, seeds, alive_u)
     negatives = np.unique(_rows(release, asked.negatives))
     negatives = negatives[alive_u[negatives]]
@@ -304,7 +306,7 @@ def in_words(found: Found) -> str:
             f"{health.n_groups} group{'s' * (health.n_groups > 1)}, cohesion {health.cohesion:.2f}",
             "what a size buys, by seeds held out:",
             *(
-                f"  {one.share:6.1%} of all users: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
+                f"  {one.share:6.1%} of everybody else: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
                 for one in audience.reach
             ),
             "more often than everybody:",

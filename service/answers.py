@@ -258,9 +258,9 @@ class SeedHealth(BaseModel):
 class ReachPoint(BaseModel):
     """What a size buys, measured on seeds that were held out."""
 
-    share: float = Field(description="Of all users.")
-    recall: float = Field(description="Part of the held-out seeds among them.")
-    lift: float = Field(description="How many times as many as by chance.")
+    share: float = Field(description="Of everybody who is no seed.")
+    recall: float = Field(description="Part of the held-out seeds who are as much alike as these.")
+    lift: float = Field(description="How many times as much as the share, which is what chance finds.")
 
 
 class OverIndexedInterest(BaseModel):

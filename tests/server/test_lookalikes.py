@@ -202,3 +202,10 @@ def test_the_command_writes_what_the_service_says(release_root: Path, release: R
     assert {one["value"] for one in told["mix"]} == set(release.attributes["star_sign"].values)
     none = subprocess.run([*command[:-2], "--artifacts-dir", str(release_root), "--percent", "3"], env=environment)
     assert none.returncode == 2, "count and percent"
+
+
+def test_where_everybody_is_a_seed_nobody_is_left(asked: httpx.Client) -> None:
+    seeds = {"filter": {"all": []}}
+    for include in (False, True):
+        answer = asked.post("/v1/lookalikes", json={"seeds": seeds, "include_seeds": include, "size": {"count": 5}})
+        assert "everybody is a seed" in str(problem(answer, 409, "unfulfillable")["detail"])
