@@ -10,17 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from pydantic import ConfigDict
 
 from lurm.attributes import Attributes
 from lurm.errors import DataError, Unfulfillable
 from lurm.events import DAY_MS
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
+from lurm.moments import Moment
 
 MOST_KINDS = 64
 _PLAIN = 11  # features of a day that need no calendar
@@ -40,12 +42,14 @@ class Edit:
         targeted: whether the event is for the users that are asked about; None: a moved one as before, a new one yes.
     """
 
-    do: str
+    do: Literal["add", "move", "remove"]
     event_id: str = ""
     kind: str = ""
-    start: int | None = None
-    end: int | None = None
+    start: Moment | None = None
+    end: Moment | None = None
     targeted: bool | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)  # of edits that are read
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,9 @@ def build(
 
 def forecast(
     out: Annotated[Path, typer.Argument(help="Parquet file to write: a row per user and target.", show_default=False)],
-    users: Annotated[Path | None, typer.Option(help="File of user ids, one a line: the cohort.")] = None,
+    users: Annotated[
+        Path | None, typer.Option(help="The cohort: a file of ids, one a line, or .csv, .parquet.")
+    ] = None,
     edits: Annotated[Path | None, typer.Option(help="JSON file of edits to the calendar: what if?")] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture to draw: .png, .svg or .pdf.")] = None,
     artifacts_dir: ArtifactsDir = None,

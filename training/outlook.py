@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
-import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from lurm.artifacts import replacing
+from lurm.audiences import ids_in
 from lurm.calendars import Edit
-from lurm.columns import as_timestamps
 from lurm.erasure import Ledger
 from lurm.errors import DataError, Unfulfillable, UsageError
 from lurm.export import PARQUET
@@ -28,7 +27,8 @@ from lurm.release import Release
 from lurm.settings import Settings
 
 _USERS_AT_ONCE = 2048
-_TIMES = ("start", "end")
+_PICTURES = (".png", ".svg", ".pdf")
+_EDITS = TypeAdapter(list[Edit])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,13 @@ class Outlook:
 
     Attributes:
         n_users: of the cohort.
+        n_unknown: of those that were named, who are no users of the release.
         totals: of each target the sum of what is expected, and where it will lie in nine cases of ten.
         difference: what the edits change of it, with its interval; empty without edits.
     """
 
     n_users: int
+    n_unknown: int
     totals: list[dict[str, Any]]
     difference: list[dict[str, Any]]
 
@@ -51,7 +53,8 @@ class Outlook:
             f"  {one['target']}: {how}{one['value']:,.1f} ({one['low']:,.1f} to {one['high']:,.1f})"
             for one, how in told
         ]
-        return "\n".join([f"{self.n_users:,} users", *lines])
+        unknown = f"; of the list unknown: {self.n_unknown:,}" if self.n_unknown else ""
+        return "\n".join([f"{self.n_users:,} users{unknown}", *lines])
 
 
 def asked(
@@ -59,16 +62,29 @@ def asked(
 ) -> Outlook:
     """As the command asks: the active release, users and edits from files.
 
+    Args:
+        config: where releases and erasures are.
+        out: Parquet file to write.
+        users: see ``lurm.audiences.ids_in``; None: everybody.
+        edits: see ``read_edits``; None: none.
+        picture: see ``plot``; None: none.
+        reporter: told about the users.
+
     Raises:
-        UsageError: a file cannot be read.
+        UsageError: a file cannot be read, or written; nothing has been computed then.
         Unfulfillable, DataError: as ``foretell``.
     """
-    if users is not None and not users.is_file():
-        raise UsageError(f"there is no file of user ids at {users}")
+    if picture is not None and picture.suffix not in _PICTURES:
+        raise UsageError(f"--plot is {picture}, expected a name that ends in {', '.join(_PICTURES)}")
+    for path in (out, *([] if picture is None else [picture])):
+        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise UsageError(
+                f"{path} cannot be written: expected the name of a file in a folder that can be written to"
+            )
     found = foretell(
         Release.open(config.artifacts_dir),
         out,
-        users=None if users is None else users.read_text().split(),
+        users=None if users is None else ids_in(users),
         edits=[] if edits is None else read_edits(edits),
         ledger=Ledger.of(config.live_folder),
         reporter=reporter,
@@ -104,7 +120,7 @@ def foretell(
     forecaster = release.forecaster
     if forecaster is None:
         raise Unfulfillable("this release was built without forecasts; `lurm build PATH --model lumos` makes them")
-    rows, first_day = _cohort(release, users, ledger), forecaster.day_for(0)
+    (rows, n_unknown), first_day = _cohort(release, users, ledger), forecaster.day_for(0)
     forecaster.edited(edits, first_day)
     together_q, changes = np.zeros(len(forecaster.targets)), []
     with (
@@ -123,7 +139,7 @@ def foretell(
             together_q += part.together_q
             task.advance(len(batch))
     difference = interval_as_json(forecaster, forecaster.together(changes)) if edits else []
-    return Outlook(len(rows), interval_as_json(forecaster, forecaster.totals(together_q)), difference)
+    return Outlook(len(rows), n_unknown, interval_as_json(forecaster, forecaster.totals(together_q)), difference)
 
 
 _SCHEMA = pa.schema(
@@ -143,37 +159,43 @@ def read_edits(path: Path) -> list[Edit]:
         UsageError: the file is something else.
     """
     try:
-        documents = orjson.loads(path.read_bytes())
-        edits = []
-        for one in documents:
-            times = {n: _epoch_ms(one[n]) for n in _TIMES if one.get(n) is not None}
-            edits.append(Edit(**{**one, **times}))
-    except (OSError, ValueError, TypeError, AttributeError, DataError) as error:
+        return _EDITS.validate_json(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as edits to the calendar ({error})") from error
+    except ValidationError as error:
+        wrong = "; ".join(": ".join([".".join(map(str, one["loc"])), one["msg"]]) for one in error.errors())
         example = '[{"do": "add", "kind": "sale", "start": "2024-03-08"}]'
-        raise UsageError(f"{path} is no list of edits such as {example}: {error}") from error
-    return edits
+        raise UsageError(f"{path} is no list of edits such as {example}: {wrong.removeprefix(': ')}") from error
 
 
 def plot(outlook: Outlook, path: Path) -> None:
-    """Draw the totals with their intervals, each as a share of itself, and what the edits change."""
+    """Draw the totals with their intervals, each as a share of itself, and what the edits change.
+
+    Args:
+        outlook: of some users.
+        path: .png, .svg or .pdf; the picture appears whole or not at all.
+    """
+    from matplotlib.figure import Figure
+
     drawn = [(one, [c for c in outlook.difference if c["target"] == one["target"]]) for one in outlook.totals]
     drawn = [(one, change) for one, change in drawn if one["value"]]
     figure = Figure(figsize=(8, 1 + 0.5 * len(drawn)), layout="constrained")
     axes = figure.subplots()
     for at, (one, changes) in enumerate(drawn):
         total = one["value"]
-        spans = [(one, 0.0, "total", "tab:gray")] + [(change, -0.25, "change", "tab:blue") for change in changes]
-        for said, shift, _, color in spans:
+        for said, shift, color in [(one, 0.0, "tab:gray"), *((change, -0.25, "tab:blue") for change in changes)]:
             origin = total if said is not one else 0.0
             low, value, high = ((said[name] + origin) / total * 100 for name in ("low", "value", "high"))
             axes.plot([low, high], [at + shift] * 2, color=color, linewidth=4, alpha=0.5)
             axes.plot([value], [at + shift], "o", color=color)
     axes.set_yticks(range(len(drawn)), [f"{one['target']} ({one['value']:,.0f})" for one, _ in drawn])
     axes.set_xlabel("% of what is expected; gray: 90 % interval of the sum, blue: what the edits change")
-    figure.savefig(path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format=path.suffix[1:])
 
 
-def _cohort(release: Release, users: Sequence[str] | None, ledger: Ledger | None) -> NDArray[np.int64]:
+def _cohort(release: Release, users: Sequence[str] | None, ledger: Ledger | None) -> tuple[NDArray[np.int64], int]:
+    """Rows of users, ascending, and how many of those that were named are none."""
     base = release.history
     rows = np.arange(len(base)) if users is None else np.unique(base.users.rows(list(users)).astype(np.int64))
     rows = rows[rows >= 0]
@@ -181,7 +203,7 @@ def _cohort(release: Release, users: Sequence[str] | None, ledger: Ledger | None
         rows = rows[erased_up_to(base, ledger)[rows] < 0]
     if not len(rows):
         raise DataError("nobody of the cohort is a user of this release")
-    return rows
+    return rows, 0 if users is None else len(set(users)) - len(rows)
 
 
 def _table(forecaster: Forecaster, user_ids: Sequence[str], forecast: Forecast) -> pa.Table:
@@ -193,9 +215,3 @@ def _table(forecaster: Forecaster, user_ids: Sequence[str], forecast: Forecast) 
         "days": pa.array([target.days for target in targets] * n_users, pa.int32()),
     }
     return pa.table({**names, **columns}, schema=_SCHEMA)
-
-
-def _epoch_ms(moment: int | str) -> int:
-    if isinstance(moment, int):
-        return moment
-    return int(as_timestamps(pl.Series([moment]).to_arrow(), "time", None, "UTC").item())

@@ -1,0 +1,148 @@
+"""`lurm forecast`: everybody's forecasts as a table, their sums, other calendars, and what is refused before work."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from lurm.calendars import Edit
+from lurm.errors import DataError, Unfulfillable, UsageError
+from lurm.release import Release
+from training.__main__ import forecast
+
+DAY = 86_400_000
+
+
+def run(root: Path, *words: str | Path) -> Any:
+    app = typer.Typer()
+    app.command()(forecast)
+    result = CliRunner().invoke(app, [*map(str, words), "--artifacts-dir", str(root), "--json"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_table_holds_what_the_library_says_of_everybody(
+    release_root: Path, release: Release, tmp_path: Path
+) -> None:
+    told = run(release_root, tmp_path / "next.parquet")
+    forecaster, n_users = release.forecaster, len(release.history)
+    assert forecaster is not None
+    table = pl.from_arrow(pq.read_table(tmp_path / "next.parquet", page_checksum_verification=True))
+    assert isinstance(table, pl.DataFrame)
+    found = forecaster.forecast(release.history.batch(np.arange(n_users)), forecaster.day_for(0))
+    assert table["user_id"].unique(maintain_order=True).to_list() == [
+        release.history.users[at] for at in range(n_users)
+    ]
+    for at, target in enumerate(forecaster.targets):
+        own = table.filter(pl.col("target") == target.name)
+        assert own["days"].unique().to_list() == [target.days]
+        for name in ("probability", "amount", "typical", "low", "high", "expected"):
+            numbers = own[name].fill_null(np.nan).to_numpy()
+            assert np.allclose(numbers, getattr(found, name)[:, at], rtol=1e-3, atol=1e-6, equal_nan=True), name
+        assert told["totals"][at]["target"] == target.name
+        assert told["totals"][at]["value"] == pytest.approx(own["expected"].sum(), rel=1e-9)
+        assert told["totals"][at]["low"] <= told["totals"][at]["value"] <= told["totals"][at]["high"]
+    assert (told["n_users"], told["n_unknown"], told["difference"]) == (n_users, 0, [])
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "parquet"])
+def test_a_cohort_is_read_as_ids_are_everywhere(
+    release_root: Path, release: Release, tmp_path: Path, suffix: str
+) -> None:
+    ids = [*sorted(release.history.users[at] for at in (5, 2, 9)), "nobody at all"]
+    file, table = tmp_path / f"cohort.{suffix}", pl.DataFrame({"user_id": ids})
+    if suffix == "txt":
+        file.write_text("\r\n".join(ids))
+    elif suffix == "csv":
+        table.write_csv(file)
+    else:
+        table.write_parquet(file)
+    told = run(release_root, tmp_path / "out.parquet", "--users", file)
+    assert (told["n_users"], told["n_unknown"]) == (3, 1)
+    assert sorted(set(pq.read_table(tmp_path / "out.parquet")["user_id"].to_pylist())) == ids[:3]
+
+
+def test_another_calendar_changes_sums_and_is_drawn(release_root: Path, release: Release, tmp_path: Path) -> None:
+    forecaster = release.forecaster
+    assert forecaster is not None
+    first_day = forecaster.day_for(0)
+    start = datetime.fromtimestamp((first_day + 2) * DAY / 1000, UTC)
+    edits = tmp_path / "sale.json"
+    edits.write_text(json.dumps([{"do": "add", "kind": "sale", "start": start.date().isoformat()}]))
+    outs = [tmp_path / "as-it-is.parquet", tmp_path / "what-if.parquet"]
+    before = run(release_root, outs[0])
+    after = run(release_root, outs[1], "--edits", edits, "--plot", tmp_path / "what-if.png")
+    for one, two, change in zip(before["totals"], after["totals"], after["difference"], strict=True):
+        if not one["target"].startswith("responds"):  # a question that may arise under one calendar alone
+            assert change["value"] == pytest.approx(two["value"] - one["value"], rel=1e-6, abs=1e-9)
+        assert change["low"] <= change["value"] <= change["high"]
+    batch = release.history.batch(np.arange(len(release.history)))
+    edit = Edit("add", kind="sale", start=(first_day + 2) * DAY)
+    _, change = forecaster.changed(batch, first_day, [edit])
+    expected = forecaster.together([change])
+    for name in ("value", "low", "high"):
+        said = [one[name] for one in after["difference"]]
+        assert np.allclose(said, getattr(expected, name), rtol=1e-4, atol=1e-6), name
+    assert after["difference"][0]["value"] != 0
+    assert (tmp_path / "what-if.png").read_bytes()[:4] == b"\x89PNG"
+    run(release_root, outs[0], "--plot", tmp_path / "as-it-is.svg")
+    assert b"<svg" in (tmp_path / "as-it-is.svg").read_bytes()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["as-it-is.parquet", "as-it-is.svg", "sale.json", "what-if.parquet", "what-if.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"do": "add"}', "Input should be a valid array"),
+        ("[", "Invalid JSON"),
+        ('["add"]', "0: "),
+        ('[{"kind": "sale"}]', "0.do: "),
+        ('[{"do": "cancel"}]', "0.do: Input should be 'add', 'move' or 'remove'"),
+        ('[{"do": "add", "kind": 7}]', "0.kind: Input should be a valid string"),
+        ('[{"do": "remove", "event_id": "x"}, {"do": "add", "kind": "sale", "begin": "2024-01-01"}]', "1.begin: "),
+        ('[{"do": "add", "kind": "sale", "start": "soon"}]', "0.start: not a moment in ISO 8601"),
+        ('[{"do": "add", "kind": "sale", "start": true}]', "0.start: expected epoch milliseconds or ISO 8601"),
+        ('[{"do": "add", "kind": "sale", "start": "2024-01-01", "targeted": "yes"}]', "0.targeted: "),
+    ],
+)
+def test_edits_that_are_none_say_which_and_why(release_root: Path, tmp_path: Path, text: str, why: str) -> None:
+    edits, out = tmp_path / "edits.json", tmp_path / "out.parquet"
+    edits.write_text(text)
+    with pytest.raises(UsageError, match="is no list of edits such as") as refused:
+        run(release_root, out, "--edits", edits)
+    assert why in str(refused.value)
+    assert not out.exists()
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(release_root: Path, tmp_path: Path) -> None:
+    out, folder = tmp_path / "out.parquet", tmp_path / "folder"
+    folder.mkdir()
+    stranger, parade = tmp_path / "strangers.txt", tmp_path / "parade.json"
+    stranger.write_text("nobody\n")
+    parade.write_text('[{"do": "add", "kind": "parade", "start": "2024-01-01"}]')
+    before = sorted(tmp_path.rglob("*"))
+    for words, error, why in (
+        ([tmp_path / "none" / "out.parquet"], UsageError, "in a folder that can be written to"),
+        ([folder], UsageError, "expected the name of a file"),
+        ([out, "--plot", tmp_path / "none" / "p.png"], UsageError, "in a folder that can be written to"),
+        ([out, "--plot", tmp_path / "p.jpeg"], UsageError, r"expected a name that ends in \.png, \.svg, \.pdf"),
+        ([out, "--users", tmp_path / "none.txt"], UsageError, "cannot be read as a file of user ids"),
+        ([out, "--users", stranger], DataError, "nobody of the cohort"),
+        ([out, "--edits", tmp_path / "none.json"], UsageError, "cannot be read as edits"),
+        ([out, "--edits", parade], Unfulfillable, "no event of kind 'parade'"),
+    ):
+        with pytest.raises(error, match=why):
+            run(release_root, *words)
+    assert sorted(tmp_path.rglob("*")) == before
