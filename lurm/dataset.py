@@ -170,7 +170,7 @@ class Dataset:
         root = path if path.is_dir() else path.parent
         file = path if is_config else root / CONFIG
         own = _parsed(file) if file.is_file() and not is_log else {}
-        config, extra = _validated(_laid_over(own, recipe or {}), f"{file} under the recipe" if recipe else str(file))
+        config, extra = _validated(laid_over(own, recipe or {}), f"{file} under the recipe" if recipe else str(file))
 
         places = _places(config, root, search=not is_log)
         log = places.pop("events", None) or (path if is_log else _whole_folder(root, places))
@@ -313,13 +313,13 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file} is not TOML: {error}") from error
 
 
-def _laid_over(own: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, where the recipe wins; tables are laid over each other entry by entry."""
-    merged = {**own, **recipe}
-    for name in own.keys() & recipe.keys():
-        if isinstance(own[name], Mapping) and isinstance(recipe[name], Mapping):
-            merged[name] = _laid_over(own[name], recipe[name])
-    return merged
+def laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of both; where both have one, tables are laid over each other and anything else is replaced."""
+    laid = {**under, **over}
+    for name in under.keys() & over.keys():
+        if isinstance(under[name], Mapping) and isinstance(over[name], Mapping):
+            laid[name] = laid_over(under[name], over[name])
+    return laid
 
 
 def _validated(entries: Mapping[str, Any], source: str) -> tuple[DatasetConfig, dict[str, Any]]:

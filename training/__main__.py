@@ -12,9 +12,7 @@ import typer
 from lurm.console import ArtifactsDir, AsJson, emit
 
 if TYPE_CHECKING:
-    from lurm.dataset import Dataset
     from lurm.release import Release
-    from training.recipes import Recipe
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
 RecipeName = Annotated[
@@ -134,13 +132,13 @@ def build(
     from lurm import settings
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
-    from training import living, models, pipeline, ranks
+    from training import living, models, pipeline, ranks, recipes
 
     if unknown := [one for one in model or () if one not in ("behavegpt", "lumos")]:
         raise UsageError(f"there is no model {unknown[0]!r} to build; there are: behavegpt, lumos")
     overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
     config = settings.load(overrides)
-    dataset, chosen = _opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim, models=model)
+    dataset, chosen = recipes.opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim, models=model)
     with ranks.joined() as together:
         if not together.leads:
             models.assist(config.artifacts_dir, recipe=chosen, threads=config.threads, ranks=together)
@@ -254,7 +252,7 @@ def evaluate(
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
-    from training import living
+    from training import living, recipes
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
@@ -263,7 +261,7 @@ def evaluate(
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
     config = settings.load({"artifacts_dir": artifacts_dir})
-    dataset, chosen = _opened(path, recipe)
+    dataset, chosen = recipes.opened(path, recipe)
     reporter = TerminalReporter()
     opened = Release.open(config.artifacts_dir, release)
     if model:
@@ -480,22 +478,6 @@ def _published_before(release: Release, root: Path) -> Release | None:
 
     earlier = published_before(root, release.release_id)
     return Release.open(root, earlier) if earlier else None
-
-
-def _opened(path: Path, recipe: str | None, **overrides: Any) -> tuple[Dataset, Recipe]:
-    """A dataset under a recipe, and the recipe with the flags laid over it."""
-    from lurm.dataset import Dataset
-    from training import recipes
-
-    dataset = Dataset.open(path, recipe=recipes.read(recipe) if recipe else None)
-    tables = {name: dict(t) if isinstance(t, dict) else t for name, t in dataset.extra.items()}
-    for entry in ("seed", "models"):
-        if overrides.get(entry) is not None:
-            tables[entry] = overrides[entry]
-    for flag, table, entry in (("n_interests", "interests", "n_interests"), ("dim", "encoder", "dim")):
-        if overrides.get(flag) is not None:
-            tables[table] = {**tables.get(table, {}), entry: overrides[flag]}
-    return dataset, recipes.Recipe.of(tables)
 
 
 def _told(facts: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lurm.behavegpt.network import BehaveGptConfig
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, SEED, Bound, check
+from lurm.dataset import Dataset, laid_over
 from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
@@ -232,7 +233,7 @@ class Recipe:
         seeded = ("item_embeddings", "interests", "training", "lumos")
         raw: dict[str, Any] = {name: {"seed": seed} for name in seeded}
         raw["behavegpt"] = {"training": {"seed": seed}}
-        raw = _laid_over(raw, tables)
+        raw = laid_over(raw, tables)
         try:
             recipe: Recipe = TypeAdapter(cls).validate_python(raw)
         except ValidationError as error:
@@ -240,15 +241,6 @@ class Recipe:
         except UsageError as error:
             raise SettingsError(f"recipe: {error}") from error
         return recipe
-
-
-def _laid_over(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of both; where both have one, tables are laid over each other and anything else is replaced."""
-    laid = {**under, **over}
-    for name in under.keys() & over.keys():
-        if isinstance(under[name], Mapping) and isinstance(over[name], Mapping):
-            laid[name] = _laid_over(under[name], over[name])
-    return laid
 
 
 def shipped() -> tuple[str, ...]:
@@ -278,6 +270,28 @@ def read(name_or_path: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"recipe {name_or_path} is not TOML: {error}") from error
+
+
+def opened(path: Path, name: str | None, **overrides: Any) -> tuple[Dataset, Recipe]:
+    """A dataset under a recipe, and the recipe with what a command line asks for laid over it.
+
+    Args:
+        path: see ``Dataset.open``.
+        name: see ``read``; None: what the dataset says itself.
+        overrides: seed, models, n_interests or dim; None: not asked for.
+
+    Raises:
+        SettingsError, DataError: as ``Dataset.open`` and ``Recipe.of``.
+    """
+    dataset = Dataset.open(path, recipe=read(name) if name else None)
+    tables = {name: dict(t) if isinstance(t, dict) else t for name, t in dataset.extra.items()}
+    for entry in ("seed", "models"):
+        if overrides.get(entry) is not None:
+            tables[entry] = overrides[entry]
+    for flag, table, entry in (("n_interests", "interests", "n_interests"), ("dim", "encoder", "dim")):
+        if overrides.get(flag) is not None:
+            tables[table] = {**tables.get(table, {}), entry: overrides[flag]}
+    return dataset, Recipe.of(tables)
 
 
 def _refuse_unknown(table: Mapping[str, Any], kind: type, where: tuple[str, ...] = ()) -> None:
