@@ -197,8 +197,13 @@ def forecast(
     from lurm.progress import TerminalReporter
     from training import outlook
 
+    outlook.check(out, plot)
     config = settings.load({"artifacts_dir": artifacts_dir})
-    found = outlook.asked(config, out, users, edits, plot, TerminalReporter())
+    found = outlook.asked(config, out, users, edits, TerminalReporter())
+    if plot is not None:
+        from training.picture import draw
+
+        draw(found, plot)
     emit(asdict(found), as_json=as_json, text=f"{out}: {found}")
 
 

@@ -57,22 +57,11 @@ class Outlook:
         return "\n".join([f"{self.n_users:,} users{unknown}", *lines])
 
 
-def asked(
-    config: Settings, out: Path, users: Path | None, edits: Path | None, picture: Path | None, reporter: Reporter
-) -> Outlook:
-    """As the command asks: the active release, users and edits from files.
-
-    Args:
-        config: where releases and erasures are.
-        out: Parquet file to write.
-        users: see ``lurm.audiences.ids_in``; None: everybody.
-        edits: see ``read_edits``; None: none.
-        picture: see ``plot``; None: none.
-        reporter: told about the users.
+def check(out: Path, picture: Path | None) -> None:
+    """Whether a table, and a picture if one is wanted, can be written.
 
     Raises:
-        UsageError: a file cannot be read, or written; nothing has been computed then.
-        Unfulfillable, DataError: as ``foretell``.
+        UsageError: one cannot.
     """
     if picture is not None and picture.suffix not in _PICTURES:
         raise UsageError(f"--plot is {picture}, expected a name that ends in {', '.join(_PICTURES)}")
@@ -81,7 +70,23 @@ def asked(
             raise UsageError(
                 f"{path} cannot be written: expected the name of a file in a folder that can be written to"
             )
-    found = foretell(
+
+
+def asked(config: Settings, out: Path, users: Path | None, edits: Path | None, reporter: Reporter) -> Outlook:
+    """As the command asks: the active release, users and edits from files.
+
+    Args:
+        config: where releases and erasures are.
+        out: Parquet file to write.
+        users: see ``lurm.audiences.ids_in``; None: everybody.
+        edits: see ``read_edits``; None: none.
+        reporter: told about the users.
+
+    Raises:
+        UsageError: a file cannot be read.
+        Unfulfillable, DataError: as ``foretell``.
+    """
+    return foretell(
         Release.open(config.artifacts_dir),
         out,
         users=None if users is None else ids_in(users),
@@ -89,9 +94,6 @@ def asked(
         ledger=Ledger.of(config.live_folder),
         reporter=reporter,
     )
-    if picture is not None:
-        plot(found, picture)
-    return found
 
 
 def foretell(
@@ -166,32 +168,6 @@ def read_edits(path: Path) -> list[Edit]:
         wrong = "; ".join(": ".join([".".join(map(str, one["loc"])), one["msg"]]) for one in error.errors())
         example = '[{"do": "add", "kind": "sale", "start": "2024-03-08"}]'
         raise UsageError(f"{path} is no list of edits such as {example}: {wrong.removeprefix(': ')}") from error
-
-
-def plot(outlook: Outlook, path: Path) -> None:
-    """Draw the totals with their intervals, each as a share of itself, and what the edits change.
-
-    Args:
-        outlook: of some users.
-        path: .png, .svg or .pdf; the picture appears whole or not at all.
-    """
-    from matplotlib.figure import Figure
-
-    drawn = [(one, [c for c in outlook.difference if c["target"] == one["target"]]) for one in outlook.totals]
-    drawn = [(one, change) for one, change in drawn if one["value"]]
-    figure = Figure(figsize=(8, 1 + 0.5 * len(drawn)), layout="constrained")
-    axes = figure.subplots()
-    for at, (one, changes) in enumerate(drawn):
-        total = one["value"]
-        for said, shift, color in [(one, 0.0, "tab:gray"), *((change, -0.25, "tab:blue") for change in changes)]:
-            origin = total if said is not one else 0.0
-            low, value, high = ((said[name] + origin) / total * 100 for name in ("low", "value", "high"))
-            axes.plot([low, high], [at + shift] * 2, color=color, linewidth=4, alpha=0.5)
-            axes.plot([value], [at + shift], "o", color=color)
-    axes.set_yticks(range(len(drawn)), [f"{one['target']} ({one['value']:,.0f})" for one, _ in drawn])
-    axes.set_xlabel("% of what is expected; gray: 90 % interval of the sum, blue: what the edits change")
-    with replacing(path) as aside:
-        figure.savefig(aside, format=path.suffix[1:])
 
 
 def _cohort(release: Release, users: Sequence[str] | None, ledger: Ledger | None) -> tuple[NDArray[np.int64], int]:
