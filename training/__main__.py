@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -197,12 +197,12 @@ def forecast(
     from lurm.progress import TerminalReporter
     from training import outlook
 
+    if plot is not None:
+        from training.picture import draw
     outlook.check(out, plot)
     config = settings.load({"artifacts_dir": artifacts_dir})
     found = outlook.asked(config, out, users, edits, TerminalReporter())
     if plot is not None:
-        from training.picture import draw
-
         draw(found, plot)
     emit(asdict(found), as_json=as_json, text=f"{out}: {found}")
 
@@ -218,7 +218,8 @@ def evaluate(
     quick: Annotated[bool, typer.Option("--quick", help="The embedding and the logistic probe, nothing else.")] = False,
     ablate: Annotated[bool, typer.Option("--ablate", help="Build and judge recipes that differ in one entry.")] = False,
     model: Annotated[
-        str | None, typer.Option(help="Judge this one instead of the embeddings: behavegpt.", show_default=False)
+        Literal["behavegpt", "lumos"] | None,
+        typer.Option(help="Judge this one instead of the embeddings.", show_default=False),
     ] = None,
     axis: Annotated[
         list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.", show_default=False)
@@ -240,6 +241,10 @@ def evaluate(
     foretells both, beside counting, a Markov chain, and a GRU and a SASRec-style network of as many parameters; and
     its futures are held against what happened.
 
+    With --model lumos: how well is foretold what users will do in days to come? LUMOS is trained on the log before its
+    last horizon and foretells that, beside itself without the calendar, gradient-boosted trees, and what the same users
+    did before; for all users, and for new, dormant and heavy ones. --quick leaves out rivals that are trained.
+
     Writes one HTML page with plots, diagnostics and how it was measured. With --ablate: one entry of the recipe at a
     time is changed, built and judged, axis by axis (anchors, interests, width, scales, history, views, start, loss,
     bag); what is finished is kept, so a stopped run goes on.
@@ -250,6 +255,7 @@ def evaluate(
       lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
       lurm evaluate data/ml100k --recipe ml100k --ablate --axis anchors --axis width
       lurm evaluate data/shop --model behavegpt --json
+      lurm evaluate data/shop --model lumos
     """
     from threadpoolctl import threadpool_limits
 
@@ -261,27 +267,12 @@ def evaluate(
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
-    if model not in (None, "behavegpt"):
-        raise UsageError(f"--model is {model!r}, expected behavegpt")
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
     config = settings.load({"artifacts_dir": artifacts_dir})
     dataset, chosen = recipes.opened(path, recipe)
     reporter = TerminalReporter()
     opened = Release.open(config.artifacts_dir, release)
-    if model:
-        from dataclasses import replace
-
-        from training.foretold import Trial, judge_next
-
-        part = chosen.behavegpt
-        plain = replace(part.training.objective, kind="plain")
-        objectives = {str(one.kind): one for one in (part.training.objective, plain)}
-        trial = Trial(objectives=objectives, neural=not quick, futures=0 if quick else 200, seed=seed)
-        with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
-            verdict = judge_next(opened.history, opened.vocabulary, part.network, part.training, trial, reporter)
-        emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
-        return
     folder = config.artifacts_dir / "evaluate"
     judge = Judge(
         dataset,
@@ -293,6 +284,11 @@ def evaluate(
         reporter=reporter,
         living=living.living(config),
     )
+    if model:
+        with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
+            verdict = judge.model(model, opened, quick=quick)
+        emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
+        return
     with threadpool_limits(limits=config.threads):
         if ablate:
             table = judge.ablation(opened, axis or [], folder / "ablation")

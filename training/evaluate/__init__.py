@@ -5,6 +5,7 @@
     probe         rows × answers -> scores, on the same splits for all
     findings      the scores, as JSON, text and Markdown
     report        the findings as one HTML page
+    foretold      LUMOS beside simpler ways to foretell the same
     audiences     real groups: half as seeds, is the hidden half found?
     ablate        the same for recipes that differ in one entry
 
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +44,8 @@ from training.evaluate.ablate import Ablation, Variant, ablate, chosen, variants
 from training.evaluate.audiences import Reach, groups_of, reach
 from training.evaluate.controls import Controls, Row
 from training.evaluate.findings import Findings, Score, TaskFindings
+from training.evaluate.foretold import Days
+from training.evaluate.foretold import judge as judge_days
 from training.evaluate.probe import (
     Answers,
     Features,
@@ -54,9 +58,12 @@ from training.evaluate.probe import (
     with_labels,
 )
 from training.evaluate.questions import Question, Window, profile_questions, window_of, window_questions
+from training.forecasting import calendar_of
+from training.foretold import Trial, Verdict, judge_next
 from training.recipes import GateConfig, Recipe
 from training.subject import Subject
 
+ModelName = Literal["behavegpt", "lumos"]
 _OPEN = GateConfig(None, None, None, None, None, None, None)
 LABELS = (50, 200, 1000)
 COLD = (1, 5, 20, 100)
@@ -118,6 +125,29 @@ class Judge:
         self._reporter, self._living, self._clock = reporter, living, clock
         self._items = dataset.items()
         self._users = dataset.users()
+
+    def model(self, name: ModelName, release: Release, *, quick: bool) -> Days | Verdict:
+        """How well a model beside the embeddings foretells what came later, beside its rivals.
+
+        Args:
+            name: of the model, which is trained anew on a part of the log.
+            release: whose log, interests and attributes.
+            quick: leave out rivals that are trained, and futures.
+
+        Raises:
+            DataError: the log is too short.
+            UsageError: the recipe asks for what the log does not have.
+        """
+        recipe, parts = self._recipe, (release.history, release.vocabulary)
+        if name == "lumos":
+            calendar = calendar_of(self._dataset, release.history, release.attributes)
+            lumos = replace(recipe.lumos, seed=self._seed)
+            return judge_days(*parts, release.attributes, calendar, lumos, trees=not quick, reporter=self._reporter)
+        own = recipe.behavegpt
+        plain = replace(own.training.objective, kind="plain")
+        objectives = {str(one.kind): one for one in (own.training.objective, plain)}
+        trial = Trial(objectives=objectives, neural=not quick, futures=0 if quick else 200, seed=self._seed)
+        return judge_next(*parts, own.network, own.training, trial, self._reporter)
 
     def judge(self, release: Release, extent: Extent = Extent(), before: Release | None = None) -> Findings:
         """What the probes read from a release, and what they read from its controls.

@@ -9,11 +9,13 @@ a year ago     the same in the days 364 earlier, where the log is long enough
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.metrics import roc_auc_score
 
@@ -29,6 +31,7 @@ from lurm.targets import Labels
 from training.forecasting import LumosRecipe, train
 
 _TREES_SEE = 8  # cuts
+_TREES: dict[str, Any] = {"learning_rate": 0.05, "max_iter": 200, "early_stopping": True}
 _BINS = 10
 _YEAR = 364
 _SEGMENTS = ("new", "dormant", "heavy")
@@ -57,6 +60,60 @@ class Score:
     mape: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Days:
+    """How well all ways foretold all targets.
+
+    Attributes:
+        scores: of each way, target, segment and cut.
+    """
+
+    scores: list[Score]
+
+    def summary(self, segment: str = "all") -> list[dict[str, Any]]:
+        """By way, means over targets and cuts: AUC, ECE, MAPE, and what of AUC it has over trees, least and mean.
+
+        None: nothing could be measured.
+        """
+        some = [one for one in self.scores if one.segment == segment]
+        trees = {(one.cut_day, one.target): one.auc for one in some if one.way == "trees"}
+        rows = []
+        for way in dict.fromkeys(one.way for one in some):
+            own = [one for one in some if one.way == way]
+            beside = [(one.auc, trees.get((one.cut_day, one.target))) for one in own]
+            gains = [ours - theirs for ours, theirs in beside if ours is not None and theirs is not None]
+            rows.append(
+                {
+                    "way": way,
+                    "auc": _mean(one.auc for one in own),
+                    "ece": _mean(one.ece for one in own),
+                    "mape": _mean(one.mape for one in own),
+                    "least_gain": min(gains, default=None),
+                    "mean_gain": _mean(gains),
+                }
+            )
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        summaries = {segment: self.summary(segment) for segment in ("all", *_SEGMENTS)}
+        return {"summaries": summaries, "scores": [asdict(one) for one in self.scores]}
+
+    def to_table(self) -> Table:
+        """For people."""
+        table = Table("users", "way", "AUC", "ECE", "MAPE", "over trees", "least", box=None, pad_edge=False)
+        for segment in ("all", *_SEGMENTS):
+            for row in self.summary(segment):
+                cells = (row[name] for name in ("auc", "ece", "mape", "mean_gain", "least_gain"))
+                table.add_row(segment, row["way"], *("" if x is None else f"{x:.3f}" for x in cells))
+        return table
+
+
+def _mean(of: Iterable[float | None]) -> float | None:
+    known = [x for x in of if x is not None]
+    return float(np.mean(known)) if known else None
+
+
 def judge(
     history: HistoryBase,
     vocabulary: InterestVocabulary,
@@ -66,19 +123,25 @@ def judge(
     *,
     cuts: Sequence[int] = (),
     n_cuts: int = 1,
+    trees: bool = True,
     reporter: Reporter,
-) -> list[Score]:
+) -> Days:
     """The scores of all ways.
 
     Args:
         history, vocabulary, attributes, calendar: of the log. The vocabulary may know later items; it knows no user.
-        recipe: of LUMOS.
+        recipe: of LUMOS; its seed is that of the trees, too.
         cuts: epoch days to foretell from; none: the last ``n_cuts`` whose truth the log can tell.
         n_cuts: see above.
+        trees: whether they are grown, which takes longest.
         reporter: told what is going on.
+
+    Raises:
+        DataError: what is left of the log before a cut is too short to learn from.
+        UsageError: a target asks for what the log does not have.
     """
-    horizon = recipe.for_log(day_of(history.watermark) - day_of(history.first_at)).network.horizon
     end = day_of(history.watermark) + 1
+    horizon = recipe.for_log(end - day_of(history.first_at)).network.horizon
     scores = []
     for cut_day in cuts or [end - horizon * (n + 1) for n in range(n_cuts)]:
         forecaster, _ = train(
@@ -91,15 +154,16 @@ def judge(
             checkpoint=None,
             reporter=reporter,
         )
-        scores += _Cut(forecaster, history, cut_day).scores()
-    return scores
+        scores += _Cut(forecaster, history, cut_day, recipe.seed, trees=trees).scores()
+    return Days(scores)
 
 
 class _Cut:
     """Everything that is asked after one day."""
 
-    def __init__(self, forecaster: Forecaster, history: HistoryBase, cut_day: int) -> None:
+    def __init__(self, forecaster: Forecaster, history: HistoryBase, cut_day: int, seed: int, *, trees: bool) -> None:
         self._forecaster, self._history, self._cut_day = forecaster, history, cut_day
+        self._seed, self._wants_trees = seed, trees
         self._rows = np.arange(len(history))
         self._batch = history.batch(self._rows)
         self._grid = forecaster.reader.view.grid(self._batch)
@@ -138,9 +202,10 @@ class _Cut:
         ways = {
             "lumos": (own.probability, own.typical),
             "no calendar": (np.where(np.isnan(own.probability), np.nan, blind.probability), blind.typical),
-            "trees": self._trees(),
-            "last value": self._repeated(cut_day - horizon),
         }
+        if self._wants_trees:
+            ways["trees"] = self._trees()
+        ways["last value"] = self._repeated(cut_day - horizon)
         if cut_day - _YEAR >= day_of(self._history.first_at):
             ways["a year ago"] = self._repeated(cut_day - _YEAR)
         return ways
@@ -185,16 +250,12 @@ class _Cut:
         for at, target in enumerate(self._forecaster.targets):
             known = ~np.isnan(happened_bq[:, at])
             if known.any() and 0 < happened_bq[known, at].mean() < 1:
-                model = HistGradientBoostingClassifier(
-                    learning_rate=0.05, max_iter=200, early_stopping=True, random_state=0
-                )
+                model = HistGradientBoostingClassifier(**_TREES, random_state=self._seed)
                 said_bq[:, at] = model.fit(x_bf[known], happened_bq[known, at]).predict_proba(now_bf)[:, 1]
             some = ~np.isnan(true_bq[:, at]) & (true_bq[:, at] != 0)
             if target.is_amount and some.sum() > 20:
                 logs_b = np.sign(true_bq[some, at]) * np.log1p(np.abs(true_bq[some, at]))
-                amounts = HistGradientBoostingRegressor(
-                    learning_rate=0.05, max_iter=200, early_stopping=True, random_state=0
-                )
+                amounts = HistGradientBoostingRegressor(**_TREES, random_state=self._seed)
                 logs_now = amounts.fit(x_bf[some], logs_b).predict(now_bf)
                 amount_bq[:, at] = np.sign(logs_now) * np.expm1(np.abs(logs_now))
         return said_bq, amount_bq
@@ -205,23 +266,3 @@ def calibration_error(said_b: Answers, did_b: Answers) -> float:
     place_b = np.minimum((said_b * _BINS).astype(np.int64), _BINS - 1)
     n, said, did = (np.bincount(place_b, w, minlength=_BINS) for w in (np.ones_like(said_b), said_b, did_b))
     return float(np.abs(said - did).sum() / n.sum())
-
-
-def summary(scores: Sequence[Score], segment: str = "all") -> list[dict[str, object]]:
-    """Means over targets and cuts by way: AUC, ECE and MAPE, and the least AUC over that of trees."""
-    rows: list[dict[str, object]] = []
-    trees = {(one.cut_day, one.target): one for one in scores if one.way == "trees" and one.segment == segment}
-    for way in dict.fromkeys(one.way for one in scores):
-        own = [one for one in scores if one.way == way and one.segment == segment]
-        beside = [(one, trees[one.cut_day, one.target]) for one in own]
-        gains = [a.auc - b.auc for a, b in beside if a.auc is not None and b.auc is not None]
-        means = {
-            name: float(np.mean(known))
-            if (known := [x for one in own if (x := getattr(one, name)) is not None])
-            else None
-            for name in ("auc", "ece", "mape")
-        }
-        rows.append(
-            {"way": way, **means, "least_gain": min(gains, default=None), "mean_gain": float(np.mean(gains or [0]))}
-        )
-    return rows
