@@ -6,11 +6,12 @@ import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
+from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.moments import EARLIEST, LATEST
+from lurm.moments import Moment
 from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
@@ -25,7 +26,11 @@ router = APIRouter(prefix="/v1/users", tags=["prospects"])
 
 UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
 K = Annotated[int, Query(ge=1, le=_MOST, description="At most so many.")]
-At = Annotated[int, Query(ge=EARLIEST, le=LATEST, description="Given that it happens then, epoch milliseconds.")]
+At = Annotated[
+    Moment,
+    BeforeValidator(lambda sent: int(sent) if sent.isascii() and sent.isdecimal() else sent),  # a query is all text
+    Query(description="Given that it happens then; epoch milliseconds, or ISO 8601."),
+]
 Place = Annotated[str, Query(max_length=MAX_ID_BYTES, description="Given that it happens there; '': nowhere known.")]
 
 

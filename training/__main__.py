@@ -167,7 +167,7 @@ def build(
     lines.append(f"  built in {built.seconds:.0f} s, with at most {peak:.2f} GiB of memory")
     if built.quarantine:
         lines.append(f"  rows set aside: {built.quarantine}")
-    lines.append("Next: lurm serve")
+    lines.append("Next: lurm serve" + (f" --artifacts-dir {artifacts_dir}" if artifacts_dir else ""))
     emit(asdict(built), as_json=as_json, text="\n".join(lines))
 
 

@@ -193,7 +193,8 @@ class _Build:
             config = forecasting.ingredients(dataset, recipe.lumos)
             read = tuple(kind for kind in ("history", "interests", "attributes") if kind in self._done)
             self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary))
-        self._forget_checkpoints()
+        for kind in self._done:  # one of a model that was not asked for stays: its build may go on
+            self._forget_checkpoints(kind)
 
         catalog = pl.DataFrame({"item_id": history.items.ids})
         diagnostics = self._hold(Subject(history, vocabulary, encoder, vectors, catalog))
@@ -473,7 +474,7 @@ class _Build:
             **{name: dict(self._done[name].manifest.metrics) for name in self._recipe.beside},
         }
 
-    def _forget_checkpoints(self, kind: str = "*", but: Path | None = None) -> None:
+    def _forget_checkpoints(self, kind: str, but: Path | None = None) -> None:
         for checkpoint in self._stages.glob(f".{kind}-*.checkpoint"):
             if checkpoint != but:
                 shutil.rmtree(checkpoint, ignore_errors=True)

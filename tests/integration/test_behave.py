@@ -71,6 +71,8 @@ def test_a_training_that_is_stopped_goes_on_and_gives_the_same_release(tiny: Pat
         )
     assert list((root / "stages").glob(".behavegpt-*.checkpoint"))
     assert not (root / "current").exists()
+    build(tiny, root)
+    assert list((root / "stages").glob(".behavegpt-*.checkpoint")), "a build without the model ends no other's training"
     build(tiny, root, models=["behavegpt"], behavegpt=behave)
     build(tiny, tmp_path / "whole", models=["behavegpt"], behavegpt=behave)
     one, other = (

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_next_is_what_the_model_says(asked: httpx.Client, release: Release) -> N
     assert (answer["user_id"], answer["n_events"]) == (user, release.history.n_events_of(3))
     then = asked.get(f"/v1/users/{user}/next", params={"at": watermark + 10**9}).json()["next"]
     assert then == foretold(release, 3, Occasion(at=watermark + 10**9)) != answer["next"]
+    in_words = datetime.fromtimestamp((watermark + 10**9) / 1000, UTC).isoformat()
+    assert asked.get(f"/v1/users/{user}/next", params={"at": in_words}).json()["next"] == then
     there = asked.get(f"/v1/users/{user}/next", params={"location": release.history.locations[0]}).json()["next"]
     assert there == foretold(release, 3, Occasion(location_row=0))
     assert len(asked.get(f"/v1/users/{user}/next", params={"k": 1000}).json()["next"]) == release.next.n_behaviors
