@@ -128,14 +128,16 @@ class BehaveGptModel:
         """Futures of B users; see ``NextModel.rollout``."""
         steps = self.codebook.steps(batch, self._vocabulary)
         with _THREADS.limit(limits=1, user_api="openmp"):
-            futures = rollout(self.network, self.codebook, steps, plan, start_at)
-        paths = [
-            [self._imagined(*step) for step in zip(at_n, place_n, event_n, strict=True) if step[2] >= 0]
-            for at_n, place_n, event_n in zip(
-                futures.at_rn.tolist(), futures.place_rn.tolist(), futures.event_rn.tolist(), strict=True
-            )
+            found = [rollout(self.network, self.codebook, steps.of(user), plan, start_at) for user in range(len(steps))]
+        return [
+            [
+                [self._imagined(*step) for step in zip(at_n, place_n, event_n, strict=True) if step[2] >= 0]
+                for at_n, place_n, event_n in zip(
+                    futures.at_rn.tolist(), futures.place_rn.tolist(), futures.event_rn.tolist(), strict=True
+                )
+            ]
+            for futures in found
         ]
-        return [paths[start : start + plan.paths] for start in range(0, len(paths), plan.paths)]
 
     def _states(self, batch: HistoryBatch) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Some users' positions in the batch, and (b, D) what is known after their last step."""

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lurm.behavegpt.network import BehaveGpt
-from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Codebook, Steps
 from lurm.prospect import Plan
-from lurm.transformer import KeyValues, seen_keys
+from lurm.transformer import KeyValues
 
 _NEVER = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Futures:
-    """N steps of R rows, users' paths one after another; what a row does not reach is -1.
+    """N steps of R paths of one user; what a path does not reach is -1.
 
     Attributes:
         at_rn: (R, N) int64 epoch ms.
@@ -40,72 +40,66 @@ class Futures:
 
 
 class _Known:
-    """What rows have done so far, as much of it as the model looks at, and what their last step says."""
+    """What the paths of one user have done so far, as much of it as the model looks at, and what their last step says.
 
-    def __init__(self, network: BehaveGpt, steps: Steps, window: int, n_paths: int, *, cached: bool) -> None:
-        self._network, self._window, self._cached = network, window, cached
-        streams, is_real = steps.last(window).padded(left=True)
-        device = network.mean_d.device
-        self._streams = torch.from_numpy(streams).to(device)
-        self._is_real = torch.from_numpy(np.ascontiguousarray(is_real)).to(device)
+    Attributes:
+        hidden_rd: (R, D) of the last step of each path.
+    """
+
+    def __init__(self, network: BehaveGpt, streams: NDArray[np.int64], n_paths: int, *, cached: bool) -> None:
+        self._network, self._window, self._cached = network, network.config.window, cached
+        self._streams = torch.from_numpy(streams[:, None, -self._window :]).to(network.mean_d.device)
         self._cache: KeyValues | None = None
         self.hidden_rd = self._read()
         if n_paths > 1:
-            self.keep(torch.arange(len(steps), device=device).repeat_interleave(n_paths))
+            self.keep(torch.zeros(n_paths, dtype=torch.int64, device=self._streams.device))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows, in this order."""
-        self._streams, self._is_real = self._streams[:, rows], self._is_real[rows]
-        self.hidden_rd = self.hidden_rd[rows]
+        """Go on with some paths, in this order."""
+        self._streams, self.hidden_rd = self._streams[:, rows], self.hidden_rd[rows]
         if self._cache is not None:
             self._cache.rows(rows)
 
     def add(self, step: Tensor) -> None:
-        """One more step of each row: (5, R) codes."""
+        """One more step of each path: (5, R) codes."""
         self._streams = torch.cat([self._streams, step[:, :, None]], dim=2)
-        real_r1 = torch.ones(step.shape[1], 1, dtype=torch.bool, device=step.device)
-        self._is_real = torch.cat([self._is_real, real_r1], dim=1)
         if self._streams.shape[2] > self._window:
-            half = max(self._window // 2, 1)
-            self._streams, self._is_real = self._streams[:, :, -half:], self._is_real[:, -half:]
+            self._streams = self._streams[:, :, -max(self._window // 2, 1) :]
             self._cache = None
         if self._cache is None:
             self.hidden_rd = self._read()
         else:
-            newest = self._streams[:, :, -1:]
-            self.hidden_rd = self._network.hidden(newest, seen_keys(self._is_real), self._cache)[:, -1]
+            self.hidden_rd = self._network.hidden(self._streams[:, :, -1:], cache=self._cache)[:, -1]
 
     def _read(self) -> Tensor:
         if self._cached:
             shape, n_rows = self._network.config.shape, self._streams.shape[1]
             self._cache = KeyValues(shape, n_rows, self._window, self._network.query.weight)
-        return self._network.hidden(self._streams, seen_keys(self._is_real), self._cache)[:, -1]
+        return self._network.hidden(self._streams, cache=self._cache)[:, -1]
 
 
 @torch.inference_mode()
 def rollout(
     network: BehaveGpt, codebook: Codebook, steps: Steps, plan: Plan, start_at: int, *, cached: bool = True
 ) -> Futures:
-    """Futures of B users, ``plan.paths`` of each.
+    """Futures of one user, who is imagined alone: nobody asked about beside can tip the last bit of a chance.
 
     Args:
         network: trained, in evaluation.
         codebook: of its codes.
-        steps: what B users have done.
+        steps: what the user has done.
         plan: how futures are drawn.
-        start_at: epoch ms, where one begins for a user without events.
+        start_at: epoch ms, where they begin for a user without events.
         cached: keep keys and values; False: read everything anew at every step, for comparison.
     """
-    known = _Known(network, steps, network.config.window, plan.paths, cached=cached)
-    last = steps.offsets[1:] - 1
-    begun = steps.streams[EVENT, last] != 1
-    at_r = np.repeat(np.where(begun, steps.times[last], start_at), plan.paths)
-    n_rows = len(at_r)
+    known = _Known(network, steps.streams, plan.paths, cached=cached)
+    has_begun = steps.streams[EVENT, -1] != BEGINNING
+    at_r = np.full(plan.paths, steps.times[-1] if has_begun else start_at, np.int64)
     until = _NEVER if plan.until is None else plan.until
-    chances = np.stack([np.random.default_rng([plan.seed, path]).random((plan.steps, 4)) for path in range(plan.paths)])
-    chance_rn = np.tile(chances, (len(steps), 1, 1))
-    futures = Futures(*(np.full((n_rows, plan.steps), -1, np.int64) for _ in range(3)))
-    rows = np.arange(n_rows)  # still under way
+    rng_r = [np.random.default_rng([plan.seed, path]) for path in range(plan.paths)]
+    chance_rn = np.stack([rng.random((plan.steps, 4)) for rng in rng_r])
+    futures = Futures(*(np.full((plan.paths, plan.steps), -1, np.int64) for _ in range(3)))
+    rows = np.arange(plan.paths)  # still under way
     for nth in range(plan.steps):
         chance = chance_rn[rows, nth]
         hidden = known.hidden_rd

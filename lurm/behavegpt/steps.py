@@ -13,7 +13,7 @@ alone do not tell yesterday from last year.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,13 +99,16 @@ class Steps:
         at = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
         return Steps(offsets, self.streams[:, at], self.times[at])
 
-    def padded(self, *, left: bool = False) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def of(self, user: int) -> Steps:
+        """One user's alone."""
+        own = slice(self.offsets[user], self.offsets[user + 1])
+        return Steps(self.offsets[user : user + 2] - own.start, self.streams[:, own], self.times[own])
+
+    def padded(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(5, B, T) codes, a row per user, 0 where it is shorter than the longest, and (B, T) what is real."""
         counts = np.diff(self.offsets)
         longest = int(counts.max(initial=0))
         is_real_bt = np.arange(longest) < counts[:, None]
-        if left:
-            is_real_bt = is_real_bt[:, ::-1]
         streams_bt = np.zeros((len(self.streams), len(counts), longest), np.int64)
         streams_bt[:, is_real_bt] = self.streams
         return streams_bt, is_real_bt
@@ -294,14 +297,3 @@ def _buckets(gaps: NDArray[np.int64], n_buckets: int) -> tuple[NDArray[np.int64]
         own = some[bucket == g]
         values[g] = own[(np.arange(_VALUES) * len(own)) // _VALUES] if len(own) else edges[g - 1]
     return edges, values
-
-
-def concatenated(parts: Iterable[Steps]) -> Steps:
-    """The steps of several batches, one after another."""
-    parts = list(parts)
-    counts = np.concatenate([np.diff(part.offsets) for part in parts] or [np.empty(0, np.int64)])
-    return Steps(
-        np.append(0, np.cumsum(counts)),
-        np.concatenate([part.streams for part in parts], axis=1),
-        np.concatenate([part.times for part in parts]),
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lurm.artifacts import draft
@@ -161,12 +161,30 @@ def test_kept_keys_and_values_change_no_future(log: Log, window: int) -> None:
     network, codebook = small(*log, window=window)
     steps = codebook.steps(log[0].batch(np.arange(5)), log[1])
     plan = Plan(steps=30, paths=2, seed=3)
-    kept = rollout(network.eval(), codebook, steps, plan, 0)
-    anew = rollout(network, codebook, steps, plan, 0, cached=False)
-    for one, other in zip(dataclasses.astuple(kept), dataclasses.astuple(anew), strict=True):
-        assert np.array_equal(one, other)
-    assert (kept.event_rn >= 0).all()
-    assert not np.array_equal(kept.event_rn[0], kept.event_rn[1]), "paths of one user differ"
+    for user in range(5):
+        kept = rollout(network.eval(), codebook, steps.of(user), plan, 0)
+        anew = rollout(network, codebook, steps.of(user), plan, 0, cached=False)
+        for one, other in zip(dataclasses.astuple(kept), dataclasses.astuple(anew), strict=True):
+            assert np.array_equal(one, other)
+        assert (kept.event_rn >= 0).all()
+        assert not np.array_equal(kept.event_rn[0], kept.event_rn[1]), "paths of one user differ"
+
+
+@settings(deadline=None, max_examples=20)
+@example(rows=[-1, 3, 5], paths=1, window=12)
+@given(rows=st.lists(st.integers(-1, 59), max_size=4), paths=st.integers(1, 3), window=st.sampled_from([4, 12, 64]))
+def test_a_future_is_the_users_own_whoever_is_asked_about_beside(
+    log: Log, rows: list[int], paths: int, window: int
+) -> None:
+    history, vocabulary = log
+    network, codebook = small(*log, window=window)
+    with torch.no_grad():
+        network.head_weight.mul_(40)  # what is drawn hangs on what is known
+    model = BehaveGptModel(network, codebook, vocabulary)
+    users = [history.inline("new", []) if row < 0 else history.at(row) for row in rows]
+    plan = Plan(steps=20, paths=paths, seed=3)
+    together = model.rollout(HistoryBatch.of(users), plan, BEGIN_AT)
+    assert together == [model.rollout(HistoryBatch.of([user]), plan, BEGIN_AT)[0] for user in users]
 
 
 def test_a_future_is_the_plans(log: Log, model: BehaveGptModel) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,6 @@ class _Lives:
 
     events: list[NDArray[np.int64]]
     times: list[NDArray[np.int64]]
-    begins: list[int]
 
 
 def realism(
@@ -79,32 +79,23 @@ def realism(
     kept = np.flatnonzero(before.n_events > 0)
     whole, before = whole.users(kept), before.users(kept)
     steps = codebook.steps(before, vocabulary)
-    begins = before.last_at
-    life = _happened(codebook.steps(whole, vocabulary), begins, cut_at)
+    life = _happened(codebook.steps(whole, vocabulary), cut_at)
     plan = Plan(steps=_MOST_STEPS, until=history.watermark, seed=seed)
-    imagined = _imagined(_one_by_one(network, codebook, steps, plan), begins, cut_at)
+    # each user by chances of their own
+    imagined = _imagined(
+        (rollout(network, codebook, steps.of(user), replace(plan, seed=seed + user), 0) for user in range(len(steps))),
+        cut_at,
+    )
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Counted.of([sample], codebook)
     rng = np.random.default_rng([seed, 12])
-    chain = _imagined(_markov(counted, sample, steps, plan, begins, rng), begins, cut_at)
+    chain = _imagined([_markov(counted, sample, steps, plan, before.last_at, rng)], cut_at)
     runs = _runs([sample.streams[EVENT, a + 1 : b] for a, b in zip(sample.offsets, sample.offsets[1:], strict=False)])
     frequent = np.argsort(-codebook.counts_c, kind="stable")[:_TOLD_APART]
     return {
         "BehaveGPT": _compared(imagined, life, codebook.n_behaviors, frequent, runs),
         "Markov": _compared(chain, life, codebook.n_behaviors, frequent, runs),
     }
-
-
-def _one_by_one(network: BehaveGpt, codebook: Codebook, steps: Steps, plan: Plan) -> Futures:
-    """Futures of all users, some at a time, each user by chances of their own."""
-    parts = []
-    for user in range(len(steps)):
-        a, b = int(steps.offsets[user]), int(steps.offsets[user + 1])
-        own = Steps(np.array([0, b - a]), steps.streams[:, a:b], steps.times[a:b])
-        own_plan = Plan(steps=plan.steps, until=plan.until, seed=plan.seed + user)
-        parts.append(rollout(network, codebook, own, own_plan, 0))
-    columns = (np.concatenate([getattr(one, name) for one in parts]) for name in ("at_rn", "place_rn", "event_rn"))
-    return Futures(*columns)
 
 
 def _markov(
@@ -126,24 +117,25 @@ def _markov(
     return Futures(at_rn, np.ones_like(at_rn), event_rn)
 
 
-def _happened(steps: Steps, begins: NDArray[np.int64], cut_at: int) -> _Lives:
+def _happened(steps: Steps, cut_at: int) -> _Lives:
     events, times = [], []
     for a, b in zip(steps.offsets.tolist(), steps.offsets[1:].tolist(), strict=False):
         own = slice(a + 1, b)
         later = steps.times[own] >= cut_at
         events.append(steps.streams[EVENT, own][later][:_MOST_STEPS])
         times.append(steps.times[own][later][:_MOST_STEPS])
-    return _Lives(events, times, begins.tolist())
+    return _Lives(events, times)
 
 
-def _imagined(futures: Futures, begins: NDArray[np.int64], cut_at: int) -> _Lives:
+def _imagined(parts: Iterable[Futures], cut_at: int) -> _Lives:
     """What of futures lies after the moment: a user who was idle before it is known to have been."""
     events, times = [], []
-    for at_n, event_n in zip(futures.at_rn, futures.event_rn, strict=True):
-        later = (event_n >= 0) & (at_n >= cut_at)
-        events.append(event_n[later] + FIRST)
-        times.append(at_n[later])
-    return _Lives(events, times, begins.tolist())
+    for futures in parts:
+        for at_n, event_n in zip(futures.at_rn, futures.event_rn, strict=True):
+            later = (event_n >= 0) & (at_n >= cut_at)
+            events.append(event_n[later] + FIRST)
+            times.append(at_n[later])
+    return _Lives(events, times)
 
 
 def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[np.int64], runs: set[bytes]) -> Realism:
