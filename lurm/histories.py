@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lurm.erasure import Ledger
 from lurm.errors import LurmError, UnknownUser
 from lurm.events import Event
-from lurm.history import COLUMNS, History, HistoryBase
+from lurm.history import History, HistoryBase, laid_together
 from lurm.live import Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
 
@@ -197,9 +197,7 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
         return added
     if not len(added):
         return own
-    columns = {name: np.concatenate([getattr(own, name), getattr(added, name)]) for name in COLUMNS}
-    order = np.lexsort([columns[name] for name in reversed(COLUMNS)])
-    return History(user_id, seq=len(order), **{name: column[order] for name, column in columns.items()})
+    return laid_together(own, added)[0]
 
 
 def alive_in(base: HistoryBase, ledger: Ledger | None, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

@@ -134,7 +134,7 @@ class HistoryBatch:
 
     def users(self, which: NDArray[np.integer]) -> HistoryBatch:
         """Some users, in this order (copied)."""
-        offsets, at = _gathered(self.offsets, which)
+        offsets, at = gathered(self.offsets[which], self.offsets[which + 1])
         columns = (getattr(self, name)[at] for name in COLUMNS)
         return HistoryBatch([self.user_ids[user] for user in which.tolist()], offsets, *columns)
 
@@ -259,7 +259,7 @@ class HistoryBase:
 
     def batch(self, rows: NDArray[np.integer]) -> HistoryBatch:
         """The histories of these user rows, in that order (copied)."""
-        offsets, at = _gathered(self._offsets, rows)
+        offsets, at = gathered(self._offsets[rows], self._offsets[rows + 1])
         return HistoryBatch(self.users.take(rows), offsets, *(self._columns[name][at] for name in COLUMNS))
 
     def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192, named: bool = True) -> Iterator[HistoryBatch]:
@@ -340,10 +340,20 @@ class HistoryBase:
         return row
 
 
-def _gathered(offsets: NDArray[np.int64], rows: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(B+1,) offsets of some users laid one after another, and (E,) where each of their events is."""
-    starts, stops = offsets[rows], offsets[rows + 1]
-    laid = np.zeros(len(rows) + 1, np.int64)
+def laid_together(own: History, other: History) -> tuple[History, NDArray[np.int64]]:
+    """All events of two histories as one of the first one's user, and (T,) which each was, those of ``other`` last."""
+    columns = {name: np.concatenate([getattr(own, name), getattr(other, name)]) for name in COLUMNS}
+    order = np.lexsort([columns[name] for name in reversed(COLUMNS)])
+    return History(own.user_id, seq=len(order), **{name: column[order] for name, column in columns.items()}), order
+
+
+def gathered(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(B+1,) offsets of stretches of events laid one after another, and (E,) where each of their events is.
+
+    Args:
+        starts, stops: (B,) of each stretch, the stop not in it.
+    """
+    laid = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(stops - starts, out=laid[1:])
     return laid, np.arange(laid[-1]) + np.repeat(starts - laid[:-1], stops - starts)
 

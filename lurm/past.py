@@ -29,7 +29,7 @@ from lurm.compiled import compiled
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
 from lurm.events import ALIASES, Event, columns_of
-from lurm.history import COLUMNS, History, HistoryBase, HistoryBatch
+from lurm.history import COLUMNS, History, HistoryBase, HistoryBatch, gathered, laid_together
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import Chunk, Format, estimated_rows, format_of, layout_of, read
 from lurm.release import Release
@@ -300,10 +300,7 @@ def _cut(
 
 def _embedded(release: Release, piece: _Piece) -> Known:
     pool, starts_r = piece.pool, piece.pool.offsets[piece.user_r]
-    offsets = np.zeros(len(starts_r) + 1, np.int64)
-    np.cumsum(piece.stops_r - starts_r, out=offsets[1:])
-    at = np.empty(offsets[-1], np.int64)
-    _places(starts_r, offsets, at)
+    offsets, at = gathered(starts_r, piece.stops_r)
     ids = [pool.user_ids[user] for user in piece.user_r.tolist()]
     batch = HistoryBatch(ids, offsets, *(getattr(pool, name)[at] for name in COLUMNS))
     if piece.known_at is not None:
@@ -339,9 +336,7 @@ def _with_arrivals(base: HistoryBase, own: History, arrived: pl.DataFrame) -> tu
         return own, known_at
     new, places = base.placed(own.user_id, [event for event, _ in added.values()])
     arrivals = np.array([moment for _, moment in added.values()], np.int64)[places]
-    columns = {name: np.concatenate([getattr(own, name), getattr(new, name)]) for name in COLUMNS}
-    order = np.lexsort([columns[name] for name in reversed(COLUMNS)])
-    whole = History(own.user_id, seq=len(order), **{name: column[order] for name, column in columns.items()})
+    whole, order = laid_together(own, new)
     return whole, np.concatenate([known_at, arrivals])[order]
 
 
@@ -409,11 +404,3 @@ def _before(
     for row in range(len(user_r)):
         first, end = offsets[user_r[row]], offsets[user_r[row] + 1]
         stops_r[row] = first + np.searchsorted(timestamps[first:end], moments[row])
-
-
-@compiled
-def _places(starts_r: NDArray[np.int64], offsets: NDArray[np.int64], at: NDArray[np.int64]) -> None:
-    """Fill in the place of each event of runs that begin at ``starts_r`` and are laid one after another."""
-    for row in range(len(starts_r)):
-        for place in range(offsets[row], offsets[row + 1]):
-            at[place] = starts_r[row] + place - offsets[row]
