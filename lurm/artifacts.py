@@ -28,6 +28,8 @@ from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+CHECKED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+"""How Parquet is written: small, and so that a damaged page is found."""
 
 
 @dataclass(frozen=True, slots=True)

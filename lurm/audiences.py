@@ -175,7 +175,7 @@ def members(
     """
     import pyarrow.parquet as pq
 
-    from lurm.artifacts import replacing
+    from lurm.artifacts import CHECKED, replacing
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
 
@@ -186,7 +186,7 @@ def members(
     if destination.suffix != ".parquet" or not destination.parent.is_dir():
         raise UsageError(f"{destination} cannot be written: expected a .parquet file in a folder that is there")
     with replacing(destination) as aside:
-        pq.write_table(table, aside, compression="zstd", write_page_checksum=True)
+        pq.write_table(table, aside, **CHECKED)
     emit({"path": destination, "n_users": len(table)}, as_json=as_json, text=f"{destination}: {len(table):,} users")
 
 

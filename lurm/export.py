@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.arrays import ArrayWriter
-from lurm.artifacts import replacing
+from lurm.artifacts import CHECKED, replacing
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
 from lurm.histories import alive_in
@@ -33,7 +33,7 @@ from lurm.progress import Reporter
 from lurm.release import Release
 
 SUFFIXES = (".parquet", ".arrow", ".npy")
-PARQUET: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True, "use_dictionary": ["space_id"]}
+PARQUET: dict[str, Any] = {**CHECKED, "use_dictionary": ["space_id"]}
 ROWS = 32_768
 """Of a block, and so of a row group."""
 
@@ -267,9 +267,7 @@ def _parquet(destination: Path, schema: pa.Schema) -> Iterator[Write]:
     with (
         replacing(destination) as aside,
         pa.OSFile(str(aside), "wb") as sink,
-        pq.ParquetWriter(
-            sink, schema, compression="zstd", write_page_checksum=True, use_dictionary=["space_id"]
-        ) as out,
+        pq.ParquetWriter(sink, schema, **PARQUET) as out,
     ):
         yield out.write_batch
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lurm.artifacts import replacing
+from lurm.artifacts import CHECKED, replacing
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
@@ -342,7 +342,7 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
     audience, describe = found.audience, release.vocabulary.describe
     with (
         replacing(destination) as aside,
-        pq.ParquetWriter(aside, schema, compression="zstd", write_page_checksum=True) as out,
+        pq.ParquetWriter(aside, schema, **CHECKED) as out,
         reporter.task("write", len(audience.rows), "users") as task,
     ):
         for start in range(0, len(audience.rows), _ROWS):
@@ -381,7 +381,7 @@ def take_out(path: Path, is_gone: Callable[[str], bool]) -> None:
     with (
         pq.ParquetFile(path) as file,
         replacing(path) as aside,
-        pq.ParquetWriter(aside, file.schema_arrow, compression="zstd", write_page_checksum=True) as out,
+        pq.ParquetWriter(aside, file.schema_arrow, **CHECKED) as out,
     ):
         for batch in file.iter_batches(_ROWS):
             stays = [not is_gone(user_id) for user_id in batch["user_id"].to_pylist()]

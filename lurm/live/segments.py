@@ -16,7 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lurm.artifacts import replacing
+from lurm.artifacts import CHECKED, replacing
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt
 from lurm.live import Arrived, LiveEvents
@@ -212,7 +212,7 @@ async def _write(live: LiveEvents, path: Path, *, after: int, upto: int) -> bool
 
 
 def _writer(path: Path) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, _SCHEMA, compression="zstd", write_page_checksum=True)
+    return pq.ParquetWriter(path, _SCHEMA, **CHECKED)
 
 
 def _rows(arrived: Sequence[Arrived]) -> pa.RecordBatch:
