@@ -137,20 +137,10 @@ class Likeness:
     others_n: NDArray[np.float32]
     probability_p: NDArray[np.float32]
 
-    def scores(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N,) how much the users of these vectors are like the seeds."""
-        scores_n: NDArray[np.float32] = (vectors_ne @ self.directions_ke.T - self.offsets_k).max(1)
-        return scores_n
-
     def probability(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N,) how probably those of these scores are of the seeds' kind, see ``Lookalike.likeness``."""
         steps = np.searchsorted(_edges(len(self.others_n)), _share(scores, self.others_n))
         return self.probability_p[steps]
-
-    def cosine(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(N,) cosine to the middle of the nearest group of seeds."""
-        cosines: NDArray[np.float32] = (vectors_ne @ self.middles_ke.T).max(1, initial=-1)
-        return cosines
 
 
 class Lookalike:
