@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ import orjson
 
 from lurm.artifacts import digest_of, write_durably
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UsageError
+from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
 
 FOLDER, FILE = "audiences", "definition.json"
@@ -58,15 +59,15 @@ class Combined:
     """Who is in other audiences, or not.
 
     Raises:
-        UsageError: it is no term, nests deeper than eight, or has more than 64 names.
+        UsageError: it is no term.
+        TooInvolved: it nests deeper than eight, or has more than 64 names; no more of it is looked at.
     """
 
     term: Term
 
     def __post_init__(self) -> None:
-        n_names = len(list(_names(self.term, _DEPTH)))
-        if n_names > _TERMS:
-            raise UsageError(f"{n_names} audiences are put together, expected at most {_TERMS}")
+        if len(list(itertools.islice(_names(self.term, _DEPTH), _TERMS + 1))) > _TERMS:
+            raise TooInvolved(f"more than {_TERMS} audiences are put together")
 
 
 Rule: TypeAlias = Listed | Alike | Combined
@@ -337,27 +338,29 @@ def document_of(rule: Rule) -> dict[str, Any]:
 
 
 def _names(term: object, depth: int) -> Iterator[str]:
-    """Every name in a term.
+    """Every name in a term, one by one.
 
     Raises:
         UsageError: it is none.
+        TooInvolved: it nests deeper than this.
     """
     if isinstance(term, str):
         _check_name(term)
         yield term
         return
-    if depth and isinstance(term, Mapping) and len(term) == 1:
-        ((word, inner),) = term.items()
-        if word == "not":
-            yield from _names(inner, depth - 1)
-            return
-        if word in ("and", "or") and isinstance(inner, Sequence) and not isinstance(inner, str) and inner:
-            for one in inner:
-                yield from _names(one, depth - 1)
-            return
-    raise UsageError(
-        f'expected the name of an audience, {{"and": [...]}}, {{"or": [...]}} or {{"not": ...}}, at most {_DEPTH} deep'
-    )
+    word, inner = next(iter(term.items())) if isinstance(term, Mapping) and len(term) == 1 else ("", None)
+    terms: Sequence[object] = [inner] if word == "not" else ()
+    if word in ("and", "or") and isinstance(inner, Sequence) and not isinstance(inner, str):
+        terms = inner
+    if not 0 < len(terms) <= _TERMS:
+        raise UsageError(
+            'expected the name of an audience, {"and": [...]}, {"or": [...]} or {"not": ...}, '
+            f"with 1 to {_TERMS} in a list"
+        )
+    if not depth:
+        raise TooInvolved(f"audiences are put together more than {_DEPTH} deep")
+    for one in terms:
+        yield from _names(one, depth - 1)
 
 
 def combine(term: Term, of: Callable[[str], Any], everybody: Any) -> Any:

@@ -2,7 +2,8 @@
 
     LurmError                    exit 1   HTTP 500
     ├── UsageError               exit 2   HTTP 422   the caller asked for something that cannot be
-    │   └── SettingsError        exit 2              a LURM_* variable or a recipe is wrong
+    │   ├── SettingsError        exit 2              a LURM_* variable or a recipe is wrong
+    │   └── TooInvolved          exit 2   HTTP 409   audiences are put together too deep, or too many of them
     ├── DataError                exit 3   HTTP 422   the event log, or inline events, cannot be used
     │   └── Unfulfillable        exit 3   HTTP 409   what is asked for cannot be had of this release
     ├── ArtifactError            exit 4   HTTP 503   a folder on disk is not what its manifest says
@@ -37,6 +38,10 @@ class UsageError(LurmError):
 
 class SettingsError(UsageError):
     """A setting, recipe or dataset configuration that is unknown, malformed or out of bounds."""
+
+
+class TooInvolved(UsageError):
+    """Saved audiences that are put together too deep, or too many of them."""
 
 
 class DataError(LurmError):

@@ -15,6 +15,7 @@ on it, and so passes the ``not`` of every such filter. Erasures are none of its 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -70,19 +71,19 @@ class _Part(BaseModel):
 class AllOf(_Part):
     """Users who pass every one of these; nothing in the list: everybody."""
 
-    all: list[Filter] = Field(max_length=_TOGETHER_AT_MOST)
+    all: list[_AnyPart] = Field(max_length=_TOGETHER_AT_MOST)
 
 
 class AnyOf(_Part):
     """Users who pass one of these at least; nothing in the list: nobody."""
 
-    any: list[Filter] = Field(max_length=_TOGETHER_AT_MOST)
+    any: list[_AnyPart] = Field(max_length=_TOGETHER_AT_MOST)
 
 
 class NotThat(_Part):
     """Users who do not pass this."""
 
-    excluded: Filter = Field(alias="not")
+    excluded: _AnyPart = Field(alias="not")
 
 
 class OfAttribute(_Part):
@@ -90,7 +91,7 @@ class OfAttribute(_Part):
 
     attribute: str = Field(min_length=1, max_length=1000, description="As `GET /info` lists it.")
     among: list[str | bool | int | float] | None = Field(
-        None, alias="in", max_length=_LISTED_AT_MOST, description="Values, of which it is one."
+        None, alias="in", max_length=_LISTED_AT_MOST, fail_fast=True, description="Values, of which it is one."
     )
     min: float | str | None = Field(None, description="At least; moments as epoch ms or ISO 8601.")
     max: float | str | None = Field(None, description="At most.")
@@ -111,6 +112,10 @@ class Acted(_Part):
     at_least: Annotated[int, Field(ge=1, le=2**31 - 1, description="So many such events."), BeforeValidator(whole)] = 1
 
 
+_TOO_LARGE = (
+    f"it has more than {PARTS_AT_MOST} parts, or is nested more than {DEPTH_AT_MOST} deep; put values of one attribute "
+    "into one list"
+)
 _EXPECTED = (
     "expected one of: all, any or not; an attribute with in, min, max, above or below; "
     "or an interest, behavior, item, since or until"
@@ -131,7 +136,7 @@ _SHAPES: dict[type[BaseModel], str] = {
     OfAttribute: "attribute",
     Acted: "acted",
 }
-Filter = Annotated[
+_AnyPart = Annotated[
     Annotated[AllOf, Tag("all")]
     | Annotated[AnyOf, Tag("any")]
     | Annotated[NotThat, Tag("not")]
@@ -139,6 +144,25 @@ Filter = Annotated[
     | Annotated[Acted, Tag("acted")],
     Discriminator(_shape_of, custom_error_type="filter", custom_error_message=_EXPECTED),
 ]
+
+
+def _of_a_size(document: object) -> object:
+    """Refuse what is too large before any of it is looked at: each thing wrong with it would be described."""
+    n_parts, pending = 0, [(document, 1)]
+    while pending:
+        part, depth = pending.pop()
+        n_parts += 1
+        if n_parts > PARTS_AT_MOST or depth > DEPTH_AT_MOST:
+            raise PydanticCustomError("filter", _TOO_LARGE)
+        if isinstance(part, dict):
+            lists = [one for one in (part.get("all"), part.get("any")) if isinstance(one, list)]
+            within = itertools.chain(*lists, [part["not"]] if "not" in part else [])
+            more = max(PARTS_AT_MOST + 1 - n_parts - len(pending), 0)
+            pending += [(one, depth + 1) for one in itertools.islice(within, more)]
+    return document
+
+
+Filter = Annotated[_AnyPart, BeforeValidator(_of_a_size)]
 
 _FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
 NAMES = {entry.alias or name for part in _SHAPES for name, entry in part.model_fields.items()}
@@ -218,15 +242,8 @@ class Filters:
         """Who passes.
 
         Raises:
-            UsageError: it has too many parts, or is nested too deep.
             Unfulfillable: the release has no such attribute, value, interest, behavior or item.
         """
-        n_parts, depth = sum(1 for _ in _parts(wanted)), _depth(wanted)
-        if n_parts > PARTS_AT_MOST or depth > DEPTH_AT_MOST:
-            raise UsageError(
-                f"filter: {n_parts} parts, {depth} deep; at most {PARTS_AT_MOST} and {DEPTH_AT_MOST} are taken. Put "
-                "values of one attribute into one list"
-            )
         return self._passing(_Asked(_FILTER.dump_json(wanted, by_alias=True, exclude_defaults=True), wanted))
 
     def passes(self, wanted: Filter, row: int, history: History) -> bool:
@@ -279,10 +296,6 @@ def _parts(wanted: Filter) -> Iterator[Filter]:
     yield wanted
     for one in _within(wanted):
         yield from _parts(one)
-
-
-def _depth(wanted: Filter) -> int:
-    return 1 + max(map(_depth, _within(wanted)), default=0)
 
 
 def _within(wanted: Filter) -> Sequence[Filter]:

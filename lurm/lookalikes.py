@@ -214,7 +214,6 @@ def find(
         reasons: at most so many interests.
 
     Raises:
-        UsageError: a filter is too large.
         Unfulfillable: too few of the seeds are known, or of the negative ones; or the release does not have what a
             filter names.
         UnknownName: there is no such saved audience.

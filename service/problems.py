@@ -6,6 +6,7 @@ UsageError         422      the request asks for something that cannot be
   Malformed        422      the request is not what the schema says
   BodyTooLarge     413      past LURM_BODY_BYTES
   HeadTooLarge     431      request line and headers past the server's cap
+  TooInvolved      409      saved audiences are put together too deep, or too many of them
   BrokenRequest    400      not HTTP at all
 DataError          422      inline events that cannot be used
   Unfulfillable    409      it cannot be had of this release and its users
@@ -42,6 +43,7 @@ from lurm.errors import (
     DataError,
     LurmError,
     Overloaded,
+    TooInvolved,
     Unfulfillable,
     UnknownName,
     UnknownUser,
@@ -117,6 +119,7 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     BrokenRequest: Problem(400, "broken-request", "Broken request"),
     Malformed: Problem(422, "malformed-request", "Malformed request"),
     UsageError: Problem(422, "unusable-request", "Unusable request"),
+    TooInvolved: Problem(409, "unfulfillable", "Unfulfillable"),
     DataError: Problem(422, "unusable-events", "Unusable events"),
     Unfulfillable: Problem(409, "unfulfillable", "Unfulfillable"),
     Unauthorized: Problem(401, "unauthorized", "Unauthorized"),

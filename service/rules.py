@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
 
 from lurm import lookalikes
 from lurm.audience import Size
 from lurm.definitions import Alike, Combined, Listed, Rule, document_of
-from lurm.errors import Unfulfillable, UsageError
+from lurm.errors import TooInvolved, UsageError
 from lurm.filters import document_of as filter_document
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import whole
@@ -97,7 +97,7 @@ class AudienceRequest(WireModel):
     like: LikeRule = Field(
         default_factory=lambda: LikeRule.model_construct(), description="Whoever is like some users."
     )
-    combine: Term = Field("", description="Who is in other audiences, or not.")
+    combine: SkipValidation[Term] = Field("", description="Who is in other audiences, or not.")
 
 
 def parse_lookalikes(body: bytes) -> LookalikesRequest:
@@ -114,10 +114,9 @@ def parse_audience(body: bytes) -> Rule:
 
     Raises:
         Malformed: not JSON, or no rule.
-        Unfulfillable: other audiences are put together too deep, or too many of them.
+        TooInvolved: other audiences are put together too deep, or too many of them.
     """
-    document = parsed(body)
-    request = validated(AudienceRequest, document)
+    request = validated(AudienceRequest, parsed(body))
     if len(request.model_fields_set) != 1:
         raise Malformed("expected exactly one of users, like and combine")
     (given,) = request.model_fields_set
@@ -126,9 +125,11 @@ def parse_audience(body: bytes) -> Rule:
     if given == "like":
         return Alike(asked_of(request.like))
     try:
-        return Combined(document["combine"])  # type: ignore[index]  # an object, as was seen
+        return Combined(request.combine)  # type: ignore[arg-type]  # as it was sent
+    except TooInvolved:
+        raise
     except UsageError as error:
-        raise Unfulfillable(str(error)) from None
+        raise Malformed(f"combine: {error}") from None
 
 
 def asked_of(rule: LikeRule) -> lookalikes.Asked:

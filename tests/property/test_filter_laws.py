@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from lurm.attributes import attributes_of
 from lurm.errors import Unfulfillable, UsageError
 from lurm.events import Event
-from lurm.filters import Filters, filter_of, parse
+from lurm.filters import Filter, Filters, filter_of, parse
 from lurm.history import HistoryBase
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest
 
@@ -296,3 +297,33 @@ def test_too_much_of_a_filter_is_refused(world: World) -> None:
 def test_equal_filters_are_one_question_however_they_are_written(world: World) -> None:
     one = world.filters.mask(parse("age >= 20"))
     assert one is world.filters.mask(filter_of({"attribute": "age", "min": "20"}))
+
+
+def test_a_filter_that_is_too_large_is_one_complaint_before_any_of_it_is_looked_at() -> None:
+    leaves: list[Any] = [{}] * 150
+    document: dict[str, Any] = {"all": [{"any": [{"all": leaves}] * 150}] * 150}  # 3,375,000 parts that are none
+    deep: dict[str, Any] = {"cuntry": 1}
+    for _ in range(32):
+        deep = {"not": deep}
+    for wrong in (document, {"not": {"all": [{}] * 1_000_000}}, {"all": [document], "any": [document]}, deep):
+        with pytest.raises(ValidationError, match="more than 1000 parts, or is nested more than 32 deep") as told:
+            TypeAdapter(Filter).validate_python(wrong)
+        assert told.value.error_count() == 1
+
+
+def test_a_filter_of_the_largest_size_is_taken(world: World) -> None:
+    known: dict[str, Any] = {"attribute": "age"}
+    deep = known
+    for _ in range(31):
+        deep = {"not": deep}
+    wide = {"all": [{"any": [known] * 198}] * 5 + [known] * 4}  # 1 + 5 * 199 + 4 parts
+    for document in (deep, wide):
+        world.filters.mask(filter_of(document))
+    with pytest.raises(UsageError):
+        filter_of({"all": [{"any": [known] * 198}] * 5 + [known] * 5})
+
+
+def test_of_many_values_that_are_none_the_first_is_told() -> None:
+    with pytest.raises(ValidationError) as told:
+        TypeAdapter(Filter).validate_python({"attribute": "age", "in": [1, *[[]] * 1_000_000]})
+    assert told.value.error_count() <= 4
