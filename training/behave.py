@@ -32,7 +32,7 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from lurm.transformer import seen_before
-from training.passes import Passed, passes, schedule, set_rate
+from training.passes import Passed, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
 
 _MOST_EPOCHS = 40
@@ -302,7 +302,7 @@ class BehaveTrainer:
                 set_rate(
                     self.optimizers, config.learning_rate * schedule((epoch * len(batches) + at) / total, config.warmup)
                 )
-                torch.manual_seed(_seed(config.seed, epoch, at, ranks.rank))
+                torch.manual_seed(step_seed(config.seed, epoch, at, ranks.rank))
                 loss = self._step(parts)
                 ranks.add_up_gradients(network.parameters())
                 nn.utils.clip_grad_norm_(network.parameters(), config.longest_gradient)
@@ -484,10 +484,6 @@ def _parts(
     for some in np.split(order, np.flatnonzero(np.diff(begins // config.part_events)) + 1):
         if len(some):
             yield packed(steps, starts[some], lengths[some], shared_rows=config.shared_rows)
-
-
-def _seed(*of: int) -> int:
-    return int(np.random.SeedSequence(of).generate_state(1)[0])
 
 
 def _device(name: str) -> torch.device:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures
-from training.passes import passes, schedule, set_rate
+from training.passes import passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
 from training.rates import beginning
 
@@ -75,7 +75,7 @@ class LumosRecipe:
     warmup: float = 0.05
     daily_weight: float = 10.0
     patience: int = 3
-    start: str = "rates"
+    start: Literal["rates", "random"] = "rates"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -175,9 +175,11 @@ class Pupil:
         with (
             self._reporter.task(title, len(order), "users") as task,
             closing(self._steps(epoch, batches)) as steps,
+            torch.random.fork_rng(devices=[]),
         ):
             mean = 0.0
             for at, (inputs, labels) in enumerate(steps):
+                torch.manual_seed(step_seed(recipe.seed, epoch, at))
                 done = (epoch * len(batches) + at) / total
                 set_rate(self.optimizers, recipe.learning_rate * schedule(done, recipe.warmup))
                 loss = step_loss(network, inputs, labels, self._units_q, recipe.daily_weight)

@@ -128,6 +128,11 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
+def step_seed(*of: int) -> int:
+    """A seed for the randomness of torch in one step, of the seed, pass, step and rank it belongs to."""
+    return int(np.random.SeedSequence(of).generate_state(1)[0])
+
+
 def between(begun: Mapping[str, Tensor], best: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """Weights on the line from one to the other, so far along it."""
     return {

@@ -103,6 +103,7 @@ def test_a_recipe_says_what_is_trained() -> None:
     assert Recipe.of({"embeddings": "behavegpt"}).in_turn == ("behavegpt",)
     for tables, message in (
         ({"models": ["gpt"]}, "models"),
+        ({"lumos": {"start": "rate"}}, "start = 'rate': Input should be 'rates' or 'random'"),
         ({"behavegpt": {"network": {"sise": "1M"}}}, "did you mean 'size'"),
         ({"behavegpt": {"network": {"size": "2M"}}}, "size is '2M', expected one of"),
     ):

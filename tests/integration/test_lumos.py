@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from lurm.artifacts import draft
 from lurm.calendars import Calendar, Edit
@@ -224,6 +225,19 @@ def test_a_training_goes_on_where_it_was_stopped(release, calendar, tmp_path):
     assert how_resumed.held_out == pytest.approx(how.held_out, abs=1e-5)
     for name, tensor in whole.network.state_dict().items():
         assert np.allclose(tensor, resumed.network.state_dict()[name], atol=1e-4), name  # as far as sums round
+
+
+def test_what_is_left_out_in_training_is_decided_by_the_seed_alone(release, calendar):
+    """Whatever torch's own randomness was before."""
+    recipe = replace(RECIPE, epochs=1, network=replace(RECIPE.network, dropout=0.3))
+    found = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        found.append(trained(release, calendar, recipe).network.state_dict())
+    dry = trained(release, calendar, replace(RECIPE, epochs=1)).network.state_dict()
+    assert any(not torch.equal(tensor, dry[name]) for name, tensor in found[0].items())
+    for name, tensor in found[0].items():
+        assert torch.equal(tensor, found[1][name]), name
 
 
 @pytest.mark.parametrize(
