@@ -38,8 +38,8 @@ class Balance:
     """A mix that an audience is to have.
 
     Attributes:
-        attribute: whose values are the groups; of a number with many values, five equal parts; those of whom it is not
-            known are one more.
+        attribute: whose values are the groups; of a number with many values, five parts, as equal as can be; those of
+            whom it is not known are one more.
         like: whether each group is to have the part that it has of the seeds, or of all users.
     """
 
