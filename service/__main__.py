@@ -237,7 +237,7 @@ def next_of(
     from service.foreteller import required
     from service.futures import imagined, told_next
     from service.offline import histories_now
-    from service.schemas import RolloutRequest
+    from service.schemas import RolloutRequest, validated
 
     config = settings.load({"artifacts_dir": artifacts_dir, "release": release})
     opened = Release.open(config.artifacts_dir, config.release)
@@ -246,9 +246,10 @@ def next_of(
         moment = None if at is None else iso_ms(at)
     except ValueError:
         raise UsageError(f"--at is {at!r}, expected a moment in ISO 8601, such as 2024-12-24T18:00") from None
+    wanted = {"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed}
+    asked = validated(RolloutRequest, wanted, ("rollout",)) if rollout else None
     known, strangers = histories_now(opened, user_ids, config.live_folder, config.live_url)
-    if rollout:
-        asked = RolloutRequest.model_validate({"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed})
+    if asked is not None:
         rows = [imagined(model, opened.history, one, asked) for one in known]
     else:
         place = None if location is None else opened.history.locations.row(location)

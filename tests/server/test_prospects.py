@@ -150,6 +150,8 @@ def test_the_command_prints_what_the_service_answers(release_root: Path, without
     assert [len(one) for one in row["paths"]] == [5, 5]
     assert "--model behavegpt" in lurm(without, user, code=3)["error"]["message"]
     assert lurm(release_root, "nobody", code=3)["unknown"] == ["nobody"]
+    nowhere = lurm(release_root, user, "--rollout", "3", "--days", "0", code=2)["error"]["message"]
+    assert "days" in nowhere and "greater than 0" in nowhere
     assert "ISO 8601" in lurm(release_root, user, "--at", "noon", code=2)["error"]["message"]
 
 
