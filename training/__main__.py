@@ -267,6 +267,10 @@ def evaluate(
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
+    others = {"ablate": ablate, "axis": axis, "markdown": markdown, "report": report}
+    unheard = [f"--{word}" for word, given in others.items() if given]
+    if model and unheard:
+        raise UsageError(f"--model {model} is judged in a table of its own; leave out {', '.join(unheard)}")
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
     config = settings.load({"artifacts_dir": artifacts_dir})

@@ -54,6 +54,8 @@ def test_export_writes_what_a_data_scientist_joins(small: Built, tmp_path: Path)
         (["release", "activate", "20200101T000000-00000000"], 4, "there is no release"),
         (["release", "rollback"], 4, "no earlier release"),
         (["evaluate", "no/such/folder"], 2, "no/such/folder"),
+        (["evaluate", ".", "--model", "lumos", "--ablate", "--axis", "width"], 2, "leave out --ablate, --axis"),
+        (["evaluate", ".", "--model", "behavegpt", "--markdown", "--report", "a.html"], 2, "out --markdown, --report"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(
