@@ -22,7 +22,7 @@ from lurm.errors import DataError, Unfulfillable
 from lurm.events import DAY_MS
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
-from lurm.moments import Moment
+from lurm.moments import LATEST, Moment
 
 MOST_KINDS = 64
 _PLAIN = 11  # features of a day that need no calendar
@@ -312,8 +312,12 @@ def _times(table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], N
 
 
 def _check_time(name: str, start: int, end: int) -> None:
-    if not (0 <= start < end <= 2**53):
+    if not 0 <= start < end:
         raise Unfulfillable(f"event {name!r} would start at {start} and end at {end} (epoch ms); expected a later end")
+    if end > LATEST:
+        raise Unfulfillable(
+            f"event {name!r} would end after the year 9999, at {end} (epoch ms); expected an earlier end"
+        )
 
 
 def _plain(begins: NDArray[np.int64]) -> NDArray[np.float64]:

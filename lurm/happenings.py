@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from lurm.columns import Unit, as_text, as_timestamps, is_text, unit_of
 from lurm.errors import DataError
 from lurm.events import DAY_MS
+from lurm.moments import LATEST
 from lurm.readers import Chunk
 
 SCHEMA = {
@@ -23,6 +25,7 @@ SCHEMA = {
     "target_column": pl.String,
     "target_value": pl.String,
 }
+_LONGEST_NOTICE = 36_500  # days
 
 
 class CalendarConfig(BaseModel):
@@ -46,7 +49,7 @@ class CalendarConfig(BaseModel):
     known_at: str | None = None
     target_column: str | None = None
     target_value: str | None = None
-    notice_days: dict[str, float] = {}
+    notice_days: dict[str, Annotated[float, Field(ge=0, le=_LONGEST_NOTICE, allow_inf_nan=False)]] = {}
 
 
 class LinksConfig(BaseModel):
@@ -78,10 +81,12 @@ def happenings(
     def moments(name: str, *, is_end: bool = False) -> pl.Series:
         array = chunk.columns.get(columns.get(name, ""), pa.nulls(len(chunk.rows)))
         unit = unit_of(array, name)
-        if not (is_end and _are_days(array, unit)):
-            return as_timestamps(array, name, unit, timezone)
-        next_days = as_timestamps(array, name, unit, "UTC") + DAY_MS
-        return as_timestamps(next_days.cast(pl.Datetime("ms")).to_arrow(), name, None, timezone)
+        told = as_timestamps(array, name, unit, timezone)
+        if not is_end or not (are_days := _are_days(array, unit)).any():
+            return told
+        days = as_timestamps(array, name, unit, "UTC").set(~are_days, None).clip(upper_bound=LATEST - DAY_MS)
+        next_days = as_timestamps((days + DAY_MS).cast(pl.Datetime("ms")).to_arrow(), name, None, timezone)
+        return next_days.clip(upper_bound=LATEST).zip_with(are_days, told)
 
     def texts(name: str) -> pl.Series:
         column = columns.get(name, "")
@@ -96,7 +101,7 @@ def happenings(
         pl.DataFrame({**named, **at, **targets}, schema_overrides=SCHEMA)
         .with_columns(
             pl.col("kind").fill_null("event"),
-            pl.when(pl.col("end") != pl.col("start")).then("end").otherwise(pl.col("start") + DAY_MS).alias("end"),
+            pl.when(pl.col("end") != pl.col("start")).then("end").otherwise(_day_after("start")).alias("end"),
         )
         .with_columns(pl.col("known_at").fill_null(pl.col("start") - notice.cast(pl.Int64)))
     )
@@ -111,8 +116,13 @@ def happenings(
     return frame
 
 
-def _are_days(array: pa.Array, unit: Unit | None) -> bool:
-    """Whether a column of moments names whole days."""
+def _day_after(column: str) -> pl.Expr:
+    return (pl.col(column) + DAY_MS).clip(upper_bound=LATEST)
+
+
+def _are_days(array: pa.Array, unit: Unit | None) -> pl.Series:
+    """Which cells of a column of moments name whole days."""
     if is_text(array.type) and unit is None:
-        return bool(pl.Series(pl.from_arrow(array)).str.contains(r"^\s*(\d{4}[-/]\d\d[-/]\d\d)?\s*$").all())
-    return unit == "yyyymmdd" or bool(pa.types.is_date(array.type))
+        return pl.Series(pl.from_arrow(array)).str.contains(r"^\s*\d{4}[-/]\d\d[-/]\d\d\s*$").fill_null(value=False)
+    are_days = unit == "yyyymmdd" or bool(pa.types.is_date(array.type))
+    return pl.repeat(are_days, len(array), dtype=pl.Boolean, eager=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lurm.history import HistoryBatch
+from lurm.moments import LATEST
 from lurm.release import Release
 
 DAY = 86_400_000
@@ -71,12 +72,21 @@ def test_live_events_move_a_forecast(client: httpx.Client, release: Release) -> 
     assert then["baseline"] == before["targets"]  # as of then, nobody knew
 
 
+def test_what_never_ends_is_on(client: httpx.Client, user_id: str) -> None:
+    edit = {"do": "add", "kind": "sale", "event_id": "always", "start": "2024-01-01", "end": LATEST}
+    answer = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [edit]})
+    assert answer.status_code == 200, answer.text
+    (always,) = (event for event in answer.json()["events"] if event["event_id"] == "always")
+    assert always["end"].startswith("9999-12-31")
+
+
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
         ({"do": "add", "kind": "parade", "start": "2024-01-01"}, "no event of kind"),
         ({"do": "remove", "event_id": "nothing"}, "no event"),
         ({"do": "add", "kind": "sale", "start": "2024-01-02", "end": "2024-01-01"}, "expected a later end"),
+        ({"do": "add", "kind": "sale", "start": "9999-12-31"}, "after the year 9999"),
     ],
 )
 def test_edits_that_cannot_be_are_409(client: httpx.Client, user_id: str, edit: dict[str, str], why: str) -> None:

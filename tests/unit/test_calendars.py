@@ -16,6 +16,7 @@ from lurm.dataset import Dataset
 from lurm.errors import DataError, Unfulfillable
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
+from lurm.moments import LATEST
 
 DAY = 86_400_000
 USERS = Identifiers.in_order(["ann", "ben", "cat"])
@@ -121,6 +122,7 @@ def test_an_edited_calendar_is_another_one():
         (Edit("add", kind="sale"), "has no start"),
         (Edit("add", event_id="sale", kind="sale", start=DAY), "already"),
         (Edit("move", "sale", start=9 * DAY, end=9 * DAY), "expected a later end"),
+        (Edit("add", kind="sale", start=LATEST), "would end after the year 9999"),
         (Edit("remove", "sail"), "no event 'sail' to remove"),
         (Edit("move", "late", start=DAY), "not known yet"),
         (Edit("cancel", "sale"), "expected add, move or remove"),

@@ -15,6 +15,7 @@ import pytest
 from lurm.dataset import Dataset
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import Quarantine
+from lurm.moments import LATEST
 
 DAY_MS = 86_400_000
 JAN_15 = 1_705_276_800_000
@@ -243,6 +244,34 @@ def test_days_are_days_of_the_datasets_time_zone(folder):
     (folder / "calendar.csv").write_text("holiday,day,end\nspring,2024-03-31,2024-03-31\n")
     ((_, _, start, end, *_),) = opened(folder, recipe={"events": {"timezone": "Europe/Paris"}}).calendar().rows()
     assert end - start == 23 * 3_600_000, "the day on which the clocks go forward"
+
+
+def test_a_last_day_counts_whole_beside_moments(folder):
+    (folder / "calendar.csv").write_text(
+        "event_id,start,end\nfair,2024-01-15,2024-01-16\nnoon,2024-01-15,2024-01-16T12:00\nopen,2024-01-15,\n"
+    )
+    ends = dict(opened(folder).calendar().select("event_id", "end").rows())
+    assert ends == {"fair": JAN_15 + 2 * DAY_MS, "noon": JAN_15 + DAY_MS * 3 // 2, "open": JAN_15 + DAY_MS}
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "America/New_York"])
+def test_what_never_ends_ends_with_the_last_year(folder, timezone):
+    (folder / "calendar.csv").write_text("event_id,start,end\nalways,2024-01-15,9999-12-31\nlast,9999-12-31,\n")
+    calendar = opened(folder, recipe={"events": {"timezone": timezone}}).calendar()
+    if timezone == "UTC":
+        assert calendar["end"].to_list() == [LATEST, LATEST]
+    assert calendar["end"].is_between(LATEST - 4 * DAY_MS, LATEST).all(), "clocks of a zone are told up to a few days"
+    assert (calendar["start"] < calendar["end"]).all()
+
+
+@pytest.mark.parametrize(
+    ("days", "why"),
+    [("inf", "finite"), ("nan", "finite|greater"), ("-1", "greater than or equal to 0"), ("1e9", "36500")],
+)
+def test_a_notice_that_cannot_be_is_refused(folder, days, why):
+    (folder / "dataset.toml").write_text(f"[calendar.notice_days]\nsale = {days}\n")
+    with pytest.raises(SettingsError, match=rf"notice_days.*({why})"):
+        opened(folder)
 
 
 @pytest.mark.parametrize("line", ["x,,2024-01-02", ",2024-01-01,", "x,2024-01-03,2024-01-01", "x,soon,"])
