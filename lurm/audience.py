@@ -101,7 +101,9 @@ class Audience:
         rows: (N,) int64 user rows.
         percentile: (N,) float32, part of the base that is less like the seeds, 0 to 100.
         probability: (N,) float32, see ``Lookalike.likeness``.
-        cutoff: score of the least alike; infinite of an empty audience.
+        cutoffs_g: (G,) float32, score of the least alike of each group of a balanced audience, of all in one where it is
+            not; infinite where nobody is to be in it, and minus infinite where a group has fewer than its part, so that
+            anybody of it is in.
         likeness: what the scores come from.
         n_eligible: how many it was chosen from.
         reach: sizes against quality, smallest first.
@@ -111,7 +113,7 @@ class Audience:
     rows: NDArray[np.int64]
     percentile: NDArray[np.float32]
     probability: NDArray[np.float32]
-    cutoff: float
+    cutoffs_g: NDArray[np.float32]
     likeness: Likeness
     n_eligible: int
     reach: list[Reach]
@@ -344,13 +346,14 @@ def cut(
     n = min(n, len(rows))
     if groups_u is None or shares_g is None:
         chosen = _most(scores_n, n)
+        cutoffs_g = np.array([scores_n[chosen].min(initial=np.inf)], np.float32)
     else:
-        chosen = _balanced(scores_n, groups_u[rows], shares_g, n)
+        chosen, cutoffs_g = _balanced(scores_n, groups_u[rows], shares_g, n)
     return Audience(
         rows=rows[chosen],
         percentile=_percentile(scores_n[chosen], scores_u),
         probability=likeness.probability(scores_n[chosen]),
-        cutoff=float(scores_n[chosen].min(initial=np.inf)),
+        cutoffs_g=cutoffs_g,
         likeness=likeness,
         n_eligible=len(rows),
         reach=lookalike.reach(),
@@ -369,18 +372,20 @@ def _percentile(scores_n: NDArray[np.float32], scores_u: NDArray[np.float32]) ->
 
 def _balanced(
     scores_n: NDArray[np.float32], groups_n: NDArray[np.int64], shares_g: NDArray[np.float64], n: int
-) -> NDArray[np.int64]:
-    """The most alike of each group, as many as its share of n; most alike first."""
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The most alike of each group, as many as its share of n, most alike first; and ``Audience.cutoffs_g``."""
     wanted = shares_g * n
     quotas = np.floor(wanted).astype(np.int64)
     for group in np.argsort(quotas - wanted, kind="stable")[: n - int(quotas.sum())]:
         quotas[group] += 1
-    chosen = []
+    chosen, cutoffs_g = [], np.empty(len(quotas), np.float32)
     for group, quota in enumerate(quotas.tolist()):
         own = np.flatnonzero(groups_n == group)
-        chosen.append(own[_most(scores_n[own], min(quota, len(own)))])
+        most = own[_most(scores_n[own], min(quota, len(own)))]
+        chosen.append(most)
+        cutoffs_g[group] = -np.inf if len(own) < quota else scores_n[most].min(initial=np.inf)
     some = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-    return some[_most(scores_n[some], len(some))]
+    return some[_most(scores_n[some], len(some))], cutoffs_g
 
 
 def _most(scores_n: NDArray[np.float32], n: int) -> NDArray[np.int64]:

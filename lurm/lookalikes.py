@@ -166,6 +166,8 @@ class Found:
         seeds: rows of the seeds.
         scores_u: (U,) how much everybody is like them.
         mix: of a balanced audience, group by group.
+        groups_u: (U,) everybody's group, whose score is held against its own of ``audience.cutoffs_g``; those not known
+            are the last. None where it is not balanced.
     """
 
     audience: Audience
@@ -173,6 +175,7 @@ class Found:
     seeds: NDArray[np.int64]
     scores_u: NDArray[np.float32]
     mix: list[Mix]
+    groups_u: NDArray[np.int64] | None
 
 
 MembersOf = Callable[[str], NDArray[np.int64]]
@@ -262,7 +265,8 @@ def find(
         shares_g=shares_g,
     )
     interests = Interests(release.vocabulary).over_indexed(release.history, audience.rows, top=reasons, k_min=k_min)
-    return Found(audience, interests, seeds, scores_u, _mixed(audience.rows, groups_u, shares_g, values))
+    mix = _mixed(audience.rows, groups_u, shares_g, values)
+    return Found(audience, interests, seeds, scores_u, mix, groups_u)
 
 
 def filters_of(release: Release) -> Filters:

@@ -31,8 +31,10 @@ from lurm.progress import Reporter
 from lurm.release import Release
 
 KIND = "audience"
+VERSION = 2
+"""Of what is kept; goes into the key, so that what an older lurm kept is made again."""
 _SCALE = 100_001  # scores that percentiles are read from, at most
-_BOOL, _ROW, _HASH, _FLOAT = np.dtype("?"), np.dtype("<i8"), np.dtype("<u8"), np.dtype("<f4")
+_BOOL, _GROUP, _ROW, _HASH, _FLOAT = (np.dtype(one) for one in ("?", "<i4", "<i8", "<u8", "<f4"))
 
 
 class Members:
@@ -46,7 +48,8 @@ class Members:
         may_u: (U,) whom the definition does not keep out by name; empty where there are no seeds.
         strangers: ascending hashes of ids the release does not know, and the definition names.
         likeness: what vectors are held against; None where there are no seeds.
-        cutoff: score of the least alike member.
+        groups_u: (U,) everybody's group of a balanced audience, those not known in the last; else empty.
+        cutoffs_g: (G,) score of the least alike member of each group, see ``Audience.cutoffs_g``.
         scores_u: (U,) how much everybody is like the seeds, as the release has them; empty where there are none.
         scale: the same, or enough of it, ascending.
     """
@@ -62,7 +65,8 @@ class Members:
         self.strangers: NDArray[np.uint64] = map_array(folder / "strangers.npy", _HASH)
         self.scores_u: NDArray[np.float32] = map_array(folder / "scores.npy", _FLOAT)
         self.scale: NDArray[np.float32] = map_array(folder / "scale.npy", _FLOAT)
-        self.cutoff = float(np.inf if (least := artifact.manifest.config["cutoff"]) is None else least)
+        self.groups_u: NDArray[np.int32] = map_array(folder / "groups.npy", _GROUP)
+        self.cutoffs_g: NDArray[np.float32] = map_array(folder / "cutoffs.npy", _FLOAT)
         self.likeness: Likeness | None = None
         if artifact.manifest.config["kind"] == "like":
             self.likeness = Likeness(
@@ -75,6 +79,12 @@ class Members:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def cutoff(self, row: int) -> float:
+        """Score from which a user of this row is in it; row -1: one of whom nothing is known."""
+        if not len(self.groups_u):
+            return float(self.cutoffs_g[0])
+        return float(self.cutoffs_g[self.groups_u[row] if row >= 0 else -1])
 
     def names(self, user_id: str) -> bool:
         """Whether the definition names a user the release does not know."""
@@ -111,44 +121,46 @@ class Making:
         rule, started = self._definition.rule, time.perf_counter()
         match rule:
             case Listed(user_ids):
-                arrays, told, cutoff = self._listed(user_ids)
+                arrays, told = self._listed(user_ids)
             case Combined(term):
-                arrays, told, cutoff = self._combined(term)
+                arrays, told = self._combined(term)
             case Alike():
-                arrays, told, cutoff = self._alike(rule)
+                arrays, told = self._alike(rule)
         rows = arrays["rows"]
         member_u = np.zeros(len(self._alive_u), bool)
         member_u[rows] = True
         hashes = np.sort(hash_ids(self._release.history.users.take(rows)))
-        nothing = {name: np.empty(0, _FLOAT) for name in ("percentile", "probability", "scores", "scale")}
-        arrays = {**nothing, "may": np.empty(0, bool), "strangers": np.empty(0, _HASH), **arrays}
+        nothing: dict[str, NDArray[Any]] = {
+            name: np.empty(0, _FLOAT) for name in ("percentile", "probability", "scores", "scale", "cutoffs")
+        }
+        nothing |= {"may": np.empty(0, bool), "strangers": np.empty(0, _HASH), "groups": np.empty(0, _GROUP)}
+        arrays = {**nothing, **arrays}
         told |= {"n_users": len(rows), "churn": self._churn(folder, hashes)}
         config = {
             "kind": self._definition.kind,
             "definition": self._definition.digest,
             "release": self._release.release_id,
             "space_id": self._release.space_id,
-            "cutoff": cutoff if np.isfinite(cutoff) else None,
         }
         with draft(folder, kind=KIND, key=key, config=config) as work:
             for name, array in {**arrays, "member": member_u, "hashes": hashes}.items():
                 np.save(work.path / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
             work.metrics.update(told, seconds=time.perf_counter() - started)
 
-    def _listed(self, user_ids: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any], float]:
+    def _listed(self, user_ids: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         rows, strangers = self._known(user_ids)
-        return {"rows": rows[self._alive_u[rows]], "strangers": strangers}, {"n_given": len(user_ids)}, np.inf
+        return {"rows": rows[self._alive_u[rows]], "strangers": strangers}, {"n_given": len(user_ids)}
 
-    def _combined(self, term: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any], float]:
+    def _combined(self, term: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         both = combine(term, lambda name: np.asarray(self._of[name].member_u), self._alive_u) & self._alive_u
         rows = np.flatnonzero(both)
         if 0 < len(rows) < self._k_min:
             raise Unfulfillable(
                 f"fewer than {self._k_min:,} users are in it, which would tell who they are; put together larger ones"
             )
-        return {"rows": rows}, {}, np.inf
+        return {"rows": rows}, {}
 
-    def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any], float]:
+    def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         asked = rule.asked
         found = find(
             self._release,
@@ -178,13 +190,16 @@ class Making:
             "strangers": strangers,
             "scores": found.scores_u,
             "scale": scale,
+            "cutoffs": audience.cutoffs_g,
             "directions": likeness.directions_ke,
             "offsets": likeness.offsets_k,
             "middles": likeness.middles_ke,
             "others": likeness.others_n.astype(_FLOAT),
             "steps": likeness.probability_p,
         }
-        return arrays, facts(found), audience.cutoff
+        if found.groups_u is not None:
+            arrays["groups"] = found.groups_u.astype(_GROUP)
+        return arrays, facts(found)
 
     def _known(self, user_ids: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """Rows of those the release knows, ascending, each once; and hashes of the others, ascending."""

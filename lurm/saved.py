@@ -28,7 +28,7 @@ from lurm.filters import Filters
 from lurm.histories import alive_in
 from lurm.history import History
 from lurm.lookalikes import filters_of
-from lurm.members import KIND, Making, Members, alone, let_go
+from lurm.members import KIND, VERSION, Making, Members, alone, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
 
@@ -172,6 +172,9 @@ class Audiences:
         made = self.all()
         stack = self._stack(made)
         scores, cosines = stack.product(vector_e)
+        as_scanned = row >= 0 and (
+            history is None or np.array_equal(vector_e, self._release.embeddings.vectors_ue[row])
+        )
         member: dict[str, bool] = {}
         places = []
         for name, one in made.items():
@@ -189,14 +192,16 @@ class Audiences:
                 kept_out = kept_out or any(member.get(other, False) for other in rule.asked.exclude_audiences)
                 where = rule.asked.where
                 passes = where is None or self._filters.passes(where, row, history)
-                member[name] = passes and not kept_out and scores[name] >= members.cutoff
+                score, cutoff = members.scores_u[row] if as_scanned else scores[name], members.cutoff(row)
+                # Of those who are as much alike as the last member, the release has chosen.
+                reaches = score > cutoff or (score == cutoff and not (as_scanned and not members.member_u[row]))
+                member[name] = passes and not kept_out and bool(reaches)
             if members.likeness is None:
                 places.append(Place(name, one.definition.kind, member[name]))
                 continue
-            as_scanned = history is None and row >= 0
-            score = np.array([members.scores_u[row] if as_scanned else scores[name]], np.float32)
-            percentile = 100 * members.scale.searchsorted(score[0], "left") / max(len(members.scale), 1)
-            probability = float(members.likeness.probability(score)[0])
+            alike = np.array([members.scores_u[row] if as_scanned else scores[name]], np.float32)
+            percentile = 100 * members.scale.searchsorted(alike[0], "left") / max(len(members.scale), 1)
+            probability = float(members.likeness.probability(alike)[0])
             places.append(Place(name, one.definition.kind, member[name], cosines[name], float(percentile), probability))
         return sorted(places, key=lambda place: place.name)
 
@@ -297,7 +302,7 @@ class Audiences:
         # What has not been read anew is the same; to take its digest would cost more than to answer.
         if known is not None and known.definition is definition and known.parts == parts:
             return known
-        key = digest_of([self._release.release_id, definition.digest, parts, self._k_min])
+        key = digest_of([VERSION, self._release.release_id, definition.digest, parts, self._k_min])
         for name in sorted(definition.uses):
             if name not in made:
                 return Made(definition, parts, key, Unfulfillable("it is made of a saved audience that is not there"))

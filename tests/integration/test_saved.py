@@ -200,6 +200,33 @@ def test_a_user_who_moves_is_judged_by_their_vector_now(audiences: Audiences, re
     assert place("actors", "newcomer", -1, int(audiences.members("actors").rows[0]))
 
 
+def test_a_balanced_audience_is_the_same_live_as_in_the_release(audiences: Audiences, release: Release) -> None:
+    sign = release.attributes["star_sign"]
+    groups_u, names = sign.groups()
+    skewed = [int(row) for group in (0, 0, 0, 1) for row in np.flatnonzero(groups_u == group)]
+    seeds = release.history.users.take(np.array(skewed[:-5]))
+    audiences.definitions.put("mixed", alike(release, balance=Balance("star_sign", "base"), size=Size(percent=20)))
+    audiences.definitions.put("theirs", alike(release, seeds=seeds, balance=Balance("star_sign"), size=Size(count=60)))
+    audiences.definitions.put("none-left", alike(release, balance=Balance("star_sign", "base"), size=Size(percent=100)))
+    users, vectors_ue = release.history.users, np.asarray(release.embeddings.vectors_ue)
+
+    def places(row: int, like: int) -> dict[str, bool | None]:
+        history = replace(release.history.at(like), user_id=users[row])
+        return {one.name: one.member for one in audiences.places(users[row], row, vectors_ue[like], history)}
+
+    for row in range(len(users)):
+        assert places(row, row) == {one.name: one.member for one in audiences.places_in_release(users[row])}
+    members = audiences.members("mixed")
+    cutoffs = {members.cutoff(row) for row in range(len(users))}
+    assert len(cutoffs) == len(names), "each group has its own"
+    for group in range(len(names)):
+        own = np.flatnonzero((groups_u == group) & members.may_u)
+        best, outsider = own[members.member_u[own]][0], own[~members.member_u[own]][0]
+        assert (places(int(outsider), int(best))["mixed"], places(int(best), int(outsider))["mixed"]) == (True, False)
+    assert np.isinf(audiences.members("theirs").cutoff(int(np.flatnonzero(groups_u == 2)[0])))
+    assert not places(int(np.flatnonzero(groups_u == 2)[0]), int(audiences.members("theirs").rows[0]))["theirs"]
+
+
 def test_too_few_to_protect_anybody(audiences: Audiences, release: Release) -> None:
     definitions = audiences.definitions
     definitions.put("few", Listed(some(release, 0, K_MIN - 1)))
