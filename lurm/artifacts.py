@@ -270,6 +270,20 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Be the only one, of all threads and processes, that holds this lock of a folder; the others wait.
+
+    Args:
+        folder: made if it is not there.
+        name: of the lock's file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _aside(destination: Path) -> Path:
     """A hidden name beside a destination that no other writer uses; ``remove_drafts`` knows its shape."""
     return destination.parent / f".{destination.name}.{uuid.uuid4().hex[:8]}.draft"

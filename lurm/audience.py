@@ -101,9 +101,9 @@ class Audience:
         rows: (N,) int64 user rows.
         percentile: (N,) float32, part of the base that is less like the seeds, 0 to 100.
         probability: (N,) float32, see ``Lookalike.likeness``.
-        cutoffs_g: (G,) float32, score of the least alike of each group of a balanced audience, of all in one where it is
-            not; infinite where nobody is to be in it, and minus infinite where a group has fewer than its part, so that
-            anybody of it is in.
+        cutoffs_g: (G,) float32, score of the least alike of each group of a balanced audience, and of all where it is
+            none; infinite where nobody is to be in it, and minus infinite where a group has fewer than its part, so
+            that anybody of it is in.
         likeness: what the scores come from.
         n_eligible: how many it was chosen from.
         reach: sizes against quality, smallest first.

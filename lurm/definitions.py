@@ -11,7 +11,6 @@ out of what is read.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from lurm.artifacts import digest_of, write_durably
+from lurm.artifacts import alone, digest_of, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
@@ -129,17 +128,10 @@ class Definitions:
         Raises:
             ArtifactCorrupt: one is not as it was written.
         """
-        found = {}
-        for name, stamp in self._stamps():
-            known = self._read.get(name)
-            if known is None or known[0] != stamp:
-                try:
-                    known = stamp, self._open(name)
-                except FileNotFoundError:
-                    continue  # deleted a moment ago
-            found[name] = known
-        self._read = found
-        return {name: definition for name, (_, definition) in found.items()}
+        there, damaged = self._all()
+        for error in damaged.values():
+            raise error
+        return there
 
     def get(self, name: str) -> Definition:
         """One definition.
@@ -148,10 +140,34 @@ class Definitions:
             UnknownName: there is none.
             ArtifactCorrupt: it is not as it was written.
         """
-        found = self.all().get(name)
+        try:
+            now = (self.folder_of(name) / FILE).stat() if _NAME.fullmatch(name) else None
+            found = now and self._known(name, _stamp(now))[1]
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
         if found is None:
             raise UnknownName("there is no saved audience of this name")
         return found
+
+    def some(self, names: Iterable[str]) -> dict[str, Definition]:
+        """Definitions by name, and those of all that they are made of, as far as these are there.
+
+        Raises:
+            UnknownName: there is none of a name.
+            ArtifactCorrupt: one is not as it was written.
+        """
+        found = {name: self.get(name) for name in names}
+        pending, missing = [used for one in found.values() for used in one.uses], set[str]()
+        while pending:
+            name = pending.pop()
+            if name in found or name in missing:
+                continue
+            try:
+                found[name] = self.get(name)
+                pending += found[name].uses
+            except UnknownName:
+                missing.add(name)
+        return dict(sorted(found.items()))
 
     def put(self, name: str, rule: Rule) -> Definition:
         """Save an audience, in the place of one of the same name; when this returns, it is on disk.
@@ -161,27 +177,32 @@ class Definitions:
         Raises:
             UsageError: this can be no name.
             Unfulfillable: it is made of audiences that are not there, or of itself; or there are too many already.
+            ArtifactCorrupt: it is made of one that is not as it was written; what others are does not matter.
         """
         _check_name(name)
         with self._changing():
-            there = self.all()
-            if name not in there and len(there) >= AT_MOST:
-                raise Unfulfillable(f"there are {len(there)} saved audiences, expected at most {AT_MOST}; delete some")
+            there, damaged = self._all()
+            n_there = len(there) + len(damaged)
+            if name not in there and name not in damaged and n_there >= AT_MOST:
+                raise Unfulfillable(f"there are {n_there} saved audiences, expected at most {AT_MOST}; delete some")
             definition = self._without_erased(Definition(name, rule, int(self._clock() * 1000)))
+            for used in definition.uses - {name}:
+                if used in damaged:
+                    raise damaged[used]
             check_uses({**there, name: definition}, definition)
             self._write(definition)
         return definition
 
     def delete(self, name: str) -> None:
-        """Let go of an audience and all that is kept of it.
+        """Let go of an audience and all that is kept of it, be it as it was written or not.
 
         Raises:
             UnknownName: there is none.
             Unfulfillable: others are made of it.
         """
         with self._changing():
-            there = self.all()
-            if name not in there:
+            there, damaged = self._all()
+            if name not in there and name not in damaged:
                 raise UnknownName("there is no saved audience of this name")
             if users := sorted(one.name for one in there.values() if name in one.uses):
                 raise Unfulfillable(f"other audiences are made of it ({', '.join(users[:3])}); delete those first")
@@ -189,26 +210,42 @@ class Definitions:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def forget_erased(self) -> int:
-        """Take who was erased out of the files; returns how many definitions changed."""
+        """Take who was erased out of the files; returns how many definitions changed.
+
+        Raises:
+            ArtifactCorrupt: one is not as it was written; they are out of all others.
+        """
         if self._ledger is None or not self.folder.is_dir():
             return 0
-        n_changed = 0
+        n_changed, damaged = 0, list[ArtifactCorrupt]()
         with self._changing():
             for name, _ in self._stamps():
                 raw = (self.folder / name / FILE).read_bytes()
-                alive = self._without_erased(self._parsed(name, raw))
+                try:
+                    alive = self._without_erased(self._parsed(name, raw))
+                except ArtifactCorrupt as error:
+                    damaged.append(error)
+                    continue
                 if (written := _dump(alive)) != raw:
                     write_durably(self.folder / name / FILE, written)
                     n_changed += 1
+        for first in damaged:
+            raise first
         return n_changed
 
     def expunge(self) -> None:
-        """Take who was erased out of the files, and remove what was made of definitions: it is made again."""
-        self.forget_erased()
-        if self.folder.is_dir():
-            with self._changing():
-                for path in self.folder.glob("*/*/"):
-                    shutil.rmtree(path, ignore_errors=True)
+        """Take who was erased out of the files, and remove what was made of definitions: it is made again.
+
+        Raises:
+            ArtifactCorrupt: as ``forget_erased``; what was made is removed all the same.
+        """
+        try:
+            self.forget_erased()
+        finally:
+            if self.folder.is_dir():
+                with self._changing():
+                    for path in self.folder.glob("*/*/"):
+                        shutil.rmtree(path, ignore_errors=True)
 
     def folder_of(self, name: str) -> Path:
         """Where what belongs to an audience is kept."""
@@ -219,11 +256,28 @@ class Definitions:
         with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
             for name in sorted(entry.name for entry in entries if _NAME.fullmatch(entry.name)):
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                    now = (self.folder / name / FILE).stat()
-                    yield name, (now.st_ino, now.st_mtime_ns, now.st_size)
+                    yield name, _stamp((self.folder / name / FILE).stat())
 
-    def _open(self, name: str) -> Definition:
-        return self._without_erased(self._parsed(name, (self.folder / name / FILE).read_bytes()))
+    def _all(self) -> tuple[dict[str, Definition], dict[str, ArtifactCorrupt]]:
+        """Every definition by name, and what is wrong with those that are not as they were written."""
+        found, damaged = dict[str, tuple[object, Definition]](), dict[str, ArtifactCorrupt]()
+        for name, stamp in self._stamps():
+            try:
+                found[name] = self._known(name, stamp)
+            except FileNotFoundError:
+                continue  # deleted a moment ago
+            except ArtifactCorrupt as error:
+                damaged[name] = error
+        self._read = found
+        return {name: definition for name, (_, definition) in found.items()}, damaged
+
+    def _known(self, name: str, stamp: object) -> tuple[object, Definition]:
+        """A stamp and its definition, which is read anew where the stamp was another."""
+        known = self._read.get(name)
+        if known is None or known[0] != stamp:
+            raw = (self.folder / name / FILE).read_bytes()
+            known = self._read[name] = stamp, self._without_erased(self._parsed(name, raw))
+        return known
 
     def _parsed(self, name: str, raw: bytes) -> Definition:
         try:
@@ -232,7 +286,7 @@ class Definitions:
             if seal != digest_of(document):
                 raise ValueError("it was changed after it was saved")
             return Definition(name, rule_of(document["rule"]), int(document["saved_at"]))
-        except (ValueError, KeyError, TypeError, UsageError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise ArtifactCorrupt(
                 f"{self.folder / name / FILE} is no definition of an audience ({error}); save it again, or remove it"
             ) from error
@@ -267,13 +321,14 @@ class Definitions:
         )
         return replace(definition, rule=Alike(left))
 
-    @contextlib.contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self) -> contextlib.AbstractContextManager[None]:
         """One writer at a time, of all processes."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return alone(self.folder, ".lock")
+
+
+def _stamp(now: os.stat_result) -> object:
+    """What differs whenever a file was replaced in between."""
+    return now.st_ino, now.st_mtime_ns, now.st_size
 
 
 def check_uses(there: Mapping[str, Definition], definition: Definition) -> None:

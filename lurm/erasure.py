@@ -23,7 +23,7 @@ from typing import Any
 import orjson
 import polars as pl
 
-from lurm.artifacts import write_durably
+from lurm.artifacts import alone, write_durably
 from lurm.errors import ArtifactCorrupt
 
 FILE = "erasures.jsonl"
@@ -77,10 +77,8 @@ class Ledger:
     @classmethod
     def open(cls, root: Path) -> Ledger:
         """The ledger of an artifacts folder; begun if there is none."""
-        root.mkdir(parents=True, exist_ok=True)
         path = root / FILE
-        with (root / ".erasures.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with alone(root, ".erasures.lock"):
             if not path.exists():
                 write_durably(path, orjson.dumps({"ledger": 1, "salt": secrets.token_hex(DIGEST_BYTES)}) + b"\n")
         return cls(path)

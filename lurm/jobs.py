@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import orjson
 
-from lurm.artifacts import write_durably
+from lurm.artifacts import alone, write_durably
 from lurm.errors import ArtifactCorrupt, Overloaded, UnknownName
 
 FOLDER = "jobs"
@@ -247,13 +247,9 @@ class Jobs:
                 with suppress(OSError), self._changing():
                     self._sweep()
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _changing(self) -> AbstractContextManager[None]:
         """One process at a time counts jobs, and adds or removes one."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return alone(self._folder, ".lock")
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

@@ -7,10 +7,9 @@ What is kept knows users by row, and by hash where releases are compared.
 
 from __future__ import annotations
 
-import fcntl
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +237,3 @@ def let_go(own: Path, kept: Path) -> None:
             others |= {of} - {release}
             continue
         discard(path)
-
-
-@contextmanager
-def alone(own: Path) -> Iterator[None]:
-    """One process at a time makes members of an audience; the others wait, and find them made."""
-    own.mkdir(parents=True, exist_ok=True)
-    with (own / ".making").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -129,12 +129,14 @@ class Erasing:
                 erased_at = max(int(self._clock() * 1000), newest_at)
                 erased.append(ledger.record(user_id, erased_at, by="command"))
                 await events.erase(user_id, erased_at)
-            if erased:
-                Definitions(self._root, ledger).forget_erased()
             if not purge:
+                if erased:
+                    Definitions(self._root, ledger).forget_erased()
                 return Erased(erased, None)
-            purged = _purge(self._root, self._live_folder, ledger, self._reporter)
-            await events.scrub()
+            try:
+                purged = _purge(self._root, self._live_folder, ledger, self._reporter)
+            finally:
+                await events.scrub()
         return Erased(erased, purged)
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
@@ -173,12 +175,12 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         removed = [one.release_id for one in list_releases(root) if one.release_id != active]
         for release_id in removed:
             withdraw(root, release_id)
-        Definitions(root, ledger).expunge()
         for folder in ("stages", "quarantine", "evaluate", jobs.FOLDER):
             shutil.rmtree(root / folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
         letters.expunge(live_folder / letters.FILE, ledger)
+        Definitions(root, ledger).expunge()  # last: it may find a damaged one
     return Purged(active, n_users, removed, n_events)
 
 

@@ -10,7 +10,7 @@ follow theirs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lurm.artifacts import digest_of, open_artifact
+from lurm.artifacts import alone, digest_of, open_artifact
 from lurm.audience import Likeness
 from lurm.definitions import Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactMissing, Unfulfillable, UnknownName, UnknownUser
+from lurm.errors import ArtifactMissing, Unfulfillable, UnknownUser
 from lurm.filters import Filters
 from lurm.histories import alive_in
 from lurm.history import History
 from lurm.lookalikes import filters_of
-from lurm.members import KIND, VERSION, Making, Members, alone, let_go
+from lurm.members import KIND, VERSION, Making, Members, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
 
@@ -85,6 +85,17 @@ class Made:
     key: str
     members: Members | Unfulfillable
 
+    @property
+    def there(self) -> Members:
+        """Who is in it.
+
+        Raises:
+            Unfulfillable: that cannot be told.
+        """
+        if isinstance(self.members, Unfulfillable):
+            raise self.members
+        return self.members
+
 
 class Audiences:
     """The saved audiences of one release; any number of threads and processes may ask.
@@ -119,11 +130,19 @@ class Audiences:
             ArtifactCorrupt: a definition is not as it was written.
         """
         with self._lock:
-            there = self.definitions.all()
-            made: dict[str, Made] = {}
-            for definition in in_order(there):
-                made[definition.name] = self._one(definition, made, reporter or Silent())
-            self._made = made
+            self._made = self._all_of(self.definitions.all(), reporter)
+            return self._made
+
+    def some(self, names: Iterable[str], reporter: Reporter | None = None) -> dict[str, Made]:
+        """Audiences by name, with those they are made of, of which no others are made; as ``all``.
+
+        Raises:
+            UnknownName: there is none of a name.
+            ArtifactCorrupt: the definition of one of them is not as it was written.
+        """
+        with self._lock:
+            made = self._all_of(self.definitions.some(names), reporter)
+            self._made = {**self._made, **made}
             return made
 
     def put(self, name: str, rule: Rule) -> Definition:
@@ -149,12 +168,7 @@ class Audiences:
             UnknownName: there is none of this name.
             Unfulfillable: it cannot be made of this release.
         """
-        made = self.all(reporter).get(name)
-        if made is None:
-            raise UnknownName("there is no saved audience of this name")
-        if isinstance(made.members, Unfulfillable):
-            raise made.members
-        return made.members
+        return self.some([name], reporter)[name].there
 
     def rows_of(self, name: str) -> NDArray[np.int64]:
         """Rows of the members of one audience; see ``members``."""
@@ -271,7 +285,8 @@ class Audiences:
         Raises:
             UnknownName, Unfulfillable: as ``members``.
         """
-        bits = [self.members(name).member_u for name in names]
+        made = self.some(names)
+        bits = [made[name].there.member_u for name in names]
         shared = np.array([[int((one & other).sum()) for other in bits] for one in bits], np.int64)
         sizes = np.diagonal(shared) if len(bits) else shared
         either = sizes[:, None] + sizes[None, :] - shared if len(bits) else shared
@@ -296,6 +311,12 @@ class Audiences:
             self._stacked = keys, _Stack(alike)
         return self._stacked[1]
 
+    def _all_of(self, there: Mapping[str, Definition], reporter: Reporter | None) -> dict[str, Made]:
+        made: dict[str, Made] = {}
+        for definition in in_order(there):
+            made[definition.name] = self._one(definition, made, reporter or Silent())
+        return made
+
     def _one(self, definition: Definition, made: Mapping[str, Made], reporter: Reporter) -> Made:
         parts = {name: made[name].key for name in sorted(definition.uses) if name in made}
         known = self._made.get(definition.name)
@@ -319,7 +340,7 @@ class Audiences:
         folder = own / f"{self._release.release_id}-{key[:16]}"
         with suppress(ArtifactMissing):
             return Members(open_artifact(folder, KIND, verify=False))
-        with alone(own):
+        with alone(own, ".making"):  # the others find them made
             if not folder.exists():
                 making = Making(self._release, definition, of, self._ledger, self._k_min, self._filters, reporter)
                 making.write(folder, key)
@@ -353,9 +374,3 @@ def _most_of(values: NDArray[np.float32], widths: Sequence[int]) -> list[float]:
     starts = np.cumsum([0, *widths[:-1]])
     most: list[float] = np.maximum.reduceat(values, starts).tolist()
     return most
-
-
-def refresh(audiences: Audiences, reporter: Reporter | None = None) -> dict[str, str | None]:
-    """Make every audience of a release that is not made yet; by name, why one cannot be, or None."""
-    made = audiences.all(reporter)
-    return {name: str(one.members) if isinstance(one.members, Unfulfillable) else None for name, one in made.items()}

@@ -22,7 +22,6 @@ from lurm.artifacts import write_durably
 from lurm.history import HistoryBatch
 from lurm.prospect import Occasion
 from lurm.release import Release, current, pointed_at, stamps
-from lurm.saved import refresh
 from lurm.settings import Settings
 from service.bootstrap import Serving, Shared, open_serving, open_shared
 from service.telemetry import Telemetry
@@ -195,7 +194,7 @@ class Releases:
     def _refresh(self) -> None:
         """Find the members of saved audiences among the users of the new release, before somebody asks."""
         try:
-            refresh(self.turn.serving.audiences)
+            self.turn.serving.audiences.all()
         except Exception as error:
             _log.error("saved audiences could not be made of the new release", exc_info=error)
 

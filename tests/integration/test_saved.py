@@ -130,6 +130,51 @@ def test_a_damaged_definition_is_named(tmp_path: Path) -> None:
         definitions.all()
 
 
+def test_a_damaged_definition_is_in_nobodys_way(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    definitions = Definitions(tmp_path, ledger)
+    for name in ("a", "b", "c", "d"):
+        definitions.put(name, Listed(["gone", "here"]))
+    definitions.put("both", Combined({"or": ["a", "c"]}))
+    damages = {"a": b"null", "b": b"not JSON", "d": b'{"seal": "0"}'}
+    for name, damage in damages.items():
+        (tmp_path / f"audiences/{name}/definition.json").write_bytes(damage)
+    ledger.record("gone", 5, by="test")
+    with pytest.raises(ArtifactCorrupt, match=r"audiences/a/definition.json"):
+        definitions.forget_erased()
+    assert definitions.get("c").rule == Listed(["here"])
+    assert b"gone" not in (tmp_path / "audiences/c/definition.json").read_bytes(), "those after it are done"
+    assert definitions.put("e", Combined("c")).name == "e"
+    with pytest.raises(ArtifactCorrupt, match=r"audiences/b/definition.json"):
+        definitions.put("f", Combined("b"))
+    with pytest.raises(UnknownName):
+        definitions.delete("f")
+    definitions.put("a", Listed(["here"]))
+    definitions.delete("b")
+    definitions.delete("d")
+    assert sorted(definitions.all()) == ["a", "both", "c", "e"]
+    assert definitions.forget_erased() == 0
+
+
+def test_who_asks_of_one_audience_makes_no_others(audiences: Audiences, release: Release, tmp_path: Path) -> None:
+    definitions = audiences.definitions
+    definitions.put("seeds", Listed(some(release, 0, 40)))
+    definitions.put("alike", alike(release, seeds=[], seeds_of="seeds"))
+    definitions.put("not-alike", Combined({"not": "alike"}))
+    definitions.put("more", alike(release, seeds=some(release, 40, 90)))
+    definitions.put("damaged", Listed(["x"]))
+    (tmp_path / "audiences/damaged/definition.json").write_bytes(b"{}")
+    made = lambda: sorted(path.parent.parent.name for path in tmp_path.glob("audiences/*/*/manifest.json"))  # noqa: E731
+    audiences.members("seeds")
+    assert made() == ["seeds"]
+    audiences.overlap(["not-alike", "seeds", "not-alike"])
+    assert made() == ["alike", "not-alike", "seeds"]
+    with pytest.raises(UnknownName):
+        audiences.overlap(["seeds", "nobody"])
+    definitions.delete("damaged")
+    assert sorted(audiences.all()) == ["alike", "more", "not-alike", "seeds"]
+
+
 def test_the_place_of_each_user_is_that_of_the_group(audiences: Audiences, release: Release) -> None:
     definitions, users = audiences.definitions, release.history.users
     definitions.put("customers", Listed([*some(release, 0, 60), "stranger"]))
@@ -286,6 +331,7 @@ def test_the_next_release_is_asked_anew_and_says_who_came_and_went(small: Built,
     audiences.definitions.put("alike", alike(first))
     audiences.definitions.put("rest", Combined({"not": "alike"}))
     assert audiences.members("alike").facts["churn"] is None
+    audiences.all()
     before = set(audiences.table("alike")["user_id"].to_pylist())
     for file in (log / "events").glob("*.parquet"):
         events = pl.read_parquet(file)
