@@ -19,7 +19,7 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.behavegpt import KIND
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.rollout import rollout
-from lurm.behavegpt.steps import Behavior, Codebook
+from lurm.behavegpt.steps import Codebook
 from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary
@@ -51,7 +51,6 @@ class BehaveGptModel:
         self.network, self.codebook = network.eval(), codebook
         self.dim, self.n_behaviors = network.config.shape.width, network.n_behaviors
         self._vocabulary = vocabulary
-        self._words: dict[int, Behavior] = {}
 
     @classmethod
     def open(
@@ -173,17 +172,12 @@ class BehaveGptModel:
                 context[3, user] = self.codebook.place_code(np.array([occasion.location_row]))[0]
         return context
 
-    def _behavior(self, row: int) -> Behavior:
-        if row not in self._words:
-            self._words[row] = self.codebook.behavior(row, self._vocabulary)
-        return self._words[row]
-
     def _prospect(self, row: int, chance: float) -> Prospect:
-        one = self._behavior(row)
+        one = self.codebook.behavior(row, self._vocabulary)
         return Prospect(one.behavior, one.interest, one.description, chance)
 
     def _imagined(self, at: int, place: int, row: int) -> Imagined:
-        one = self._behavior(row)
+        one = self.codebook.behavior(row, self._vocabulary)
         return Imagined(at, self.codebook.location_of(place), one.behavior, one.interest, one.description)
 
 

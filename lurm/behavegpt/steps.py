@@ -143,6 +143,11 @@ class Codebook:
         self.edges_g, self.values_gs = edges_g, values_gs
         of_place = np.flatnonzero(place_l >= 0)
         self._location_p = of_place[np.argsort(place_l[of_place])]
+        kind, column = np.nonzero(class_vk >= 0)
+        row = class_vk[kind, column]
+        self._kind_c, self._interest_c = (np.full(len(counts_c), -1) for _ in range(2))  # interest -1: none
+        self._kind_c[row] = kind
+        self._interest_c[row] = np.where(column < class_vk.shape[1] - 1, column, -1)
 
     @classmethod
     def learn(
@@ -164,7 +169,7 @@ class Codebook:
         counts_x, counts_l = np.zeros(n_types * n_columns, np.int64), np.zeros(len(history.locations), np.int64)
         gaps: list[NDArray[np.int64]] = []
         n_users = 0
-        for batch in history.scan():
+        for batch in history.scan(named=False):
             batch = batch if before is None else batch.before(before)
             known = batch.behavior_rows >= 0
             place = _cells(batch, vocabulary, n_columns)[known]
@@ -249,21 +254,16 @@ class Codebook:
 
     def behavior(self, row: int, vocabulary: InterestVocabulary) -> Behavior:
         """Behaviour number ``row`` < C, in words."""
-        kind, column = (int(x[0]) for x in np.nonzero(self.class_vk == row))
-        if self.config.behavior == "type" or column == self.class_vk.shape[1] - 1:
-            return Behavior(self.types[kind], None, None)
-        return Behavior(self.types[kind], column, vocabulary.describe(column).description)
+        name, interest = self.types[self._kind_c[row]], int(self._interest_c[row])
+        if interest < 0:
+            return Behavior(name, None, None)
+        return Behavior(name, interest, vocabulary.describe(interest).description)
 
     def meanings(self, vocabulary: InterestVocabulary) -> NDArray[np.float32]:
         """(C, M) unit rows that are near where behaviours are alike: the interest's centroid, and the type of event."""
-        kind_c, column_c = (np.empty(self.n_behaviors, np.int64) for _ in range(2))
-        kind, column = np.nonzero(self.class_vk >= 0)
-        row = self.class_vk[kind, column]
-        kind_c[row], column_c[row] = kind, column
-        n_columns = self.class_vk.shape[1]
-        has = (column_c < n_columns - 1) & (n_columns > 1)
-        centroids = np.where(has[:, None], vocabulary.centroids_kd[np.where(has, column_c, 0)], 0)
-        both = np.concatenate([centroids, np.eye(len(self.types), dtype=np.float32)[kind_c]], axis=1)
+        has = self._interest_c >= 0
+        centroids = np.where(has[:, None], vocabulary.centroids_kd[np.where(has, self._interest_c, 0)], 0)
+        both = np.concatenate([centroids, np.eye(len(self.types), dtype=np.float32)[self._kind_c]], axis=1)
         meanings: NDArray[np.float32] = both / np.linalg.norm(both, axis=1, keepdims=True)
         return meanings
 
@@ -292,8 +292,6 @@ def _buckets(gaps: NDArray[np.int64], n_buckets: int) -> tuple[NDArray[np.int64]
     inner = some[(np.arange(1, n_buckets - 1) * len(some)) // (n_buckets - 1)] if len(some) else some
     edges = np.unique(np.append(1, inner))
     values = np.zeros((len(edges) + 1, _VALUES), np.int64)
-    bucket = edges.searchsorted(some, side="right")
-    for g in range(1, len(edges) + 1):
-        own = some[bucket == g]
+    for g, own in enumerate(np.split(some, some.searchsorted(edges[1:])), 1):
         values[g] = own[(np.arange(_VALUES) * len(own)) // _VALUES] if len(own) else edges[g - 1]
     return edges, values
