@@ -71,16 +71,15 @@ def seen_keys(is_real_bs: Tensor) -> Tensor:
     return is_real_bs[:, None, None, :]
 
 
-def seen_before(segment_bt: Tensor) -> Tensor:
-    """(B, 1, T, T) a mask with which a step sees itself and the earlier steps of its own segment.
+def same_segment(segment_bt: Tensor) -> Tensor:
+    """(B, 1, T, T) a mask with which a step sees those of its own segment; of a causal stack, the earlier ones.
 
     Several users may so share one row, each a segment, and know nothing of each other.
 
     Args:
         segment_bt: (B, T) integers; equal within a segment, and negative at padding, which is seen by no real step.
     """
-    same_btt = segment_bt[:, :, None] == segment_bt[:, None, :]
-    return same_btt.tril()[:, None]
+    return (segment_bt[:, :, None] == segment_bt[:, None, :])[:, None]
 
 
 class Place(nn.Module):
@@ -201,7 +200,6 @@ class Transformer(nn.Module):
         causal: bool = False,
         mask: Tensor | None = None,
         at_bt: Tensor | None = None,
-        memory_at_bs: Tensor | None = None,
         cache: KeyValues | None = None,
     ) -> Tensor:
         """(B, T, D) the steps, having looked.
@@ -212,8 +210,8 @@ class Transformer(nn.Module):
             causal: steps see themselves and earlier ones only.
             mask: bool, broadcasts to (B, 1, T, S), True where a step is seen; S counts what a cache holds as well. A
                 step that sees nobody gets nothing from attention.
-            at_bt: (B, T) or (T,) positions to turn by; None: 0, 1, … from the length of the cache on.
-            memory_at_bs: the same of the memory, whose default begins at 0.
+            at_bt: (B, T) or (T,) positions to turn by; None: 0, 1, … from the length of the cache on. Those of a memory
+                begin at 0.
             cache: holds what was seen before, and takes what is new.
 
         Raises:
@@ -221,7 +219,7 @@ class Transformer(nn.Module):
         """
         if self.crossed != (memory_bsd is not None) or (self.crossed and (cache is not None or causal)):
             raise ValueError("a crossed stack looks at a memory, without cache or causality; others have none")
-        sight = self._sight(x_btd, memory_bsd, causal, mask, at_bt, memory_at_bs, 0 if cache is None else cache.length)
+        sight = self._sight(x_btd, memory_bsd, causal, mask, at_bt, 0 if cache is None else cache.length)
         for number, block in enumerate(self.blocks):
             x_btd = block(x_btd, memory_bsd, sight, cache, number)
         if cache is not None:
@@ -236,7 +234,6 @@ class Transformer(nn.Module):
         causal: bool,
         mask: Tensor | None,
         at_bt: Tensor | None,
-        memory_at_bs: Tensor | None,
         n_cached: int,
     ) -> _Sight:
         n_steps = x_btd.shape[1]
@@ -255,9 +252,7 @@ class Transformer(nn.Module):
             at_bt = torch.arange(n_cached, n_cached + n_steps, device=x_btd.device) if at_bt is None else at_bt
             query_turn = key_turn = _turn(at_bt, self.shape.head_width)
             if memory_bsd is not None:
-                n_seen = memory_bsd.shape[1]
-                at_bs = torch.arange(n_seen, device=x_btd.device) if memory_at_bs is None else memory_at_bs
-                key_turn = _turn(at_bs, self.shape.head_width)
+                key_turn = _turn(torch.arange(memory_bsd.shape[1], device=x_btd.device), self.shape.head_width)
         return _Sight(mask, blind, causal, query_turn, key_turn)
 
     def start(self, seed: int) -> None:

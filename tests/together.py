@@ -57,6 +57,7 @@ def train(
         training = BehaveTrainConfig(**config)  # type: ignore[arg-type]
         behave = BehaveTrainer(network, codebook, vocabulary, history, training, checkpoint, reporter, ranks)
         outcome: object = behave.fit()
+        behave.settle()
     else:
         found = history, vocabulary, np.zeros(0, np.int64)
         smen, network, _ = trainer(found, checkpoint, reporter, ranks=ranks, **config)

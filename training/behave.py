@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.ahead import ahead
-from lurm.behavegpt.model import BehaveGptModel
-from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
@@ -31,7 +30,7 @@ from lurm.errors import DataError, LurmError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
-from lurm.transformer import seen_before
+from lurm.transformer import same_segment
 from training.passes import Passed, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
 
@@ -118,31 +117,6 @@ class BehaveOutcome:
     n_behaviors: int
 
 
-def train_behavegpt(
-    history: HistoryBase,
-    vocabulary: InterestVocabulary,
-    network: BehaveGptConfig,
-    config: BehaveTrainConfig,
-    checkpoint: Path | None,
-    reporter: Reporter,
-    ranks: Ranks = ALONE,
-    *,
-    before: int | None = None,
-) -> tuple[BehaveGptModel, BehaveOutcome]:
-    """A trained model of a log, and how its training went; the same at every rank.
-
-    Args:
-        history, vocabulary: the log.
-        network: its shape.
-        config, checkpoint, reporter, ranks, before: as of a ``BehaveTrainer``.
-    """
-    codebook = Codebook.learn(history, vocabulary, network.steps, before=before)
-    made = BehaveGpt(network, codebook.n_codes)
-    trainer = BehaveTrainer(made, codebook, vocabulary, history, config, checkpoint, reporter, ranks, before=before)
-    outcome = trainer.fit()
-    return BehaveGptModel(made, codebook, vocabulary), outcome
-
-
 @dataclass(frozen=True, slots=True)
 class Packed:
     """Stretches of users in rows.
@@ -200,6 +174,12 @@ def packed(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], 
         torch.from_numpy(place),
         torch.from_numpy(steps.streams[:, source + 1]),
     )
+
+
+def known_at(network: BehaveGpt, part: Packed) -> Tensor:
+    """(n, D) what is known after each step at which something is foretold."""
+    mask = None if part.segment is None else same_segment(part.segment)
+    return network.hidden(part.streams, mask).flatten(0, 1)[part.at]
 
 
 class BehaveTrainer:
@@ -270,7 +250,6 @@ class BehaveTrainer:
             ranks=self._ranks,
         )
         self._network.load_state_dict(passed.best)
-        self._measure()
         self._network.cpu()
         return BehaveOutcome(
             passed.epochs,
@@ -340,8 +319,7 @@ class BehaveTrainer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of the losses of behaviour, gap and place; adds the behaviours' targets and plain losses to ``seen``."""
         network, target = self._network, part.target
-        mask = None if part.segment is None else seen_before(part.segment)
-        hidden_nd = network.hidden(part.streams, mask).flatten(0, 1)[part.at]
+        hidden_nd = known_at(network, part)
         context = target[:4] * self._told(target.shape[1])
         is_ours = target[EVENT] >= FIRST
         ours = target[EVENT][is_ours] - FIRST
@@ -374,10 +352,8 @@ class BehaveTrainer:
         with closing(ahead(self._held_out(own))) as ready:
             for part in ready:
                 on = part.to(self._device)
-                mask = None if on.segment is None else seen_before(on.segment)
                 is_ours = on.target[EVENT] >= FIRST
-                hidden_nd = self._network.hidden(on.streams, mask).flatten(0, 1)[on.at[is_ours]]
-                scores_nc = self._network.scores(hidden_nd)
+                scores_nc = self._network.scores(known_at(self._network, on)[is_ours])
                 loss = F.cross_entropy(scores_nc, on.target[EVENT][is_ours] - FIRST, reduction="sum")
                 total += torch.tensor([float(loss), float(is_ours.sum())], dtype=torch.float64)
         self._ranks.add_up(total)
@@ -395,8 +371,9 @@ class BehaveTrainer:
             yield from _parts(steps, starts, lengths, self._config)
 
     @torch.no_grad()
-    def _measure(self) -> None:
-        """The mean state of a sample of users."""
+    def settle(self) -> None:
+        """What a published network knows beside its weights: the mean state of users, and where the log ends."""
+        self._network.to(self._device)
         states = []
         for rows in _chunks(self._train_rows[:_SAMPLE_FOR_MEAN], 64):
             streams, is_real = self._steps(rows).last(self._network.config.window).padded()
@@ -404,12 +381,12 @@ class BehaveTrainer:
             states.append(hidden[torch.arange(len(rows)), torch.from_numpy(is_real.sum(1) - 1)])
         self._network.mean_d.copy_(torch.cat(states).mean(0))
         self._network.known_until.fill_(self._history.watermark if self._before is None else self._before - 1)
+        self._network.cpu()
 
     def batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """Users of each step, in another order every pass; the same at every rank."""
         order = np.random.default_rng([self._config.seed, epoch]).permutation(self._train_rows)
-        sizes = np.array([self._history.n_events_of(row) for row in order.tolist()])
-        sizes = np.minimum(sizes, self._config.batch_events)
+        sizes = np.minimum(self._history.lengths(order), self._config.batch_events)
         number = (np.cumsum(sizes) - sizes) // self._config.batch_events
         cuts = np.flatnonzero(np.diff(number)) + 1
         return np.split(order, cuts)

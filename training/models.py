@@ -8,12 +8,14 @@ import orjson
 from threadpoolctl import threadpool_limits
 
 from lurm.behavegpt.model import BehaveGptModel
+from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.steps import Codebook
 from lurm.boi import BagOfInterests
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter, Silent
 from lurm.smen import Smen
-from training.behave import BehaveOutcome, train_behavegpt
+from training.behave import BehaveOutcome, BehaveTrainer
 from training.loop import Outcome, Trainer
 from training.ranks import Ranks
 from training.recipes import Recipe
@@ -74,5 +76,10 @@ def train_next(
 ) -> tuple[BehaveGptModel, BehaveOutcome]:
     """A trained model of what comes next, and how the training went; the same at every rank."""
     part = recipe.behavegpt
+    codebook = Codebook.learn(history, vocabulary, part.network.steps)
+    network = BehaveGpt(part.network, codebook.n_codes)
     with threadpool_limits(limits=1, user_api="openmp"):
-        return train_behavegpt(history, vocabulary, part.network, part.training, checkpoint, reporter, ranks)
+        trainer = BehaveTrainer(network, codebook, vocabulary, history, part.training, checkpoint, reporter, ranks)
+        outcome = trainer.fit()
+        trainer.settle()
+    return BehaveGptModel(network, codebook, vocabulary), outcome

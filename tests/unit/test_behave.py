@@ -32,7 +32,9 @@ def trained(log: Log, checkpoint: Path | None = None, **config: object) -> tuple
     network, codebook = small(*log)
     config = {"objective": ObjectiveConfig("plain"), **QUICK, **config}
     trainer = BehaveTrainer(network, codebook, log[1], log[0], BehaveTrainConfig(**config), checkpoint, Silent())  # type: ignore[arg-type]
-    return network, trainer.fit()
+    outcome = trainer.fit()
+    trainer.settle()
+    return network, outcome
 
 
 def same(one: BehaveGpt, other: BehaveGpt) -> bool:
@@ -77,7 +79,9 @@ def test_a_run_that_is_done_measures_the_same_when_it_is_asked_again(log: Log, t
         _, codebook = small(*log)
         network = BehaveGpt(BehaveGptConfig(window=64, dropout=0.1, steps=codebook.config), codebook.n_codes)
         config = BehaveTrainConfig(epochs=1, batch_events=512)
-        BehaveTrainer(network, codebook, log[1], log[0], config, tmp_path / "checkpoint", Silent()).fit()
+        trainer = BehaveTrainer(network, codebook, log[1], log[0], config, tmp_path / "checkpoint", Silent())
+        trainer.fit()
+        trainer.settle()
         assert not network.training
         return network.mean_d
 

@@ -22,9 +22,8 @@ from lurm.errors import ArtifactCorrupt, DataError, UsageError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.prospect import Occasion, Plan
-from lurm.transformer import seen_before
 from tests.chains import BEGIN_AT, HOUR_MS, chained, small
-from training.behave import packed
+from training.behave import known_at, packed
 
 Log = tuple[HistoryBase, InterestVocabulary]
 
@@ -112,7 +111,7 @@ def test_users_packed_into_rows_score_as_alone(log: Log) -> None:
     rows = packed(steps, starts, lengths)
     assert rows.streams.shape[1] < 30 and rows.segment is not None, "nothing is shared, so nothing is tested"
     assert rows.at.unique().numel() == lengths.sum()
-    hidden = network.hidden(rows.streams, seen_before(rows.segment)).flatten(0, 1)[rows.at]
+    hidden = known_at(network, rows)
     at = 0
     for start, length in zip(starts, lengths, strict=True):
         alone = network.hidden(torch.from_numpy(steps.streams[:, None, start : start + length]))[0]

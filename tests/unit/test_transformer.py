@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lurm.errors import UsageError
-from lurm.transformer import KeyValues, Place, Transformer, TransformerShape, seen_before, seen_keys
+from lurm.transformer import KeyValues, Place, Transformer, TransformerShape, same_segment, seen_keys
 
 SHAPE = TransformerShape(width=16, n_heads=2, n_blocks=2)
 ROTARY = TransformerShape(width=16, n_heads=2, n_blocks=2, rotary=True)
@@ -46,7 +46,7 @@ def test_users_who_share_a_row_know_nothing_of_each_other(lengths: list[int]) ->
     model, x_btd = stack(), steps(1, sum(lengths) + 3, 16)
     segment = torch.full((1, x_btd.shape[1]), -1)
     segment[0, : sum(lengths)] = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    packed = model(x_btd, mask=seen_before(segment))
+    packed = model(x_btd, causal=True, mask=same_segment(segment))
     at = 0
     for length in lengths:
         alone = model(x_btd[:, at : at + length], causal=True)
@@ -91,7 +91,8 @@ def test_rotation_knows_how_far_apart_steps_are_and_nothing_else() -> None:
     assert not torch.allclose(here, apart, atol=1e-3)
     crossed, memory_bsd = stack(ROTARY, crossed=True), steps(1, 4, 16, seed=2)
     ahead = crossed(x_btd, memory_bsd, at_bt=torch.arange(4, 10))
-    shifted = crossed(x_btd, memory_bsd, at_bt=torch.arange(14, 20), memory_at_bs=torch.arange(10, 14))
+    later = torch.cat([steps(1, 10, 16, seed=3), memory_bsd], dim=1)
+    shifted = crossed(x_btd, later, mask=seen_keys(torch.arange(14)[None] >= 10), at_bt=torch.arange(14, 20))
     torch.testing.assert_close(ahead, shifted, atol=1e-4, rtol=1e-4)
 
 

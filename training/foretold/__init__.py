@@ -26,11 +26,10 @@ from lurm.errors import DataError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
-from lurm.transformer import seen_before
-from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, packed, stretches
+from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, known_at, packed, stretches
 from training.foretold.measures import Measures, Tally
 from training.foretold.realism import Realism, realism
-from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Rival, Sasrec, shaped_like
+from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 
 DISJOINT, FORWARD = "user-disjoint", "time-forward"
 
@@ -121,19 +120,18 @@ class _Trial:
     def run(self) -> Verdict:
         rng = np.random.default_rng([self._trial.seed, 11])
         splits = {DISJOINT: self._some(self._apart, rng), FORWARD: self._some(self._rows, rng)}
+        parts = {split: list(self._parts(rows, forward=split == FORWARD)) for split, rows in splits.items()}
         tallies: dict[str, dict[str, Tally]] = {split: {} for split in splits}
         n_parameters, futures = dict[str, int](), dict[str, Realism]()
         for name, made in self._models():
             scores = made.scores_of
             if made.n_parameters:
                 n_parameters[name] = made.n_parameters
-            for split, rows in splits.items():
+            for split in splits:
                 tally = tallies[split][name] = Tally(self.codebook.counts_c)
-                for part, counts in self._parts(rows, forward=split == FORWARD):
-                    if counts.any():
-                        ours = counts & (part.target[EVENT] >= FIRST)
-                        target_n = (part.target[EVENT][ours] - FIRST).numpy()
-                        tally.add(scores(part)[ours].numpy(), target_n)
+                for part, ours in parts[split]:
+                    target_n = (part.target[EVENT][ours] - FIRST).numpy()
+                    tally.add(scores(part)[ours].numpy(), target_n)
             self._reporter.say(f"  {name}: {tallies[FORWARD][name].measures().macro_recall:.4f} macro recall")
             if made.network is not None and not futures and self._trial.futures:
                 rows = splits[FORWARD][: self._trial.futures]
@@ -183,8 +181,7 @@ class _Trial:
 
         @torch.no_grad()
         def scores(part: Packed) -> torch.Tensor:
-            mask = None if part.segment is None else seen_before(part.segment)
-            return network.scores(network.hidden(part.streams, mask).flatten(0, 1)[part.at])
+            return network.scores(known_at(network, part))
 
         is_ours = type(network) is BehaveGpt
         return _Made(scores, network.n_parameters, network if is_ours else None)
@@ -193,7 +190,7 @@ class _Trial:
         return np.sort(rng.permutation(rows)[: self._trial.max_users])
 
     def _parts(self, rows: NDArray[np.int64], *, forward: bool) -> Iterator[tuple[Packed, torch.Tensor]]:
-        """The same parts for every model: their steps, a row each, and which of their targets are asked about."""
+        """Steps of users, a row each, and which of their targets are asked about; where none is, nothing."""
         window = self._network.window
         for some in _chunks(rows, 64):
             batch = self._history.batch(some)
@@ -206,7 +203,9 @@ class _Trial:
             part = packed(steps, starts, lengths, shared_rows=False)
             source = np.concatenate([np.arange(s, s + n) for s, n in zip(starts, lengths, strict=True)])
             asked = steps.times[source + 1] >= self.cut_at if forward else np.ones(len(source), bool)
-            yield part, torch.from_numpy(asked)
+            ours = torch.from_numpy(asked) & (part.target[EVENT] >= FIRST)
+            if ours.any():
+                yield part, ours
 
     def _steps_before(self, rows: NDArray[np.int64]) -> Iterator[Steps]:
         for some in _chunks(rows, 1024):
@@ -241,7 +240,7 @@ def judge_next(
 
 def _moment(history: HistoryBase, ahead: float) -> int:
     """The moment after which such a share of the log's events comes."""
-    times = np.sort(np.concatenate([batch.timestamps for batch in history.scan()]))
+    times = np.sort(np.concatenate([batch.timestamps for batch in history.scan(named=False)]))
     moment = int(times[min(int(len(times) * (1 - ahead)), len(times) - 1)])
     if moment <= int(times[0]):
         raise DataError("all events of the log happen at one moment, so there is nothing ahead to foretell")
@@ -250,6 +249,3 @@ def _moment(history: HistoryBase, ahead: float) -> int:
 
 def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
-
-
-__all__ = ["DISJOINT", "FORWARD", "Rival", "Trial", "Verdict", "judge_next"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,16 +19,6 @@ from training.behave import Packed
 
 _LITTLE = 0.5  # events of what is frequent, by which counts of a few are smoothed
 _FOR_MARKOV = 20.0  # the same of transitions
-
-
-class Rival(Protocol):
-    """Scores behaviours without being trained."""
-
-    name: ClassVar[str]
-
-    def scores(self, part: Packed) -> Tensor:
-        """(n, C) log-probabilities of what comes after each step that is asked about."""
-        ...
 
 
 class Counted:
@@ -63,7 +53,7 @@ class Counted:
         return chances
 
     def scores(self, part: Packed) -> Tensor:
-        """See ``Rival.scores``."""
+        """(n, C) log-probabilities of what comes after each step that is asked about."""
         code = part.streams[EVENT].flatten()[part.at].numpy()
         n = len(self.chance_c)
         known = (code >= FIRST) | (code == BEGINNING)
@@ -81,7 +71,7 @@ class MostFrequent:
         self._score_c = torch.from_numpy(np.log(counted.chance_c)).float()
 
     def scores(self, part: Packed) -> Tensor:
-        """See ``Rival.scores``."""
+        """(n, C) log-probabilities of what comes after each step that is asked about."""
         return self._score_c.expand(len(part.at), -1)
 
 
@@ -94,7 +84,7 @@ class OwnMostFrequent:
         self._chance_c = torch.from_numpy(counted.chance_c).float()
 
     def scores(self, part: Packed) -> Tensor:
-        """See ``Rival.scores``."""
+        """(n, C) log-probabilities of what comes after each step that is asked about."""
         code = part.streams[EVENT].flatten()[part.at]
         done = torch.zeros(len(code), len(self._chance_c))
         is_ours = code >= FIRST
