@@ -31,12 +31,11 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from lurm.transformer import same_segment
-from training.passes import Passed, passes, schedule, set_rate, step_seed
+from training.passes import Passed, held_apart, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
 
 _MOST_EPOCHS = 40
 _STRIDE = 64  # lengths of rows are multiples of it
-_LEAST_HELD_OUT = 8
 _SAMPLE_FOR_MEAN = 4096
 
 
@@ -224,12 +223,9 @@ class BehaveTrainer:
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)),
         )
-        rows = np.arange(len(history)) if rows is None else rows  # in hash order: the last are a uniform sample
-        n_users = len(rows)
-        n_held = min(int(n_users * config.holdout), config.holdout_users)
-        self._in_sample = n_held < _LEAST_HELD_OUT
-        train, held = (rows, rows[:2048]) if self._in_sample else np.split(rows, [n_users - n_held])
-        self._train_rows, self._held_rows = train, held
+        rows = np.arange(len(history)) if rows is None else rows
+        apart = held_apart(rows, config.holdout, config.holdout_users)
+        self._train_rows, self._held_rows, self._in_sample = apart
         self._epochs = config.epochs_for(history.n_events)
 
     def fit(self) -> BehaveOutcome:

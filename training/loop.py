@@ -30,7 +30,7 @@ from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
 from training.foresight import foresight
-from training.passes import between, passes, schedule, set_rate
+from training.passes import between, held_apart, passes, schedule, set_rate
 from training.ranks import ALONE, Ranks
 from training.views import two_views
 
@@ -38,7 +38,6 @@ _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
 _STRETCH = 256  # events that are company to each other when W starts
 _SAMPLE_FOR_BALANCE = 4_096  # interests that tell, at one step, how equally the anchors are used
-_LEAST_HELD_OUT = 8  # users; fewer measure nothing
 
 Step = tuple[Bags, Bags, Tensor]
 """The bags of two views of each user of a batch, and the interests whose use of the anchors is balanced."""
@@ -149,15 +148,8 @@ class Trainer:
         self._ranks = ranks
         self._network, self._boi, self._history, self._config = network, boi, history, config
         self._checkpoint, self._reporter = checkpoint, reporter
-        n_users = len(history)
-        n_held = min(int(n_users * config.holdout), config.holdout_users)
-        self._in_sample = n_held < _LEAST_HELD_OUT
-        if self._in_sample:
-            self._train_rows = np.arange(n_users)
-            self._held_rows = self._train_rows[:2048]
-        else:
-            # rows are in hash order, so the last ones are a uniform sample of users
-            self._train_rows, self._held_rows = np.split(np.arange(n_users), [n_users - n_held])
+        apart = held_apart(np.arange(len(history)), config.holdout, config.holdout_users)
+        self._train_rows, self._held_rows, self._in_sample = apart
         width = network.config.n_anchors * network.config.width
         self._head: nn.Module = nn.Identity()
         if config.head:

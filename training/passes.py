@@ -15,12 +15,16 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lurm.errors import LurmError
 from lurm.progress import Reporter
 from training.checkpoint import Checkpoint, Standing
 from training.ranks import Ranks
+
+_LEAST_HELD_OUT = 8  # users; fewer measure nothing
+_MOST_IN_SAMPLE = 2048  # users who measure where none are held out
 
 
 class Learner(Protocol):
@@ -111,6 +115,22 @@ def passes(
             _keep(checkpoint, learner, Passed(epoch, held_out, begun, best), ranks)
     network.eval()  # where no pass was left to do, nothing has said so yet
     return Passed(epoch, held_out, begun, best)
+
+
+def held_apart(rows: NDArray[np.int64], share: float, most: int) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Users who train, users who measure and never train, and whether there were too few to hold any out.
+
+    Where they would be fewer than eight, all train, and the same ones measure.
+
+    Args:
+        rows: users in hash order, as bases have them: the last ones are a uniform sample.
+        share: of them that measure.
+        most: of them that measure.
+    """
+    n_held = min(int(len(rows) * share), most)
+    if n_held < _LEAST_HELD_OUT:
+        return rows, rows[:_MOST_IN_SAMPLE], True
+    return rows[:-n_held], rows[-n_held:], False
 
 
 def schedule(done: float, warmup: float) -> float:
