@@ -8,9 +8,10 @@ the request and the parameters of its path as they are; what else it needs it ta
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
+from fastapi import Path
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, APIRouter
 from starlette.convertors import Convertor, register_url_convertor
@@ -30,6 +31,8 @@ STALE_HEADER: dict[str, Any] = {
         "description": "Why the newest events may be missing; absent when they are not.",
     }
 }
+
+UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
 
 
 class _Id(Convertor[str]):

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,14 +19,13 @@ from lurm.forecasts import Forecaster, Interval
 from lurm.history import History, HistoryBatch
 from service.answers import ForecastAnswer, ScenarioAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import STALE, STALE_HEADER, as_json, in_body, problems
+from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
 from service.keys import needs
 from service.scenarios import ForecastRequest, parse_forecast
 from service.schemas import iso_of, known_id
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 
-UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
 Days = Annotated[int | None, Query(ge=1, le=366, description="Horizon of every target; default: their own.")]
 _HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +15,7 @@ from lurm.moments import Moment
 from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE, STALE_HEADER, as_json, in_body, problems
+from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
 from service.futures import imagined, told_next
 from service.keys import needs
 from service.schemas import known_id, parse_rollout
@@ -24,7 +24,6 @@ _MOST = 1000
 
 router = APIRouter(prefix="/v1/users", tags=["prospects"])
 
-UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
 K = Annotated[int, Query(ge=1, le=_MOST, description="At most so many.")]
 At = Annotated[
     Moment,

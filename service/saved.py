@@ -23,7 +23,7 @@ from service.answers import (
     PlacesAnswer,
 )
 from service.bootstrap import Serving, serving_of
-from service.direct import STALE, STALE_HEADER, as_json, in_body, problems
+from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
 from service.keys import needs
 from service.rules import parse_audience, sent_of
 from service.schemas import iso_of, known_id
@@ -143,9 +143,7 @@ async def overlap(
     responses={200: {"headers": STALE_HEADER}, **problems(404, 422, 429, 503)},
 )
 @needs("read")
-async def audiences_of(
-    request: Request, user_id: Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
-) -> Response:
+async def audiences_of(request: Request, user_id: UserId) -> Response:
     """Where a user stands in every saved audience, by their current embedding: what they did a moment ago counts."""
     serving = serving_of(request)
     known = await serving.embedder.known(known_id(user_id))

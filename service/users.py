@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from lurm.reasons import Interests
 from lurm.release import Release
 from service.answers import InterestsAnswer, NeighborsAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import STALE, STALE_HEADER, DirectRoute, as_json, in_body, problems
+from service.direct import STALE, STALE_HEADER, DirectRoute, UserId, as_json, in_body, problems
 from service.embedder import Known
 from service.keys import needs
 from service.queries import NEIGHBORS_AT_MOST, NearHistory, NearUser, NearVector, parse_neighbors
@@ -34,7 +34,6 @@ _UNIT = 1e-3  # as far as the length of a vector may be from 1
 router = APIRouter(prefix="/v1/users", tags=["users"])
 others = APIRouter(route_class=DirectRoute, tags=["users"])
 
-UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
 K = Annotated[int, Query(ge=1, le=NEIGHBORS_AT_MOST, description="At most so many.")]
 
 
