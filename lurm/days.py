@@ -108,7 +108,7 @@ class DayFeatures:
         for column in plain.value_columns.values():
             sizes = np.abs(raw_sf[:, column])
             unit_f[column] = max(float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 1.0, 1e-6)
-        squares = np.square(_signed_log(raw_sf / unit_f)).mean(0) if len(raw_sf) else np.ones(plain.width)
+        squares = np.square(signed_log(raw_sf / unit_f)).mean(0) if len(raw_sf) else np.ones(plain.width)
         spread_f = np.maximum(np.sqrt(squares), 1e-3)
         units, spreads = tuple(unit_f.tolist()), tuple(spread_f.tolist())
         return cls(plain.behaviors, plain.valued, plain.group_of_interest, plain.groups, units, spreads)
@@ -136,7 +136,7 @@ class DayFeatures:
     def scaled(self, raw_sf: NDArray[np.float32]) -> NDArray[np.float32]:
         """(S, F) the columns as a model reads them: logarithms that keep the sign, of unit spread."""
         units, spreads = np.array(self.unit_f, np.float32), np.array(self.spread_f, np.float32)
-        return (_signed_log(raw_sf / units) / spreads).astype(np.float32)
+        return (signed_log(raw_sf / units) / spreads).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -239,9 +239,16 @@ def day_of(moment: int) -> int:
     return moment // DAY_MS
 
 
-def _signed_log(x: NDArray[Any]) -> NDArray[Any]:
+def signed_log(x: NDArray[Any]) -> NDArray[Any]:
+    """Logarithms that keep the sign, of any size and 0: sign(x) · log(1 + |x|)."""
     logs: NDArray[Any] = np.sign(x) * np.log1p(np.abs(x))
     return logs
+
+
+def from_signed_log(logs: NDArray[Any]) -> NDArray[Any]:
+    """What ``signed_log`` was taken of."""
+    x: NDArray[Any] = np.sign(logs) * np.expm1(np.abs(logs))
+    return x
 
 
 def _words(vocabulary: InterestVocabulary, group_k: NDArray[np.int64], group: int) -> str:

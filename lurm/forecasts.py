@@ -26,7 +26,7 @@ from torch import Tensor
 from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
-from lurm.days import DayFeatures, DayView, day_of
+from lurm.days import DayFeatures, DayView, day_of, from_signed_log, signed_log
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
@@ -166,7 +166,6 @@ class Forecaster:
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
         self._slope, self._intercept, self._factor, self._tilt, self._shift, self._width, *rest = columns
         self._dispersion, self._shock = rest
-        self._unit_q = np.where(questions.amount_q >= 0, np.append(questions.unit_a, 1.0)[questions.amount_q], 1.0)
 
     @classmethod
     def open(
@@ -347,13 +346,12 @@ class Forecaster:
         """Calibrated."""
         logit = said.logit_bq.double().numpy() * self._slope + self._intercept
         probability = np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
-        is_amount = self.questions.amount_q >= 0
+        is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
         raw = said.expected_bq.double().numpy() * self._factor
         amount = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
-        logs = np.sign(amount) * np.log1p(np.abs(amount)) * self._tilt + self._shift
-        typical, low, high = (_from_signed_log(logs + side * self._width) for side in (0, -1, 1))
-        expected = np.where(is_amount, probability * amount * self._unit_q, probability)
-        unit_q = self._unit_q
+        logs = signed_log(amount) * self._tilt + self._shift
+        typical, low, high = (from_signed_log(logs + side * self._width) for side in (0, -1, 1))
+        expected = np.where(is_amount, probability * amount * unit_q, probability)
         return Forecast(probability, amount * unit_q, typical * unit_q, low * unit_q, high * unit_q, expected)
 
     def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
@@ -369,7 +367,7 @@ class Forecaster:
             foretold = self.network.added_up(said.inputs, rate_bfh, said.amount_bfa, said.burst_bh)
             slope, intercept, factor = (torch.from_numpy(x) for x in (self._slope, self._intercept, self._factor))
             chance_bq = torch.sigmoid(foretold.logit_bq * slope + intercept)
-            amount_bq = foretold.expected_bq * factor * torch.from_numpy(self._unit_q)
+            amount_bq = foretold.expected_bq * factor * torch.from_numpy(self.questions.unit_q)
             is_amount = torch.from_numpy(self.questions.amount_q >= 0)
             expected_q = (torch.where(is_amount, amount_bq, chance_bq) * arises_bq).sum(0)
             by_day_qbf = torch.stack(
@@ -423,11 +421,6 @@ def _numbers_at(arrays: Mapping[str, NDArray[np.float64]], place: int | tuple[in
 
 def _joined(parts: Iterable[Forecast]) -> Forecast:
     return Forecast(*map(np.concatenate, zip(*parts, strict=True)))
-
-
-def _from_signed_log(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    inverse: NDArray[np.float64] = np.sign(x) * np.expm1(np.abs(x))
-    return inverse
 
 
 def _chunks(n: int) -> list[slice]:

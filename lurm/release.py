@@ -33,7 +33,7 @@ from lurm.artifacts import (
 )
 from lurm.attributes import Attributes
 from lurm.encoder import UserEncoder, open_encoder, open_next
-from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, Unfulfillable
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.index import UserIndex
@@ -189,6 +189,17 @@ class Release:
         if len(sizes) != 1 or len(widths) != 1:
             raise ArtifactCorrupt(f"{path}: its parts do not fit together (users {sizes}, widths {widths})")
         return release
+
+    @property
+    def foreteller(self) -> Forecaster:
+        """What foretells days to come.
+
+        Raises:
+            Unfulfillable: the release was built without.
+        """
+        if self.forecaster is None:
+            raise Unfulfillable("this release was built without forecasts; `lurm build PATH --model lumos` makes them")
+        return self.forecaster
 
 
 def publish(root: Path, parts: Mapping[str, Artifact], *, name: str, metrics: Mapping[str, Any]) -> str:

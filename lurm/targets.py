@@ -94,6 +94,7 @@ class Questions:
         channel_q: (Q,) int64, in which channel a target happens.
         amount_q: (Q,) int64, the channel of its amount; -1: none is asked for.
         unit_a: (A,) float64, what counts as one unit of an amount.
+        unit_q: (Q,) float64, the unit of each target's amount; 1 where none is asked for.
 
     Args:
         targets: of different names.
@@ -127,6 +128,7 @@ class Questions:
         self.channels_fc, self.amounts_fa = self._weights(channels), self._weights(amounts)
         units = np.asarray(features.unit_f or (1.0,) * features.width)
         self.unit_a = np.array([units[list(columns)].mean() for columns in amounts], np.float64)
+        self.unit_q = np.where(self.amount_q >= 0, np.append(self.unit_a, 1.0)[self.amount_q], 1.0)
 
     def __len__(self) -> int:
         return len(self.targets)

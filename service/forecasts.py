@@ -13,12 +13,11 @@ from starlette.responses import Response
 from lurm import forecasts
 from lurm.calendars import Edit
 from lurm.days import day_of
-from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster, Interval
 from lurm.history import History, HistoryBatch
 from service.answers import ForecastAnswer, ScenarioAnswer
-from service.bootstrap import Serving, serving_of
+from service.bootstrap import serving_of
 from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
 from service.keys import needs
 from service.scenarios import ForecastRequest, parse_forecast
@@ -76,14 +75,8 @@ async def _answer(request: Request, user_id: str, tell: Callable[[Forecaster, Hi
     serving = serving_of(request)
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
-    found = await serving.threads.run(lambda: tell(_forecaster_of(serving), history))
+    found = await serving.threads.run(lambda: tell(serving.release.foreteller, history))
     return as_json(found, [] if standing.is_fresh else [STALE])
-
-
-def _forecaster_of(serving: Serving) -> Forecaster:
-    if serving.release.forecaster is None:
-        raise Unfulfillable("this release was built without forecasts; `lurm build PATH --model lumos` makes them")
-    return serving.release.forecaster
 
 
 def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) -> dict[str, Any]:

@@ -8,7 +8,6 @@ behaviours are added up, so all take one step and remember the same.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -26,12 +25,12 @@ from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
-from lurm.errors import DataError, LurmError
+from lurm.errors import DataError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from lurm.transformer import same_segment
-from training.passes import Passed, held_apart, passes, schedule, set_rate, step_seed
+from training.passes import Passed, chunks, finite, held_apart, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
 
 _MOST_EPOCHS = 40
@@ -361,7 +360,7 @@ class BehaveTrainer:
         return self._finite(float(total[0] / total[1]), "held-out users")
 
     def _held_out(self, rows: NDArray[np.int64]) -> Iterator[Packed]:
-        for some in _chunks(rows, 256):
+        for some in chunks(rows, 256):
             steps = self._steps(some).last(self._network.config.window + 1)
             starts, lengths = stretches(steps, self._network.config.window, None)
             yield from _parts(steps, starts, lengths, self._config)
@@ -371,7 +370,7 @@ class BehaveTrainer:
         """What a published network knows beside its weights: the mean state of users, and where the log ends."""
         self._network.to(self._device)
         states = []
-        for rows in _chunks(self._train_rows[:_SAMPLE_FOR_MEAN], 64):
+        for rows in chunks(self._train_rows[:_SAMPLE_FOR_MEAN], 64):
             streams, is_real = self._steps(rows).last(self._network.config.window).padded()
             hidden = self._network.hidden(torch.from_numpy(streams).to(self._device))
             states.append(hidden[torch.arange(len(rows)), torch.from_numpy(is_real.sum(1) - 1)])
@@ -410,12 +409,8 @@ class BehaveTrainer:
         return nullcontext()
 
     def _finite(self, loss: float, where: str) -> float:
-        if not math.isfinite(loss):
-            raise LurmError(
-                f"training has diverged: the loss is {loss} ({where}), expected a finite number. Lower learning_rate "
-                f"(now {self._config.learning_rate:g}) under [behavegpt.training]"
-            )
-        return loss
+        rate = self._config.learning_rate
+        return finite(loss, where, f"Lower learning_rate (now {rate:g}) under [behavegpt.training]")
 
 
 def _counts(part: Packed) -> list[int]:
@@ -461,7 +456,3 @@ def _parts(
 
 def _device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-
-
-def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -25,8 +25,8 @@ from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.calendars import Calendar
 from lurm.dataset import Dataset
-from lurm.days import DayFeatures, DayView, day_of
-from lurm.errors import DataError, LurmError
+from lurm.days import DayFeatures, DayView, day_of, signed_log
+from lurm.errors import DataError
 from lurm.events import DAY_MS
 from lurm.forecasts import LEVEL, Calibration, Forecaster, with_calibrations
 from lurm.history import HistoryBase
@@ -35,7 +35,7 @@ from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures
-from training.passes import passes, schedule, set_rate, step_seed
+from training.passes import finite, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
 from training.rates import beginning
 
@@ -154,7 +154,7 @@ class Pupil:
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay),
         )
-        self._units_q = units_of(questions)
+        self._units_q = torch.tensor(questions.unit_q, dtype=torch.float32)
         self.epochs = recipe.epochs_for(len(history))
 
     def start(self) -> None:
@@ -219,24 +219,14 @@ class Pupil:
         return ahead(map(prepare, range(len(batches))))
 
     def _finite(self, loss: float, where: str) -> float:
-        if not np.isfinite(loss):
-            raise LurmError(
-                f"training has diverged: the loss is {loss} ({where}), expected a finite number. Lower learning_rate "
-                f"(now {self._recipe.learning_rate:g}) under [lumos]"
-            )
-        return loss
+        rate = self._recipe.learning_rate
+        return finite(loss, where, f"Lower learning_rate (now {rate:g}) under [lumos]")
 
 
 def step_loss(network: Lumos, inputs: Inputs, labels: Labels, units_q: Tensor, daily_weight: float) -> Tensor:
     """What a step lowers: the losses of targets, weighed, and of single days."""
     losses, daily = network.losses(network(inputs), labels, units_q)
     return network.weighed(losses) + daily_weight * daily
-
-
-def units_of(questions: Questions) -> Tensor:
-    """(Q,) the unit of each target's amount; 1 of others."""
-    units = [questions.unit_a[amount] if amount >= 0 else 1.0 for amount in questions.amount_q.tolist()]
-    return torch.tensor(units, dtype=torch.float32)
 
 
 def pair_of(
@@ -335,9 +325,9 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
             did_b = amount_bq[:, at].astype(np.float64)
             total = float(raw_bq[:, at].sum())
             factor = float(np.clip(did_b.sum() / total, 0.1, 10.0)) if total * did_b.sum() > 0 else 1.0
-            some_b, unit = did_b != 0, float(units_of(raw.questions)[at])
+            some_b, unit = did_b != 0, float(raw.questions.unit_q[at])
             given_b = factor * raw_bq[some_b, at] / np.maximum(said_b[some_b], 1e-9)
-            tilt, shift, width = _typical(_signed_log(given_b / unit), _signed_log(did_b[some_b] / unit))
+            tilt, shift, width = _typical(signed_log(given_b / unit), signed_log(did_b[some_b] / unit))
             said_b = factor * raw_bq[:, at]
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
@@ -423,11 +413,6 @@ def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
     p = np.clip(p, 1e-9, 1 - 1e-9)
     logit: NDArray[np.float64] = np.log(p) - np.log1p(-p)
     return logit
-
-
-def _signed_log(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    logs: NDArray[np.float64] = np.sign(x) * np.log1p(np.abs(x))
-    return logs
 
 
 def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) -> Calendar:

@@ -6,8 +6,7 @@ checkpoint takes exactly the steps an uninterrupted one takes.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +23,13 @@ from lurm.activity import activity_features
 from lurm.ahead import ahead
 from lurm.boi import BagOfInterests
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
-from lurm.errors import LurmError, UsageError
+from lurm.errors import UsageError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen import Bags, Smen
 from training.foresight import foresight
-from training.passes import between, held_apart, passes, schedule, set_rate
+from training.passes import between, chunks, finite, held_apart, passes, schedule, set_rate
 from training.ranks import ALONE, Ranks
 from training.views import two_views
 
@@ -177,7 +176,7 @@ class Trainer:
         rows = self._train_rows[:_SAMPLE_FOR_START]
         bags: list[list[sp.csr_matrix]] = [[], [], [], []]
         features = []
-        for some in _chunks(rows, 2048):
+        for some in chunks(rows, 2048):
             batch = self._history.batch(some)
             half = rng.random(len(batch.timestamps)) < 0.5
             lives = (batch, batch.stretches(_STRETCH), batch.keep(half), batch.keep(~half))
@@ -194,7 +193,7 @@ class Trainer:
     def _foresight(self, rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
         history = self._history
         return foresight(
-            (history.batch(some) for some in _chunks(rows, 2048)),
+            (history.batch(some) for some in chunks(rows, 2048)),
             first_at=history.first_at,
             watermark=history.watermark,
             n_behaviors=self._network.n_behaviors,
@@ -202,7 +201,7 @@ class Trainer:
 
     def _measure(self) -> None:
         """Centre the network's output on a sample of users, and tell its usual length."""
-        network, ranks, some = self._network, self._ranks, list(_chunks(self._train_rows[:8192], 1024))
+        network, ranks, some = self._network, self._ranks, list(chunks(self._train_rows[:8192], 1024))
 
         def own_bags(rows: NDArray[np.int64]) -> Bags:
             return self._bags(self._history.batch(rows[ranks.share(len(rows))]))
@@ -253,7 +252,7 @@ class Trainer:
         """One pass over the users that train."""
         config, ranks = self._config, self._ranks
         order = np.random.default_rng([config.seed, epoch]).permutation(self._train_rows)
-        batches = [rows for rows in _chunks(order, config.batch_users) if len(rows) > 1]
+        batches = [rows for rows in chunks(order, config.batch_users) if len(rows) > 1]
         total = self._epochs * len(batches)
         title = f"train {epoch + 1}/{self._epochs}"
         self._network.train()
@@ -306,21 +305,17 @@ class Trainer:
         return torch.from_numpy(rng.choice(n_interests, _SAMPLE_FOR_BALANCE, replace=False, shuffle=False))
 
     def _finite(self, loss: float, where: str) -> float:
-        if not math.isfinite(loss):
-            config = self._config
-            raise LurmError(
-                f"training has diverged: the loss is {loss} ({where}), expected a finite number. Lower learning_rate "
-                f"(now {config.learning_rate:g}) or raise temperature (now {config.temperature:g}) under [training]"
-            )
-        return loss
+        rate, temperature = self._config.learning_rate, self._config.temperature
+        advice = f"Lower learning_rate (now {rate:g}) or raise temperature (now {temperature:g}) under [training]"
+        return finite(loss, where, advice)
 
     def _held_out_views(self) -> tuple[Tensor, Tensor]:
         """(B, M·D) interests of the held-out users from two views of each; the same views every time."""
-        rng, chunks = np.random.default_rng([self._config.seed, 10**6]), list(_chunks(self._held_rows, 512))
+        rng, parts = np.random.default_rng([self._config.seed, 10**6]), list(chunks(self._held_rows, 512))
         ones, twos = [], []
-        with torch.no_grad(), closing(ahead(self._two_bags(rows, rng) for rows in chunks)) as ready:
+        with torch.no_grad(), closing(ahead(self._two_bags(rows, rng) for rows in parts)) as ready:
             as_it_stands = self._as_it_stands()
-            for rows, (one, two) in zip(chunks, ready, strict=True):
+            for rows, (one, two) in zip(parts, ready, strict=True):
                 ones.append(self._ranks.gathered(as_it_stands(one), len(rows)))
                 twos.append(self._ranks.gathered(as_it_stands(two), len(rows)))
         return torch.cat(ones), torch.cat(twos)
@@ -350,7 +345,3 @@ def contrastive_loss(one_be: Tensor, two_be: Tensor, temperature: float) -> Tens
     target_b = torch.arange(len(scores_bb))
     cross_entropy = torch.nn.functional.cross_entropy
     return (cross_entropy(scores_bb, target_b) + cross_entropy(scores_bb.T, target_b)) / 2
-
-
-def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))

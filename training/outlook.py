@@ -18,7 +18,7 @@ from lurm.artifacts import replacing
 from lurm.audiences import ids_in
 from lurm.calendars import Edit
 from lurm.erasure import Ledger
-from lurm.errors import DataError, Unfulfillable, UsageError
+from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
 from lurm.forecasts import Forecast, Forecaster, interval_as_json
 from lurm.histories import erased_up_to
@@ -119,9 +119,7 @@ def foretell(
         Unfulfillable: the release has no forecaster, or an edit cannot be.
         DataError: nobody of the cohort is known.
     """
-    forecaster = release.forecaster
-    if forecaster is None:
-        raise Unfulfillable("this release was built without forecasts; `lurm build PATH --model lumos` makes them")
+    forecaster = release.foreteller
     (rows, n_unknown), first_day = _cohort(release, users, ledger), forecaster.day_for(0)
     forecaster.edited(edits, first_day)
     together_q, changes = np.zeros(len(forecaster.targets)), []

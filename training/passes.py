@@ -8,7 +8,7 @@ uninterrupted run takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,6 +151,27 @@ def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
 def step_seed(*of: int) -> int:
     """A seed for the randomness of torch in one step, of the seed, pass, step and rank it belongs to."""
     return int(np.random.SeedSequence(of).generate_state(1)[0])
+
+
+def chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
+    """Rows in their order, so many at a time."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def finite(loss: float, where: str, advice: str) -> float:
+    """The loss.
+
+    Args:
+        loss: of some users.
+        where: it was measured.
+        advice: what to do about a loss that is no number.
+
+    Raises:
+        LurmError: it is none; the training has diverged.
+    """
+    if not math.isfinite(loss):
+        raise LurmError(f"training has diverged: the loss is {loss} ({where}), expected a finite number. {advice}")
+    return loss
 
 
 def between(begun: Mapping[str, Tensor], best: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

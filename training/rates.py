@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.calendars import Calendar, Days
-from lurm.days import summed
+from lurm.days import signed_log, summed
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase
 from lurm.lumos import Beginning
@@ -187,7 +187,7 @@ def _by_user(
         some = (amount_ba[:, amount] != 0) & (acted_bh[:, channel] > 0)
         each = amount_ba[some, amount] / acted_bh[some, channel]
         own_bs = x_bs[some]
-        aim = own_bs.T @ (np.sign(each) * np.log1p(np.abs(each)))
+        aim = own_bs.T @ signed_log(each)
         found[n_channels + amount] = np.linalg.solve(own_bs.T @ own_bs + np.diag(prior), aim)
     return found[:, :-1], found[:, -1]
 

@@ -27,7 +27,7 @@ from lurm.targets import Questions, usual_targets
 from lurm.tokens import Reader, StaticFeatures
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
-from training.forecasting import LumosRecipe, Pupil, lives_of, step_loss, units_of
+from training.forecasting import LumosRecipe, Pupil, lives_of, step_loss
 
 _SIZES = {
     "tiny": LogSize(5_000, 300, 200, 20),
@@ -63,12 +63,14 @@ def bench(track: Track, scale: str) -> Figures:
     ready = [pupil.pair(np.arange(recipe.batch_users), learn_until - n) for n in range(8)]
     everybody = [pupil.pair(rows, end_day)[0] for rows in np.array_split(np.arange(len(base)), -(-len(base) // 256))]
 
+    units_q = torch.tensor(questions.unit_q, dtype=torch.float32)
+
     def bare_loop(turn: Turn) -> float:
         network.train()
         for step in range(n_steps):
             inputs, labels = ready[step % len(ready)]
             pupil.optimizers[0].zero_grad(set_to_none=True)
-            step_loss(network, inputs, labels, units_of(questions), recipe.daily_weight).backward()  # type: ignore[no-untyped-call]
+            step_loss(network, inputs, labels, units_q, recipe.daily_weight).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             pupil.optimizers[0].step()
         network.eval()

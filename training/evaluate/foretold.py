@@ -21,7 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar
-from lurm.days import day_of
+from lurm.days import day_of, from_signed_log, signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase
@@ -254,10 +254,10 @@ class _Cut:
                 said_bq[:, at] = model.fit(x_bf[known], happened_bq[known, at]).predict_proba(now_bf)[:, 1]
             some = ~np.isnan(true_bq[:, at]) & (true_bq[:, at] != 0)
             if target.is_amount and some.sum() > 20:
-                logs_b = np.sign(true_bq[some, at]) * np.log1p(np.abs(true_bq[some, at]))
+                logs_b = signed_log(true_bq[some, at])
                 amounts = HistGradientBoostingRegressor(**_TREES, random_state=self._seed)
                 logs_now = amounts.fit(x_bf[some], logs_b).predict(now_bf)
-                amount_bq[:, at] = np.sign(logs_now) * np.expm1(np.abs(logs_now))
+                amount_bq[:, at] = from_signed_log(logs_now)
         return said_bq, amount_bq
 
 

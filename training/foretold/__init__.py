@@ -30,6 +30,7 @@ from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, known_at, 
 from training.foretold.measures import Measures, Tally
 from training.foretold.realism import Realism, realism
 from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
+from training.passes import chunks
 
 DISJOINT, FORWARD = "user-disjoint", "time-forward"
 
@@ -192,7 +193,7 @@ class _Trial:
     def _parts(self, rows: NDArray[np.int64], *, forward: bool) -> Iterator[tuple[Packed, torch.Tensor]]:
         """Steps of users, a row each, and which of their targets are asked about; where none is, nothing."""
         window = self._network.window
-        for some in _chunks(rows, 64):
+        for some in chunks(rows, 64):
             batch = self._history.batch(some)
             if not forward:
                 batch = batch.before(self.cut_at)
@@ -208,7 +209,7 @@ class _Trial:
                 yield part, ours
 
     def _steps_before(self, rows: NDArray[np.int64]) -> Iterator[Steps]:
-        for some in _chunks(rows, 1024):
+        for some in chunks(rows, 1024):
             yield self.codebook.steps(self._history.batch(some).before(self.cut_at), self._vocabulary)
 
 
@@ -245,7 +246,3 @@ def _moment(history: HistoryBase, ahead: float) -> int:
     if moment <= int(times[0]):
         raise DataError("all events of the log happen at one moment, so there is nothing ahead to foretell")
     return moment
-
-
-def _chunks(rows: NDArray[np.int64], size: int) -> Iterator[NDArray[np.int64]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
