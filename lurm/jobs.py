@@ -1,7 +1,7 @@
 """Long work that is asked about while it runs: its state lies in files, so any process that sees them can answer.
 
     <root>/jobs/<id>/job.json    state, progress and what is wrong; replaced by rename
-                     working     locked by the process that does the work, as long as it lives
+                     working     locked by the process that does the work, as long as it lives; by who mends the result
                      cancel      is there when the work is to stop
                      result.parquet    what came of it
 
@@ -118,8 +118,7 @@ class Jobs:
             OSError: the folder cannot be written to.
         """
         with self._changing():
-            self._sweep()
-            n_open = sum(job.is_open for job in self._all())
+            n_open = self._sweep()
             if n_open >= self._most_open:
                 raise Overloaded(f"{n_open} jobs are open; come back when one has ended", retry_after_s=5)
             job = Job(secrets.token_hex(16), kind, "queued", self._now())
@@ -178,8 +177,23 @@ class Jobs:
         shutil.rmtree(folder, ignore_errors=True)
         return job
 
+    @contextmanager
+    def holding(self, job_id: str) -> Iterator[tuple[Job, Path]]:
+        """The same as ``result``, which is let go by nobody's sweep and held by nobody else meanwhile.
+
+        Raises:
+            UnknownName: as ``result``, or somebody cancelled the job meanwhile.
+        """
+        self.result(job_id)  # nobody waits for work to end
+        try:
+            with (self._folder / job_id / _WORKING).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield self.result(job_id)
+        except FileNotFoundError:
+            raise _unknown() from None
+
     def note(self, job: Job, **facts: Any) -> None:
-        """Add to the facts of a job that has ended."""
+        """Add to the facts of a job that has ended; hold it, see ``holding``."""
         write_durably(self._folder / job.id / _FILE, _dump(replace(job, facts={**job.facts, **facts})))
 
     def close(self) -> None:
@@ -216,19 +230,16 @@ class Jobs:
             raise _unknown()
         return self._folder / job_id
 
-    def _all(self) -> Iterator[Job]:
-        for folder in list(self._folder.iterdir()):
-            if _ID.fullmatch(folder.name):
-                with suppress(UnknownName, ArtifactCorrupt):
-                    yield self.get(folder.name)
-
     def _is_over(self, job: Job) -> bool:
         ended_at = job.created_at if job.finished_at is None else job.finished_at
         return not job.is_open and self._now() - ended_at > 1000 * self._ttl_s
 
-    def _sweep(self) -> None:
-        """Let go of jobs that ended long ago, and of the oldest if there are too many. Hold ``_changing``."""
-        ended = []
+    def _sweep(self) -> int:
+        """Let go of jobs that ended long ago, and of the oldest if there are too many; how many are open.
+
+        Hold ``_changing``.
+        """
+        ended, n_open = [], 0
         for folder in [path for path in self._folder.iterdir() if _ID.fullmatch(path.name)]:
             try:
                 job = self.get(folder.name)
@@ -236,10 +247,12 @@ class Jobs:
                 if not _is_locked(folder / _WORKING):
                     shutil.rmtree(folder, ignore_errors=True)
                 continue
+            n_open += job.is_open
             if not job.is_open and not _is_locked(folder / _WORKING):
                 ended.append((job.finished_at or job.created_at, folder))
         for _, folder in sorted(ended, reverse=True)[self._most_kept :]:
             shutil.rmtree(folder, ignore_errors=True)
+        return n_open
 
     def _sweep_now_and_then(self) -> None:
         while not self._ends.wait(_SWEEP_EVERY_S):

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from lurm import lookalikes
+from lurm.errors import UnknownName
 from lurm.jobs import Job, JobReporter, Jobs
 from lurm.live import Unavailable
 from lurm.lookalikes import Asked
@@ -66,8 +68,8 @@ async def cancel(request: Request, job_id: JobId) -> Response:
 async def result(request: Request, job_id: JobId) -> Response:
     """The result of a job that is done, until it is let go (`LURM_JOB_TTL_S`)."""
     serving = serving_of(request)
-    path = await serving.threads.run(functools.partial(_result, serving, job_id))
-    return FileResponse(path, media_type=PARQUET)
+    path = await serving.threads.run(functools.partial(fetched, serving, job_id))
+    return _OfJob(path, media_type=PARQUET)
 
 
 def accept(serving: Serving, asked: Asked) -> Answer:
@@ -126,12 +128,32 @@ def _find(serving: Serving, asked: Asked, reporter: JobReporter, path: FilePath)
     }
 
 
-def _result(serving: Serving, job_id: str) -> FilePath:
+def fetched(serving: Serving, job_id: str) -> FilePath:
+    """The file of a result, without who was erased since; they are taken out by one request at a time.
+
+    Raises:
+        UnknownName: there is no such job, it has no result (yet), or is let go meanwhile.
+    """
     jobs: Jobs = serving.jobs
-    job, path = jobs.result(job_id)
     ledger = serving.live.ledger
-    if ledger is not None and len(erasures := ledger.erasures) > (known := int(job.facts[_ERASURES])):
-        gone = {bytes.fromhex(one.user) for one in erasures[known:]}
-        lookalikes.take_out(path, lambda user_id: ledger.digest(user_id) in gone)
-        jobs.note(job, **{_ERASURES: len(erasures)})
+    if ledger is None:
+        return jobs.result(job_id)[1]
+    with jobs.holding(job_id) as (job, path):
+        erasures, known = ledger.erasures, int(job.facts[_ERASURES])
+        if len(erasures) > known:
+            gone = {bytes.fromhex(one.user) for one in erasures[known:]}
+            lookalikes.take_out(path, lambda user_id: ledger.digest(user_id) in gone)
+            jobs.note(job, **{_ERASURES: len(erasures)})
     return path
+
+
+class _OfJob(FileResponse):
+    """The file of a result, which may be let go before it is read."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (RuntimeError, FileNotFoundError):
+            if FilePath(self.path).exists():
+                raise
+            raise UnknownName("there is no job of this id, or it was let go") from None

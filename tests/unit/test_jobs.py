@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from lurm.erasure import Ledger
 from lurm.errors import Overloaded, UnknownName, UsageError
 from lurm.jobs import Job, JobReporter, Jobs
+from service.jobs import fetched
 
 HOLDS = """
 import sys, pathlib
@@ -185,3 +191,69 @@ def test_a_process_that_is_killed_interrupts_its_jobs(tmp_path: Path, jobs: Jobs
         assert found.cancel(job_id).state == "interrupted"
         assert not (tmp_path / "jobs" / job_id).exists()
         found.close()
+
+
+class Watched(Ledger):
+    """A ledger; something happens when somebody is looked up for the first time, which is while a result is mended."""
+
+    meanwhile: Callable[[], None] | None = None
+
+    def digest(self, user_id: str) -> bytes:
+        if self.meanwhile is not None:
+            happens, self.meanwhile = self.meanwhile, None
+            happens()
+        return super().digest(user_id)
+
+
+def lists_users(reporter: JobReporter, path: Path) -> dict[str, Any]:
+    pq.write_table(pa.table({"user_id": ["u1", "u2", "u3"]}), path)
+    return {"n_erasures": 0}
+
+
+def served(jobs: Jobs, ledger: Ledger) -> Any:
+    return SimpleNamespace(jobs=jobs, live=SimpleNamespace(ledger=ledger))
+
+
+def test_who_is_erased_while_a_result_is_mended_is_in_no_file_that_is_fetched(jobs: Jobs, tmp_path: Path) -> None:
+    job = ended(jobs, jobs.start("list", lists_users))
+    path = jobs.result(job.id)[1]
+    Ledger.open(tmp_path).record("u1", 5, by="test")
+    ledger, later = Watched(tmp_path / "erasures.jsonl"), Ledger(tmp_path / "erasures.jsonl")
+    other = threading.Thread(target=fetched, args=(served(jobs, later), job.id))
+
+    def another_is_erased_and_somebody_else_asks() -> None:
+        later.record("u3", 6, by="test")
+        other.start()
+        with (path.parent / "working").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    ledger.meanwhile = another_is_erased_and_somebody_else_asks
+    fetched(served(jobs, ledger), job.id)
+    other.join()
+    assert ledger.meanwhile is None
+    assert pq.read_table(path)["user_id"].to_pylist() == ["u2"]
+    assert jobs.get(job.id).facts == {"n_erasures": 2}
+
+
+def test_a_job_that_is_let_go_while_its_result_is_mended_is_gone(jobs: Jobs, tmp_path: Path) -> None:
+    job = ended(jobs, jobs.start("list", lists_users))
+    Ledger.open(tmp_path).record("u1", 5, by="test")
+    ledger = Watched(tmp_path / "erasures.jsonl")
+
+    def somebody_lets_go() -> None:
+        jobs.cancel(job.id)
+
+    ledger.meanwhile = somebody_lets_go
+    with pytest.raises(UnknownName):
+        fetched(served(jobs, ledger), job.id)
+    assert ledger.meanwhile is None
+    with pytest.raises(UnknownName), jobs.holding(job.id):
+        pass
+
+
+def test_a_result_that_is_not_there_yet_is_not_waited_for(jobs: Jobs) -> None:
+    go = threading.Event()
+    job = jobs.start("waits", lambda reporter, path: {"went": go.wait(30)})
+    with pytest.raises(UnknownName, match=r"queued|running"), jobs.holding(job.id):
+        pass
+    go.set()
