@@ -123,25 +123,26 @@ _EXPECTED = (
 
 
 def _shape_of(document: Any) -> str | None:
+    """The tag of a part's shape; no tag can be a field, or it would stand in paths as if it were one."""
     if not isinstance(document, dict):
         return _SHAPES.get(type(document))
-    there = (shape for shape in ("all", "any", "not", "attribute") if shape in document)
-    return next(there, "acted" if document.keys() & Acted.model_fields.keys() else None)
+    there = (f"({shape})" for shape in ("all", "any", "not", "attribute") if shape in document)
+    return next(there, "(acted)" if document.keys() & Acted.model_fields.keys() else None)
 
 
 _SHAPES: dict[type[BaseModel], str] = {
-    AllOf: "all",
-    AnyOf: "any",
-    NotThat: "not",
-    OfAttribute: "attribute",
-    Acted: "acted",
+    AllOf: "(all)",
+    AnyOf: "(any)",
+    NotThat: "(not)",
+    OfAttribute: "(attribute)",
+    Acted: "(acted)",
 }
 _AnyPart = Annotated[
-    Annotated[AllOf, Tag("all")]
-    | Annotated[AnyOf, Tag("any")]
-    | Annotated[NotThat, Tag("not")]
-    | Annotated[OfAttribute, Tag("attribute")]
-    | Annotated[Acted, Tag("acted")],
+    Annotated[AllOf, Tag("(all)")]
+    | Annotated[AnyOf, Tag("(any)")]
+    | Annotated[NotThat, Tag("(not)")]
+    | Annotated[OfAttribute, Tag("(attribute)")]
+    | Annotated[Acted, Tag("(acted)")],
     Discriminator(_shape_of, custom_error_type="filter", custom_error_message=_EXPECTED),
 ]
 

@@ -228,7 +228,8 @@ def find(
     passes_u = None if asked.where is None else filters.mask(asked.where)
     given = _given(release, asked, members_of, filters)
     seeds, weights_s = _seeds(given, asked, alive_u)
-    _protect("seeds", len(given), len(seeds), weights_s, k_min)
+    n_given = len(given) if asked.seeds_where is None and asked.seeds_of is None else None
+    _protect("seeds", n_given, len(seeds), weights_s, k_min)
     if len(seeds) == np.count_nonzero(alive_u):
         raise Unfulfillable("everybody is a seed; nobody is left to be told from them")
     groups_u, shares_g, values = _mix(release, asked.balance, seeds, alive_u)
@@ -422,16 +423,25 @@ def _repeats(given: NDArray[np.int64], asked: Asked) -> int:
     return len(asked.seeds) - len(set(asked.seeds)) + int(np.isin(of_audience, given[: len(asked.seeds)]).sum())
 
 
-def _protect(what: str, n_given: int, n_known: int, weights_s: NDArray[np.float32] | None, k_min: int) -> None:
+def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np.float32] | None, k_min: int) -> None:
     """Let nobody ask who a few people are like.
+
+    Args:
+        what: they are.
+        n_given: ids; None: they are not all named.
+        n_known: different users.
+        weights_s: (S,) of each; None: all the same.
+        k_min: fewest.
 
     Raises:
         Unfulfillable: they are fewer than ``k_min``, or some weigh so much that they might as well be.
     """
     if n_known < k_min:
+        found = f"{n_known:,} users are meant"
+        if n_given is not None:
+            found = f"{n_given:,} ids are given and {n_known:,} different users of them known"
         raise Unfulfillable(
-            f"{what}: {n_given:,} ids are given and {n_known:,} different users of them known, expected at "
-            f"least {k_min:,}; with fewer, an audience would tell who they are"
+            f"{what}: {found}, expected at least {k_min:,}; with fewer, an audience would tell who they are"
         )
     if weights_s is not None:
         weights = weights_s.astype(np.float64)

@@ -80,7 +80,8 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
             within: list[Any] = [
                 {**one, "loc": one["loc"][1:]} for one in error.errors()
             ]  # not where in the request it stood
-            raise Malformed(in_words(within)) from None
+            parameters = [str(one["loc"][0]) for one in within if one["loc"]]
+            raise Malformed(in_words(within, ours=parameters)) from None
         finally:
             turn.leave(state)
 

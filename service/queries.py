@@ -39,12 +39,14 @@ class NearHistory(WireModel):
 def _kind_of(query: object) -> str:
     """Which query is meant; one that is none is told as if it were of a user."""
     if isinstance(query, dict):
-        return next((name for name in ("vector", "events") if name in query), "user_id")
-    return "vector" if isinstance(query, NearVector) else "events" if isinstance(query, NearHistory) else "user_id"
+        return next((f"({name})" for name in ("vector", "events") if name in query), "(user)")
+    return "(vector)" if isinstance(query, NearVector) else "(events)" if isinstance(query, NearHistory) else "(user)"
 
 
 Query = Annotated[
-    Annotated[NearUser, Tag("user_id")] | Annotated[NearVector, Tag("vector")] | Annotated[NearHistory, Tag("events")],
+    Annotated[NearUser, Tag("(user)")]
+    | Annotated[NearVector, Tag("(vector)")]
+    | Annotated[NearHistory, Tag("(events)")],
     Discriminator(_kind_of),
 ]
 

@@ -11,12 +11,12 @@ from lurm.audience import Size
 from lurm.definitions import Alike, Combined, Listed, Rule, document_of
 from lurm.errors import TooInvolved, UsageError
 from lurm.filters import document_of as filter_document
-from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import whole
 from service.problems import Malformed
 from service.schemas import (
     SEEDS_AT_MOST,
     AudienceName,
+    Id,
     LikeRule,
     SeedsByFilter,
     SeedsOfAudience,
@@ -77,9 +77,6 @@ class AudienceRequest(WireModel):
     """Who is in a saved audience: exactly one of these."""
 
     model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
         json_schema_extra={
             "minProperties": 1,
             "maxProperties": 1,
@@ -91,9 +88,7 @@ class AudienceRequest(WireModel):
         },
     )
 
-    users: list[Annotated[str, Field(min_length=1, max_length=MAX_ID_BYTES)]] = Field(
-        default_factory=list, max_length=SEEDS_AT_MOST, description="These."
-    )
+    users: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="These.")
     like: LikeRule = Field(
         default_factory=lambda: LikeRule.model_construct(), description="Whoever is like some users."
     )

@@ -7,7 +7,7 @@ events, of which there may be many, are checked later and in portions, away from
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -84,10 +84,20 @@ Id = Annotated[
 ]
 
 
+_FIELDS = set(filters.NAMES)
+"""Names that may be told of a path, being ours; what else stands in one is the sender's, or tells unions apart."""
+
+
 class WireModel(BaseModel):
     """What comes over the wire: nothing it does not name, and no number that is none."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **more: Any) -> None:
+        """Know the fields of whatever is sent."""
+        super().__pydantic_init_subclass__(**more)
+        _FIELDS.update(entry.alias or name for name, entry in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -199,9 +209,7 @@ class WeightedSeed(WireModel):
 class AudienceSize(WireModel):
     """How large an audience is to be: exactly one of these."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"minProperties": 1, "maxProperties": 1}, extra="forbid", strict=True, frozen=True
-    )
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     percent: float = Field(0.0, gt=0, le=100, description="Of all users who may be in it.")
     count: Annotated[int, Field(ge=1), BeforeValidator(whole)] = 0
@@ -234,14 +242,14 @@ class AudienceBalance(WireModel):
 
 def _shape_of_seeds(seeds: object) -> str:
     if isinstance(seeds, SeedsOfAudience) or (isinstance(seeds, dict) and "audience" in seeds):
-        return "audience"
-    return "filter" if isinstance(seeds, dict | SeedsByFilter) else "ids"
+        return "(audience)"
+    return "(filter)" if isinstance(seeds, dict | SeedsByFilter) else "(ids)"
 
 
 Seeds = Annotated[
-    Annotated[list[Id | WeightedSeed], Field(min_length=1, max_length=SEEDS_AT_MOST), Tag("ids")]
-    | Annotated[SeedsByFilter, Tag("filter")]
-    | Annotated[SeedsOfAudience, Tag("audience")],
+    Annotated[list[Id | WeightedSeed], Field(min_length=1, max_length=SEEDS_AT_MOST), Tag("(ids)")]
+    | Annotated[SeedsByFilter, Tag("(filter)")]
+    | Annotated[SeedsOfAudience, Tag("(audience)")],
     Discriminator(_shape_of_seeds),
 ]
 
@@ -289,25 +297,6 @@ class RolloutRequest(WireModel):
     )
 
 
-_MODELS = (
-    EmbeddingsRequest,
-    EventsRequest,
-    InlineHistory,
-    UserEvent,
-    LikeRule,
-    AudienceSize,
-    AudienceBalance,
-    SeedsByFilter,
-    SeedsOfAudience,
-    WeightedSeed,
-    RolloutRequest,
-)
-_MORE_FIELDS = {
-    *("k", "limit", "job", "at", "location", "users", "like", "combine", "and"),
-    *("or", "name", "after", "audience", "job_id", "query", "vector"),
-    *("do", "edits", "kind", "start", "end", "targeted", "as_of", "days"),
-}
-_FIELDS = {name for model in _MODELS for name in model.model_fields} | filters.NAMES | _MORE_FIELDS
 _PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
 _EVENTS = TypeAdapter(list[InlineEvent])
 
@@ -409,21 +398,23 @@ def events_of(inline: InlineHistory, within: Sequence[str | int]) -> list[Event]
     return events
 
 
-def in_words(errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), offset: int = 0) -> str:
+def in_words(
+    errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), offset: int = 0, *, ours: Iterable[str] = ()
+) -> str:
     """What is wrong and where, without repeating anything that was sent.
 
     Args:
         errors: as pydantic reports them.
         within: path to the document they are about.
         offset: added to the first index.
+        ours: names, beside the fields of requests, that are not the sender's.
     """
-    told = []
+    told, names = [], _FIELDS.union(ours)
     for error in errors[:_ERRORS_TOLD]:
         loc = list(error["loc"])
         if loc and isinstance(loc[0], int):
             loc[0] += offset
-        # names that are not ours are the sender's
-        path = [part for part in (*within, *loc) if isinstance(part, int) or part in _FIELDS]
+        path = [part for part in (*within, *loc) if isinstance(part, int) or part in names]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
         what = _PLAIN_WORDS.get(error["type"], error["msg"])
         told.append(f"{where}: {what}" if where else what)
@@ -450,6 +441,8 @@ def parsed(body: bytes) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        if "depth limit" in error.msg:
+            raise Malformed("the body is nested too deep to be any request") from None
         raise Malformed(f"the body is not JSON (line {error.lineno}, column {error.colno})") from None
 
 

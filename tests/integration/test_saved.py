@@ -283,6 +283,8 @@ def test_too_few_to_protect_anybody(audiences: Audiences, release: Release) -> N
     for name in ("like-few", "on", "few-again", "heavy", "unlike"):
         with pytest.raises(Unfulfillable):
             audiences.members(name)
+    with pytest.raises(Unfulfillable, match=f"^seeds: {K_MIN - 1} users are meant, expected at least {K_MIN};"):
+        audiences.members("like-few")
     places = {one.name: one for one in audiences.places_in_release(release.history.users[0])}
     assert [places[name].member for name in ("few", "like-few", "on")] == [True, None, None]
     assert str(K_MIN) in (places["like-few"].why_not or "")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import orjson
 import pytest
 
-from lurm.definitions import Combined
-from lurm.errors import TooInvolved
+from lurm.definitions import Combined, Listed
+from lurm.errors import TooInvolved, UsageError
+from lurm.filters import filter_of
 from service.problems import Malformed
-from service.rules import parse_audience
+from service.queries import parse_neighbors
+from service.rules import parse_audience, parse_lookalikes
+from service.scenarios import parse_forecast
 
 
 def nested(width: int, depth: int, leaf: Any) -> Any:
@@ -39,3 +43,58 @@ def test_the_largest_term_is_taken() -> None:
     term = nested(8, 2, "a")
     assert combine(term) == Combined(term)
     assert combine(nested(1, 8, "a")) == Combined(nested(1, 8, "a"))
+
+
+def neighbors(body: bytes) -> object:
+    return parse_neighbors(body, max_events=10)
+
+
+@pytest.mark.parametrize(
+    ("parse", "document", "told"),
+    [
+        (neighbors, {"query": {"vector": [1.0]}}, "query.space_id: Field required"),
+        (neighbors, {"query": {}}, "query.user_id: Field required"),
+        (neighbors, {"query": {"user_id": 1.5}}, "query.user_id: expected a string or a whole number"),
+        (
+            neighbors,
+            {"query": {"vector": [1, "x"], "space_id": "s"}},
+            "query.vector[1]: Input should be a valid number",
+        ),
+        (neighbors, {"query": {"user_id": "a"}, "filter": {"any": [{"interest": -1}]}}, "filter.any[0].interest: "),
+        (parse_lookalikes, {"seeds": ["a"], "filter": {"all": [{"colour": 1}]}}, "filter.all[0]: expected one of: "),
+        (parse_lookalikes, {"seeds": ["a"], "filter": {"not": {"attribute": 3}}}, "filter.not.attribute: "),
+        (parse_lookalikes, {"seeds": {"filter": {"all": [{"item": 3}]}}}, "seeds.filter.all[0].item: "),
+        (parse_lookalikes, {"seeds": {"audience": "A"}}, "seeds.audience: "),
+        (parse_lookalikes, {"seeds": {"filter": {"all": []}, "secret": 1}}, "seeds: unknown field"),
+        (parse_lookalikes, {"seeds": [{"user_id": "a", "weight": -1}]}, "seeds[0]"),
+        (parse_lookalikes, {"seeds": ["a"], "exclude_audiences": ["A"]}, "exclude_audiences[0]: "),
+        (parse_audience, {"like": {"seeds": ["a"], "balance": {"like": "base"}}}, "like.balance.attribute: "),
+        (parse_audience, {"like": {"seeds": ["a"], "size": {"percent": 0}}}, "like.size.percent: "),
+        (parse_forecast, {"edits": [{"do": "add", "start": "x"}]}, "edits[0].start: "),
+    ],
+)
+def test_what_is_wrong_is_said_where_it_stands_in_what_was_sent(
+    parse: Callable[[bytes], object], document: object, told: str
+) -> None:
+    with pytest.raises(Malformed) as error:
+        parse(orjson.dumps(document))
+    assert str(error.value).startswith(told)
+
+
+def test_a_filter_says_where_once() -> None:
+    with pytest.raises(UsageError, match=r"^filter: all\[1\]\.not\.below: "):
+        filter_of({"all": [{"attribute": "age"}, {"not": {"attribute": "age", "below": []}}]})
+
+
+def test_what_is_nested_too_deep_to_be_read_is_told_so() -> None:
+    bottomless = b'{"seeds": ["a"], "filter": ' + b'{"not": ' * 2000 + b"{}" + b"}" * 2001
+    with pytest.raises(Malformed, match="nested too deep"):
+        parse_lookalikes(bottomless)
+    with pytest.raises(Malformed, match=r"not JSON \(line 1, column 2\)"):
+        parse_lookalikes(b"{]")
+
+
+def test_whole_numbers_are_ids_here_as_elsewhere() -> None:
+    assert parse_audience(b'{"users": [14552, "u1"]}') == Listed(["14552", "u1"])
+    with pytest.raises(Malformed, match=r"^users\[0\]: "):
+        parse_audience(b'{"users": [1.5]}')
