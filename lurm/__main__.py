@@ -327,11 +327,7 @@ def lookalike(
 
     from lurm import lookalikes, settings
     from lurm.audience import Size
-    from lurm.definitions import Definitions
-    from lurm.erasure import Ledger
     from lurm.progress import TerminalReporter
-    from lurm.release import Release
-    from lurm.saved import Audiences
 
     config = settings.load({"artifacts_dir": artifacts_dir})
     asked = audiences.asked_of(
@@ -345,14 +341,11 @@ def lookalike(
         expected=expected,
         n_groups=groups,
     )
-    opened, reporter = Release.open(config.artifacts_dir, release), TerminalReporter()
-    ledger = Ledger.of(config.live_folder)
-    saved = Audiences(opened, Definitions(config.artifacts_dir, ledger), ledger=ledger, k_min=config.audience_seeds)
-    found = lookalikes.find(
-        opened, asked, ledger=ledger, k_min=config.audience_seeds, reporter=reporter, members_of=saved.rows_of
-    )
-    lookalikes.write(opened, found, destination, reporter)
-    result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, **lookalikes.facts(found)}
+    saved, reporter = audiences.opened(config, release), TerminalReporter()
+    found = saved.find(asked, reporter)
+    lookalikes.write(saved.release, found, destination, reporter)
+    of = {"release": saved.release.release_id, "space_id": saved.release.space_id}
+    result = {"path": destination, **of, **lookalikes.facts(found)}
     emit(result, as_json=as_json, text=f"{destination}: {lookalikes.in_words(found)}")
 
 

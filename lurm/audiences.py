@@ -108,9 +108,9 @@ def save(
         rule = Alike(asked_of(like or "", Size(percent, count, probability), negative, exclude or [], where,
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
-    audiences.put(name, rule)
+    definition = audiences.put(name, rule)
     made = audiences.members(name, TerminalReporter())
-    told = {"name": name, "kind": rule_kind(rule), **made.facts}
+    told = {"name": name, "kind": definition.kind, **made.facts}
     emit(told, as_json=as_json, text=f"{name}: {len(made):,} users")
 
 
@@ -331,23 +331,16 @@ def seeds_in(file: str) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read as a file of user ids ({error})") from error
 
 
-def rule_kind(rule: Rule) -> str:
-    """What a rule is called outside."""
-    from lurm.definitions import Definition
-
-    return Definition("", rule, 0).kind
-
-
-def opened(config: Settings) -> Audiences:
-    """The saved audiences of the active release."""
+def opened(config: Settings, release_id: str | None = None) -> Audiences:
+    """The saved audiences of a release; None: of the active one."""
     from lurm.definitions import Definitions
     from lurm.erasure import Ledger
     from lurm.release import Release
     from lurm.saved import Audiences
 
     ledger = Ledger.of(config.live_folder)
-    definitions = Definitions(config.artifacts_dir, ledger)
-    return Audiences(Release.open(config.artifacts_dir), definitions, ledger=ledger, k_min=config.audience_seeds)
+    definitions, release = Definitions(config.artifacts_dir, ledger), Release.open(config.artifacts_dir, release_id)
+    return Audiences(release, definitions, ledger=ledger, k_min=config.audience_seeds)
 
 
 def _opened(artifacts_dir: Path | None) -> Audiences:

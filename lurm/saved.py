@@ -27,7 +27,7 @@ from lurm.errors import ArtifactMissing, Unfulfillable, UnknownUser
 from lurm.filters import Filters
 from lurm.histories import alive_in
 from lurm.history import History
-from lurm.lookalikes import filters_of
+from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.members import KIND, VERSION, Making, Members, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
@@ -117,7 +117,7 @@ class Audiences:
         k_min: int,
         filters: Filters | None = None,
     ) -> None:
-        self._release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
+        self.release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
         self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
         self._stacked: tuple[tuple[str, ...], _Stack] | None = None
@@ -158,7 +158,7 @@ class Audiences:
                 if where is not None:
                     self._filters.passing(where)
             if rule.asked.balance is not None:
-                self._release.attributes[rule.asked.balance.attribute]
+                self.release.attributes[rule.asked.balance.attribute]
         return self.definitions.put(name, rule)
 
     def members(self, name: str, reporter: Reporter | None = None) -> Members:
@@ -169,6 +169,22 @@ class Audiences:
             Unfulfillable: it cannot be made of this release.
         """
         return self.some([name], reporter)[name].there
+
+    def find(self, asked: Asked, reporter: Reporter) -> Found:
+        """An audience that is asked for and not saved; see ``lookalikes.find``.
+
+        Raises:
+            Unfulfillable, UnknownName: as that.
+        """
+        return find(
+            self.release,
+            asked,
+            ledger=self._ledger,
+            k_min=self._k_min,
+            reporter=reporter,
+            members_of=self.rows_of,
+            filters=self._filters,
+        )
 
     def rows_of(self, name: str) -> NDArray[np.int64]:
         """Rows of the members of one audience; see ``members``."""
@@ -186,9 +202,7 @@ class Audiences:
         made = self.all()
         stack = self._stack(made)
         scores, cosines = stack.product(vector_e)
-        as_scanned = row >= 0 and (
-            history is None or np.array_equal(vector_e, self._release.embeddings.vectors_ue[row])
-        )
+        as_scanned = row >= 0 and (history is None or np.array_equal(vector_e, self.release.embeddings.vectors_ue[row]))
         member: dict[str, bool] = {}
         places = []
         for name, one in made.items():
@@ -225,10 +239,10 @@ class Audiences:
         Raises:
             UnknownUser: the release does not know them, or they were erased.
         """
-        row = self._release.history.users.row(user_id)
+        row = self.release.history.users.row(user_id)
         if row < 0 or not self._alive(np.array([row], np.int64)).all():
             raise UnknownUser(user_id)
-        return self.places(user_id, row, np.asarray(self._release.embeddings.vectors_ue[row]), None)
+        return self.places(user_id, row, np.asarray(self.release.embeddings.vectors_ue[row]), None)
 
     def summaries(self, reporter: Reporter | None = None) -> list[dict[str, Any]]:
         """What there is to list of every audience, by name: JSON values."""
@@ -268,7 +282,7 @@ class Audiences:
         ranks = np.arange(start + 1, start + len(rows) + 1)
         columns = {
             "rank": pa.array(ranks, pa.int64()),
-            "user_id": pa.array(self._release.history.users.take(rows), pa.string()),
+            "user_id": pa.array(self.release.history.users.take(rows), pa.string()),
         }
         for column, values in (("percentile", members.percentile), ("probability", members.probability)):
             known = np.asarray(values[some]) if len(values) else [None] * len(rows)
@@ -277,7 +291,7 @@ class Audiences:
 
     def _alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) of whom nothing that the release has was erased."""
-        return alive_in(self._release.history, self._ledger, rows)
+        return alive_in(self.release.history, self._ledger, rows)
 
     def overlap(self, names: Sequence[str]) -> Overlap:
         """How many users audiences share; what fewer than ``k_min`` are counted as is not told.
@@ -323,7 +337,7 @@ class Audiences:
         # What has not been read anew is the same; to take its digest would cost more than to answer.
         if known is not None and known.definition is definition and known.parts == parts:
             return known
-        key = digest_of([VERSION, self._release.release_id, definition.digest, parts, self._k_min])
+        key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self._k_min])
         for name in sorted(definition.uses):
             if name not in made:
                 return Made(definition, parts, key, Unfulfillable("it is made of a saved audience that is not there"))
@@ -337,12 +351,12 @@ class Audiences:
 
     def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
         own = self.definitions.folder_of(definition.name)
-        folder = own / f"{self._release.release_id}-{key[:16]}"
+        folder = own / f"{self.release.release_id}-{key[:16]}"
         with suppress(ArtifactMissing):
             return Members(open_artifact(folder, KIND, verify=False))
         with alone(own, ".making"):  # the others find them made
             if not folder.exists():
-                making = Making(self._release, definition, of, self._ledger, self._k_min, self._filters, reporter)
+                making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
                 making.write(folder, key)
                 let_go(own, folder)
             return Members(open_artifact(folder, KIND, verify=False))

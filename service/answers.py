@@ -324,6 +324,7 @@ class AudienceAnswer(BaseModel):
     health: SeedHealth | None
     reach: list[ReachPoint] | None
     interests: list[OverIndexedInterest] | None
+    mix: list[MixItem] | None = Field(description="Of a balanced audience; empty where it is none.")
 
 
 class DeletedAnswer(BaseModel):

@@ -57,16 +57,7 @@ async def find(request: Request) -> Response:
 
 def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
     release = serving.release
-    k_min = serving.settings.audience_seeds
-    found = lookalikes.find(
-        release,
-        asked_of(asked),
-        ledger=serving.live.ledger,
-        k_min=k_min,
-        reporter=Silent(),
-        members_of=serving.audiences.rows_of,
-        filters=serving.filters,
-    )
+    found = serving.audiences.find(asked_of(asked), Silent())
     audience, describe = found.audience, release.vocabulary.describe
     listed = audience.rows[: asked.limit]
     reasons = lookalikes.why(release, found, listed, _SHARED)

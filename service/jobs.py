@@ -110,15 +110,7 @@ def _find(serving: Serving, asked: Asked, reporter: JobReporter, path: FilePath)
     """Find an audience and write it; in the thread of jobs."""
     release, ledger = serving.release, serving.live.ledger
     n_erasures = 0 if ledger is None else len(ledger)  # whoever is erased from now on is taken out when it is fetched
-    found = lookalikes.find(
-        release,
-        asked,
-        ledger=ledger,
-        k_min=serving.settings.audience_seeds,
-        reporter=reporter,
-        members_of=serving.audiences.rows_of,
-        filters=serving.filters,
-    )
+    found = serving.audiences.find(asked, reporter)
     lookalikes.write(release, found, path, reporter)
     return {
         "release": release.release_id,

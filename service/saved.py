@@ -182,7 +182,7 @@ def _one(serving: Serving, definition: Definition) -> dict[str, Any]:
         "n_users": facts["n_users"],
         "churn": facts["churn"],
         "definition": sent_of(definition.rule),
-        **{name: facts.get(name) for name in ("n_eligible", "health", "reach", "interests")},
+        **{name: facts.get(name) for name in ("n_eligible", "health", "reach", "interests", "mix")},
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlencode
 
@@ -28,6 +28,7 @@ class Lookalikes:
         health: of the seeds.
         reach: sizes against quality, measured on held-out seeds.
         interests: that it has more often than everybody.
+        mix: of a balanced audience, group by group: value, the part wanted, and n_users; else empty.
     """
 
     users: list[dict[str, Any]]
@@ -37,6 +38,7 @@ class Lookalikes:
     health: dict[str, Any]
     reach: list[dict[str, Any]]
     interests: list[dict[str, Any]]
+    mix: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,12 @@ def test_what_is_saved_is_answered_by_every_worker(asked: httpx.Client, release:
     assert made["n_users"] == round((len(release.history) - 30) / 5)
     assert made["health"]["n_found"] == 30
     assert made["definition"] == {"like": like}
+    assert (made["mix"], get(asked, "/v1/audiences/both")["mix"]) == ([], None)
+    balanced = {**like, "balance": {"attribute": "star_sign", "like": "base"}}
+    mix = put(asked, "balanced", like=balanced)["mix"]
+    assert {one["value"] for one in mix} == set(release.attributes["star_sign"].values)
+    assert sum(one["n_users"] for one in mix) == made["n_users"]
+    assert asked.delete("/v1/audiences/balanced").status_code == 200
     for _ in range(4):
         listed = AudiencesAnswer.model_validate(get(asked, "/v1/audiences")).audiences
         assert {one.name: one.n_users for one in listed}["both"] == made["n_users"] + 30

@@ -323,3 +323,13 @@ def test_a_transport_of_ones_own_is_used() -> None:
     transport = httpx.WSGITransport(lambda _, start: (start("404 Not Found", []), [b""])[1])
     with Client("http://anywhere", transport=transport) as client, pytest.raises(ServiceError, match="404"):
         client.info()
+
+
+def test_a_balanced_audience_brings_its_mix(connect: Callable[..., Ask]) -> None:
+    mix = [{"value": "DE", "wanted": 0.25, "n_users": 3}]
+    told = {"users": [], "n_users": 12, "n_eligible": 90, "space_id": "s", "health": {}, "reach": [], "interests": []}
+    said = iter([as_json({**told, "mix": mix}), as_json(told)])
+    with scripted(lambda _: next(said)) as server:
+        ask = connect(server.url)
+        found, older = (ask("lookalikes", ["a"], balance={"attribute": "country"}) for _ in range(2))
+    assert (found.mix, older.mix) == (mix, [])
