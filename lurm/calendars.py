@@ -180,7 +180,7 @@ class Calendar:
         concerns_bn = self._concerns(rows, events)
         some_un, group_b = np.unique(concerns_bn, axis=0, return_inverse=True)
         by_kind_nk = np.eye(len(self.kinds))[self.kind_n[events]]
-        on_uwk = np.einsum("un,nw,nk->uwk", some_un.astype(np.float64), share_nw, by_kind_nk)
+        on_uwk = np.einsum("un,nw,nk->uwk", some_un.astype(np.float64), share_nw, by_kind_nk, optimize=True)
         plain_wc = np.broadcast_to(_plain(begins), (len(on_uwk), n_days, _PLAIN))
         contexts = np.concatenate([plain_wc, np.minimum(on_uwk, 3.0)], axis=2).astype(np.float32)
         return Days(contexts, group_b.reshape(-1).astype(np.int64), on_uwk > 0)
