@@ -109,8 +109,12 @@ def build(
 ) -> None:
     """Make a release of an event log, and activate it.
 
-    The path is a folder with events.parquet (or .csv, .jsonl, or a folder events/), and if there are any items.*
-    and users.*; or a TOML file that names them. `lurm validate PATH` tells beforehand what lurm makes of it.
+    The path is a folder with events.parquet (or .csv, .jsonl, or a folder events/), and if there are any items.*,
+    users.*, calendar.* and calendar_targets.* (docs/forecasts.md); or a TOML file that names them. `lurm validate PATH`
+    tells beforehand what lurm makes of it.
+
+    With --model lumos the release also foretells what users will do in days to come, and under another calendar:
+    `lurm forecast`, and GET and POST /v1/users/{id}/forecast.
 
     With --model behavegpt the release also says what users do next: `lurm next`, GET /v1/users/{id}/next and rollouts.
 
@@ -434,7 +438,10 @@ def demo(
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="history, boi, interests, embed, train, scale, serve, all; or page.", show_default=False),
+        typer.Argument(
+            help="history, boi, interests, embed, train, behavegpt, scale, serve, audience, export, lumos; all; page.",
+            show_default=False,
+        ),
     ],
     scale: Annotated[
         str, typer.Option(help="small: half a minute each; full: hours; tiny: whether all of it works.")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +30,7 @@ from lurm.progress import Silent
 from lurm.sequences import trailing
 from lurm.smen import Bags as Tensors
 from lurm.smen import Smen, SmenConfig, SmenEncoder
+from training import __main__ as commands
 from training import bench
 from training.bench import boi, embed, history, interests, made, serve, train
 from training.bench import scale as growth
@@ -449,3 +452,8 @@ def test_the_bare_loop_takes_the_steps_of_the_trainer_and_notices_other_ones(tmp
         train.agree(recorder.trained, bare([0.01] * len(recorder.rates)))
     with pytest.raises(LurmError, match="No ratio is told"):
         train.agree(recorder.trained, recorder.started)
+
+
+def test_the_command_names_all_benchmarks_there_are() -> None:
+    argument = inspect.signature(commands.bench).parameters["name"].annotation
+    assert all(re.search(rf"\b{name}\b", str(argument)) for name in (*bench.BENCHMARKS, "all", "page"))
