@@ -147,12 +147,6 @@ class Histories:
             return 0, 0
         return len(history), int(history.timestamps[-1]) if len(history) else 0
 
-    async def alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(N,) whether nothing that the base has of the users of these rows has been erased."""
-        standings = await self.standings(self.base.users.take(rows))
-        whole = zip(standings, rows.tolist(), strict=True)
-        return np.array([isinstance(o, Standing) and o.n_base == self.base.n_events_of(row) for o, row in whole], bool)
-
     def _of_base(self, standing: Standing) -> History:
         return self.base.at(standing.row)
 

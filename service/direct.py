@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from lurm.histories import Standing
 from service.keys import PUBLIC, Keys, needed_by
 from service.problems import MEDIA_TYPE
 
@@ -33,6 +34,11 @@ STALE_HEADER: dict[str, Any] = {
 }
 
 UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
+
+
+def stale_of(*standings: Standing) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer about users who stand so: none where the newest events of all are known."""
+    return [] if all(one.is_fresh for one in standings) else [STALE]
 
 
 class _Id(Convertor[str]):

@@ -19,7 +19,7 @@ from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE, STALE_HEADER, Answer, DirectRoute, as_json, in_body, problems
+from service.direct import STALE_HEADER, Answer, DirectRoute, as_json, in_body, problems, stale_of
 from service.embedder import Embedded, Known, Seen
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
@@ -71,8 +71,7 @@ async def embed(request: Request, user_id: Annotated[str, Path(examples=["u00000
     # Weak: JSON and bytes, cached and computed, say the same in different words.
     etag = f'W/"{provenance.space_id}-{provenance.base[:12]}-{provenance.seq}"'.encode()
     headers = [(b"etag", etag), (b"vary", b"Accept"), (b"cache-control", b"private, no-cache")]
-    if not known.standing.is_fresh:
-        headers.append(STALE)
+    headers += stale_of(known.standing)
     sent = dict(request.scope["headers"])
     if etag in sent.get(b"if-none-match", b""):
         return Answer(headers, None, status=304)
@@ -124,7 +123,7 @@ async def embeddings(request: Request) -> Response:
     charge(request.scope, len(inputs) - 1)
     ids = [one for one in inputs if isinstance(one, str)]
     known = await serving.embedder.all_known(ids)
-    headers = [STALE] if any(isinstance(one, Known) and not one.standing.is_fresh for one in known) else []
+    headers = stale_of(*(one.standing for one in known if isinstance(one, Known)))
     sources: Sequence[Known | History | Seen | LurmError] = known
     if len(ids) < len(inputs):
         given = await serving.threads.run(functools.partial(_histories_of, serving.release.history, inputs))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
-import re
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Path
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 
 from lurm.live import Arriving, Status, Unavailable
 from service.answers import ErasureAnswer, EventsAnswer
@@ -19,17 +22,6 @@ from service.bootstrap import serving_of
 from service.direct import DirectRoute, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
-
-# Paths below a user, and their methods; an id that ends so is sent with %2F.
-_ALLOWED = {
-    "interests": "GET",
-    "neighbors": "GET",
-    "audiences": "GET",
-    "next": "GET",
-    "rollout": "POST",
-    "forecast": "GET, POST",
-}
-_BELOW = re.compile(f"/v1/users/.+/({'|'.join(_ALLOWED)})".encode())
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
@@ -85,8 +77,8 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
     """
     serving = serving_of(request)
     known_id(user_id)
-    if below := _BELOW.fullmatch(request.scope["raw_path"]):
-        raise HTTPException(405, headers={"Allow": _ALLOWED[below[1].decode()]})
+    if allowed := methods_below(request.app.routes, request.scope["raw_path"]):
+        raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))})
     live, ledger = serving.live.written_to()
     n_events, newest_at = await serving.histories.extent(user_id)
     erased_at = max(int(time.time() * 1000), newest_at)
@@ -106,3 +98,16 @@ async def erase(request: Request, user_id: Annotated[str, Path(examples=["u00000
         raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
     serving.telemetry.erased()
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})
+
+
+def methods_below(routes: Sequence[BaseRoute], raw_path: bytes) -> set[str]:
+    """Which methods a path answers that is one below a user: none where what looks like it is an id to its end.
+
+    Args:
+        routes: of the application.
+        raw_path: as it was sent; the slashes of an id are %2F in it.
+    """
+    pieces = [unquote(piece).replace("/", "%2F") for piece in raw_path.decode("latin-1").split("/")]
+    below = [one for one in routes if isinstance(one, APIRoute) and one.path_format.startswith("/v1/users/{user_id}/")]
+    found = [(one, one.path_regex.match("/".join(pieces))) for one in below]
+    return {method for one, match in found if match and match["user_id"] for method in one.methods or ()}

@@ -18,7 +18,7 @@ from lurm.forecasts import Forecaster, Interval
 from lurm.history import History, HistoryBatch
 from service.answers import ForecastAnswer, ScenarioAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
+from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
 from service.scenarios import ForecastRequest, parse_forecast
 from service.schemas import iso_of, known_id
@@ -76,7 +76,7 @@ async def _answer(request: Request, user_id: str, tell: Callable[[Forecaster, Hi
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
     found = await serving.threads.run(lambda: tell(serving.release.foreteller, history))
-    return as_json(found, [] if standing.is_fresh else [STALE])
+    return as_json(found, stale_of(standing))
 
 
 def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lurm.moments import Moment
 from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
+from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.futures import imagined, told_next
 from service.keys import needs
 from service.schemas import known_id, parse_rollout
@@ -54,7 +54,7 @@ async def next_of(
     history = await serving.histories.one(standing)
     place = None if location is None else serving.release.history.locations.row(location)
     found = await serving.foreteller.next(history, Occasion(at, place), k)
-    return as_json(told_next(history, found), [] if standing.is_fresh else [STALE])
+    return as_json(told_next(history, found), stale_of(standing))
 
 
 @router.post(
@@ -78,4 +78,4 @@ async def rollout(request: Request, user_id: UserId) -> Response:
     history = await serving.histories.one(standing)
     base = serving.release.history
     content = await serving.threads.run(functools.partial(imagined, model, base, history, asked))
-    return as_json(content, [] if standing.is_fresh else [STALE])
+    return as_json(content, stale_of(standing))

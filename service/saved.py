@@ -23,7 +23,7 @@ from service.answers import (
     PlacesAnswer,
 )
 from service.bootstrap import Serving, serving_of
-from service.direct import STALE, STALE_HEADER, UserId, as_json, in_body, problems
+from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
 from service.rules import parse_audience, sent_of
 from service.schemas import iso_of, known_id
@@ -156,7 +156,7 @@ async def audiences_of(request: Request, user_id: UserId) -> Response:
         "space_id": serving.release.space_id,
         "audiences": [asdict(one) for one in await _slow(serving, place)],
     }
-    return as_json(told, [] if standing.is_fresh else [STALE])
+    return as_json(told, stale_of(standing))
 
 
 async def _slow(serving: Serving, call: Callable[[], _T]) -> _T:

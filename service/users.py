@@ -22,7 +22,7 @@ from lurm.reasons import Interests
 from lurm.release import Release
 from service.answers import InterestsAnswer, NeighborsAnswer
 from service.bootstrap import Serving, serving_of
-from service.direct import STALE, STALE_HEADER, DirectRoute, UserId, as_json, in_body, problems
+from service.direct import STALE_HEADER, DirectRoute, UserId, as_json, in_body, problems, stale_of
 from service.embedder import Known
 from service.keys import needs
 from service.queries import NEIGHBORS_AT_MOST, NearHistory, NearUser, NearVector, parse_neighbors
@@ -50,7 +50,7 @@ async def interests(request: Request, user_id: UserId, k: K = 10) -> Response:
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
     found = await serving.threads.run(lambda: _interests(serving.release, history, k))
-    return as_json(found, [] if standing.is_fresh else [STALE])
+    return as_json(found, stale_of(standing))
 
 
 @router.get(
@@ -65,7 +65,7 @@ async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
     serving = serving_of(request)
     known = await serving.embedder.known(known_id(user_id))
     near = await _near(serving, await _of_user(serving, known), k, None)
-    return as_json({"user_id": user_id, **near}, [] if known.standing.is_fresh else [STALE])
+    return as_json({"user_id": user_id, **near}, stale_of(known.standing))
 
 
 @others.post(
@@ -88,7 +88,7 @@ async def neighbors_of(request: Request) -> Response:
         case NearUser(user_id=user_id):
             known = await serving.embedder.known(user_id)
             near = await _near(serving, await _of_user(serving, known), asked.k, asked.filter)
-            return as_json({"user_id": user_id, **near}, [] if known.standing.is_fresh else [STALE])
+            return as_json({"user_id": user_id, **near}, stale_of(known.standing))
         case NearVector():
             near = await _near(serving, _Subject(_checked(serving.release, asked.query)), asked.k, asked.filter)
         case NearHistory(events=events):

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
+from fastapi import APIRouter
 
 from lurm.release import Release
 from service.answers import EmbeddingsAnswer
+from service.app import create_api
+from service.events import methods_below
 from service.problems import Malformed
 from service.schemas import InlineHistory, events_of, parse_embeddings
 from tests.server.conftest import RunningServer, problem, read_all
@@ -242,6 +245,32 @@ def test_another_method_is_405_and_says_which(client: httpx.Client, method: str,
     answer = client.request(method, path)
     problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == allowed
+
+
+def test_no_endpoint_below_a_user_is_taken_for_an_id_to_erase(client: httpx.Client) -> None:
+    below = {
+        path: methods
+        for path, methods in create_api().openapi()["paths"].items()
+        if path.startswith("/v1/users/{user_id}/")
+    }
+    assert len(below) >= 6
+    for path, methods in below.items():
+        for sent in (path.format(user_id="x"), path.format(user_id="x%2Fy")):
+            answer = client.delete(sent)
+            problem(answer, 405, "method-not-allowed")
+            assert answer.headers["allow"] == ", ".join(sorted(method.upper() for method in methods))
+    problem(client.delete("/v1/users/x/%69nterests"), 405, "method-not-allowed")
+
+
+def test_a_new_endpoint_below_a_user_is_known_as_one() -> None:
+    router = APIRouter()
+
+    @router.post("/v1/users/{user_id:id}/hopes/{hope}")
+    def hope(user_id: str, hope: str) -> None: ...
+
+    assert methods_below(router.routes, b"/v1/users/a%2Fb/hopes/1") == {"POST"}
+    for an_id in (b"/v1/users/a%2Fhopes%2F1", b"/v1/users//hopes/1", b"/v1/users/hopes/1", b"/v1/users/a/hopes"):
+        assert methods_below(router.routes, an_id) == set()
 
 
 @pytest.mark.parametrize("path", ["/v1/users/interests", "/v1/users/x%2Finterests", "/v1/users/x/nothing"])

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from lurm.erasure import Ledger
 from lurm.errors import UnknownUser
 from lurm.events import Event
-from lurm.histories import Histories
+from lurm.histories import Histories, Standing
 from lurm.history import COLUMNS, History, HistoryBase
 from lurm.live import Arriving, LiveEvents, identity_of
 from lurm.live.sqlite import SqliteLiveEvents
@@ -173,12 +172,12 @@ def test_an_erased_user_is_unknown_until_a_new_life_begins(using: Using) -> None
     async def body(histories: Histories) -> None:
         await using.send(histories.live, [Event("u", "a", "view", 1003 * DAY_MS), Event("x", "a", "view", 5)])
         before = await histories.standing("u")
-        rows = histories.base.users.rows(["u", "v", "w"]).astype(np.int64)
         for user in "ux":
             await histories.live.erase(user, moment)
             with pytest.raises(UnknownUser):
                 await histories.standing(user)
-        assert (await histories.alive(rows)).tolist() == [False, True, True]
+        standings = await histories.standings(["u", "v", "w"])
+        assert [isinstance(one, Standing) for one in standings] == [False, True, True]
         assert isinstance((await histories.read([before]))[0], UnknownUser), "asked before, read after"
         await using.send(histories.live, [Event("u", "b", "view", moment), Event("u", "c", "view", moment + 1)])
         again = await histories.history("u")
