@@ -55,12 +55,13 @@ def checked_id(value: object) -> str:
     """An id as a string; whole numbers are taken as their digits, as when a log is read.
 
     Raises:
-        PydanticCustomError: neither, empty, or too long.
+        PydanticCustomError: neither, empty, too long, or a number so large that it came without its last digits.
     """
     if type(value) is str and value.isascii() and 0 < len(value) <= MAX_ID_BYTES:
         return value  # the most of them
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+    number = whole(value)
+    if isinstance(number, int) and not isinstance(number, bool) and -(2**63) < number < 2**64:
+        value = str(number)
     if not isinstance(value, str):
         raise PydanticCustomError("id", "expected a string or a whole number")
     if not 0 < len(value.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES:
@@ -72,12 +73,13 @@ Model = TypeVar("Model", bound=BaseModel)
 Id = Annotated[
     str,
     BeforeValidator(checked_id),
-    # 5.0 is a whole number to JSON Schema, but no id to us
     WithJsonSchema(
         {
-            "type": "string",
-            "minLength": 1,
-            "maxLength": MAX_ID_BYTES,
+            "anyOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_ID_BYTES},
+                # what a parser of JSON reads as whole; beyond it, digits would be lost
+                {"type": "integer", "minimum": 1 - 2**63, "maximum": 2**64 - 1},
+            ],
             "description": "Whole numbers are taken as their digits.",
         }
     ),

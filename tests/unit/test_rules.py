@@ -49,12 +49,19 @@ def neighbors(body: bytes) -> object:
     return parse_neighbors(body, max_events=10)
 
 
+@pytest.mark.parametrize(("sent", "user_id"), [(b"7", "7"), (b"7.0", "7"), (b"18446744073709551615", str(2**64 - 1))])
+def test_whole_numbers_are_ids_however_they_are_written(sent: bytes, user_id: str) -> None:
+    assert parse_audience(b'{"users": [%s]}' % sent) == Listed([user_id])
+
+
 @pytest.mark.parametrize(
     ("parse", "document", "told"),
     [
         (neighbors, {"query": {"vector": [1.0]}}, "query.space_id: Field required"),
         (neighbors, {"query": {}}, "query.user_id: Field required"),
         (neighbors, {"query": {"user_id": 1.5}}, "query.user_id: expected a string or a whole number"),
+        (neighbors, {"query": {"user_id": 2.0**64}}, "query.user_id: expected a string or a whole number"),
+        (neighbors, {"query": {"user_id": True}}, "query.user_id: expected a string or a whole number"),
         (
             neighbors,
             {"query": {"vector": [1, "x"], "space_id": "s"}},
