@@ -52,6 +52,7 @@ class Calibration:
         factor: of expected amounts.
         tilt, shift: signed logs of typical amounts are those of average ones, times and plus this.
         width: signed logs of amounts lie so far from typical ones in nine cases of ten.
+        least: amount there was, which no amount is below.
         dispersion: variance of an answer, over its mean.
         shock: spread of the log of what everybody did together, over what was foretold.
     """
@@ -62,6 +63,7 @@ class Calibration:
     tilt: float = 1.0
     shift: float = 0.0
     width: float = 0.0
+    least: float = -1e300
     dispersion: float = 1.0
     shock: float = 0.0
 
@@ -164,7 +166,8 @@ class Forecaster:
         self.calibrations, self.watermark = tuple(calibrations), history.watermark
         self._users = history.users
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
-        self._slope, self._intercept, self._factor, self._tilt, self._shift, self._width, *rest = columns
+        self._slope, self._intercept, self._factor, *rest = columns
+        self._tilt, self._shift, self._width, self._least, *rest = rest
         self._dispersion, self._shock = rest
 
     @classmethod
@@ -348,11 +351,12 @@ class Forecaster:
         probability = np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
         is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
         raw = said.expected_bq.double().numpy() * self._factor
-        amount = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
-        logs = signed_log(amount) * self._tilt + self._shift
-        typical, low, high = (from_signed_log(logs + side * self._width) for side in (0, -1, 1))
-        expected = np.where(is_amount, probability * amount * unit_q, probability)
-        return Forecast(probability, amount * unit_q, typical * unit_q, low * unit_q, high * unit_q, expected)
+        mean = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
+        logs = signed_log(mean) * self._tilt + self._shift
+        around = (from_signed_log(logs + side * self._width) for side in (0, -1, 1))
+        amount, typical, low, high = (np.maximum(one * unit_q, self._least) for one in (mean, *around))
+        expected = np.where(is_amount, probability * amount, probability)
+        return Forecast(probability, amount, typical, low, high, expected)
 
     def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on.

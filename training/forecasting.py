@@ -320,19 +320,20 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         slope, intercept = _platt(probability_bq[known_b, at], happened_bq[known_b, at])
         logit_b = slope * _logit(probability_bq[:, at]) + intercept
         said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
-        factor, tilt, shift, width = 1.0, 1.0, 0.0, 0.0
+        factor, tilt, shift, width, least = 1.0, 1.0, 0.0, 0.0, Calibration().least
         if target.is_amount:
             did_b = amount_bq[:, at].astype(np.float64)
             total = float(raw_bq[:, at].sum())
             factor = float(np.clip(did_b.sum() / total, 0.1, 10.0)) if total * did_b.sum() > 0 else 1.0
             some_b, unit = did_b != 0, float(raw.questions.unit_q[at])
             given_b = factor * raw_bq[some_b, at] / np.maximum(said_b[some_b], 1e-9)
+            least = float(did_b[some_b].min()) if some_b.any() else least
             tilt, shift, width = _typical(signed_log(given_b / unit), signed_log(did_b[some_b] / unit))
             said_b = factor * raw_bq[:, at]
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
-        found.append(Calibration(slope, intercept, factor, tilt, shift, width, dispersion))
+        found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion))
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
     logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]

@@ -81,6 +81,10 @@ def test_what_is_foretold_hangs_together(forecaster, batch, today):
         assert (found.low[:, amount] <= found.typical[:, amount]).all()
         assert (found.typical[:, amount] <= found.high[:, amount]).all()
         assert np.allclose(found.expected[:, amount], found.probability[:, amount] * found.amount[:, amount])
+        for much in (found.low, found.amount):
+            assert (much[:, amount] >= forecaster.calibrations[amount].least).all()
+    assert forecaster.calibrations[VIEWS].least == 1  # a view
+    assert forecaster.calibrations[SPEND].least > 0
     assert np.isnan(found.amount[:, ACTIVE]).all()
 
 
