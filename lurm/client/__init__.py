@@ -10,6 +10,7 @@ needs scikit-learn, and only when it is asked for.
 exchange     what is sent, when it is sent again, what errors become
 answers      what comes back, as numpy arrays and records
 methods      one generator, a method of both clients
+users        the methods about what users like, whom they are like and what they will do, and what they answer
 audiences    the methods about audiences, and what they answer
 clients      Client and AsyncClient
 transformer  UserEmbeddings, a step of a scikit-learn pipeline
@@ -24,16 +25,25 @@ from lurm.client.answers import (
     Embeddings,
     Export,
     Info,
-    Interest,
     Limits,
-    Neighbor,
     Receipt,
     Receipts,
-    SharedInterest,
 )
 from lurm.client.audiences import Audience, Job, Lookalikes, Member, Overlap, Place
 from lurm.client.clients import AsyncClient, Client
 from lurm.client.exchange import with_event_ids
+from lurm.client.users import (
+    Difference,
+    Forecast,
+    Foretold,
+    Imagined,
+    Interest,
+    Neighbor,
+    OnEvent,
+    Prospect,
+    Scenario,
+    SharedInterest,
+)
 
 if TYPE_CHECKING:
     from lurm.client.transformer import UserEmbeddings
@@ -42,9 +52,13 @@ __all__ = [
     "AsyncClient",
     "Audience",
     "Client",
+    "Difference",
     "Embedding",
     "Embeddings",
     "Export",
+    "Forecast",
+    "Foretold",
+    "Imagined",
     "Info",
     "Interest",
     "Job",
@@ -52,10 +66,13 @@ __all__ = [
     "Lookalikes",
     "Member",
     "Neighbor",
+    "OnEvent",
     "Overlap",
     "Place",
+    "Prospect",
     "Receipt",
     "Receipts",
+    "Scenario",
     "SharedInterest",
     "UserEmbeddings",
     "with_event_ids",

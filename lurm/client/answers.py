@@ -297,57 +297,6 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class Interest:
-    """One interest of a user.
-
-    Attributes:
-        interest: its number, the same in all answers of a release.
-        share: part of the user's events that fall into it.
-        trend: events per 30 days, oldest first, up to the user's newest event.
-    """
-
-    interest: int
-    share: float
-    n_events: int
-    description: str
-    words: list[str]
-    titles: list[str]
-    trend: list[int]
-    last_at: datetime
-
-    @classmethod
-    def all_of(cls, response: httpx.Response) -> list[Interest]:
-        """The interests in an answer, strongest first."""
-        raw = orjson.loads(response.content)["interests"]
-        return [record(cls, one, last_at=datetime.fromisoformat(one["last_at"])) for one in raw]
-
-
-@dataclass(frozen=True, slots=True)
-class SharedInterest:
-    """An interest two users have in common."""
-
-    interest: int
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbor:
-    """A user near another; the score is the cosine, larger is nearer."""
-
-    user_id: str
-    score: float
-    shared_interests: list[SharedInterest]
-
-    @classmethod
-    def all_of(cls, response: httpx.Response) -> list[Neighbor]:
-        """The neighbours in an answer, nearest first."""
-        return [
-            record(cls, one, shared_interests=[record(SharedInterest, each) for each in one["shared_interests"]])
-            for one in orjson.loads(response.content)["neighbors"]
-        ]
-
-
-@dataclass(frozen=True, slots=True)
 class Receipt:
     """What became of one event.
 

@@ -12,10 +12,8 @@ import httpx
 import orjson
 
 from lurm.client.answers import record
-from lurm.client.exchange import Send, Steps, id_of, in_json, quoted, read
+from lurm.client.exchange import JSON, Send, Steps, id_of, in_json, quoted, read
 from lurm.client.methods import Method
-
-_JSON = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +48,8 @@ class Audience:
         n_users: members; None where it cannot be made of the release that is served.
         churn: since which release how many joined, left and stayed; None where it was not made of one before.
         why_not: why it cannot be made.
+        definition: the rule that saves it; None in a list, and so is what follows.
+        n_eligible, health, reach, interests, mix: as of ``Lookalikes``; None where there are no seeds.
     """
 
     name: str
@@ -58,6 +58,12 @@ class Audience:
     n_users: int | None
     churn: dict[str, Any] | None
     why_not: str | None = None
+    definition: dict[str, Any] | None = None
+    n_eligible: int | None = None
+    health: dict[str, Any] | None = None
+    reach: list[dict[str, Any]] | None = None
+    interests: list[dict[str, Any]] | None = None
+    mix: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,7 @@ class AudienceMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         body = in_json({"seeds": seeds, "job": False, **asked}, "audience", 0)
-        response = yield from self._exchange(Send("POST", "/v1/lookalikes", _JSON, body))
+        response = yield from self._exchange(Send("POST", "/v1/lookalikes", JSON, body))
         return read(response, lambda it: record(Lookalikes, orjson.loads(it.content)))
 
     @Method
@@ -150,7 +156,7 @@ class AudienceMethods(ABC):
             LurmError: as ``lookalikes``.
         """
         body = in_json({"seeds": seeds, "job": True, **asked}, "audience", 0)
-        response = yield from self._exchange(Send("POST", "/v1/lookalikes", _JSON, body))
+        response = yield from self._exchange(Send("POST", "/v1/lookalikes", JSON, body))
         return read(response, _job)
 
     @Method
@@ -198,7 +204,19 @@ class AudienceMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         body = in_json(rule, "rule", 0)
-        response = yield from self._exchange(Send("PUT", f"/v1/audiences/{quoted(name)}", _JSON, body))
+        response = yield from self._exchange(Send("PUT", f"/v1/audiences/{quoted(name)}", JSON, body))
+        return read(response, lambda it: record(Audience, orjson.loads(it.content)))
+
+    @Method
+    def audience(self, name: str) -> Steps[Audience]:
+        """A saved audience: how it is defined, and what its members are like.
+
+        Raises:
+            UnknownName: there is none.
+            DataError: it cannot be made of the release that is served.
+            LurmError: the service refused, or did not answer.
+        """
+        response = yield from self._exchange(Send("GET", f"/v1/audiences/{quoted(name)}"))
         return read(response, lambda it: record(Audience, orjson.loads(it.content)))
 
     @Method

@@ -28,15 +28,14 @@ from lurm.client.answers import (
     Embeddings,
     Export,
     Info,
-    Interest,
     Memory,
-    Neighbor,
     Receipts,
     chunks,
     whole,
 )
 from lurm.client.audiences import AudienceMethods
 from lurm.client.exchange import (
+    JSON,
     Outcome,
     Retries,
     RetryBudget,
@@ -53,15 +52,15 @@ from lurm.client.exchange import (
     with_event_ids,
 )
 from lurm.client.methods import Awaits, Blocks, Method
+from lurm.client.users import UserMethods
 from lurm.errors import LurmError, Overloaded, ServiceError, UsageError
 
 _T = TypeVar("_T")
 _TransportT = TypeVar("_TransportT")
 _PauseT = TypeVar("_PauseT")
 _BINARY = {"accept": "application/octet-stream"}
-_JSON = {"content-type": "application/json"}
 # Decoded 10 times faster, where it can be; a service that does not know it answers in base64.
-_FOR_IDS = _JSON | ({"accept": f"{ARROW}, application/json;q=0.5"} if find_spec("pyarrow") else {})
+_FOR_IDS = JSON | ({"accept": f"{ARROW}, application/json;q=0.5"} if find_spec("pyarrow") else {})
 _BEFORE_INPUTS, _AFTER_INPUTS = b'{"input":[', b'],"encoding_format":"base64"}'
 _EVENTS_AT_ONCE = 1000
 _EVENT_BYTES_AT_ONCE = 2**20
@@ -69,7 +68,7 @@ _ROUNDS = 4
 _PIECE_BYTES = 2**20  # of a body that goes into a file
 
 
-class _Methods(AudienceMethods, Generic[_TransportT, _PauseT]):
+class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
     """What both clients are made of; ``Client`` says what the arguments mean."""
 
     def __init__(
@@ -159,30 +158,6 @@ class _Methods(AudienceMethods, Generic[_TransportT, _PauseT]):
         return (yield from self._embed(ids, [in_json(one, "history", at) for at, one in enumerate(inputs)], n_events))
 
     @Method
-    def interests(self, user_id: str | int, k: int = 10) -> Steps[list[Interest]]:
-        """At most k interests of a user, strongest first.
-
-        Raises:
-            UnknownUser: no history is known.
-            LurmError: the service refused, or did not answer.
-        """
-        asked = id_of(user_id)
-        response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/interests?k={int(k)}"), asked)
-        return read(response, Interest.all_of)
-
-    @Method
-    def neighbors(self, user_id: str | int, k: int = 10) -> Steps[list[Neighbor]]:
-        """The k users nearest to a user, nearest first, and which interests they share.
-
-        Raises:
-            UnknownUser: no history is known.
-            LurmError: the service refused, or did not answer.
-        """
-        asked = id_of(user_id)
-        response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/neighbors?k={int(k)}"), asked)
-        return read(response, Neighbor.all_of)
-
-    @Method
     def export(self, destination: str | Path) -> Steps[Export]:
         """Write everybody's embeddings to a file: an Arrow IPC stream, all of one release, a row a user.
 
@@ -217,7 +192,7 @@ class _Methods(AudienceMethods, Generic[_TransportT, _PauseT]):
         answers = []
         for cut in chunks(((1, len(row) + 1) for row in rows), (_EVENTS_AT_ONCE, _EVENT_BYTES_AT_ONCE)):
             body = b'{"events":[' + b",".join(rows[cut.start : cut.stop]) + b"]}"
-            response = yield from self._exchange(Send("POST", "/v1/events", _JSON, body))
+            response = yield from self._exchange(Send("POST", "/v1/events", JSON, body))
             answers.append(read(response, functools.partial(Receipts.of, n_events=len(cut), start=cut.start)))
         return Receipts.joined(answers)
 
@@ -273,7 +248,7 @@ class _Methods(AudienceMethods, Generic[_TransportT, _PauseT]):
     def _pause(self, seconds: float) -> _PauseT: ...
 
     def _embed(
-        self, ids: list[str], inputs: list[bytes], n_events: list[int], headers: Mapping[str, str] = _JSON
+        self, ids: list[str], inputs: list[bytes], n_events: list[int], headers: Mapping[str, str] = JSON
     ) -> Steps[Embeddings]:
         known = self._known if ids else None
         if known is None:

@@ -37,6 +37,7 @@ from lurm.errors import (
     UsageError,
 )
 
+JSON = {"content-type": "application/json"}
 _T = TypeVar("_T")
 _UNKNOWN_USER = "urn:lurm:problem:unknown-user"
 _UNKNOWN_NAME = "urn:lurm:problem:unknown-name"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import doctest
 import threading
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 
 from lurm import export
 from lurm.client import AsyncClient, Client, Info, UserEmbeddings
-from lurm.errors import DataError, LurmError, UnknownUser, UsageError
+from lurm.errors import DataError, LurmError, Unfulfillable, UnknownUser, UsageError
 from lurm.release import Release
 from service.queries import NEIGHBORS_AT_MOST as MOST
 from tests.scripted import Said, scripted
@@ -40,15 +41,15 @@ def ids(release: Release) -> list[str]:
 def ask(request: pytest.FixtureRequest, server: RunningServer) -> Callable[..., Any]:
     """A method of either client."""
 
-    async def awaited(method: str, *args: Any) -> Any:
+    async def awaited(method: str, *args: Any, **more: Any) -> Any:
         async with AsyncClient(server.url) as client:
-            return await getattr(client, method)(*args)
+            return await getattr(client, method)(*args, **more)
 
-    def blocking(method: str, *args: Any) -> Any:
+    def blocking(method: str, *args: Any, **more: Any) -> Any:
         with Client(server.url) as client:
-            return getattr(client, method)(*args)
+            return getattr(client, method)(*args, **more)
 
-    return blocking if request.param == "blocking" else lambda *args: asyncio.run(awaited(*args))
+    return blocking if request.param == "blocking" else lambda *args, **more: asyncio.run(awaited(*args, **more))
 
 
 # -- embeddings ---------------------------------------------------------------------------------------------------
@@ -175,6 +176,103 @@ def test_the_other_methods_say_what_the_service_says(
     assert [(one.user_id, one.score) for one in ask("neighbors", ids[5], 4)] == [
         (one["user_id"], one["score"]) for one in raw
     ]
+
+
+def test_neighbours_of_whatever_a_query_may_be(
+    ask: Callable[..., Any], client: httpx.Client, release: Release, ids: list[str]
+) -> None:
+    def raw(query: dict[str, Any], **more: Any) -> list[tuple[str, float, list[int]]]:
+        answer = client.post("/v1/neighbors", json={"query": query, "k": 6, **more}).json()["neighbors"]
+        return [
+            (one["user_id"], one["score"], [each["interest"] for each in one["shared_interests"]]) for one in answer
+        ]
+
+    def told(of: object, **more: Any) -> list[tuple[str, float, list[int]]]:
+        near = ask("neighbors", of, 6, **more)
+        return [(one.user_id, one.score, [each.interest for each in one.shared_interests]) for one in near]
+
+    one, some = ask("embed", ids[5]), {"behavior": release.history.behaviors[0], "at_least": 2}
+    as_sent = {"vector": one.vector_e.tolist(), "space_id": one.space_id}
+    assert told(one) == raw(as_sent)
+    assert told(one)[0][0] == ids[5]
+    assert told(one, filter=some) == raw(as_sent, filter=some)
+    many = ask("embed_many", ids[:2])
+    middle_e = many.vectors_ne.sum(axis=0)
+    middle_e /= np.linalg.norm(middle_e)
+    expected = raw({"vector": middle_e.tolist(), "space_id": many.space_id})
+    for numbers in (middle_e, middle_e.tolist(), middle_e.astype(np.float64), np.repeat(middle_e, 2)[::2]):
+        assert told(numbers, space_id=many.space_id) == expected
+    assert told(ids[5], filter=some) == raw({"user_id": ids[5]}, filter=some)
+    assert told(ids[5], filter={"not": some}) == raw({"user_id": ids[5]}, filter={"not": some})
+    events: list[Any] = events_of(release, ids[7])
+    assert told(events, filter=some) == raw({"events": events}, filter=some)
+    assert told(events)[0][0] == ids[7]
+    assert told(events)[0][2]
+    assert len(told([])) == 6
+
+
+def test_queries_that_mean_nothing_are_refused(ask: Callable[..., Any], release: Release, ids: list[str]) -> None:
+    one = ask("embed", ids[5])
+    for of in (one.vector_e, one.vector_e.tolist(), [ids[0]], object(), None, True):
+        with pytest.raises(UsageError):
+            ask("neighbors", of)
+    for numbers in (ids[5], [[1.0]], [], ["a"], [float("nan")] * release.encoder.dim):
+        with pytest.raises(UsageError, match="space_id"):
+            ask("neighbors", numbers, space_id=one.space_id)
+    for numbers, space_id in ((one.vector_e, "another"), (one.vector_e[:-1], one.space_id)):
+        with pytest.raises(Unfulfillable):
+            ask("neighbors", numbers, space_id=space_id)
+    with pytest.raises(Unfulfillable, match="height"):
+        ask("neighbors", one, filter={"attribute": "height", "min": 3})
+    with pytest.raises(UsageError, match="filter"):
+        ask("neighbors", one, filter={"tall": True})
+    with pytest.raises(UnknownUser):
+        ask("neighbors", "nobody", filter={"behavior": "view"})
+
+
+def test_what_comes_next_is_what_the_service_says(
+    ask: Callable[..., Any], client: httpx.Client, release: Release, ids: list[str]
+) -> None:
+    path, at = f"/v1/users/{ids[5]}", datetime(2030, 1, 5, 12, tzinfo=UTC)
+    for given in ({}, {"at": at}, {"at": int(at.timestamp() * 1000)}, {"location": release.history.locations[0]}):
+        raw = client.get(path + "/next", params={"k": 4} | {name: str(value) for name, value in given.items()}).json()
+        assert [dataclasses.asdict(one) for one in ask("next", ids[5], 4, **given)] == raw["next"]
+    drawn = {"steps": 5, "paths": 2, "temperature": 0.8, "seed": 7}
+    raw = client.post(path + "/rollout", json=drawn).json()
+    futures = ask("rollout", ids[5], **drawn)
+    assert [[one.interest for one in future] for future in futures] == [
+        [one["interest"] for one in future] for future in raw["paths"]
+    ]
+    assert futures[0][0].at == datetime.fromisoformat(raw["paths"][0][0]["at"])
+    assert len(ask("rollout", ids[5])) == 1
+    for method in ("next", "rollout", "forecast"):
+        with pytest.raises(UnknownUser):
+            ask(method, "nobody")
+    with pytest.raises(UsageError, match="paths"):
+        ask("rollout", ids[5], paths=1000)
+
+
+def test_forecasts_and_other_calendars_are_what_the_service_says(
+    ask: Callable[..., Any], client: httpx.Client, release: Release, ids: list[str]
+) -> None:
+    path = f"/v1/users/{ids[5]}/forecast"
+    for days in (None, 7):
+        raw = client.get(path, params={} if days is None else {"days": days}).json()
+        forecast = ask("forecast", ids[5], days)
+        assert forecast.begins == datetime.fromisoformat(raw["from"])
+        assert [dataclasses.asdict(one) for one in forecast.targets] == raw["targets"]
+    assert release.forecaster is not None
+    kind = release.forecaster.calendar.kinds[0]
+    edit = {"do": "add", "kind": kind, "start": forecast.begins, "end": forecast.begins + timedelta(days=3)}
+    sent = edit | {"start": edit["start"].isoformat(), "end": edit["end"].isoformat()}
+    raw = client.post(path, json={"edits": [sent], "days": 7}).json()
+    told = ask("scenario", ids[5], [edit], days=7)
+    assert told.baseline == forecast.targets
+    assert [dataclasses.asdict(one) for one in told.scenario] == raw["scenario"]
+    assert [dataclasses.asdict(one) for one in told.difference] == raw["difference"]
+    assert [(one.kind, one.start) for one in told.events][-1:] == [(kind, forecast.begins)]
+    with pytest.raises(Unfulfillable):
+        ask("scenario", ids[5], [edit | {"kind": "nothing of the sort"}])
 
 
 @pytest.mark.parametrize("method", ["interests", "neighbors"])
