@@ -77,6 +77,9 @@ class Job:
 Work = Callable[["JobReporter", Path], Mapping[str, Any]]
 """Writes its result where it is told to, and returns its facts."""
 
+Heed = Callable[["State | None", "Job"], None]
+"""Hears of a job that stands otherwise than before; None: it was not there. Must not fail."""
+
 
 class Jobs:
     """The jobs of an artifacts folder; those started here run here, one after another.
@@ -88,6 +91,7 @@ class Jobs:
         most_kept: finished jobs that are kept, of all processes; the oldest go first.
         problem_of: says what is wrong, from an error.
         initializer: called first in the thread that works.
+        heed: hears how the jobs started here get on, in this thread or the one that works.
         clock: seconds since the epoch.
     """
 
@@ -100,11 +104,12 @@ class Jobs:
         most_kept: int,
         problem_of: Callable[[BaseException], Mapping[str, Any]],
         initializer: Callable[[], None] = lambda: None,
+        heed: Heed = lambda before, job: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._folder = root / FOLDER
         self._ttl_s, self._most_open, self._most_kept = ttl_s, most_open, most_kept
-        self._problem_of, self._clock = problem_of, clock
+        self._problem_of, self._heed, self._clock = problem_of, heed, clock
         self._thread = ThreadPoolExecutor(1, "jobs", initializer=initializer)
         self._ends = threading.Event()
         self._sweeper = threading.Thread(target=self._sweep_now_and_then, name="sweep jobs", daemon=True)
@@ -127,6 +132,7 @@ class Jobs:
             lock = (folder / _WORKING).open("w")
             fcntl.flock(lock, fcntl.LOCK_EX)
             write_durably(folder / _FILE, _dump(job))
+        self._heed(None, job)
         self._thread.submit(self._run, job, lock, work)
         return job
 
@@ -211,6 +217,7 @@ class Jobs:
             try:
                 reporter.look()
                 reporter.tell("running")
+                self._heed("queued", reporter.job)
                 facts = work(reporter, folder / _RESULT)
                 reporter.look()
                 ended = replace(reporter.job, state="done", facts=facts)
@@ -218,10 +225,12 @@ class Jobs:
                 ended = replace(reporter.job, state="cancelled" if (folder / _CANCEL).exists() else "interrupted")
             except Exception as error:
                 ended = replace(reporter.job, state="failed", problem=self._problem_of(error))
+            ended = replace(ended, finished_at=self._now())
+            self._heed(reporter.job.state, ended)
             if ended.state != "done":
                 (folder / _RESULT).unlink(missing_ok=True)
             with suppress(FileNotFoundError):  # it was let go meanwhile
-                write_durably(folder / _FILE, _dump(replace(ended, finished_at=self._now())))
+                write_durably(folder / _FILE, _dump(ended))
 
     # -- files
 

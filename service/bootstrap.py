@@ -94,6 +94,7 @@ async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator
             most_kept=settings.jobs_kept,
             problem_of=problem_told,
             initializer=on_one_core,
+            heed=telemetry.job_changed,
         )
         opened.push_async_callback(asyncio.to_thread, jobs.close)
         yield Shared(

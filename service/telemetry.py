@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 import lurm
 from lurm.cache import CachedEmbedding, Miss
+from lurm.jobs import Job, State
 from lurm.live import Status
 from lurm.release import Release
 
@@ -27,6 +28,7 @@ NO_ROUTE = "(none)"
 _RELEASE = "lurm_release_info"
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every first one, which says when it began
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_JOB_SECONDS = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 _USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -101,6 +103,24 @@ class Telemetry:
             "lurm_live_events", "Events that were sent, by what became of them.", ["status"], registry=registry
         )
         self._erasures = Counter("lurm_erasures", "Users erased.", registry=registry)
+        self._jobs_open = Gauge(
+            "lurm_jobs_open",
+            "Jobs that wait or run, by how they stand.",
+            ["kind", "state"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._jobs_ended = Counter(
+            "lurm_jobs_ended", "Jobs that came to an end, by which.", ["kind", "state"], registry=registry
+        )
+        self._job_seconds = Histogram(
+            "lurm_job_seconds",
+            "From accepting a job to its end, whichever it was.",
+            ["kind"],
+            buckets=_JOB_SECONDS,
+            registry=registry,
+        )
+        self._job_rows = Counter("lurm_job_rows", "Users in the results of jobs.", ["kind"], registry=registry)
         self._swaps = Counter(
             "lurm_release_swaps", "Releases that took the place of another, in each worker.", registry=registry
         )
@@ -153,6 +173,18 @@ class Telemetry:
     def erased(self) -> None:
         """Count one erasure."""
         self._erasures.inc()
+
+    def job_changed(self, before: State | None, job: Job) -> None:
+        """Note that a job of this process stands otherwise than before; None: it was just accepted."""
+        if before is not None:
+            self._jobs_open.labels(job.kind, before).dec()
+        if job.is_open:
+            self._jobs_open.labels(job.kind, job.state).inc()
+            return
+        self._jobs_ended.labels(job.kind, job.state).inc()
+        if job.finished_at is not None:
+            self._job_seconds.labels(job.kind).observe((job.finished_at - job.created_at) / 1000)
+        self._job_rows.labels(job.kind).inc(job.facts.get("n_users", 0))
 
     def queued(self, n_users: int) -> None:
         """Note how many users wait now."""

@@ -179,6 +179,7 @@ def test_a_job_that_cannot_be_done_says_why(asked: httpx.Client, release: Releas
     job = ended(asked, asked.post("/v1/lookalikes", json=body).headers["location"])
     assert (job["state"], job["problem"]["type"]) == ("failed", "urn:lurm:problem:unfulfillable")
     assert job["problem"]["status"] == 409
+    assert 'lurm_jobs_ended_total{kind="lookalike",state="failed"} 1.0' in asked.get("/metrics").text
 
 
 def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, release: Release) -> None:

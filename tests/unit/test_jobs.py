@@ -19,6 +19,7 @@ from lurm.erasure import Ledger
 from lurm.errors import Overloaded, UnknownName, UsageError
 from lurm.jobs import Job, JobReporter, Jobs
 from service.jobs import fetched
+from service.telemetry import Telemetry
 
 HOLDS = """
 import sys, pathlib
@@ -52,8 +53,8 @@ def jobs(tmp_path: Path, clock: Clock) -> Iterator[Jobs]:
     opened.close()
 
 
-def open_jobs(root: Path, clock: Clock) -> Jobs:
-    told = {"problem_of": lambda error: {"detail": str(error)}, "clock": clock}
+def open_jobs(root: Path, clock: Clock, **more: Any) -> Jobs:
+    told = {"problem_of": lambda error: {"detail": str(error)}, "clock": clock} | more
     return Jobs(root, ttl_s=60, most_open=3, most_kept=4, **told)  # type: ignore[arg-type]
 
 
@@ -117,6 +118,45 @@ def test_cancelling_stops_the_work_at_its_next_step(jobs: Jobs) -> None:
     cancelled.set()
     assert ended(jobs, job).state == ended(jobs, waiting).state == "cancelled"
     assert steps == [0, 1, 2, 3, 4, 5]
+
+
+def test_metrics_tell_of_what_waits_runs_and_ended(tmp_path: Path, clock: Clock) -> None:
+    telemetry = Telemetry()
+    jobs = open_jobs(tmp_path, clock, heed=telemetry.job_changed)
+    began, go = threading.Event(), threading.Event()
+
+    def runs(reporter: JobReporter, path: Path) -> dict[str, Any]:
+        began.set()
+        go.wait(30)
+        return writes(reporter, path)
+
+    def fails(reporter: JobReporter, path: Path) -> dict[str, Any]:
+        raise UsageError("not like this")
+
+    def told() -> dict[str, float]:
+        lines = [line for line in telemetry.exposition().decode().splitlines() if line.startswith("lurm_job")]
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    started = [jobs.start("scan", runs), jobs.start("scan", fails), jobs.start("scan", writes)]
+    assert began.wait(30)
+    open_ = {state: told()[f'lurm_jobs_open{{kind="scan",state="{state}"}}'] for state in ("running", "queued")}
+    assert open_ == {"running": 1, "queued": 2}
+    assert not [name for name in told() if name.startswith("lurm_jobs_ended")]
+    clock.now += 20
+    jobs.cancel(started[2].id)
+    go.set()
+    for job in started:
+        ended(jobs, job)
+    counted = told()
+    assert {name: n for name, n in counted.items() if "_open" in name} == dict.fromkeys(
+        ('lurm_jobs_open{kind="scan",state="queued"}', 'lurm_jobs_open{kind="scan",state="running"}'), 0
+    )
+    for state in ("done", "failed", "cancelled"):
+        assert counted[f'lurm_jobs_ended_total{{kind="scan",state="{state}"}}'] == 1
+    assert counted['lurm_job_rows_total{kind="scan"}'] == 7
+    assert counted['lurm_job_seconds_count{kind="scan"}'] == 3
+    assert counted['lurm_job_seconds_sum{kind="scan"}'] == 60
+    jobs.close()
 
 
 def test_there_are_no_more_than_may_be(jobs: Jobs, clock: Clock) -> None:
