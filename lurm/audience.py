@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,8 +142,10 @@ class Likeness:
 
     def probability(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """(N,) how probably those of these scores are of the seeds' kind, see ``Lookalike.likeness``."""
-        steps = np.searchsorted(_edges(len(self.others_n)), _share(scores, self.others_n))
-        return self.probability_p[steps]
+        # others with a score below one of these are in a later step; the first and the last may be nobody's
+        enclosed = np.concatenate([[-np.inf], self.others_n, [np.inf]], dtype=np.float32)
+        bounds = enclosed[_places_of_edges(len(self.others_n))]
+        return self.probability_p[len(bounds) - np.searchsorted(bounds, scores, "left")]
 
 
 class Lookalike:
@@ -337,69 +340,75 @@ def cut(
         groups_u: (U,) each user's group in the attribute to be balanced, -1: none.
         shares_g: (G,) the part each group is to have; groups that have too few leave their part to nobody.
     """
-    rows = np.flatnonzero(eligible_u)
-    scores_n, likeness = scores_u[rows], lookalike.likeness(n_expected)
+    likeness, n_eligible = lookalike.likeness(n_expected), int(np.count_nonzero(eligible_u))
     if size.probability is not None:
-        n = int((likeness.probability(scores_n) >= size.probability).sum())
+        n = int((likeness.probability(scores_u[eligible_u]) >= size.probability).sum())
     else:
-        n = size.count if size.count is not None else round(len(rows) * float(size.percent or 0) / 100)
-    n = min(n, len(rows))
+        n = size.count if size.count is not None else round(n_eligible * float(size.percent or 0) / 100)
+    n = min(n, n_eligible)
     if groups_u is None or shares_g is None:
-        chosen = _most(scores_n, n)
-        cutoffs_g = np.array([scores_n[chosen].min(initial=np.inf)], np.float32)
+        chosen_u, edge = eligible_u, _edge(np.where(eligible_u, scores_u, np.float32(-np.inf)), n)
+        cutoffs_g = np.array([edge], np.float32)
     else:
-        chosen, cutoffs_g = _balanced(scores_n, groups_u[rows], shares_g, n)
+        chosen_u, cutoffs_g = _balanced(scores_u, eligible_u, groups_u, shares_g, n)
+        edge = float(scores_u[chosen_u].min(initial=np.inf))
+    rows, lower = _ranked(scores_u, edge)
+    kept = np.flatnonzero(chosen_u[rows])[:n]
     return Audience(
-        rows=rows[chosen],
-        percentile=_percentile(scores_n[chosen], scores_u),
-        probability=likeness.probability(scores_n[chosen]),
+        rows=rows[kept],
+        percentile=(100 * lower[kept] / len(scores_u)).astype(np.float32),
+        probability=likeness.probability(scores_u[rows[kept]]),
         cutoffs_g=cutoffs_g,
         likeness=likeness,
-        n_eligible=len(rows),
+        n_eligible=n_eligible,
         reach=lookalike.reach(),
         health=health,
     )
 
 
-def _percentile(scores_n: NDArray[np.float32], scores_u: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(N,) how many in a hundred of everybody have a lower score than each of these."""
-    if not len(scores_n):
-        return np.empty(0, np.float32)
-    top = np.sort(scores_u[np.flatnonzero(scores_u >= scores_n.min())])
-    below = len(scores_u) - len(top) + _places(top, scores_n)
-    return (100 * below / len(scores_u)).astype(np.float32)
-
-
 def _balanced(
-    scores_n: NDArray[np.float32], groups_n: NDArray[np.int64], shares_g: NDArray[np.float64], n: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The most alike of each group, as many as its share of n, most alike first; and ``Audience.cutoffs_g``."""
+    scores_u: NDArray[np.float32],
+    eligible_u: NDArray[np.bool_],
+    groups_u: NDArray[np.int64],
+    shares_g: NDArray[np.float64],
+    n: int,
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """(U,) who is among the most alike of each group, as many as its share of n; and ``Audience.cutoffs_g``."""
     wanted = shares_g * n
     quotas = np.floor(wanted).astype(np.int64)
     for group in np.argsort(quotas - wanted, kind="stable")[: n - int(quotas.sum())]:
         quotas[group] += 1
-    chosen, cutoffs_g = [], np.empty(len(quotas), np.float32)
+    chosen_u, cutoffs_g = np.zeros(len(scores_u), bool), np.empty(len(quotas), np.float32)
     for group, quota in enumerate(quotas.tolist()):
-        own = np.flatnonzero(groups_n == group)
-        most = own[_most(scores_n[own], min(quota, len(own)))]
-        chosen.append(most)
-        cutoffs_g[group] = -np.inf if len(own) < quota else scores_n[most].min(initial=np.inf)
-    some = np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
-    return some[_most(scores_n[some], len(some))], cutoffs_g
+        own = np.flatnonzero(eligible_u & (groups_u == group))
+        scores_n = scores_u[own]
+        edge = _edge(scores_n.copy(), min(quota, len(own)))
+        above = own[scores_n > edge]
+        chosen_u[above] = True
+        chosen_u[own[scores_n == edge][: quota - len(above)]] = True
+        cutoffs_g[group] = -np.inf if len(own) < quota else edge
+    return chosen_u, cutoffs_g
 
 
-def _most(scores_n: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-    """Positions of the n largest, largest first, ties in order."""
+def _edge(scores_n: NDArray[np.float32], n: int) -> float:
+    """The n-th largest score, infinite where n is 0; leaves the scores in another order."""
     if not n:
-        return np.empty(0, np.int64)
-    edge = np.partition(scores_n, len(scores_n) - n)[len(scores_n) - n]
-    above = np.flatnonzero(scores_n > edge)
-    level = np.flatnonzero(scores_n == edge)[: n - len(above)]
-    # One number each, the scores' bits turned to count down, then the position: a stable argsort takes longer.
-    bits = (scores_n[above] + np.float32(0)).view(np.uint32)  # of -0 and 0 the same
+        return float("inf")
+    scores_n.partition(len(scores_n) - n)
+    return float(scores_n[len(scores_n) - n])
+
+
+def _ranked(scores_u: NDArray[np.float32], least: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(N,) the rows of everybody with that score or a larger one, largest first, ties in order; how many have less."""
+    rows = np.flatnonzero(scores_u >= least)
+    # One number each, the scores' bits turned to count down, then the row: a stable argsort takes longer.
+    bits = (scores_u[rows] + np.float32(0)).view(np.uint32)  # of -0 and 0 the same
     falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF)).astype(np.uint64)
-    ordered = np.sort((falling << np.uint64(32)) | above.astype(np.uint64))
-    return np.concatenate([(ordered & np.uint64(0xFFFFFFFF)).astype(np.int64), level])
+    ordered = np.sort((falling << np.uint64(32)) | rows.astype(np.uint64))
+    rows = (ordered & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    falling = ordered >> np.uint64(32)
+    n_at_least = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)[: len(rows)]) + 1
+    return rows, len(scores_u) - np.repeat(n_at_least, np.diff(n_at_least, prepend=0))
 
 
 def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -411,6 +420,17 @@ def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
 def _edges(n_others: int) -> NDArray[np.float64]:
     """(P,) parts of others where probabilities change, the last of them all; finer at the top, where sizes are cut."""
     return np.geomspace(min(_IN_A_STEP / n_others, 1), 1, _STEPS)
+
+
+@lru_cache(64)
+def _places_of_edges(n_others: int) -> NDArray[np.int64]:
+    """(P,) how many places, counted from the least alike of others, leave more than each edge above them; ascending.
+
+    A score in place x, that of x others being lower, is beyond as many edges as have more than x here.
+    """
+    shares = 1 - np.arange(n_others, -1, -1) / max(n_others, 1)
+    places: NDArray[np.int64] = (n_others + 1 - np.searchsorted(shares, _edges(n_others), "right"))[::-1]
+    return places
 
 
 def _share(scores_n: NDArray[np.float32], ascending: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lurm.audience import Audience, Lookalike, Size, _most, cut, health_of
+from lurm.audience import Audience, Lookalike, Size, _ranked, cut, health_of
 from lurm.errors import UsageError
 
 DIM = 16
@@ -192,13 +193,62 @@ def test_a_size_is_exactly_one_thing(given: dict[str, float]) -> None:
         Size(**given)  # type: ignore[arg-type]
 
 
-@settings(max_examples=50)
-@given(
-    scores=st.lists(st.sampled_from([0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=30),
-    n=st.integers(0, 30),
-)
-def test_the_most_alike_are_taken_ties_in_order(scores: list[float], n: int) -> None:
+SCORES = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=30)
 
-    n = min(n, len(scores))
-    expected = sorted(range(len(scores)), key=lambda at: (-scores[at], at))[:n]
-    assert _most(np.array(scores, np.float32), n).tolist() == expected
+
+@settings(max_examples=50)
+@given(scores=SCORES, least=st.sampled_from([-2.0, -1.5, 0.0, 1.0, 9.0]))
+def test_who_is_alike_enough_is_ranked_ties_in_order_and_knows_how_many_are_less(
+    scores: list[float], least: float
+) -> None:
+    rows, lower = _ranked(np.array(scores, np.float32), least)
+    expected = sorted((at for at, score in enumerate(scores) if score >= least), key=lambda at: (-scores[at], at))
+    assert rows.tolist() == expected
+    assert lower.tolist() == [sum(other < scores[at] for other in scores) for at in expected]
+
+
+@settings(max_examples=50)
+@given(scores=SCORES, n=st.integers(1, 40), some=st.integers(0, 2**30 - 1), shares=st.sampled_from([None, (0.5, 0.5)]))
+def test_an_audience_is_the_most_alike_of_those_who_may_be_in_it(
+    scores: list[float], n: int, some: int, shares: tuple[float, float] | None
+) -> None:
+    scores_u = np.array(scores, np.float32)
+    eligible = [at for at in range(len(scores)) if some >> at & 1]
+    groups = [at % 2 for at in range(len(scores))]
+    n = min(n, len(eligible))
+
+    def most(among: list[int], n: int) -> list[int]:
+        return sorted(among, key=lambda at: (-scores[at], at))[:n]
+
+    expected = most(eligible, n)
+    if shares is not None:  # of an odd number the first group gets one more
+        own = [[at for at in eligible if groups[at] == group] for group in range(2)]
+        expected = most(most(own[0], n - n // 2) + most(own[1], n // 2), n)
+    found = cut(
+        scores_u,
+        np.isin(np.arange(len(scores)), eligible),
+        Size(count=n or 1),
+        PLAIN,
+        n_expected=9,
+        health=health_of(2, 0, np.arange(2), np.full(2, 9), PLAIN),
+        groups_u=None if shares is None else np.array(groups),
+        shares_g=None if shares is None else np.array(shares),
+    )
+    assert found.rows.tolist() == expected
+    below = [100 * sum(other < scores[at] for other in scores) / len(scores) for at in expected]
+    assert found.percentile.tolist() == pytest.approx(below)
+    assert found.n_eligible == len(eligible)
+
+
+@pytest.mark.parametrize("n_others", [1, 2, 19, 20, 21, 500])
+def test_a_probability_is_that_of_the_part_of_others_who_are_as_alike(n_others: int) -> None:
+    rng = np.random.default_rng(n_others)
+    others_n = np.sort(rng.normal(size=n_others).round(1).astype(np.float32))
+    edges = np.geomspace(min(20 / n_others, 1), 1, 200)
+    likeness = replace(PLAIN.likeness(9), others_n=others_n, probability_p=np.arange(200, dtype=np.float32))
+    scores = np.concatenate([others_n, np.nextafter(others_n, np.float32(9)), rng.normal(size=50).astype(np.float32)])
+    shares = [1 - (others_n < score).sum() / n_others for score in scores]
+    assert likeness.probability(scores).tolist() == [(edges < share).sum() for share in shares]
+
+
+PLAIN = Lookalike(people(200, [50])[0], np.arange(2), n_groups=1)
