@@ -17,12 +17,13 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import ConfigDict
 
-from lurm.attributes import Attributes
+from lurm.attributes import Attributes, attributes_of
+from lurm.dataset import Dataset
 from lurm.errors import DataError, Unfulfillable
 from lurm.events import DAY_MS
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
-from lurm.moments import LATEST, Moment
+from lurm.moments import LATEST, Moment, in_words
 
 MOST_KINDS = 64
 _PLAIN = 11  # features of a day that need no calendar
@@ -38,7 +39,8 @@ class Edit:
         do: which of these.
         event_id: of the event that is moved or removed; a new one may be given any name that is free.
         kind: of a new event, one that the calendar knows.
-        start, end: epoch ms, of a new event or where one is moved to; a moved one without an end keeps its length.
+        start, end: epoch ms, of a new event or where one is moved to, which both need a start; a moved one without an
+            end keeps its length, a new one lasts a day.
         targeted: whether the event is for the users that are asked about; None: a moved one as before, a new one yes.
     """
 
@@ -267,7 +269,9 @@ class Calendar:
         if edit.do == "remove":
             known_at_n[event] = np.iinfo(np.int64).max
             return replace(self, known_at_n=known_at_n)
-        start = int(start_n[event]) if edit.start is None else edit.start
+        if edit.start is None:
+            raise Unfulfillable(f"the edit moves event {edit.event_id!r} and has no start; say when it would start")
+        start = edit.start
         end = start + int(end_n[event] - start_n[event]) if edit.end is None else edit.end
         _check_time(edit.event_id, start, end)
         start_n[event], end_n[event] = start, end
@@ -302,6 +306,19 @@ class Calendar:
         )
 
 
+def checked(dataset: Dataset) -> Calendar:
+    """The calendar of a dataset for the users its own table names: what is wrong with it, before anything is built.
+
+    Raises:
+        DataError: one of its tables cannot be read, or ``Calendar.of`` cannot use it.
+    """
+    table, links = dataset.calendar(), dataset.calendar_targets()
+    known = None if table is None or table["target_column"].null_count() == len(table) else dataset.users()
+    users = Identifiers.in_order([] if known is None else known["user_id"].to_list())
+    attributes = Attributes(0) if known is None else attributes_of(known, users)[0]
+    return Calendar.of(table, users, attributes, links)
+
+
 _WRITTEN: dict[str, Any] = {"event_id": pl.String, "kind": pl.String}
 
 
@@ -313,11 +330,11 @@ def _times(table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], N
 
 def _check_time(name: str, start: int, end: int) -> None:
     if not 0 <= start < end:
-        raise Unfulfillable(f"event {name!r} would start at {start} and end at {end} (epoch ms); expected a later end")
-    if end > LATEST:
         raise Unfulfillable(
-            f"event {name!r} would end after the year 9999, at {end} (epoch ms); expected an earlier end"
+            f"event {name!r} would start at {in_words(start)} and end at {in_words(end)}; expected a later end"
         )
+    if end > LATEST:
+        raise Unfulfillable(f"event {name!r} would start at {in_words(start)} and would end after the year 9999")
 
 
 def _plain(begins: NDArray[np.int64]) -> NDArray[np.float64]:

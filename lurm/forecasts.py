@@ -12,7 +12,7 @@ A forecast is a function of history, calendar, model and the day it is made for:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,7 +39,7 @@ KIND = "lumos"
 LEVEL = 0.9
 """Of intervals."""
 _SIDES = 1.645  # standard deviations to either side that hold so much
-_AT_ONCE = 256  # users
+_AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
 
 
@@ -55,6 +55,7 @@ class Calibration:
         least: amount there was, which no amount is below.
         dispersion: variance of an answer, over its mean.
         shock: spread of the log of what everybody did together, over what was foretold.
+        most_logit: no logit lies farther from 0: what so many answers never showed may still be.
     """
 
     slope: float = 1.0
@@ -66,6 +67,7 @@ class Calibration:
     least: float = -1e300
     dispersion: float = 1.0
     shock: float = 0.0
+    most_logit: float = 30.0
 
 
 class Forecast(NamedTuple):
@@ -168,7 +170,7 @@ class Forecaster:
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
         self._slope, self._intercept, self._factor, *rest = columns
         self._tilt, self._shift, self._width, self._least, *rest = rest
-        self._dispersion, self._shock = rest
+        self._dispersion, self._shock, self._most_logit = rest
 
     @classmethod
     def open(
@@ -257,7 +259,7 @@ class Forecaster:
         parts = []
         for some in _chunks(len(batch)):
             said = self._say(batch.part(some.start, some.stop), calendar, first_day, questions)
-            parts.append(self._forecast_of(said))
+            parts.append(self._forecast_of(said, questions))
         return _joined(parts)
 
     def compare(
@@ -320,8 +322,7 @@ class Forecaster:
             raise Unfulfillable(
                 "this release foretells its targets alone; its network was built with head = 'aggregated'"
             )
-        targets = [replace(target, days=days) for target in self.targets]
-        return Questions(targets, self.reader.view.features, self.calendar.kinds)
+        return self.questions.over(days)
 
     def _compared(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], days: int | None
@@ -330,7 +331,8 @@ class Forecaster:
         for some in _chunks(len(batch)):
             part = batch.part(some.start, some.stop)
             one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
-            yield _Compared(self._forecast_of(one), self._forecast_of(two), self._slopes(one, two))
+            before, after = (self._forecast_of(said, questions) for said in (one, two))
+            yield _Compared(before, after, self._slopes(one, two))
 
     def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> _Said:
         rows = self._users.rows(batch.user_ids).astype(np.int64)
@@ -345,10 +347,11 @@ class Forecaster:
             *(foretold.logit_bq, foretold.expected_bq),
         )
 
-    def _forecast_of(self, said: _Said) -> Forecast:
-        """Calibrated."""
+    def _forecast_of(self, said: _Said, questions: Questions) -> Forecast:
+        """Calibrated, and no answer against another."""
         logit = said.logit_bq.double().numpy() * self._slope + self._intercept
-        probability = np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
+        logit = np.clip(logit, -self._most_logit, self._most_logit)
+        probability = questions.coherent(np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan))
         is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
         raw = said.expected_bq.double().numpy() * self._factor
         mean = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
@@ -399,24 +402,38 @@ def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration
     return Forecaster(one.network, one.reader, one.questions, one.calendar, calibrations, history)
 
 
-def interval_as_json(forecaster: Forecaster, interval: Interval) -> list[dict[str, Any]]:
-    """(Q,) each, a target each; null where the question does not arise."""
+def interval_as_json(forecaster: Forecaster, interval: Interval, days: int | None = None) -> list[dict[str, Any]]:
+    """(Q,) each, a target each; null where the question does not arise. ``days`` as for ``as_json``."""
     return [
-        {"target": target.name, **_numbers_at(interval._asdict(), at)} for at, target in enumerate(forecaster.targets)
+        {"target": target.name, **_numbers_at(interval._asdict(), at)} for target, at in _told(forecaster, days).items()
     ]
 
 
 def as_json(forecaster: Forecaster, forecast: Forecast, user: int, days: int | None = None) -> list[dict[str, Any]]:
-    """One user's forecast, a target each; what does not arise, or is not asked, is null."""
+    """One user's forecast, a target each; what does not arise, or is not asked, is null.
+
+    Args:
+        forecaster, forecast: who told what.
+        user: row of the forecast.
+        days: that were asked for; targets that then are one are told once. None: those of each target.
+    """
     return [
         {
             "target": target.name,
             "kind": target.kind,
-            "days": days or target.days,
+            "days": target.days,
             **_numbers_at(forecast._asdict(), (user, at)),
         }
-        for at, target in enumerate(forecaster.targets)
+        for target, at in _told(forecaster, days).items()
     ]
+
+
+def _told(forecaster: Forecaster, days: int | None) -> dict[Target, int]:
+    """The different targets, and where each stands."""
+    told: dict[Target, int] = {}
+    for at, target in enumerate(forecaster.targets):
+        told.setdefault(target if days is None else target.over(days), at)
+    return told
 
 
 def _numbers_at(arrays: Mapping[str, NDArray[np.float64]], place: int | tuple[int, int]) -> dict[str, float | None]:

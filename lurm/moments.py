@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -56,6 +56,16 @@ def iso_ms(text: str) -> int:
     moment = datetime.fromisoformat(text)
     since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
+
+
+def in_words(at: int) -> str:
+    """Epoch ms as ISO 8601, UTC: a whole day as its date. What lies before 1970 or after 9999 stays a number."""
+    if not 0 <= at <= LATEST:
+        return f"{at} (epoch ms)"
+    moment = _EPOCH + timedelta(milliseconds=at)
+    if at % 86_400_000 == 0:
+        return moment.date().isoformat()
+    return moment.isoformat(timespec="milliseconds" if at % 1000 else "seconds").replace("+00:00", "Z")
 
 
 Moment = Annotated[

@@ -6,8 +6,10 @@ what it adds up to. Targets that differ in the horizon alone share their channel
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from copy import copy
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -68,6 +70,23 @@ class Target:
         """Whether an amount is asked for, beside the probability that it is not nothing."""
         return self.kind in AMOUNTS
 
+    def check_kind(self, kinds: Sequence[str]) -> None:
+        """Whether a calendar of these kinds has what is asked about.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if self.kind == "response" and self.event_kind not in kinds:
+            raise UsageError(
+                f"target {self.name!r} is about events of kind {self.event_kind!r}; "
+                f"the calendar has {', '.join(kinds) or 'none'}"
+            )
+
+    def over(self, days: int) -> Target:
+        """The same question about so many days; where the name tells how many, it tells these."""
+        name = re.sub(rf"\b{self.days}(?=[ -]days?\b)", str(days), self.name)
+        return replace(self, name=name, days=days)
+
 
 @dataclass(frozen=True, slots=True)
 class Labels:
@@ -95,6 +114,8 @@ class Questions:
         amount_q: (Q,) int64, the channel of its amount; -1: none is asked for.
         unit_a: (A,) float64, what counts as one unit of an amount.
         unit_q: (Q,) float64, the unit of each target's amount; 1 where none is asked for.
+        within_qq: (Q, Q) bool, row in column: whoever does what one target asks about does what another asks about,
+            too; a "churn" asks about acting.
 
     Args:
         targets: of different names.
@@ -115,20 +136,55 @@ class Questions:
         channels: dict[tuple[int, ...], int] = {}
         amounts: dict[tuple[int, ...], int] = {}
         self.channel_q, self.amount_q = np.zeros(len(targets), np.int64), np.full(len(targets), -1)
+        self._columns_q = tuple(self._columns(target) for target in targets)
         for at, target in enumerate(targets):
-            self.channel_q[at] = channels.setdefault(self._columns(target), len(channels))
+            self.channel_q[at] = channels.setdefault(self._columns_q[at], len(channels))
             if target.is_amount:
                 self.amount_q[at] = amounts.setdefault(self._amount_columns(target), len(amounts))
-            if target.kind == "response" and target.event_kind not in kinds:
-                raise UsageError(
-                    f"target {target.name!r} is about events of kind {target.event_kind!r}; "
-                    f"the calendar has {', '.join(kinds) or 'none'}"
-                )
+            target.check_kind(kinds)
         self.n_channels, self.n_amounts = len(channels), len(amounts)
         self.channels_fc, self.amounts_fa = self._weights(channels), self._weights(amounts)
         units = np.asarray(features.unit_f or (1.0,) * features.width)
         self.unit_a = np.array([units[list(columns)].mean() for columns in amounts], np.float64)
         self.unit_q = np.where(self.amount_q >= 0, np.append(self.unit_a, 1.0)[self.amount_q], 1.0)
+        self.within_qq = self._within()
+
+    def over(self, days: int) -> Questions:
+        """The same questions, all of them about so many days; some may then be one and the same."""
+        asked = copy(self)
+        asked.targets = tuple(target.over(days) for target in self.targets)
+        asked.within_qq = asked._within()
+        return asked
+
+    def coherent(self, chance_bq: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(B, Q) probabilities none of which another one contradicts; NaN stays, and says nothing.
+
+        Who buys within a week acts within a month, and does not churn: of what holds another thing in it, and of what
+        it is held in, the least and the largest chance meet halfway. What was coherent stays as it was.
+        """
+        is_churn = np.array([target.kind == "churn" for target in self.targets])
+        acts_bq = np.where(is_churn, 1 - chance_bq, chance_bq)
+        within, known_bq = self.within_qq, ~np.isnan(acts_bq)
+        most_bq, least_bq = np.empty_like(acts_bq), np.empty_like(acts_bq)
+        for at in range(len(self)):
+            most_bq[:, at] = np.where(known_bq, acts_bq, 0.0)[:, within[:, at]].max(1)
+            least_bq[:, at] = np.where(known_bq, acts_bq, 1.0)[:, within[at]].min(1)
+        acts_bq = np.where(known_bq, (most_bq + least_bq) / 2, np.nan)
+        return np.where(is_churn, 1 - acts_bq, acts_bq)
+
+    def _within(self) -> NDArray[np.bool_]:
+        everything = set(self._features.count_columns.values())
+        columns_q = [set(columns) for columns in self._columns_q]
+        return np.array(
+            [
+                [
+                    one is other
+                    or (other.kind != "response" and one.days <= other.days and (own <= held or held == everything))
+                    for other, held in zip(self.targets, columns_q, strict=True)
+                ]
+                for one, own in zip(self.targets, columns_q, strict=True)
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -22,7 +22,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lurm.calendars import Calendar, checked
 from lurm.dataset import Dataset
+from lurm.errors import DataError
 from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow
 from lurm.history import shortage
 from lurm.progress import Reporter, Silent
@@ -170,6 +172,11 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
     counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
     per_user = np.unique(seen.user[kept], return_counts=True)[1]
     obstacle = _obstacle(n_rows, n_bad, log.config.max_bad_share, len(per_user), int((kept & ~seen.itemless).sum()))
+    calendar = None
+    try:
+        calendar = checked(dataset)
+    except DataError as error:
+        obstacle = "; ".join(filter(None, [obstacle, str(error)]))
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     told = [name for name, is_itemless in zip(seen.behaviors, itemless_behaviors, strict=True) if is_itemless]
     return Report(
@@ -194,7 +201,7 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
         drops_duplicates=drops,
         would_stop=obstacle is not None,
         verdict=f"a build would stop: {obstacle}" if obstacle else f"a build would go on: {share}",
-        notes=tuple(_notes(dataset, seen, told, keeps=bool(len(repeats)) and not drops)),
+        notes=(*_notes(dataset, seen, told, keeps=bool(len(repeats)) and not drops), *_dates(dataset, seen, calendar)),
         config=starter_config(dataset),
     )
 
@@ -333,6 +340,32 @@ def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: boo
             yield f"{unseen:,} of {len(ids):,} {name} of the {name} table never occur in the log"
 
 
+def _dates(dataset: Dataset, seen: _Seen, calendar: Calendar | None) -> Iterator[str]:
+    """What may surprise about a calendar."""
+    if calendar is None or not len(calendar):
+        return
+    yield f"the calendar has {len(calendar):,} events of {len(calendar.kinds)} kinds: {', '.join(calendar.kinds)}"
+    outside = int(((calendar.end_n <= seen.first_at) | (calendar.start_n > seen.last_at)).sum())
+    if outside == len(calendar):
+        yield "none of them lies within the log, which so tells nothing of what they do"
+    late = int((calendar.known_at_n >= calendar.start_n).sum())
+    if late:
+        yield (
+            f"{late:,} of {len(calendar):,} were not known before they started, and count in no forecast made earlier; "
+            "known_at, or notice_days under [calendar], says since when they are"
+        )
+    if (links := dataset.calendar_targets()) is not None:
+        events, users = links["event_id"], links["user_id"].hash()
+        strange = int((~events.is_in(list(calendar.event_ids))).sum())
+        unseen = int((~users.is_in(pl.Series(np.unique(seen.user)).implode())).sum())
+        for n, what in (
+            (strange, "events that the calendar does not have"),
+            (unseen, "users who never occur in the log"),
+        ):
+            if n:
+                yield f"{n:,} of {len(links):,} rows of calendar_targets name {what}"
+
+
 def _iso(epoch_ms: float) -> str:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="seconds")
 
@@ -350,8 +383,9 @@ def starter_config(dataset: Dataset) -> str:
     entries: dict[str, Any] = {"name": dataset.name, "events": events}
     for name, table in dataset.tables.items():
         config = getattr(dataset.config, name)
-        text = {"text": list(config.text)} if name == "items" and config.text is not None else {}
-        entries[name] = {"path": str(table.path.resolve()), **_columns(config, table.columns), **text}
+        more = {"text": list(config.text)} if name == "items" and config.text is not None else {}
+        more |= {"notice_days": config.notice_days} if name == "calendar" and config.notice_days else {}
+        entries[name] = {"path": str(table.path.resolve()), **_columns(config, table.columns), **more}
     return "# What lurm found; edit it and give it to lurm in place of the dataset.\n" + _toml(
         {**entries, **dataset.extra}
     )
@@ -363,7 +397,7 @@ def _told(config: Any, *names: str) -> dict[str, Any]:
 
 def _columns(told: Any, resolved: Mapping[str, str | None]) -> dict[str, str]:
     """The columns there are, and those told not to be."""
-    names = [name for name in type(told).model_fields if name not in {"path", "text"}]
+    names = [name for name in type(told).model_fields if name not in {"path", "text", "notice_days"}]
     return {name: resolved.get(name) or "" for name in names if resolved.get(name) or getattr(told, name) == ""}
 
 

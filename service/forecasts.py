@@ -87,7 +87,9 @@ def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) 
         **_head(forecaster, history, first_day, edits),
         "baseline": forecasts.as_json(forecaster, baseline, 0, asked.days),
         "scenario": forecasts.as_json(forecaster, scenario, 0, asked.days),
-        "difference": forecasts.interval_as_json(forecaster, Interval(*(array_bq[0] for array_bq in difference))),
+        "difference": forecasts.interval_as_json(
+            forecaster, Interval(*(array_bq[0] for array_bq in difference)), asked.days
+        ),
     }
 
 

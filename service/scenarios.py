@@ -4,22 +4,44 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field
 
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import Moment, whole
 from service.schemas import WireModel, parsed, validated
 
+_Name = Annotated[str, Field(max_length=MAX_ID_BYTES)]
 
-class CalendarEdit(WireModel):
-    """A change to the calendar."""
 
-    do: Literal["add", "move", "remove"]
-    event_id: str = Field("", max_length=MAX_ID_BYTES, description="Of the event to move or remove.")
-    kind: str = Field("", max_length=MAX_ID_BYTES, description="Of a new event; one that the calendar knows.")
-    start: Moment | None = Field(None, description="Of a new event, or where one is moved to.")
-    end: Moment | None = Field(None, description="Default: a day later, or as long as the event was.")
-    targeted: bool | None = Field(None, description="Whether it is for this user; default: yes, or as it was.")
+class AddEvent(WireModel):
+    """An event that the calendar does not have."""
+
+    do: Literal["add"]
+    kind: _Name = Field(description="One that the calendar knows.")
+    start: Moment
+    end: Moment | None = Field(None, description="Default: a day later.")
+    event_id: _Name = Field("", description="Any that is free; default: one is made up.")
+    targeted: bool | None = Field(None, description="Whether it is for this user; default: yes.")
+
+
+class MoveEvent(WireModel):
+    """An event at another time."""
+
+    do: Literal["move"]
+    event_id: _Name
+    start: Moment = Field(description="Where it is moved to.")
+    end: Moment | None = Field(None, description="Default: it lasts as long as it did.")
+    targeted: bool | None = Field(None, description="Whether it is for this user; default: as it was.")
+
+
+class RemoveEvent(WireModel):
+    """An event that does not happen."""
+
+    do: Literal["remove"]
+    event_id: _Name
+
+
+CalendarEdit = Annotated[AddEvent | MoveEvent | RemoveEvent, Discriminator("do")]
 
 
 class ForecastRequest(WireModel):

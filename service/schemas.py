@@ -299,7 +299,13 @@ class RolloutRequest(WireModel):
     )
 
 
-_PLAIN_WORDS = {"extra_forbidden": "unknown field", "model_type": "expected an object"}
+_PLAIN_WORDS = {
+    "extra_forbidden": "unknown field",
+    "model_type": "expected an object",
+    "model_attributes_type": "expected an object",
+    "union_tag_not_found": "{discriminator}: Field required",
+    "union_tag_invalid": "{discriminator}: expected one of {expected_tags}",
+}
 _EVENTS = TypeAdapter(list[InlineEvent])
 
 
@@ -418,7 +424,8 @@ def in_words(
             loc[0] += offset
         path = [part for part in (*within, *loc) if isinstance(part, int) or part in names]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-        what = _PLAIN_WORDS.get(error["type"], error["msg"])
+        plain = _PLAIN_WORDS.get(error["type"])
+        what = error["msg"] if plain is None else plain.format_map(error.get("ctx", {})).replace("'", "")
         told.append(f"{where}: {what}" if where else what)
     more = len(errors) - _ERRORS_TOLD
     return "; ".join(told) + (f"; and {more} more" if more > 0 else "")

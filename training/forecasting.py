@@ -8,7 +8,7 @@ trained on, and decides when to stop and how answers are corrected.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -333,7 +333,10 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
-        found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion))
+        most = float(
+            np.log((~np.isnan(happened_bq[:, at])).sum() + 1)
+        )  # Laplace: n of n, and (n + 1) / (n + 2) of more
+        found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion, most_logit=most))
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
     logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
@@ -400,6 +403,11 @@ def _typical(given_b: NDArray[np.float64], true_b: NDArray[np.float64]) -> tuple
     return tilt, shift, float(np.quantile(np.abs(true_b - tilt * given_b - shift), level))
 
 
+def days_of(history: HistoryBase) -> int:
+    """How many days a log covers."""
+    return day_of(history.watermark) + 1 - day_of(history.first_at)
+
+
 def lives_of(history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:
     """(B, A) activity features of some users at some days."""
     batch = history.batch(np.arange(min(len(history), 4000)))
@@ -419,6 +427,16 @@ def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
 def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) -> Calendar:
     """The calendar of a dataset, its targets as rows of the users of a base."""
     return Calendar.of(dataset.calendar(), history.users, attributes, dataset.calendar_targets())
+
+
+def check_kinds(recipe: LumosRecipe | None, kinds: Sequence[str]) -> None:
+    """Whether a calendar of these kinds has what targets ask about; before anything is built.
+
+    Raises:
+        UsageError: it has not.
+    """
+    for target in () if recipe is None else recipe.targets:
+        target.check_kind(kinds)
 
 
 def ingredients(dataset: Dataset, recipe: LumosRecipe) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from lurm.artifacts import (
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
 from lurm.behavegpt.model import BehaveGptModel, write_model
+from lurm.calendars import checked
 from lurm.dataset import Dataset
 from lurm.encoder import UserEncoder, embed_all, open_encoder
 from lurm.errors import ArtifactError, GateClosed
@@ -163,6 +164,7 @@ class _Build:
         for folder in (self._root, self._stages, self._root / "releases"):
             remove_drafts(folder)
         recipe, dataset = self._recipe, self._dataset
+        forecasting.check_kinds(recipe.lumos if "lumos" in recipe.models else None, checked(dataset).kinds)
         quarantine = self._root / "quarantine" / f"{dataset.events.fingerprint[:16]}.parquet"
 
         table = {"items_table": dataset.tables["items"].fingerprint if "items" in dataset.tables else None}
@@ -171,6 +173,8 @@ class _Build:
             log["living"] = self._living.fingerprint
         self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
+        if "lumos" in recipe.models:
+            recipe.lumos.for_log(forecasting.days_of(history))
         if "users" in dataset.tables:
             known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}
             self._stage("attributes", known, ("history",), lambda work: self._attributes(work, history))
@@ -189,7 +193,7 @@ class _Build:
         vectors = Embeddings(self._done["embeddings"]).vectors_ue
         self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
 
-        if "lumos" in self._recipe.models:
+        if "lumos" in recipe.models:
             config = forecasting.ingredients(dataset, recipe.lumos)
             read = tuple(kind for kind in ("history", "interests", "attributes") if kind in self._done)
             self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary))
@@ -398,11 +402,9 @@ class _Build:
     def _lumos(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
         attributes = self._known(history)
         calendar = forecasting.calendar_of(self._dataset, history, attributes)
-        parts, kept = (history, vocabulary, attributes, calendar), self._checkpoint(work)
+        parts, kept = (history, vocabulary, attributes, calendar, self._recipe.lumos), self._checkpoint(work)
         with threadpool_limits(limits=1, user_api="openmp"):
-            forecaster, trained = forecasting.train(
-                *parts, self._recipe.lumos, checkpoint=kept, reporter=self._reporter
-            )
+            forecaster, trained = forecasting.train(*parts, checkpoint=kept, reporter=self._reporter)
         forecaster.write(work.path)
         work.metrics.update(forecasting.facts_of(forecaster, trained))
         self._reporter.say(f"  {trained}")

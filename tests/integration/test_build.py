@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -17,7 +18,7 @@ from sklearn.metrics import adjusted_rand_score
 from lurm import sequences, smen
 from lurm.artifacts import read_manifest
 from lurm.dataset import Dataset
-from lurm.errors import ArtifactError, ArtifactMissing, DataError
+from lurm.errors import ArtifactError, ArtifactMissing, DataError, LurmError, UsageError
 from lurm.events import Event
 from lurm.export import export
 from lurm.history import HistoryBatch
@@ -138,6 +139,46 @@ def test_a_log_with_too_many_bad_rows_publishes_nothing_and_says_where_they_are(
     assert len(rejected) == (len(log) + 1) // 2
     assert set(rejected["reason"]) == {"user_id null or empty"}
     assert (rejected["row"] % 2 == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "asked", "error", "why"),
+    [
+        ({"event_id": ["a", "a"], "start": ["2024-01-01"] * 2}, {}, DataError, "two events of the calendar"),
+        (
+            {"event_id": ["a"], "start": ["2024-01-01"], "target_column": ["shoe"]},
+            {},
+            DataError,
+            "is for users by 'shoe'",
+        ),
+        ({"event_id": ["a"], "start": ["2024-01-02"], "end": ["2023-12-30"]}, {}, DataError, "not before it"),
+        (
+            {"event_id": ["a"], "start": ["2024-01-01"]},
+            {
+                "models": ["lumos"],
+                "lumos": {"targets": [{"name": "x", "kind": "response", "event_kind": "parade"}]},
+            },
+            UsageError,
+            "the calendar has event",
+        ),
+    ],
+)
+def test_a_calendar_of_no_use_is_refused_before_the_log_is_read(
+    small: Built,
+    tmp_path: Path,
+    rows: dict[str, list[str]],
+    asked: dict[str, Any],
+    error: type[LurmError],
+    why: str,
+) -> None:
+    (tmp_path / "world").mkdir()
+    for one in small.dataset.iterdir():
+        if "calendar" not in one.name:
+            (tmp_path / "world" / one.name).symlink_to(one)
+    pl.DataFrame(rows).write_csv(tmp_path / "world" / "calendar.csv")
+    with pytest.raises(error, match=why):
+        build(tmp_path / "world", tmp_path / "artifacts", **asked)
+    assert not list((tmp_path / "artifacts" / "stages").glob("history*"))
 
 
 def test_a_log_of_strangers_to_any_item_is_refused(tmp_path: Path) -> None:

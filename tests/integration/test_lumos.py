@@ -14,7 +14,7 @@ from lurm.calendars import Calendar, Edit
 from lurm.dataset import Dataset
 from lurm.days import day_of
 from lurm.errors import DataError, Unfulfillable, UsageError
-from lurm.forecasts import Forecaster
+from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBatch
 from lurm.lumos import LumosConfig
 from lurm.progress import Silent
@@ -86,6 +86,22 @@ def test_what_is_foretold_hangs_together(forecaster, batch, today):
     assert forecaster.calibrations[VIEWS].least == 1  # a view
     assert forecaster.calibrations[SPEND].least > 0
     assert np.isnan(found.amount[:, ACTIVE]).all()
+
+
+@pytest.mark.parametrize("days", [None, 5])
+def test_no_answer_contradicts_another(forecaster, release, batch, today, days):
+    """And none is surer than so many answers of a log can make it, whatever the network says."""
+    chance = forecaster.forecast(batch, today, days=days).probability
+    acted = ~np.isnan(chance[:, CHURN])
+    assert np.allclose(chance[acted, ACTIVE] + chance[acted, CHURN], 1, atol=1e-12)
+    for one, held in ((1, ACTIVE), (VIEWS, ACTIVE), (SPEND, ACTIVE), (5, ACTIVE)):
+        assert (chance[:, one] <= chance[:, held] + 1e-12).all()
+    assert days is None or np.allclose(chance[:, 1], chance[:, ACTIVE], atol=1e-12)
+    history = release.history
+    n = sum(history.at(row).timestamps[0] < (today - 14) * DAY for row in range(len(history)))  # when it was calibrated
+    sure = [replace(one, intercept=90.0) for one in forecaster.calibrations]
+    certain = with_calibrations(forecaster, sure, history).forecast(batch, today, days=days).probability
+    assert np.nanmax(certain[:, ACTIVE]) == pytest.approx(1 - 1 / (n + 2), abs=1e-12) or days
 
 
 def test_planted_lifts_are_recovered_at_distances_where_they_were_never_seen(small, forecaster, batch, today):

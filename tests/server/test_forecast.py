@@ -36,7 +36,8 @@ def test_a_forecast_is_that_of_the_library(client: httpx.Client, release: Releas
         expected = found.expected[0, at]
         assert one["expected"] == (pytest.approx(expected, rel=1e-4) if np.isfinite(expected) else None)
     week = client.get(f"/v1/users/{user_id}/forecast?days=7").json()["targets"]
-    assert week[1]["expected"] < answer["targets"][1]["expected"]
+    assert week[0]["target"] == "active in 7 days"
+    assert week[0]["expected"] < answer["targets"][1]["expected"]
 
 
 def test_a_scenario_says_what_an_edit_changes(client: httpx.Client, release: Release, user_id: str) -> None:
@@ -85,7 +86,10 @@ def test_what_never_ends_is_on(client: httpx.Client, user_id: str) -> None:
     [
         ({"do": "add", "kind": "parade", "start": "2024-01-01"}, "no event of kind"),
         ({"do": "remove", "event_id": "nothing"}, "no event"),
-        ({"do": "add", "kind": "sale", "start": "2024-01-02", "end": "2024-01-01"}, "expected a later end"),
+        (
+            {"do": "add", "kind": "sale", "event_id": "x", "start": "2024-01-02", "end": "2024-01-01T12:00:00+01:00"},
+            "event 'x' would start at 2024-01-02 and end at 2024-01-01T11:00:00Z; expected a later end",
+        ),
         ({"do": "add", "kind": "sale", "start": "9999-12-31"}, "after the year 9999"),
     ],
 )
@@ -93,6 +97,38 @@ def test_edits_that_cannot_be_are_409(client: httpx.Client, user_id: str, edit: 
     answer = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [edit]})
     assert answer.status_code == 409, answer.text
     assert why in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "why"),
+    [
+        ({"do": "move", "event_id": "s1", "end": "2024-01-01"}, "edits[0].start: Field required"),
+        ({"do": "move", "start": "2024-01-01"}, "edits[0].event_id: Field required"),
+        ({"do": "add", "kind": "sale"}, "edits[0].start: Field required"),
+        ({"do": "add", "start": "2024-01-01"}, "edits[0].kind: Field required"),
+        ({"do": "remove"}, "edits[0].event_id: Field required"),
+        ({"do": "remove", "event_id": "s1", "start": "2024-01-01"}, "edits[0]: unknown field"),
+        ({"do": "cancel"}, "edits[0]: do: expected one of add, move, remove"),
+        ({"kind": "sale"}, "edits[0]: do: Field required"),
+    ],
+)
+def test_edits_that_are_none_are_422_and_say_what_is_missing(
+    client: httpx.Client, user_id: str, edit: dict[str, str], why: str
+) -> None:
+    answer = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [edit]})
+    assert answer.status_code == 422, answer.text
+    assert why in answer.json()["detail"]
+
+
+def test_a_name_tells_the_days_that_were_asked_for(client: httpx.Client, user_id: str) -> None:
+    told = client.get(f"/v1/users/{user_id}/forecast?days=5").json()["targets"]
+    names = [one["target"] for one in told]
+    assert "active in 5 days" in names
+    assert len(set(names)) == len(names)
+    assert not any("14" in name or "7 days" in name for name in names)
+    assert {one["days"] for one in told} == {5}
+    compared = client.post(f"/v1/users/{user_id}/forecast", json={"edits": [], "days": 5}).json()
+    assert [one["target"] for one in compared["difference"]] == names
 
 
 def test_horizons_and_strangers(client: httpx.Client, user_id: str) -> None:

@@ -110,7 +110,7 @@ def test_an_edited_calendar_is_another_one():
     assert sum(on(added, "sale", ANN, days, as_of=4)) == 2  # it is known from when it was thought of
     spared = edited(do="add", kind="sale", start=20 * DAY, targeted=False)
     assert sum(on(spared, "sale", ANN, days)) == 2
-    invited = edited(do="move", event_id="feast", targeted=True)
+    invited = edited(do="move", event_id="feast", start=20 * DAY, targeted=True)
     assert sum(on(invited, "festival", ANN, days)) == 1
     assert sum(on(was, "sale", ANN, days)) == 2  # and this one is as it was
 
@@ -125,6 +125,11 @@ def test_an_edited_calendar_is_another_one():
         (Edit("add", kind="sale", start=LATEST), "would end after the year 9999"),
         (Edit("remove", "sail"), "no event 'sail' to remove"),
         (Edit("move", "late", start=DAY), "not known yet"),
+        (Edit("move", "sale", end=9 * DAY), "has no start; say when it would start"),
+        (
+            Edit("add", kind="sale", start=3 * DAY, end=DAY + 1500),
+            "start at 1970-01-04 and end at 1970-01-02T00:00:01.500Z",
+        ),
         (Edit("cancel", "sale"), "expected add, move or remove"),
     ],
 )

@@ -77,7 +77,7 @@ def test_whole_numbers_are_ids_however_they_are_written(sent: bytes, user_id: st
         (parse_lookalikes, {"seeds": ["a"], "exclude_audiences": ["A"]}, "exclude_audiences[0]: "),
         (parse_audience, {"like": {"seeds": ["a"], "balance": {"like": "base"}}}, "like.balance.attribute: "),
         (parse_audience, {"like": {"seeds": ["a"], "size": {"percent": 0}}}, "like.size.percent: "),
-        (parse_forecast, {"edits": [{"do": "add", "start": "x"}]}, "edits[0].start: "),
+        (parse_forecast, {"edits": [{"do": "add", "kind": "sale", "start": "x"}]}, "edits[0].start: "),
     ],
 )
 def test_what_is_wrong_is_said_where_it_stands_in_what_was_sent(

@@ -199,6 +199,24 @@ def test_tables_that_do_not_match_the_log_are_noted(tmp_path):
     )
 
 
+def test_a_calendar_is_looked_at_before_a_build_would(tmp_path):
+    """A build checks it as well, however late it is needed."""
+    (tmp_path / "calendar.csv").write_text(
+        "event_id,kind,start,known_at\nfair,fair,2024-01-15,2024-01-15\nlent,feast,2024-01-20,2023-12-01\n"
+    )
+    (tmp_path / "calendar_targets.csv").write_text("event_id,user_id\nfair,u\nfair,stranger\nparade,u\n")
+    good = checked(tmp_path, [event(), event(item="j", timestamp=MOMENT + 10 * 86_400_000), event(user="v")])
+    assert not good.would_stop
+    assert "the calendar has 2 events of 2 kinds: fair, feast" in good.notes
+    assert any(note.startswith("1 of 2 were not known before they started") for note in good.notes)
+    assert "1 of 3 rows of calendar_targets name events that the calendar does not have" in good.notes
+    assert "1 of 3 rows of calendar_targets name users who never occur in the log" in good.notes
+    (tmp_path / "calendar.csv").write_text("event_id,kind,start\nfair,fair,2024-01-15\nfair,fair,2024-02-15\n")
+    bad = checked(tmp_path, [event(), event(user="v")])
+    assert bad.would_stop
+    assert bad.verdict.startswith("a build would stop: two events of the calendar are called 'fair'")
+
+
 def test_the_report_is_json_and_a_page(tmp_path):
     report = checked(
         tmp_path, [event("[red]a[/red]"), event(None), *[event(f"u{n}", behavior=f"b{n}") for n in range(30)]]
