@@ -23,10 +23,10 @@ from lurm.filters import Passing
 from lurm.index import FILE, Nearest, UserIndex, write_index
 
 SELECTIVITIES = (0.5, 0.1, 0.01, 0.001)
-_K, _N_QUERIES, _BLOCK, _ROUNDS = 10, 60, 65_536, 3
+_K, _N_QUERIES, _N_TIMED, _BLOCK, _ROUNDS = 10, 300, 60, 65_536, 3
 _N_GROUPS, _SPREAD = 1_000, 1.0
-_EF = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-_FINDS = 0.995
+_EF = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+_FINDS = 0.9975  # of what is near, which is 1.00 whatever the queries; a graph that finds less is no peer
 
 Answer = Callable[[NDArray[np.float32]], NDArray[np.int64]]
 
@@ -169,11 +169,12 @@ def _scan(vectors_ue: NDArray[np.float32], mask_u: NDArray[np.bool_], queries: S
 
 def _us(answer: Answer, queries: Sequence[NDArray[np.float32]]) -> float:
     """Microseconds a query, of the fastest of some rounds."""
-    answer(queries[0])
+    some = queries[:_N_TIMED]
+    answer(some[0])
     best = float("inf")
     for _ in range(_ROUNDS):
         started = time.perf_counter()
-        for query_e in queries:
+        for query_e in some:
             answer(query_e)
-        best = min(best, (time.perf_counter() - started) / len(queries))
+        best = min(best, (time.perf_counter() - started) / len(some))
     return best * 1e6
