@@ -243,7 +243,8 @@ def evaluate(
     With --model behavegpt: how well is foretold what users do next? BehaveGPT is trained with the objective of the
     recipe, and with plain cross-entropy, on the log before its last tenth and without a tenth of the users; then it
     foretells both, beside counting, a Markov chain, and a GRU and a SASRec-style network of as many parameters; and
-    its futures are held against what happened.
+    its futures are held against what happened. Some behaviours are held out of another training, and then learned from
+    1, 5, 10 and 50 examples: what is foretold of them, and what old ones lose. --quick leaves out all but counting.
 
     With --model lumos: how well is foretold what users will do in days to come? LUMOS is trained on the log before its
     last horizon and foretells that, beside itself without the calendar, gradient-boosted trees, and what the same users

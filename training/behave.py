@@ -194,6 +194,7 @@ class BehaveTrainer:
         ranks: that train together; the leader alone writes.
         before: only events with timestamp < before (epoch ms) are read; None: all.
         rows: users that are read; None: all.
+        goes_on: the network knows something already, and is not started anew.
     """
 
     def __init__(
@@ -209,15 +210,17 @@ class BehaveTrainer:
         *,
         before: int | None = None,
         rows: NDArray[np.int64] | None = None,
+        goes_on: bool = False,
     ) -> None:
         self._codebook, self._vocabulary, self._history, self._config = codebook, vocabulary, history, config
         self._checkpoint, self._reporter, self._ranks, self._before = checkpoint, reporter, ranks, before
+        self._goes_on = goes_on
         self._device = _device(config.device)
         self._network = network.to(self._device)
         self._objective = Objective(config.objective, codebook.counts_c).to(self._device)
         self.parts: Mapping[str, nn.Module] = {"network": self._network, "objective": self._objective}
-        matrices = [p for p in network.parameters() if p.dim() > 1]
-        others = [p for p in network.parameters() if p.dim() <= 1]
+        learns = [p for p in network.parameters() if p.requires_grad]
+        matrices, others = [p for p in learns if p.dim() > 1], [p for p in learns if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)),
@@ -256,8 +259,9 @@ class BehaveTrainer:
         )
 
     def start(self) -> None:
-        """Initialise the network."""
-        self._network.start(self._codebook.counts_c, self._codebook.meanings(self._vocabulary), self._config.seed)
+        """Initialise the network, unless it goes on."""
+        if not self._goes_on:
+            self._network.start(self._codebook.counts_c, self._codebook.meanings(self._vocabulary), self._config.seed)
         self._ranks.follow(self._network.state_dict().values())
 
     def train(self, epoch: int) -> None:

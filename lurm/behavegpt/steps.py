@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ONE, Bound, check
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
@@ -122,8 +122,10 @@ class Codebook:
         types: names of the log's types of event, by row.
         class_vk: (V, K+1) int32 the behaviour of a type of event and an interest, -1: none of ours; the last column is
             "no interest". For "type": (V, 1).
+        kind_c, interest_c: (C,) int64 type of event and interest of each behaviour, -1: no interest.
         counts_c: (C,) int64 how often each behaviour was seen.
         place_l: (L,) int32 the place of each location row of the log, -1: not told apart.
+        location_p: (P,) int64 the location row of each place.
         edges_g: (G-1,) int64 ms: bucket g holds gaps from edge g-1 on and below edge g; the first one none at all.
         values_gs: (G, 32) int64 ms, quantiles of the gaps in each bucket.
     """
@@ -142,12 +144,12 @@ class Codebook:
         self.class_vk, self.counts_c, self.place_l = class_vk, counts_c, place_l
         self.edges_g, self.values_gs = edges_g, values_gs
         of_place = np.flatnonzero(place_l >= 0)
-        self._location_p = of_place[np.argsort(place_l[of_place])]
+        self.location_p = of_place[np.argsort(place_l[of_place])]
         kind, column = np.nonzero(class_vk >= 0)
         row = class_vk[kind, column]
-        self._kind_c, self._interest_c = (np.full(len(counts_c), -1) for _ in range(2))  # interest -1: none
-        self._kind_c[row] = kind
-        self._interest_c[row] = np.where(column < class_vk.shape[1] - 1, column, -1)
+        self.kind_c, self.interest_c = (np.full(len(counts_c), -1) for _ in range(2))
+        self.kind_c[row] = kind
+        self.interest_c[row] = np.where(column < class_vk.shape[1] - 1, column, -1)
 
     @classmethod
     def learn(
@@ -195,6 +197,37 @@ class Codebook:
         class_vk = class_x.reshape(n_types, n_columns)
         return cls(config, types, class_vk, counts_x[frequent], place_l, edges_g, values_gs)
 
+    def without(self, rows: NDArray[np.int64]) -> Codebook:
+        """The same less some behaviours, which are then known to happen and not foretold; the others close ranks."""
+        kept = np.setdiff1d(np.arange(self.n_behaviors), rows)
+        row_of = np.full(self.n_behaviors + 1, -1, np.int32)
+        row_of[kept] = np.arange(len(kept))
+        return self._with(row_of[self.class_vk], self.counts_c[kept])
+
+    def grown(self, kinds: NDArray[np.int64], interests: NDArray[np.int64], counts: NDArray[np.int64]) -> Codebook:
+        """The same and K further behaviours, in rows C and up.
+
+        Args:
+            kinds: (K,) rows of types of event of the log.
+            interests: (K,) of each, -1: none.
+            counts: (K,) events of each, 1 or more.
+
+        Raises:
+            UsageError: one is a behaviour already, or stands twice, or is of a type or interest the log has not.
+        """
+        n_types, n_columns = self.class_vk.shape
+        column = np.where(interests < 0, n_columns - 1, interests)
+        if ((kinds < 0) | (kinds >= n_types) | (column >= n_columns)).any():
+            raise UsageError(f"a new behaviour is of none of the {n_types} types and {n_columns - 1} interests")
+        if (self.class_vk[kinds, column] >= 0).any() or len(np.unique(kinds * n_columns + column)) < len(kinds):
+            raise UsageError("a new behaviour is one of the model's already, or stands twice; give each new one once")
+        class_vk = self.class_vk.copy()
+        class_vk[kinds, column] = self.n_behaviors + np.arange(len(kinds), dtype=np.int32)
+        return self._with(class_vk, np.concatenate([self.counts_c, np.maximum(counts, 1)]))
+
+    def _with(self, class_vk: NDArray[np.int32], counts_c: NDArray[np.int64]) -> Codebook:
+        return Codebook(self.config, self.types, class_vk, counts_c, self.place_l, self.edges_g, self.values_gs)
+
     @property
     def n_behaviors(self) -> int:
         """C."""
@@ -203,7 +236,7 @@ class Codebook:
     @property
     def n_codes(self) -> tuple[int, int, int, int, int]:
         """How many codes each stream has: weekday, slot, gap, place, event."""
-        n_gaps, n_places = len(self.values_gs), len(self._location_p)
+        n_gaps, n_places = len(self.values_gs), len(self.location_p)
         return FIRST + 7, FIRST + self.config.slots, FIRST + n_gaps, FIRST + n_places, FIRST + self.n_behaviors
 
     def steps(self, batch: HistoryBatch, vocabulary: InterestVocabulary) -> Steps:
@@ -250,20 +283,20 @@ class Codebook:
 
     def location_of(self, place_code: int) -> int:
         """The location row that a place code stands for; -1: none."""
-        return int(self._location_p[place_code - FIRST]) if place_code >= FIRST else -1
+        return int(self.location_p[place_code - FIRST]) if place_code >= FIRST else -1
 
     def behavior(self, row: int, vocabulary: InterestVocabulary) -> Behavior:
         """Behaviour number ``row`` < C, in words."""
-        name, interest = self.types[self._kind_c[row]], int(self._interest_c[row])
+        name, interest = self.types[self.kind_c[row]], int(self.interest_c[row])
         if interest < 0:
             return Behavior(name, None, None)
         return Behavior(name, interest, vocabulary.describe(interest).description)
 
     def meanings(self, vocabulary: InterestVocabulary) -> NDArray[np.float32]:
         """(C, M) unit rows that are near where behaviours are alike: the interest's centroid, and the type of event."""
-        has = self._interest_c >= 0
-        centroids = np.where(has[:, None], vocabulary.centroids_kd[np.where(has, self._interest_c, 0)], 0)
-        both = np.concatenate([centroids, np.eye(len(self.types), dtype=np.float32)[self._kind_c]], axis=1)
+        has = self.interest_c >= 0
+        centroids = np.where(has[:, None], vocabulary.centroids_kd[np.where(has, self.interest_c, 0)], 0)
+        both = np.concatenate([centroids, np.eye(len(self.types), dtype=np.float32)[self.kind_c]], axis=1)
         meanings: NDArray[np.float32] = both / np.linalg.norm(both, axis=1, keepdims=True)
         return meanings
 

@@ -97,5 +97,9 @@ def test_a_chain_is_foretold_by_who_knows_chains(log: Log) -> None:
         assert len({one.n for one in verdict.measures[split].values()}) == 1, "all foretell the same steps"
     ours, chain = verdict.futures["BehaveGPT"], verdict.futures["Markov"]
     assert ours.gaps < 0.5 and 0 <= ours.transitions <= 1 and 0 <= chain.copied <= 1
-    assert verdict.to_table().row_count == 2 * len(verdict.measures[DISJOINT]) + 2
+    learned = verdict.newcomers
+    assert learned is not None and learned.n_new == 2
+    by_examples = {one.examples: one for one in learned.adopted}
+    assert by_examples[50].among > learned.most_frequent and by_examples[10].old_loss < 0.1
+    assert verdict.to_table().row_count == 2 * len(verdict.measures[DISJOINT]) + 2 + len(by_examples) + 2
     assert set(verdict.to_json()["measures"]) == {DISJOINT, FORWARD}

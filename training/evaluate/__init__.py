@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +146,8 @@ class Judge:
         own = recipe.behavegpt
         plain = replace(own.training.objective, kind="plain")
         objectives = {str(one.kind): one for one in (own.training.objective, plain)}
-        trial = Trial(objectives=objectives, neural=not quick, futures=0 if quick else 200, seed=self._seed)
+        longer: dict[str, Any] = {"neural": False, "newcomers": False, "futures": 0} if quick else {}
+        trial = Trial(objectives=objectives, seed=self._seed, **longer)
         return judge_next(*parts, own.network, own.training, trial, self._reporter)
 
     def judge(self, release: Release, extent: Extent = Extent(), before: Release | None = None) -> Findings:

@@ -2,6 +2,7 @@
 
     measures    recall, precision, ranking, calibration, by how frequent a behaviour is
     rivals      the most frequent, one's own most frequent, Markov, GRU, SASRec-style
+    newcomers   behaviours it has never seen, from a few examples, and what old ones lose
     realism     futures beside what happened, and beside those of a Markov chain
 
 All are learned from the log before a moment, without some users; all foretell the same steps.
@@ -28,6 +29,7 @@ from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, known_at, packed, stretches
 from training.foretold.measures import Measures, Tally
+from training.foretold.newcomers import Newcomers, held_out, newcomers
 from training.foretold.realism import Realism, realism
 from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 from training.passes import chunks
@@ -46,6 +48,7 @@ class Trial:
         objectives: of BehaveGPT, by what the table calls it; the first is judged on futures as well.
         neural: train GRU and SASRec-style rivals of the same number of parameters.
         futures: users whose futures are imagined; 0: none.
+        newcomers: train without some behaviours, and learn them from a few examples.
         seed: of everything random.
     """
 
@@ -57,6 +60,7 @@ class Trial:
     )
     neural: bool = True
     futures: int = 200
+    newcomers: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -74,6 +78,7 @@ class Verdict:
         n_parameters: of each trained model.
         measures: split -> model -> measures.
         futures: of BehaveGPT and of a Markov chain, against what happened; empty: not asked.
+        newcomers: how new behaviours are learned; None: not asked, or too few are frequent enough.
     """
 
     cut_at: int
@@ -81,6 +86,7 @@ class Verdict:
     n_parameters: dict[str, int]
     measures: dict[str, dict[str, Measures]]
     futures: dict[str, Realism]
+    newcomers: Newcomers | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -98,6 +104,8 @@ class Verdict:
         for name, future in self.futures.items():
             told = (f"{word.replace('_', ' ')} {value:.3f}" for word, value in asdict(future).items())
             table.add_row("futures", name, *list(told)[:6])
+        if self.newcomers is not None:
+            self.newcomers.add_to(table)
         return table
 
 
@@ -124,6 +132,7 @@ class _Trial:
         parts = {split: list(self._parts(rows, forward=split == FORWARD)) for split, rows in splits.items()}
         tallies: dict[str, dict[str, Tally]] = {split: {} for split in splits}
         n_parameters, futures = dict[str, int](), dict[str, Realism]()
+        learned: Newcomers | None = None
         for name, made in self._models():
             scores = made.scores_of
             if made.n_parameters:
@@ -146,10 +155,30 @@ class _Trial:
                     self.cut_at,
                     seed=self._trial.seed,
                 )
+            if made.network is not None and learned is None and self._trial.newcomers:
+                learned = self._newcomers(made, [*parts[DISJOINT], *parts[FORWARD]])
         measures = {
             split: {name: tally.measures() for name, tally in models.items()} for split, models in tallies.items()
         }
-        return Verdict(self.cut_at, self.codebook.n_behaviors, n_parameters, measures, futures)
+        return Verdict(self.cut_at, self.codebook.n_behaviors, n_parameters, measures, futures, learned)
+
+    def _newcomers(self, made: _Made, asked: list[tuple[Packed, torch.Tensor]]) -> Newcomers | None:
+        new = held_out(self.codebook, self._trial.seed)
+        if not len(new):
+            self._reporter.say("  new behaviours: left out, for none is frequent enough for so many examples")
+            return None
+        known = self.codebook.without(new)
+        network = BehaveGpt(self._network, known.n_codes)
+        self._trained(network, self._training, known)
+        order = np.random.default_rng([self._trial.seed, 17]).permutation(self._rows)
+
+        def users() -> Iterator[Steps]:
+            return self._steps_before(order, 64)
+
+        parts = self.codebook, known, self._vocabulary, network
+        found = newcomers(new, *parts, made.scores_of, users, asked)
+        self._reporter.say(f"  {len(new)} new behaviours: {found.adopted[-1].recall:.4f} recall of them")
+        return found
 
     def _models(self) -> Iterator[tuple[str, _Made]]:
         for name, objective in self._trial.objectives.items():
@@ -165,10 +194,10 @@ class _Trial:
                 network = shaped_like(kind, n_parameters, self._network, self.codebook.n_codes)
                 yield kind.name, self._trained(network, alone)
 
-    def _trained(self, network: BehaveGpt, training: BehaveTrainConfig) -> _Made:
+    def _trained(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook | None = None) -> _Made:
         trainer = BehaveTrainer(
             network,
-            self.codebook,
+            codebook or self.codebook,
             self._vocabulary,
             self._history,
             training,
@@ -208,8 +237,8 @@ class _Trial:
             if ours.any():
                 yield part, ours
 
-    def _steps_before(self, rows: NDArray[np.int64]) -> Iterator[Steps]:
-        for some in chunks(rows, 1024):
+    def _steps_before(self, rows: NDArray[np.int64], at_once: int = 1024) -> Iterator[Steps]:
+        for some in chunks(rows, at_once):
             yield self.codebook.steps(self._history.batch(some).before(self.cut_at), self._vocabulary)
 
 
