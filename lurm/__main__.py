@@ -329,6 +329,7 @@ def lookalike(
     from lurm.audience import Size
     from lurm.progress import TerminalReporter
 
+    lookalikes.check(destination)
     config = settings.load({"artifacts_dir": artifacts_dir})
     asked = audiences.asked_of(
         seeds,

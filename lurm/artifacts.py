@@ -24,7 +24,7 @@ from typing import Any
 
 import orjson
 
-from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, UsageError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -232,6 +232,23 @@ def replacing(path: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def check_replaceable(path: Path) -> None:
+    """See, before the work begins, whether ``replacing`` could put a file there.
+
+    Raises:
+        UsageError: it is a folder, or its folder is not there or takes no files.
+    """
+    aside, why = _aside(path), ""
+    try:
+        if not path.is_dir():
+            aside.touch()
+            aside.unlink()
+            return
+    except OSError as error:
+        why = f" ({error.strerror})"
+    raise UsageError(f"{path} cannot be written{why}: expected the name of a file in a folder that can be written to")
 
 
 def remove_drafts(folder: Path) -> int:

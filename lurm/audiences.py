@@ -175,16 +175,16 @@ def members(
     """
     import pyarrow.parquet as pq
 
+    from lurm import lookalikes
     from lurm.artifacts import CHECKED, replacing
-    from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
 
+    if destination is not None:
+        lookalikes.check(destination)
     table = _opened(artifacts_dir).table(name, TerminalReporter())
     if destination is None:
         emit(table.to_pylist(), as_json=as_json, text="\n".join(table["user_id"].to_pylist()))
         return
-    if destination.suffix != ".parquet" or not destination.parent.is_dir():
-        raise UsageError(f"{destination} cannot be written: expected a .parquet file in a folder that is there")
     with replacing(destination) as aside:
         pq.write_table(table, aside, **CHECKED)
     emit({"path": destination, "n_users": len(table)}, as_json=as_json, text=f"{destination}: {len(table):,} users")

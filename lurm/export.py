@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.arrays import ArrayWriter
-from lurm.artifacts import CHECKED, replacing
+from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
 from lurm.histories import alive_in
@@ -65,7 +65,7 @@ def export(
         number of rows.
 
     Raises:
-        UsageError: another suffix, or the folder does not exist.
+        UsageError: another suffix, or a place that takes no file.
     """
     check(destination)
     rows = None if users is None else known_rows(release, users)
@@ -155,8 +155,7 @@ def check(destination: Path) -> None:
     if destination.suffix not in SUFFIXES:
         suffixes = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
         raise UsageError(f"{destination.name} ends in {destination.suffix!r}; export writes {suffixes}")
-    if not destination.parent.is_dir():
-        raise UsageError(f"there is no folder {destination.parent}; make it first")
+    check_replaceable(destination)
 
 
 def write(

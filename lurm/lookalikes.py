@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from lurm.artifacts import CHECKED, replacing
+from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
 from lurm.erasure import Ledger
@@ -325,14 +325,24 @@ def in_words(found: Found) -> str:
     )
 
 
+def check(destination: Path) -> None:
+    """Whether ``write`` can write there.
+
+    Raises:
+        UsageError: its name does not end in ``.parquet``, or it is in a place that takes no file.
+    """
+    if destination.suffix != ".parquet":
+        raise UsageError(f"{destination} cannot be written: expected the name of a .parquet file")
+    check_replaceable(destination)
+
+
 def write(release: Release, found: Found, destination: Path, reporter: Reporter) -> None:
     """Write an audience as Parquet: rank, user_id, percentile, probability, shared_interests (words), space_id.
 
     Raises:
-        UsageError: the folder does not exist, or the name does not end in ``.parquet``.
+        UsageError: as ``check``.
     """
-    if destination.suffix != ".parquet" or not destination.parent.is_dir():
-        raise UsageError(f"{destination} cannot be written: expected a .parquet file in a folder that is there")
+    check(destination)
     schema = pa.schema(
         [
             pa.field("rank", pa.int64(), nullable=False),

@@ -231,13 +231,18 @@ def read(
                 malformed = []
 
 
+def unpointed(error: Exception) -> str:
+    """What a library says is wrong, without the stop some end with, to go on after it."""
+    return str(error).strip().rstrip(".")
+
+
 @contextlib.contextmanager
 def _reading(file: Path, format: Format) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise DataError(
-            f"{file} cannot be read as {format}: {str(error).strip()}. It is truncated, corrupt or of another "
+            f"{file} cannot be read as {format}: {unpointed(error)}. It is truncated, corrupt or of another "
             "format; restore it, or name its format"
         ) from error
 

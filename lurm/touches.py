@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from lurm.errors import DataError
 from lurm.events import EventLog, Quarantine
-from lurm.readers import Chunk, format_of
+from lurm.readers import Chunk, format_of, unpointed
 from lurm.texts import may_be_blank_or_longer
 
 _ROWS = 500_000
@@ -76,7 +76,7 @@ def _fast(places: Sequence[int], log: EventLog, quarantine: Quarantine) -> Itera
     except (pl.exceptions.PolarsError, pa.ArrowException, OSError, DataError) as error:
         broken = next(filter(_is_broken, files), files[0])
         raise DataError(
-            f"{broken} cannot be read as parquet: {error}. It is truncated or corrupt; restore it"
+            f"{broken} cannot be read as parquet: {unpointed(error)}. It is truncated or corrupt; restore it"
         ) from error
 
 

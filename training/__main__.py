@@ -265,6 +265,7 @@ def evaluate(
     from threadpoolctl import threadpool_limits
 
     from lurm import settings
+    from lurm.artifacts import check_replaceable
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
@@ -278,6 +279,8 @@ def evaluate(
         raise UsageError(f"--model {model} is judged in a table of its own; leave out {', '.join(unheard)}")
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
+    if report is not None:
+        check_replaceable(report)
     config = settings.load({"artifacts_dir": artifacts_dir})
     dataset, chosen = recipes.opened(path, recipe)
     reporter = TerminalReporter()

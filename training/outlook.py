@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from lurm.artifacts import replacing
+from lurm.artifacts import check_replaceable, replacing
 from lurm.audiences import ids_in
 from lurm.calendars import Edit
 from lurm.erasure import Ledger
@@ -66,10 +65,7 @@ def check(out: Path, picture: Path | None) -> None:
     if picture is not None and picture.suffix not in _PICTURES:
         raise UsageError(f"--plot is {picture}, expected a name that ends in {', '.join(_PICTURES)}")
     for path in (out, *([] if picture is None else [picture])):
-        if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-            raise UsageError(
-                f"{path} cannot be written: expected the name of a file in a folder that can be written to"
-            )
+        check_replaceable(path)
 
 
 def asked(config: Settings, out: Path, users: Path | None, edits: Path | None, reporter: Reporter) -> Outlook:

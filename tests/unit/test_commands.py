@@ -99,6 +99,31 @@ def test_the_list_of_commands_is_readable(run: Run) -> None:
         assert not [line for line in lines if line.endswith("...")]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("lookalike", "seeds.txt", "{}.parquet", "--percent", "1"),
+        ("audience", "members", "alike", "{}.parquet"),
+        ("export", "{}.arrow"),
+        ("forecast", "{}.parquet"),
+        ("evaluate", "log", "--report", "{}.parquet"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("place", ["nowhere/out", "folder", "x" * 300])
+def test_where_nothing_can_be_written_is_said_before_anything_is_looked_for(
+    run: Run, words: tuple[str, ...], place: str
+) -> None:
+    Path("seeds.txt").write_text("1\n2\n")
+    for suffix in ("parquet", "arrow"):
+        Path(f"folder.{suffix}").mkdir()
+    before = sorted(Path().rglob("*"))
+    outcome = run(*(word.format(place) for word in words))  # there is no release, no log and no audience either
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "cannot be written" in outcome.err
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_a_misspelt_command_is_a_usage_error_with_a_hint(run: Run) -> None:
     outcome = run("confg")
     assert (outcome.code, outcome.out) == (2, "")

@@ -189,7 +189,7 @@ def test_a_truncated_parquet_file_is_named(tmp_path, keep):
     file = tmp_path / "log.parquet"
     pq.write_table(pa.table({"a": range(1000), "b": range(1000)}), file)
     file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"log\.parquet cannot be read as parquet.*truncated"):
+    with pytest.raises(DataError, match=r"log\.parquet cannot be read as parquet.*[^.]\. It is truncated"):
         rows_of(file, "parquet")
 
 
