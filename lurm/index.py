@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.artifacts import Artifact, open_artifact
-from lurm.compiled import compiled, compiled_sums
+from lurm.compiled import compiled, compiled_sums, prefetch
 from lurm.errors import ArtifactCorrupt, UsageError
 from lurm.filters import Passing
 
@@ -30,6 +30,7 @@ EXACT_USERS = 200_000
 _ROW_NS, _GRAPH_NS = 12.0, 1_500.0  # what a scan takes for a row, the graph for one of those it keeps in sight
 _FRONT = 4  # of what the graph is asked for, the first part of so many is taken for all that is there
 _FEW = 128  # left out
+_AHEAD, _LINE = 32, 16  # rows that are fetched early, and numbers that come at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ class Nearest:
     """
 
     def __init__(self, index: UserIndex, vectors_ue: NDArray[np.float32]) -> None:
-        self._index, self._vectors_ue = index, vectors_ue.view(np.ndarray)
+        self._index, self._vectors_ue = index, np.ascontiguousarray(vectors_ue.view(np.ndarray))
 
     def search(
         self,
@@ -189,10 +190,9 @@ class Nearest:
         rows, scores = np.empty(n, np.int64), np.empty(n, np.float32)
         if among is None:
             n_found = _nearest_of_all(self._vectors_ue, query_e, rows, scores)
-        elif among.rows_n is None:
-            n_found = _nearest_of_mask(self._vectors_ue, among.mask_u, query_e, rows, scores)
         else:
-            n_found = _nearest_of_rows(self._vectors_ue, among.rows_n, query_e, rows, scores)
+            among_n = np.flatnonzero(among.mask_u).astype(np.int32) if among.rows_n is None else among.rows_n
+            n_found = _nearest_of_rows(self._vectors_ue, among_n, query_e, rows, scores)
         order = np.lexsort((rows[:n_found], -scores[:n_found]))
         return Neighbors(rows[order], scores[order])
 
@@ -248,26 +248,14 @@ def _nearest_of_rows(
     scores: NDArray[np.float32],
 ) -> int:
     """Fill a heap with the nearest of some rows, ascending; how many there are."""
-    n = 0
+    n, dim, numbers = 0, len(query_e), vectors_ue.reshape(-1)
     for at in range(len(among_n)):
+        if at + _AHEAD < len(among_n):  # rows lie anywhere: memory is slow, but answers many at once
+            start = among_n[at + _AHEAD] * dim
+            for line in range(0, dim, _LINE):
+                prefetch(numbers, start + line)
         row = among_n[at]
         n = _keep(rows, scores, n, row, _product(vectors_ue[row], query_e))
-    return n
-
-
-@compiled
-def _nearest_of_mask(
-    vectors_ue: NDArray[np.float32],
-    among_u: NDArray[np.bool_],
-    query_e: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    scores: NDArray[np.float32],
-) -> int:
-    """The same of all rows of a mask."""
-    n = 0
-    for row in range(len(among_u)):
-        if among_u[row]:
-            n = _keep(rows, scores, n, row, _product(vectors_ue[row], query_e))
     return n
 
 
