@@ -337,7 +337,8 @@ class Forecaster:
     def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> _Said:
         rows = self._users.rows(batch.user_ids).astype(np.int64)
         tokens = self.reader.read(batch, rows, calendar, first_day)
-        inputs, arises_bq = Inputs.of(tokens, questions), questions.arises(tokens.grid, tokens.ahead, first_day)
+        inputs = self.network.seen(Inputs.of(tokens, questions))
+        arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
         with torch.no_grad():
             memory_bsd = self.network.remember(inputs)
             foretold = self.network.foretell(inputs, memory_bsd)

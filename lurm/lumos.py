@@ -37,6 +37,7 @@ REVISION = 2
 """Of the arithmetic; weights of another one mean something else."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
+Context = Literal["both", "past", "future", "none"]
 _ACTIVITY, _EVENT, _STATIC = 128, 128, 64  # widths of the pathways
 _MOST_RATE = 6.0  # log of most happenings per day
 _MOST_AMOUNT = 12.0  # signed log of most units
@@ -54,6 +55,7 @@ class LumosConfig:
         days: T, of the past that are read one by one.
         horizon: F, most days that can be foretold.
         positions: of days.
+        context: of which days it reads what is on by the calendar, beside their dates; all but "both" are ablations.
         head: see above.
         weighting: of the losses of targets: their "sum"; by learned "uncertainty" (Kendall et al. 2018); or shares
             that are "learned" freely, none of which may vanish.
@@ -68,14 +70,15 @@ class LumosConfig:
     days: int = 180
     horizon: int = 28
     positions: PositionKind = "learned"
+    context: Context = "both"
     head: Head = "sequence"
     weighting: Weighting = "sum"
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check(self, days=Bound(least=7, most=3660), horizon=Bound(least=1, most=366), encoder_blocks=AT_LEAST_ONE)
-        for name, value, kinds in (("head", self.head, Head), ("weighting", self.weighting, Weighting)):
-            if value not in get_args(kinds):
+        for name, kinds in (("head", Head), ("weighting", Weighting), ("context", Context)):
+            if (value := getattr(self, name)) not in get_args(kinds):
                 raise UsageError(f"{name} is {value!r}, expected {', '.join(get_args(kinds))}")
         self.stack(1), self.stack(self.decoder_blocks)
 
@@ -167,6 +170,7 @@ class Lumos(nn.Module):
     doubt_hcc: Tensor
     channel_q: Tensor
     amount_q: Tensor
+    dates_c: Tensor
 
     def __init__(self, config: LumosConfig, questions: Questions, widths: tuple[int, int, int]) -> None:
         super().__init__()
@@ -200,6 +204,8 @@ class Lumos(nn.Module):
         self.register_buffer("sign_q", torch.where(torch.tensor(is_churn), -1.0, 1.0), persistent=False)
         self.register_buffer("channel_q", torch.from_numpy(questions.channel_q), persistent=False)
         self.register_buffer("amount_q", torch.from_numpy(questions.amount_q), persistent=False)
+        is_date_c = torch.arange(event) < event - len(questions.kinds)
+        self.register_buffer("dates_c", is_date_c.float(), persistent=False)
 
     def start(self, seed: int, begin: Beginning | None = None) -> None:
         """Initialise.
@@ -235,7 +241,17 @@ class Lumos(nn.Module):
 
     def forward(self, inputs: Inputs) -> Foretold:
         """What will happen."""
+        inputs = self.seen(inputs)
         return self.foretell(inputs, self.remember(inputs))
+
+    def seen(self, inputs: Inputs) -> Inputs:
+        """What it reads of them, by its ``context``; ``remember`` and ``foretell`` take these."""
+        past_utc, future_ufc = inputs.past_utc, inputs.future_ufc
+        if self.config.context not in {"both", "past"}:
+            past_utc = past_utc * self.dates_c
+        if self.config.context not in {"both", "future"}:
+            future_ufc = future_ufc * self.dates_c
+        return inputs._replace(past_utc=past_utc, future_ufc=future_ufc)
 
     def remember(self, inputs: Inputs) -> Tensor:
         """(B, 1 + T, D) the history, read: the user first, then the days."""

@@ -221,13 +221,10 @@ def evaluate(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The embedding and the logistic probe, nothing else.")] = False,
     ablate: Annotated[bool, typer.Option("--ablate", help="Build and judge recipes that differ in one entry.")] = False,
-    model: Annotated[
-        Literal["behavegpt", "lumos"] | None,
-        typer.Option(help="Judge this one instead of the embeddings.", show_default=False),
-    ] = None,
-    axis: Annotated[
-        list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.", show_default=False)
-    ] = None,
+    model: Annotated[Literal["behavegpt", "lumos"] | None, typer.Option(help="Judge this one, no embeddings.")] = None,
+    axis: Annotated[list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.")] = None,
+    cuts: Annotated[int, typer.Option(min=1, help="With --model lumos: days to foretell from.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="With --model lumos: trainings from each of them.")] = 1,
     artifacts_dir: ArtifactsDir = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: AsJson = False,
@@ -247,8 +244,10 @@ def evaluate(
     1, 5, 10 and 50 examples: what is foretold of them, and what old ones lose. --quick leaves out all but counting.
 
     With --model lumos: how well is foretold what users will do in days to come? LUMOS is trained on the log before its
-    last horizon and foretells that, beside itself without the calendar, gradient-boosted trees, and what the same users
-    did before; for all users, and for new, dormant and heavy ones. --quick leaves out rivals that are trained.
+    last horizon and foretells that, beside itself without the calendar, gradient-boosted trees, a dense network of as
+    many parameters, and what the same users did before; for all, new, dormant and heavy users. --quick leaves these
+    rivals out; --cuts and --seeds repeat it a horizon earlier and from other weights, and give intervals. --ablate
+    trains each variant on the axes calendar (past, ahead, neither), positions, targets (a network each).
 
     Writes one HTML page with plots, diagnostics and how it was measured. With --ablate: one entry of the recipe at a
     time is changed, built and judged, axis by axis (anchors, interests, width, scales, history, views, start, loss,
@@ -260,7 +259,7 @@ def evaluate(
       lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
       lurm evaluate data/ml100k --recipe ml100k --ablate --axis anchors --axis width
       lurm evaluate data/shop --model behavegpt --json
-      lurm evaluate data/shop --model lumos
+      lurm evaluate data/shop --model lumos --cuts 3 --seeds 2 --ablate --axis targets
     """
     from threadpoolctl import threadpool_limits
 
@@ -273,7 +272,7 @@ def evaluate(
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
-    others = {"ablate": ablate, "axis": axis, "markdown": markdown, "report": report}
+    others = {"markdown": markdown, "report": report} | ({} if model == "lumos" else {"ablate": ablate, "axis": axis})
     unheard = [f"--{word}" for word, given in others.items() if given]
     if model and unheard:
         raise UsageError(f"--model {model} is judged in a table of its own; leave out {', '.join(unheard)}")
@@ -298,7 +297,8 @@ def evaluate(
     )
     if model:
         with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
-            verdict = judge.model(model, opened, quick=quick)
+            more: dict[str, Any] = {"n_cuts": cuts, "n_seeds": seeds, "axes": (axis or None) if ablate else ()}
+            verdict = judge.model(model, opened, quick=quick, **more)
         emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
         return
     with threadpool_limits(limits=config.threads):

@@ -126,23 +126,34 @@ class Judge:
         self._items = dataset.items()
         self._users = dataset.users()
 
-    def model(self, name: ModelName, release: Release, *, quick: bool) -> Days | Verdict:
+    def model(
+        self,
+        name: ModelName,
+        release: Release,
+        *,
+        quick: bool,
+        n_cuts: int = 1,
+        n_seeds: int = 1,
+        axes: Sequence[str] | None = (),
+    ) -> Days | Verdict:
         """How well a model beside the embeddings foretells what came later, beside its rivals.
 
         Args:
             name: of the model, which is trained anew on a part of the log.
             release: whose log, interests and attributes.
             quick: leave out rivals that are trained, and futures.
+            n_cuts, n_seeds, axes: of LUMOS, see ``training.evaluate.foretold.judge``.
 
         Raises:
             DataError: the log is too short.
-            UsageError: the recipe asks for what the log does not have.
+            UsageError: the recipe asks for what the log does not have, or there is no such axis.
         """
         recipe, parts = self._recipe, (release.history, release.vocabulary)
         if name == "lumos":
             calendar = calendar_of(self._dataset, release.history, release.attributes)
             lumos = replace(recipe.lumos, seed=self._seed)
-            return judge_days(*parts, release.attributes, calendar, lumos, trees=not quick, reporter=self._reporter)
+            how: dict[str, Any] = {"n_cuts": n_cuts, "n_seeds": n_seeds, "rivals": not quick, "axes": axes}
+            return judge_days(*parts, release.attributes, calendar, lumos, **how, reporter=self._reporter)
         own = recipe.behavegpt
         plain = replace(own.training.objective, kind="plain")
         objectives = {str(one.kind): one for one in (own.training.objective, plain)}

@@ -3,39 +3,50 @@
 lumos          trained on what came before the day, calibrated
 no calendar    the same network, nothing of the calendar known
 trees          gradient-boosted, one per target: activity features, attributes, and what is on in the horizon
+dense net      a network of as many parameters as LUMOS on the same features, without attention
 last value     the same in as many days before
 a year ago     the same in the days 364 earlier, where the log is long enough
+
+Ablations are trained anew. Axis "calendar": what is on is read of the past, or of the days ahead, or of neither;
+"positions": of days, of another kind; "targets": a network for each target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
-from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar
-from lurm.days import day_of, from_signed_log, signed_log
+from lurm.days import day_of
+from lurm.errors import UsageError
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
+from lurm.lumos import Context
+from lurm.phrases import likest
 from lurm.progress import Reporter
 from lurm.targets import Labels
+from lurm.transformer import PositionKind
+from training.evaluate.rivals import Answers, Lesson, dense_net, leaning, trees
 from training.forecasting import LumosRecipe, train
 
-_TREES_SEE = 8  # cuts
-_TREES: dict[str, Any] = {"learning_rate": 0.05, "max_iter": 200, "early_stopping": True}
+AXES = ("calendar", "positions", "targets")
+_LESSONS = 8  # cuts that rivals learn from
 _BINS = 10
 _YEAR = 364
 _SEGMENTS = ("new", "dormant", "heavy")
-Answers = NDArray[np.float64]
+_CONTEXTS: Mapping[Context, str] = {"past": "calendar of the past", "future": "calendar ahead", "none": "neither"}
+_COUNTED = {"last value", "a year ago"}  # ways without probabilities
+Said = tuple[Answers, Answers]  # probabilities, and amounts nearest as a share of the truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +55,7 @@ class Score:
 
     Attributes:
         cut_day: epoch day.
+        seed: of what was trained.
         segment: "all", or of users: "new" ones of the last four weeks, "dormant" ones without an event in them, "heavy"
             ones, the fifth that has most events.
         auc: of whether it happened; of amounts, whether there was one. None where all or none did.
@@ -52,6 +64,7 @@ class Score:
     """
 
     cut_day: int
+    seed: int
     target: str
     way: str
     segment: str
@@ -65,31 +78,39 @@ class Days:
     """How well all ways foretold all targets.
 
     Attributes:
-        scores: of each way, target, segment and cut.
+        scores: of each way, target, segment, cut and seed.
     """
 
     scores: list[Score]
 
     def summary(self, segment: str = "all") -> list[dict[str, Any]]:
-        """By way, means over targets and cuts: AUC, ECE, MAPE, and what of AUC it has over trees, least and mean.
+        """By way, means over targets, cuts and seeds, each None where nothing could be measured.
 
-        None: nothing could be measured.
+        AUC, ECE, MAPE, and half the width of the 95 % interval of the AUC, over cuts and seeds. What of AUC it has over
+        trees: mean, interval, and least of any target. Over LUMOS: mean, interval, and in how many targets of how many
+        LUMOS is not below it.
         """
         some = [one for one in self.scores if one.segment == segment]
-        trees = {(one.cut_day, one.target): one.auc for one in some if one.way == "trees"}
         rows = []
         for way in dict.fromkeys(one.way for one in some):
             own = [one for one in some if one.way == way]
-            beside = [(one.auc, trees.get((one.cut_day, one.target))) for one in own]
-            gains = [ours - theirs for ours, theirs in beside if ours is not None and theirs is not None]
+            over_trees, over_lumos = (_gains(own, some, other) for other in ("trees", "lumos"))
+            by_target: dict[str, list[float]] = {}
+            for one, gain in over_lumos:
+                by_target.setdefault(one.target, []).append(gain)
             rows.append(
                 {
                     "way": way,
                     "auc": _mean(one.auc for one in own),
+                    "auc_interval": _interval((one, one.auc) for one in own if one.auc is not None),
                     "ece": _mean(one.ece for one in own),
                     "mape": _mean(one.mape for one in own),
-                    "least_gain": min(gains, default=None),
-                    "mean_gain": _mean(gains),
+                    "mean_gain": _mean(gain for _, gain in over_trees),
+                    "gain_interval": _interval(over_trees),
+                    "least_gain": min((gain for _, gain in over_trees), default=None),
+                    "over_lumos": _mean(gain for _, gain in over_lumos),
+                    "over_lumos_interval": _interval(over_lumos),
+                    "lumos_holds": [sum(bool(np.mean(gains) <= 0) for gains in by_target.values()), len(by_target)],
                 }
             )
         return rows
@@ -101,17 +122,50 @@ class Days:
 
     def to_table(self) -> Table:
         """For people."""
-        table = Table("users", "way", "AUC", "ECE", "MAPE", "over trees", "least", box=None, pad_edge=False)
+        words = ("users", "way", "AUC", "ECE", "MAPE", "over trees", "least", "over lumos", "lumos holds")
+        table = Table(*words, box=None, pad_edge=False)
         for segment in ("all", *_SEGMENTS):
             for row in self.summary(segment):
-                cells = (row[name] for name in ("auc", "ece", "mape", "mean_gain", "least_gain"))
-                table.add_row(segment, row["way"], *("" if x is None else f"{x:.3f}" for x in cells))
+                auc, trees_, lumos = (
+                    _told(row[value], row[interval])
+                    for value, interval in (
+                        ("auc", "auc_interval"),
+                        ("mean_gain", "gain_interval"),
+                        ("over_lumos", "over_lumos_interval"),
+                    )
+                )
+                ece, mape, least = (_told(row[name]) for name in ("ece", "mape", "least_gain"))
+                held, n = row["lumos_holds"]
+                cells = (auc, ece, mape, trees_, least, lumos, f"{held} of {n}" if row["way"] != "lumos" else "")
+                table.add_row(segment, row["way"], *cells)
         return table
+
+
+def _gains(own: Sequence[Score], among: Sequence[Score], other: str) -> list[tuple[Score, float]]:
+    """What of AUC scores have over those of another way, of the same target, cut and seed."""
+    theirs = {(one.cut_day, one.seed, one.target): one.auc for one in among if one.way == other}
+    beside = [(one, one.auc, theirs.get((one.cut_day, one.seed, one.target))) for one in own]
+    return [(one, auc - their) for one, auc, their in beside if auc is not None and their is not None]
 
 
 def _mean(of: Iterable[float | None]) -> float | None:
     known = [x for x in of if x is not None]
     return float(np.mean(known)) if known else None
+
+
+def _interval(of: Iterable[tuple[Score, float]]) -> float | None:
+    """Half the width of the 95 % interval of a mean over targets, by Student's t over cuts and seeds; None of one."""
+    runs: dict[tuple[int, int], list[float]] = {}
+    for one, value in of:
+        runs.setdefault((one.cut_day, one.seed), []).append(value)
+    if len(runs) < 2:
+        return None
+    means = [float(np.mean(values)) for values in runs.values()]
+    return float(stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / np.sqrt(len(means)))
+
+
+def _told(value: float | None, interval: float | None = None) -> str:
+    return "" if value is None else f"{value:.3f}" + ("" if interval is None else f" ± {interval:.3f}")
 
 
 def judge(
@@ -123,65 +177,89 @@ def judge(
     *,
     cuts: Sequence[int] = (),
     n_cuts: int = 1,
-    trees: bool = True,
+    n_seeds: int = 1,
+    rivals: bool = True,
+    axes: Sequence[str] | None = (),
     reporter: Reporter,
 ) -> Days:
     """The scores of all ways.
 
     Args:
         history, vocabulary, attributes, calendar: of the log. The vocabulary may know later items; it knows no user.
-        recipe: of LUMOS; its seed is that of the trees, too.
-        cuts: epoch days to foretell from; none: the last ``n_cuts`` whose truth the log can tell.
+        recipe: of LUMOS; its seed, and those that follow, are those of rivals, too.
+        cuts: epoch days to foretell from; none: the last ``n_cuts`` whose truth the log can tell, a horizon apart.
         n_cuts: see above.
-        trees: whether they are grown, which takes longest.
+        n_seeds: trainings from each cut.
+        rivals: whether trees are grown and a dense net is trained.
+        axes: of ablations, which take as long as LUMOS each; see above. None: all.
         reporter: told what is going on.
 
     Raises:
         DataError: what is left of the log before a cut is too short to learn from.
-        UsageError: a target asks for what the log does not have.
+        UsageError: a target asks for what the log does not have, or there is no such axis.
     """
+    axes = AXES if axes is None else axes
+    if unknown := [axis for axis in axes if axis not in AXES]:
+        raise UsageError(f"there is no axis {unknown[0]!r} of LUMOS; {likest(unknown[0], list(AXES))}")
     end = day_of(history.watermark) + 1
     horizon = recipe.for_log(end - day_of(history.first_at)).network.horizon
     scores = []
     for cut_day in cuts or [end - horizon * (n + 1) for n in range(n_cuts)]:
-        forecaster, _ = train(
-            history,
-            vocabulary,
-            attributes,
-            calendar,
-            recipe,
-            until_day=cut_day,
-            checkpoint=None,
-            reporter=reporter,
-        )
-        scores += _Cut(forecaster, history, cut_day, recipe.seed, trees=trees).scores()
+        for seed in range(recipe.seed, recipe.seed + n_seeds):
+
+            def trained(one: LumosRecipe, until_day: int = cut_day, seed: int = seed) -> Forecaster:
+                parts, asked = (history, vocabulary, attributes, calendar), replace(one, seed=seed)
+                return train(*parts, asked, until_day=until_day, checkpoint=None, reporter=reporter)[0]
+
+            cut = _Cut(trained(recipe), history, cut_day, seed)
+            ways = cut.ways(rivals=rivals)
+            for name, variants in _ablations(recipe, cut.targets, axes):
+                reporter.say(f"{name}:")
+                ways[name] = cut.together(trained(one) for one in variants)
+            scores += cut.scores(ways)
     return Days(scores)
+
+
+def _ablations(
+    recipe: LumosRecipe, targets: Sequence[Any], axes: Sequence[str]
+) -> Iterator[tuple[str, list[LumosRecipe]]]:
+    """What they are called, and the recipes that answer the targets one after another."""
+    network = recipe.network
+    if "calendar" in axes:
+        for context, name in _CONTEXTS.items():
+            yield name, [replace(recipe, network=replace(network, context=context))]
+    if "positions" in axes:
+        for kind in get_args(PositionKind):
+            if kind != network.positions:
+                yield f"positions: {kind}", [replace(recipe, network=replace(network, positions=kind))]
+    if "targets" in axes:
+        yield "a network each", [replace(recipe, targets=(target,)) for target in targets]
 
 
 class _Cut:
     """Everything that is asked after one day."""
 
-    def __init__(self, forecaster: Forecaster, history: HistoryBase, cut_day: int, seed: int, *, trees: bool) -> None:
-        self._forecaster, self._history, self._cut_day = forecaster, history, cut_day
-        self._seed, self._wants_trees = seed, trees
+    def __init__(self, forecaster: Forecaster, history: HistoryBase, cut_day: int, seed: int) -> None:
+        self._forecaster, self._history, self._cut_day, self._seed = forecaster, history, cut_day, seed
+        self.targets = forecaster.targets
         self._rows = np.arange(len(history))
         self._batch = history.batch(self._rows)
         self._grid = forecaster.reader.view.grid(self._batch)
 
-    def scores(self) -> list[Score]:
+    def scores(self, ways: Mapping[str, Said]) -> list[Score]:
+        """How well they foretold."""
         begun = self._grid.born_b < self._cut_day
         truth = self._labels(self._cut_day)
-        ways = self._ways()
         scores = []
         for segment, chosen in (("all", begun), *self._segments(begun)):
             for way, (said_bq, amount_bq) in ways.items():
-                for at, target in enumerate(self._forecaster.targets):
+                for at, target in enumerate(self.targets):
                     did_b = truth.happened_bq[:, at].astype(np.float64)
                     known = chosen & ~np.isnan(did_b) & ~np.isnan(said_bq[:, at])
                     auc = ece = mape = None
                     if known.any() and 0 < did_b[known].mean() < 1:
                         auc = float(roc_auc_score(did_b[known], said_bq[known, at]))
-                        if way in ("lumos", "no calendar", "trees"):
+                        if way not in _COUNTED:
                             ece = calibration_error(said_bq[known, at], did_b[known])
                     if target.is_amount:
                         true_b = truth.amount_bq[:, at].astype(np.float64)
@@ -189,26 +267,39 @@ class _Cut:
                         if some.any():
                             off_b = np.abs(amount_bq[some, at] - true_b[some]) / np.abs(true_b[some])
                             mape = float(off_b.mean())
-                    scores.append(Score(self._cut_day, target.name, way, segment, auc, ece, mape))
+                    scores.append(Score(self._cut_day, self._seed, target.name, way, segment, auc, ece, mape))
         return scores
 
-    def _ways(self) -> dict[str, tuple[Answers, Answers]]:
+    def ways(self, *, rivals: bool) -> dict[str, Said]:
+        """What LUMOS and its rivals say."""
         forecaster, cut_day = self._forecaster, self._cut_day
-        own = forecaster.forecast(self._batch, cut_day)
         quiet = forecaster.calendar.without(frozenset(forecaster.calendar.kinds))
         parts = forecaster.network, forecaster.reader, forecaster.questions, quiet, forecaster.calibrations
-        blind = Forecaster(*parts, self._history).forecast(self._batch, cut_day)
-        horizon = forecaster.reader.horizon
+        (said_bq, amount_bq), (blind_bq, blindly_bq) = map(self._said, (forecaster, Forecaster(*parts, self._history)))
         ways = {
-            "lumos": (own.probability, own.typical),
-            "no calendar": (np.where(np.isnan(own.probability), np.nan, blind.probability), blind.typical),
+            "lumos": (said_bq, amount_bq),
+            "no calendar": (np.where(np.isnan(said_bq), np.nan, blind_bq), blindly_bq),
         }
-        if self._wants_trees:
-            ways["trees"] = self._trees()
-        ways["last value"] = self._repeated(cut_day - horizon)
+        if rivals:
+            ways |= self._rivals()
+        ways["last value"] = self._repeated(cut_day - forecaster.reader.horizon)
         if cut_day - _YEAR >= day_of(self._history.first_at):
             ways["a year ago"] = self._repeated(cut_day - _YEAR)
         return ways
+
+    def together(self, forecasters: Iterable[Forecaster]) -> Said:
+        """What several say, who answer the targets one after another."""
+        said = [self._said(forecaster) for forecaster in forecasters]
+        return np.column_stack([one for one, _ in said]), np.column_stack([one for _, one in said])
+
+    def _said(self, forecaster: Forecaster) -> Said:
+        """Probabilities, and amounts that lean as would have been right in the stretch they were calibrated on."""
+        earlier = self._cut_day - forecaster.reader.horizon
+        own, before = (forecaster.forecast(self._batch, day) for day in (self._cut_day, earlier))
+        true_bq = self._labels(earlier, forecaster).amount_bq.astype(np.float64)
+        begun = self._grid.born_b < earlier
+        lean_q = [leaning(before.typical[begun, at], true_bq[begun, at]) for at in range(len(forecaster.targets))]
+        return own.probability, own.typical * lean_q
 
     def _segments(self, begun: NDArray[np.bool_]) -> list[tuple[str, NDArray[np.bool_]]]:
         past = self._batch.before(self._cut_day * DAY_MS)
@@ -217,12 +308,12 @@ class _Cut:
         new = self._grid.born_b >= self._cut_day - 28
         return list(zip(_SEGMENTS, (begun & new, begun & asleep, begun & heavy), strict=True))
 
-    def _labels(self, cut_day: int) -> Labels:
-        forecaster = self._forecaster
-        days = forecaster.calendar.days(self._rows, cut_day, forecaster.reader.horizon, as_of=cut_day * DAY_MS)
-        return forecaster.questions.labels(self._grid, days, cut_day)
+    def _labels(self, cut_day: int, forecaster: Forecaster | None = None) -> Labels:
+        asked = forecaster or self._forecaster
+        days = asked.calendar.days(self._rows, cut_day, asked.reader.horizon, as_of=cut_day * DAY_MS)
+        return asked.questions.labels(self._grid, days, cut_day)
 
-    def _repeated(self, earlier: int) -> tuple[Answers, Answers]:
+    def _repeated(self, earlier: int) -> Said:
         """What the same users did from an earlier day on."""
         labels = self._labels(earlier)
         happened = np.nan_to_num(labels.happened_bq.astype(np.float64))
@@ -234,31 +325,24 @@ class _Cut:
         ahead_uc = tokens.days.contexts_uwc[:, reader.n_days :].mean(1)
         return np.column_stack([tokens.static_bs, ahead_uc[tokens.days.group_b]]).astype(np.float64)
 
-    def _trees(self) -> tuple[Answers, Answers]:
-        """One model per target, which learns from the days before, a horizon apart."""
+    def _rivals(self) -> dict[str, Said]:
+        """Models that learn from the days before, a horizon apart."""
         horizon = self._forecaster.reader.horizon
         earliest = day_of(self._history.first_at) + horizon
-        cuts = [cut for n in range(_TREES_SEE) if (cut := self._cut_day - horizon * (n + 1)) >= earliest]
-        begun = [self._grid.born_b < cut for cut in cuts]
-        x_bf = np.concatenate([self._features(cut)[who] for cut, who in zip(cuts, begun, strict=True)])
-        labels = [self._labels(cut) for cut in cuts]
-        happened_bq = np.concatenate([one.happened_bq[who] for one, who in zip(labels, begun, strict=True)])
-        true_bq = np.concatenate([one.amount_bq[who] for one, who in zip(labels, begun, strict=True)])
-        now_bf = self._features(self._cut_day)
-        said_bq = np.full((len(now_bf), happened_bq.shape[1]), np.nan)
-        amount_bq = said_bq.copy()
-        for at, target in enumerate(self._forecaster.targets):
-            known = ~np.isnan(happened_bq[:, at])
-            if known.any() and 0 < happened_bq[known, at].mean() < 1:
-                model = HistGradientBoostingClassifier(**_TREES, random_state=self._seed)
-                said_bq[:, at] = model.fit(x_bf[known], happened_bq[known, at]).predict_proba(now_bf)[:, 1]
-            some = ~np.isnan(true_bq[:, at]) & (true_bq[:, at] != 0)
-            if target.is_amount and some.sum() > 20:
-                logs_b = signed_log(true_bq[some, at])
-                amounts = HistGradientBoostingRegressor(**_TREES, random_state=self._seed)
-                logs_now = amounts.fit(x_bf[some], logs_b).predict(now_bf)
-                amount_bq[:, at] = from_signed_log(logs_now)
-        return said_bq, amount_bq
+        cuts = [cut for n in range(_LESSONS) if (cut := self._cut_day - horizon * (n + 1)) >= earliest]
+        begun, labels = [self._grid.born_b < cut for cut in cuts], [self._labels(cut) for cut in cuts]
+
+        def rows_of(of: Callable[[int], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([of(nth)[who] for nth, who in enumerate(begun)])
+
+        lesson = Lesson(
+            rows_of(lambda nth: self._features(cuts[nth])),
+            rows_of(lambda nth: labels[nth].happened_bq),
+            rows_of(lambda nth: labels[nth].amount_bq),
+        )
+        asked = lesson, self._features(self._cut_day), self.targets, self._seed
+        n_parameters = sum(parameter.numel() for parameter in self._forecaster.network.parameters())
+        return {"trees": trees(*asked), "dense net": dense_net(*asked, n_parameters)}
 
 
 def calibration_error(said_b: Answers, did_b: Answers) -> float:
