@@ -53,6 +53,7 @@ RATIOS = {
         "batch_vs_single",
         "miss_vs_bulk",
         "single_miss_vs_bulk",
+        "single_miss_vs_both",
         "vs_naive",
         "ingest_vs_alone",
         "one_vs_four_workers",
