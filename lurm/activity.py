@@ -18,6 +18,7 @@ MOST_SPREADS = 4.0  # from the mean, of a standardised feature
 _RECENT_DAYS = (365, 90, 28, 7, 1)
 _DAYS_KNOWN = 64  # whose logarithms are looked up
 _HOURS = 4  # of one part of the day
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: of neighbours far apart
 _MONDAY = 3  # epoch day 0 was a Thursday
 
 
@@ -35,7 +36,6 @@ def activity_features(batch: HistoryBatch, as_of: int | NDArray[np.int64], n_beh
         n_behaviors: of the log; at most eight are looked at.
     """
     features_ba = np.zeros((len(batch), activity_width(n_behaviors)), np.float32)
-    last_seen_n = np.full(int(batch.item_rows.max(initial=-1)) + 1, -1, np.int32)
     _describe(
         batch.offsets,
         batch.timestamps,
@@ -44,7 +44,6 @@ def activity_features(batch: HistoryBatch, as_of: int | NDArray[np.int64], n_beh
         batch.values,
         np.full(len(batch), as_of, np.int64),
         min(n_behaviors, MOST_BEHAVIORS),
-        last_seen_n,
         features_ba,
     )
     return features_ba
@@ -78,20 +77,20 @@ def _describe(
     values: NDArray[np.float32],
     as_of_b: NDArray[np.int64],
     n_behaviors: int,
-    last_seen_n: NDArray[np.int32],
     features_ba: NDArray[np.float32],
 ) -> None:
-    """Fill in the features of each user who has events.
-
-    Args:
-        last_seen_n: one per item, all negative: the last user who was seen with it.
-    """
+    """Fill in the features of each user who has events."""
     recent = np.zeros(len(_RECENT_DAYS), np.int64)
     weekdays, parts = np.zeros(7, np.int64), np.zeros(24 // _HOURS, np.int64)
     behaviors = np.zeros(MOST_BEHAVIORS, np.int64)
     log_of_days = np.empty(_DAYS_KNOWN)
     for n_days in range(_DAYS_KNOWN):
         log_of_days[n_days] = np.log(np.float64(n_days))
+    n_bits = 4
+    for user in range(len(offsets) - 1):
+        while 1 << n_bits < 2 * (offsets[user + 1] - offsets[user]):
+            n_bits += 1
+    item_of, user_of = np.empty(1 << n_bits, np.int32), np.full(1 << n_bits, -1, np.int64)  # who was seen with what
     for user in range(len(offsets) - 1):
         first, end, as_of = offsets[user], offsets[user + 1], as_of_b[user]
         if first == end:
@@ -114,9 +113,12 @@ def _describe(
                 squared_gaps += gap * gap
             parts[(at - day_begins) // (_HOURS * 3_600_000)] += 1
             item = item_rows[event]
-            if item >= 0 and last_seen_n[item] != user:
-                last_seen_n[item] = user
-                n_items += 1
+            if item >= 0:
+                slot = (np.uint64(item) * _SPREAD) >> np.uint64(64 - n_bits)
+                while user_of[slot] == user and item_of[slot] != item:
+                    slot = (slot + np.uint64(1)) & np.uint64((1 << n_bits) - 1)
+                n_items += user_of[slot] != user
+                user_of[slot], item_of[slot] = user, item
             value = np.float64(values[event])
             total += value
             absolute += abs(value)

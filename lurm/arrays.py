@@ -56,7 +56,7 @@ def map_array(path: Path, dtype: np.dtype[Any], n_dims: int = 1) -> NDArray[Any]
         ArtifactCorrupt: it cannot be mapped, or is not such an array.
     """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # a memmap is slow to slice
     except (OSError, ValueError) as error:
         raise ArtifactCorrupt(f"{path} cannot be mapped: {error}") from error
     if array.dtype != dtype or array.ndim != n_dims:

@@ -6,6 +6,7 @@ Departure: the paper's text available to us is silent on g; log(1 + n) is our re
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,6 +75,7 @@ class BagOfInterests:
         self.width = vocabulary.n_grains if self.config.grains else len(vocabulary)
         self.cells_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
         self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
+        self._own = threading.local()
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
             for name in self.config.behavior_weights:
@@ -88,37 +90,61 @@ class BagOfInterests:
         Events with no interest, or of weight 0, are left out. Counts over disjoint sets of events add up to the
         counts of their union.
         """
-        cells, weights = self.cells_of(batch.item_rows), self._weights(batch)
-        starts, stops = placement.starts_bw.ravel(), placement.stops_bw.ravel()
-        indptr = np.zeros(len(starts) + 1, np.int64)
-        n_most = int((stops - starts).sum())
-        indices, counts = np.empty(n_most, np.int32), np.empty(n_most, np.float32)
-        sums = np.zeros(self.width, np.float64 if len(weights) else np.int32)
-        nnz = _tally(starts, stops, cells, weights, sums, indptr, indices, counts)
-        return sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(len(starts), self.width))
+        indptr, columns, counts = self._counted(batch, placement)
+        return sp.csr_matrix((counts, columns, indptr), shape=(len(indptr) - 1, self.width))
 
     def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         """g of raw counts, element by element: same shape, same sparsity."""
-        n = counts.data
-        if self.config.weighting == "log":
-            weighed = _log1p(n, _LOG1P)
-        elif self.config.weighting == "binary":
-            weighed = (n > 0).astype(np.float32)
-        else:
-            weighed = n.copy()
-        if self.config.idf:
-            weighed *= self._idf[counts.indices]
+        weighed = self._weighed(counts.indices, counts.data)
         return sp.csr_matrix((weighed, counts.indices, counts.indptr), shape=counts.shape)
 
     def encode(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
         """(B·W, width) float32 CSR: the bags of a batch."""
         return self.weigh(self.count(batch, placement))
 
-    def encode_unit(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
-        """The bags of a batch at unit length, as ``unit_rows`` makes them, where they lie."""
-        bags = self.encode(batch, placement)
-        _unit(bags.indptr, bags.data, bags.data)
-        return bags
+    def encode_unit(
+        self, batch: HistoryBatch, placement: Placement
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        """The bags of a batch as ``unit_rows`` makes them: bounds, columns and shares of the CSR matrix.
+
+        A matrix of scipy checks itself, which takes longer than the bags of one user.
+        """
+        indptr, columns, counts = self._counted(batch, placement)
+        shares = self._weighed(columns, counts)
+        _unit(indptr, shares, shares)
+        return indptr, columns, shares
+
+    def _counted(
+        self, batch: HistoryBatch, placement: Placement
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+        cells, weights = self.cells_of(batch.item_rows), self._weights(batch)
+        starts, stops = placement.starts_bw.ravel(), placement.stops_bw.ravel()
+        indptr = np.zeros(len(starts) + 1, np.int64)
+        n_most = int((stops - starts).sum())
+        columns, counts = np.empty(n_most, np.int32), np.empty(n_most, np.float32)
+        nnz = _tally(starts, stops, cells, weights, self._sums(bool(len(weights))), indptr, columns, counts)
+        return indptr, columns[:nnz], counts[:nnz]
+
+    def _sums(self, weighed: bool) -> NDArray[Any]:
+        """(width,) zeros, the thread's own: they are left as they were found."""
+        name = "weights" if weighed else "counts"
+        sums: NDArray[Any] | None = getattr(self._own, name, None)
+        if sums is None:
+            sums = np.zeros(self.width, np.float64 if weighed else np.int32)
+            setattr(self._own, name, sums)
+        return sums
+
+    def _weighed(self, columns: NDArray[np.int32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
+        weighed: NDArray[np.float32]
+        if self.config.weighting == "log":
+            weighed = _log1p(counts, _LOG1P)
+        elif self.config.weighting == "binary":
+            weighed = (counts > 0).astype(np.float32)
+        else:
+            weighed = counts.copy()
+        if self.config.idf:
+            weighed *= self._idf[columns]
+        return weighed
 
     def _weights(self, batch: HistoryBatch) -> NDArray[np.float64]:
         """(E,) weight of each event; none at all when all are 1."""
@@ -232,7 +258,7 @@ def _log1p(counts: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[n
 
 
 @compiled
-def _unit(indptr: NDArray[np.int32], weights: NDArray[np.float32], unit: NDArray[np.float32]) -> None:
+def _unit(indptr: NDArray[np.integer], weights: NDArray[np.float32], unit: NDArray[np.float32]) -> None:
     for row in range(len(indptr) - 1):
         squares = 0.0
         for at in range(indptr[row], indptr[row + 1]):

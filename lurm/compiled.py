@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
+import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
@@ -19,6 +20,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Loop = TypeVar("Loop", bound=Callable[..., object])
+_T = TypeVar("_T")
 
 
 def compiled(loop: Loop) -> Loop:
@@ -66,3 +68,58 @@ def _prefetch(_: object, array: types.Array, at: types.Integer) -> object:
 
 prefetch = cast(Callable[[NDArray[Any], int], None], intrinsic(_prefetch))
 """In a compiled function: fetch ``array[at]``, of one dimension, from memory while the loop goes on."""
+
+
+def _add_rows(_: object, table: types.Array, rows: Any, weights: Any, ahead: Any, total: types.Array) -> object:
+    """The loop as instructions: the compiler makes no vectors of one that also fetches."""
+    signature = types.void(table, rows, weights, ahead, total)
+    number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
+    lanes, same = ir.VectorType(ir.FloatType(), LANES), ir.Constant(ir.VectorType(number, LANES), [0] * LANES)
+    undefined, to_read, near, of_data = ir.Constant(lanes, ir.Undefined), number(0), number(3), number(1)
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        array, *tuples, sums = given
+        array = context.make_array(signature.args[0])(context, builder, array)
+        sums = context.make_array(signature.args[-1])(context, builder, sums)
+        rows, weights, ahead = (cgutils.unpack_tuple(builder, one, N_ROWS) for one in tuples)  # type: ignore[no-untyped-call]
+        zero, step = (context.get_constant(types.intp, n) for n in (0, LANES))
+        shape = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], shape)
+
+        def row_at(row: Any) -> Any:
+            place = [context.cast(builder, row, signature.args[1].dtype, types.intp), zero]
+            return cgutils.get_item_pointer(context, builder, signature.args[0], array, place, wraparound=False)  # type: ignore[no-untyped-call]
+
+        def lanes_of(row: Any, at: Any) -> Any:
+            return builder.bitcast(builder.gep(row, [at]), lanes.as_pointer())
+
+        def spread(weight: Any) -> Any:
+            return builder.shuffle_vector(builder.insert_element(undefined, weight, number(0)), undefined, same)
+
+        read = [(row_at(row), spread(weight)) for row, weight in zip(rows, weights, strict=True)]
+        fetched = [row_at(row) for row in ahead]
+        (width,) = cgutils.unpack_tuple(builder, sums.shape, 1)  # type: ignore[no-untyped-call]
+        with cgutils.for_range_slice(builder, zero, builder.sub(width, builder.urem(width, step)), step) as (at, _):
+            for row in fetched:
+                builder.call(fetch, [builder.bitcast(builder.gep(row, [at]), byte), to_read, near, of_data])
+            own = lanes_of(sums.data, at)
+            total = builder.load(own, align=4)
+            for row, weight in read:
+                total = builder.fadd(total, builder.fmul(weight, builder.load(lanes_of(row, at), align=4)))
+            builder.store(total, own, align=4)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+LANES = 16
+"""Numbers that ``add_rows`` takes at a time."""
+N_ROWS = 4
+"""Rows that it adds."""
+Four = tuple[_T, _T, _T, _T]
+add_rows = cast(
+    Callable[[NDArray[np.float32], Four[int], Four[np.float32], Four[int], NDArray[np.float32]], None],
+    intrinsic(_add_rows),
+)
+"""In a compiled function: ``total += weight * table[row]`` of four rows after another, four others being fetched from
+memory meanwhile. What is left of a width over a multiple of ``LANES`` is left out."""

@@ -257,10 +257,11 @@ class HistoryBase:
         """The last arrival of a store of live events that this base holds; 0: none of it."""
         return int(self.artifact.manifest.metrics.get("live_through", {}).get(store_id, 0))
 
-    def batch(self, rows: NDArray[np.integer]) -> HistoryBatch:
-        """The histories of these user rows, in that order (copied)."""
+    def batch(self, rows: NDArray[np.integer], *, named: bool = True) -> HistoryBatch:
+        """The histories of these user rows, in that order (copied); without names, the ids are left out."""
         offsets, at = gathered(self._offsets[rows], self._offsets[rows + 1])
-        return HistoryBatch(self.users.take(rows), offsets, *(self._columns[name][at] for name in COLUMNS))
+        ids = self.users.take(rows) if named else ()
+        return HistoryBatch(ids, offsets, *(self._columns[name][at] for name in COLUMNS))
 
     def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192, named: bool = True) -> Iterator[HistoryBatch]:
         """All users in row order, in batches of at most so many users and (beyond one user) events.

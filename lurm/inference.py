@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.compiled import compiled, compiled_sums, prefetch
+from lurm.compiled import LANES, add_rows, compiled, compiled_sums
 
-_LINE = 16  # float32 of a cache line
 _AHEAD = 16  # rows
 NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
 
@@ -162,20 +161,17 @@ def _gather(
 ) -> None:
     """The sum of a bag's rows of the table, each times its share; four rows at once, for the sum is then read less."""
     sum_e[:] = 0
+    whole = len(sum_e) - len(sum_e) % LANES
     fours = stop - (stop - start) % 4
     for at in range(start, fours, 4):
-        for ahead in range(at + _AHEAD, min(at + _AHEAD + 4, stop)):
-            row = table_he[columns[ahead]]
-            for e in range(0, len(sum_e), _LINE):
-                prefetch(row, e)
-        one, two = table_he[columns[at]], table_he[columns[at + 1]]
-        three, four = table_he[columns[at + 2]], table_he[columns[at + 3]]
-        of_one, of_two, of_three, of_four = shares[at], shares[at + 1], shares[at + 2], shares[at + 3]
-        for e in range(len(sum_e)):
-            some = sum_e[e] + of_one * one[e]
-            some += of_two * two[e]
-            some += of_three * three[e]
-            sum_e[e] = some + of_four * four[e]
+        ahead = min(at + _AHEAD, len(columns) - 4)  # of the bags that follow, too
+        rows = columns[at], columns[at + 1], columns[at + 2], columns[at + 3]
+        of_rows = shares[at], shares[at + 1], shares[at + 2], shares[at + 3]
+        next_ = columns[ahead], columns[ahead + 1], columns[ahead + 2], columns[ahead + 3]
+        add_rows(table_he, rows, of_rows, next_, sum_e)
+        for e in range(whole, len(sum_e)):
+            for row, share in zip(rows, of_rows):  # noqa: B905 - compiled loops know no strict
+                sum_e[e] += share * table_he[row, e]
     for at in range(fours, stop):
         row, share = table_he[columns[at]], shares[at]
         for e in range(len(sum_e)):

@@ -95,8 +95,6 @@ class InterestVocabulary:
             raise ArtifactCorrupt(f"{artifact.path}: its files disagree on the number of interests; rebuild it")
         self._laying = threading.Lock()
         self._cells: Cells | None = None
-        self._interest_of = np.append(self.item_interest_n, np.int32(-1))
-        self._grain_of = np.append(self.item_grain_n, np.int32(-1))
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = True) -> InterestVocabulary:
@@ -112,13 +110,11 @@ class InterestVocabulary:
 
     def interest_of(self, item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
         """The interest of each catalog row; -1 for row -1 (no item, or an unknown one)."""
-        interests: NDArray[np.int32] = self._interest_of[item_rows]
-        return interests
+        return _looked_up(self.item_interest_n, item_rows)
 
     def grain_of(self, item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
         """The grain of each catalog row; -1 for row -1."""
-        grains: NDArray[np.int32] = self._grain_of[item_rows]
-        return grains
+        return _looked_up(self.item_grain_n, item_rows)
 
     @property
     def n_grains(self) -> int:
@@ -259,6 +255,18 @@ def quality(clustering: Clustering, counts_n: NDArray[np.int64], categories: lis
             np.maximum.at(best, pairs // (category.max() + 1), n)
             report["category_purity"] = float(best.sum() / len(named))
     return report
+
+
+@compiled
+def _looked_up(cell_n: NDArray[np.int32], item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The cell of each row, -1 of row -1."""
+    cells = np.empty(len(item_rows), np.int32)
+    for at in range(len(item_rows)):
+        row = item_rows[at]
+        if row >= len(cell_n):
+            raise IndexError("an item is not in the catalog of the vocabulary")
+        cells[at] = cell_n[row] if row >= 0 else -1
+    return cells
 
 
 @compiled

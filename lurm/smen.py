@@ -440,10 +440,11 @@ class SmenEncoder:
         features_ba = activity_features(batch, moment, network.n_behaviors)
         rows = []
         for start in range(0, len(batch), _USERS_AT_ONCE):
-            some = batch.part(start, start + _USERS_AT_ONCE)
+            some = batch.part(start, start + _USERS_AT_ONCE) if len(batch) > _USERS_AT_ONCE else batch
             bags = self._boi.encode_unit(some, trailing(some, network.config.scales))
-            features = features_ba[start : start + _USERS_AT_ONCE]
-            rows.append(served(self._weights, bags.indptr, bags.indices, bags.data, features))
+            rows.append(served(self._weights, *bags, features_ba[start : start + _USERS_AT_ONCE]))
+        if len(rows) == 1:
+            return rows[0]
         return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
 
     def anchor_usage(self) -> list[float]:

@@ -313,7 +313,7 @@ class Embedder:
         seen = [one for one in asked if isinstance(one, Seen)]
         as_of = np.array([one.as_of for one in seen], np.int64)
         found = {
-            int: iter(self._embed(len(rows), lambda some: self._histories.base.batch(rows[some]))),
+            int: iter(self._embed(len(rows), lambda some: self._histories.base.batch(rows[some], named=False))),
             History: iter(self._embed(len(given), lambda some: HistoryBatch.of(given[some]))),
             Seen: iter(self._embed(len(seen), lambda some: HistoryBatch.of([o.history for o in seen[some]]), as_of)),
         }

@@ -136,15 +136,16 @@ def _page(kept: Sequence[Kept], plot: str) -> str:
 
 
 def _verdict(one: Kept, ratio: str, value: float) -> Sequence[str]:
-    wanted, load = WANTED[one.name][ratio], one.document["machine"]["load_1m"]
-    held = "yes" if _over_wanted(one, ratio, value) >= 1 else "no"
-    side = "≤" if ratio in _AT_MOST else "≥"
-    figures = f"`{ratio}`", f"{value:.3g}", f"{side} {wanted:.3g}", held, f"{load:.1f}"
+    wanted, held = "", ""
+    if ratio in WANTED[one.name]:
+        wanted = f"{'≤' if ratio in _AT_MOST else '≥'} {WANTED[one.name][ratio]:.3g}"
+        held = "yes" if _over_wanted(one, ratio, value) >= 1 else "no"
+    figures = f"`{ratio}`", f"{value:.3g}", wanted, held, f"{one.document['machine']['load_1m']:.1f}"
     return one.name, one.scale, *figures, one.machine, one.day
 
 
 def _over_wanted(one: Kept, ratio: str, value: float) -> float:
-    """How much better a ratio is than what is wanted."""
+    """How much better a ratio is than what is wanted, where something is."""
     wanted = WANTED[one.name][ratio]
     return wanted / value if ratio in _AT_MOST else value / wanted
 
@@ -201,7 +202,7 @@ def _plot(kept: Sequence[Kept], file: Path) -> None:
         (f"{one.name} {ratio}, {one.scale}", _over_wanted(one, ratio, value))
         for one in kept
         for ratio, value in one.document["ratios"].items()
-        if value > 0
+        if value > 0 and ratio in WANTED[one.name]
     ][::-1]
     with rc_context({"svg.hashsalt": "lurm", "svg.fonttype": "none"}):
         figure = Figure(figsize=(8, 1 + 0.3 * len(bars)), layout="constrained")
