@@ -1,4 +1,4 @@
-"""The commands of training: simulate, build, evaluate, demo, bench, release gate."""
+"""The commands of training: simulate, build, forecast, evaluate, demo, bench; quality and gate are with the judges."""
 
 # Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
 
@@ -10,17 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lurm.console import ArtifactsDir, AsJson, emit
+from training.judges import RecipeName, gate, published_before, quality
 
 if TYPE_CHECKING:
-    from lurm.release import Release
+    pass
 
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.", show_default=False)]
-RecipeName = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe", help="A shipped recipe (ml100k, blogs, online_retail, …) or a TOML file.", show_default=False
-    ),
-]
 DataPath = Annotated[
     Path, typer.Argument(help="Dataset folder, its TOML file, or a single event file.", show_default=False)
 ]
@@ -96,6 +91,14 @@ def build(
             show_default=False,
         ),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(
+            help="With --model behavegpt: current, a release id, or a folder of another log's release, whose model "
+            "the new one starts from.",
+            show_default=False,
+        ),
+    ] = None,
     artifacts_dir: ArtifactsDir = None,
     memory_limit: Annotated[
         str | None,
@@ -117,6 +120,9 @@ def build(
     `lurm forecast`, and GET and POST /v1/users/{id}/forecast.
 
     With --model behavegpt the release also says what users do next: `lurm next`, GET /v1/users/{id}/next and rollouts.
+    It is learned from nothing, so that a release is a function of the log alone, unless --start-from names what knows
+    something already: the release before, whose behaviours are met again by the items of their interests, or one of
+    another log, by the words of its titles. [behavegpt.training] adapt: what learns, "full", "adapter" or "frozen".
 
     Stages whose input has not changed are skipped; a build that was stopped goes on where it stopped. Nothing
     serves the new release before it is whole. Started by torchrun, several processes train the encoder together, and
@@ -129,6 +135,8 @@ def build(
       lurm build data/shop --align-to current
       lurm build data/shop --model lumos
       lurm build data/shop --model behavegpt
+      lurm build data/shop --model behavegpt --start-from current
+      lurm build data/new-shop --model behavegpt --start-from /srv/old-shop/artifacts
       torchrun --nproc-per-node 4 -m lurm build data/shop
     """
     from dataclasses import asdict
@@ -143,6 +151,8 @@ def build(
     overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
     config = settings.load(overrides)
     dataset, chosen = recipes.opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim, models=model)
+    if start_from and "behavegpt" not in chosen.in_turn:
+        raise UsageError("--start-from is for what users do next; add --model behavegpt")
     with ranks.joined() as together:
         if not together.leads:
             models.assist(config.artifacts_dir, recipe=chosen, threads=config.threads, ranks=together)
@@ -157,6 +167,7 @@ def build(
             ranks=together,
             living=living.living(config, take=True),
             align_to=align_to,
+            start_from=start_from,
         )
     facts = built.metrics
     peak = built.peak_memory_bytes / 2**30
@@ -225,6 +236,10 @@ def evaluate(
     axis: Annotated[list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.")] = None,
     cuts: Annotated[int, typer.Option(min=1, help="With --model lumos: days to foretell from.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="With --model lumos: trainings from each of them.")] = 1,
+    start_from: Annotated[
+        str | None,
+        typer.Option(help="With --model behavegpt: folder of a release of another log.", show_default=False),
+    ] = None,
     artifacts_dir: ArtifactsDir = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     as_json: AsJson = False,
@@ -242,6 +257,7 @@ def evaluate(
     foretells both, beside counting, a Markov chain, and a GRU and a SASRec-style network of as many parameters; and
     its futures are held against what happened. Some behaviours are held out of another training, and then learned from
     1, 5, 10 and 50 examples: what is foretold of them, and what old ones lose. --quick leaves out all but counting.
+    With --start-from: what a model of another log helps by how much of this one there is, 1, 5, 10 and 100 % of users.
 
     With --model lumos: how well is foretold what users will do in days to come? LUMOS is trained on the log before its
     last horizon and foretells that, beside itself without the calendar, gradient-boosted trees, a dense network of as
@@ -259,6 +275,7 @@ def evaluate(
       lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
       lurm evaluate data/ml100k --recipe ml100k --ablate --axis anchors --axis width
       lurm evaluate data/shop --model behavegpt --json
+      lurm evaluate data/shop --model behavegpt --quick --start-from /srv/old-shop/artifacts
       lurm evaluate data/shop --model lumos --cuts 3 --seeds 2 --ablate --axis targets
     """
     from threadpoolctl import threadpool_limits
@@ -269,6 +286,7 @@ def evaluate(
     from lurm.progress import TerminalReporter
     from lurm.release import Release
     from training import living, recipes
+    from training.adapting import Origin
     from training.evaluate import QUICK, Extent, Judge
     from training.evaluate.report import write_report
 
@@ -276,6 +294,8 @@ def evaluate(
     unheard = [f"--{word}" for word, given in others.items() if given]
     if model and unheard:
         raise UsageError(f"--model {model} is judged in a table of its own; leave out {', '.join(unheard)}")
+    if start_from and model != "behavegpt":
+        raise UsageError("--start-from is for what users do next; add --model behavegpt")
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
     if report is not None:
@@ -296,9 +316,10 @@ def evaluate(
         living=living.living(config),
     )
     if model:
+        origin = Origin.found(start_from, config.artifacts_dir, dataset.name) if start_from else None
         with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
             more: dict[str, Any] = {"n_cuts": cuts, "n_seeds": seeds, "axes": (axis or None) if ablate else ()}
-            verdict = judge.model(model, opened, quick=quick, **more)
+            verdict = judge.model(model, opened, quick=quick, origin=origin, **more)
         emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
         return
     with threadpool_limits(limits=config.threads):
@@ -306,7 +327,7 @@ def evaluate(
             table = judge.ablation(opened, axis or [], folder / "ablation")
             emit(table.to_json(), as_json=as_json, text=table.to_markdown() if markdown else table.to_text())
             return
-        before = None if quick else _published_before(opened, config.artifacts_dir)
+        before = None if quick else published_before(opened, config.artifacts_dir)
         findings = judge.judge(opened, QUICK if quick else Extent(), before)
     if not quick:
         page = report or folder / f"{opened.release_id}.html"
@@ -314,104 +335,6 @@ def evaluate(
         write_report(findings, page)
         reporter.say(f"report: {page}")
     emit(findings.to_json(), as_json=as_json, text=findings.to_markdown() if markdown else findings.to_text())
-
-
-def quality(
-    folder: Annotated[Path, typer.Argument(help="Folder of datasets, each a folder.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Markdown file to write.")] = Path("QUALITY.md"),
-    builds: Annotated[Path, typer.Option(help="Where builds are kept.")] = Path(".quality"),
-    seed: Annotated[int, typer.Option(help="Seed of folds and controls.")] = 0,
-    audiences: Annotated[
-        bool, typer.Option("--audiences", help="Only what audiences find of real groups; the rest of the page stays.")
-    ] = False,
-    draws: Annotated[int, typer.Option(min=2, help="Halves of each group that are drawn as seeds.")] = 10,
-    as_json: AsJson = False,
-) -> None:
-    """Build and judge every dataset that a shipped recipe is for, and write QUALITY.md.
-
-    A stopped run goes on: datasets that were judged are not judged again. What audiences find is a section of its own:
-    half of a group as seeds, the other half hidden.
-
-    \b
-    Examples:
-      lurm quality data/
-      lurm quality data/ --audiences
-    """
-    from threadpoolctl import threadpool_limits
-
-    from lurm import settings
-    from lurm.artifacts import write_durably
-    from lurm.progress import TerminalReporter
-    from training import quality as qualities
-
-    config = settings.load()
-    how: dict[str, Any] = {
-        "seed": seed,
-        "threads": config.threads,
-        "memory_limit_bytes": config.memory_limit_bytes,
-        "reporter": TerminalReporter(),
-    }
-    with threadpool_limits(limits=config.threads):
-        told = [] if audiences else qualities.chapters(folder, builds, **how)
-        found = qualities.audiences(folder, builds, n_draws=draws, **how)
-    before = out.read_text() if audiences and out.exists() else ""
-    page = qualities.page(told, f"lurm quality <datasets> --seed {seed}") if told else before
-    write_durably(out, qualities.laid_in(page, found.text).encode())
-    findings = {one.dataset: one.findings for one in told} | {"audiences": found.findings}
-    emit(findings, as_json=as_json, text=qualities.summary(told) if told else found.text)
-
-
-def gate(
-    release_id: Annotated[str | None, typer.Argument(help="Default: the active one.", show_default=False)] = None,
-    recipe: RecipeName = None,
-    artifacts_dir: ArtifactsDir = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hold a release against the gate of a recipe.
-
-    Measures the vectors without any label: whether they spread, tell users apart, keep still from week to week, and
-    how far they are from those of the release published before. The limits are the [gate] of the recipe, or the
-    default ones, which `lurm build` asks before it publishes. Exit 1 when one is not held.
-
-    \b
-    Examples:
-      lurm release gate
-      lurm release gate 20240301T120000-1a2b3c4d --recipe strict.toml --json
-    """
-    from dataclasses import asdict
-
-    from rich.table import Table
-    from threadpoolctl import threadpool_limits
-
-    from lurm import settings
-    from lurm.progress import TerminalReporter
-    from lurm.release import Release
-    from training import recipes
-    from training.diagnostics import examine
-    from training.diagnostics.gate import requirements
-    from training.subject import Subject
-
-    config = settings.load({"artifacts_dir": artifacts_dir})
-    limits = recipes.Recipe.of({"gate": recipes.read(recipe).get("gate", {})} if recipe else {}).gate
-    opened = Release.open(config.artifacts_dir, release_id)
-    before = _published_before(opened, config.artifacts_dir)
-    with threadpool_limits(limits=config.threads):
-        diagnostics = examine(Subject.of(opened, None), before=before, seed=0, reporter=TerminalReporter())
-    asked = requirements(diagnostics, limits)
-    held = all(one.met for one in asked)
-    table = Table("measure", "value", "limit", "ok", box=None, pad_edge=False)
-    for one in asked:
-        table.add_row(*one.cells)
-    result = {
-        "release": opened.release_id,
-        "before": before and before.release_id,
-        "ok": held,
-        "requirements": [{**asdict(one), "met": one.met} for one in asked],
-        "diagnostics": diagnostics.to_json(),
-    }
-    emit(result, as_json=as_json, text=table)
-    if not held:
-        raise typer.Exit(1)
 
 
 def demo(
@@ -486,14 +409,6 @@ def bench(
     if name != "page":
         result = documents if name == "all" else documents[0]
         emit(result, as_json=as_json, text=benchmarks.table_of(documents))
-
-
-def _published_before(release: Release, root: Path) -> Release | None:
-    """The release published last before this one; drift is measured against it."""
-    from lurm.release import Release, published_before
-
-    earlier = published_before(root, release.release_id)
-    return Release.open(root, earlier) if earlier else None
 
 
 def _told(facts: dict[str, Any]) -> str:

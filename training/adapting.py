@@ -12,9 +12,10 @@ Paper: BehaveGPT, adaptation to new behaviours and across domains (the idea).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,15 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lurm.behavegpt.kinship import grow
+from lurm.artifacts import Manifest, digest_of, read_manifest
+from lurm.behavegpt.kinship import Kin, by_items, by_words, grow, take_over
+from lurm.behavegpt.model import BehaveGptModel
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
 from lurm.bounds import AT_LEAST_ONE, POSITIVE, Bound, check
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
+from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
-from training.behave import Packed, known_at, packed, stretches
+from lurm.release import Release
+from training.behave import Mode, Packed, known_at, packed, stretches
 
-Mode = Literal["full", "adapter", "frozen"]
 _RANK = 8  # of what an adapter adds to a matrix
 _ROUNDS = 4
 _OF_THE_LOG = ("streams.2.", "streams.3.", "streams.4.", "head.2.", "gap_head.", "place_head.")
@@ -68,6 +72,91 @@ class Lesson:
 
     steps: Steps
     asked: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A trained model that another one starts from.
+
+    Attributes:
+        name: of its release.
+        network, codebook: what it learned.
+        vocabulary, history: of its log.
+        manifest: of its artifact.
+        same_log: this log is a later state of that one, and what has the same id is the same.
+    """
+
+    name: str
+    network: BehaveGpt
+    codebook: Codebook
+    vocabulary: InterestVocabulary
+    history: HistoryBase
+    manifest: Manifest
+    same_log: bool
+
+    @classmethod
+    def found(cls, where: str, root: Path, dataset: str) -> Origin:
+        """The model of a release.
+
+        Args:
+            where: "current" or a release id, of ``root``; or the folder of a release, or of artifacts.
+            root: the artifacts folder.
+            dataset: name of the log that is to be learned; of the same name in the same folder, it is the same log.
+
+        Raises:
+            ArtifactError: there is no such release, or it is damaged.
+            UsageError: it does not say what users do next.
+        """
+        path = Path(where)
+        if where == "current" or not path.is_dir():
+            folder, id_ = root, None if where == "current" else where
+        elif (path / "current").is_file():
+            folder, id_ = path, None
+        else:
+            folder, id_ = path.absolute().parent.parent, path.absolute().name
+        release = Release.open(folder, id_)
+        if not isinstance(release.next, BehaveGptModel):
+            raise UsageError(
+                f"the release {release.release_id} does not say what users do next, so nothing can start from it; "
+                "name one that was built with --model behavegpt"
+            )
+        same = folder.resolve() == root.resolve() and release.name == dataset
+        manifest = read_manifest(release.path / BehaveGptModel.kind)
+        model, log = release.next, (release.vocabulary, release.history)
+        return cls(release.release_id, model.network, model.codebook, *log, manifest, same)
+
+    def named_in(self, config: dict[str, Any], parents: Mapping[str, str]) -> dict[str, Any]:
+        """The configuration of an artifact that starts from this one; of this one itself, if it is that artifact.
+
+        So a build from "current" that is done again finds its own result there, and does not start from it.
+
+        Args:
+            config: what else the artifact is made by.
+            parents: fingerprints of what it reads.
+        """
+        own = self.manifest
+        again = {**config, "starts_from": own.config.get("starts_from")}
+        if dict(own.parents) == dict(parents) and digest_of(again) == digest_of(own.config):
+            return again
+        return {**config, "starts_from": own.fingerprint}
+
+    def begin(
+        self, network: BehaveGpt, codebook: Codebook, history: HistoryBase, vocabulary: InterestVocabulary, seed: int
+    ) -> float:
+        """Let a new network start from this one; how much of its behaviours comes from old ones, on average.
+
+        Raises:
+            UsageError: the models do not fit together.
+        """
+        if self.same_log:
+            alike = by_items(self.vocabulary, self.history, vocabulary, history)
+        else:
+            alike = by_words(self.vocabulary, vocabulary)
+        places = (one.locations.ids.to_pylist() for one in (self.history, history))
+        kin = Kin.between(alike, self.codebook, codebook, *places)
+        network.start(codebook.counts_c, codebook.meanings(vocabulary), seed)
+        take_over(self.network, network, kin, codebook.counts_c, self.codebook.counts_c)
+        return kin.trust
 
 
 def adopt(

@@ -33,6 +33,7 @@ from lurm.transformer import same_segment
 from training.passes import Passed, chunks, finite, held_apart, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
 
+Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _STRIDE = 64  # lengths of rows are multiples of it
 _SAMPLE_FOR_MEAN = 4096
@@ -59,6 +60,8 @@ class BehaveTrainConfig:
         precision: of matrix products; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" is a GPU where there is one.
         objective: see ``ObjectiveConfig``.
+        adapt: what learns of a network that starts from another model: "full", everything; "adapter", a low-rank change
+            of each matrix; "frozen", rows of behaviours, gaps and places alone.
         seed: of everything random.
     """
 
@@ -79,6 +82,7 @@ class BehaveTrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    adapt: Mode = "full"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,6 +117,12 @@ class BehaveOutcome:
     in_sample: bool
     n_parameters: int
     n_behaviors: int
+
+    def __str__(self) -> str:
+        told = f"kept pass {self.best_epoch} of {self.epochs}: loss {min(self.held_out):.3f} (untrained "
+        return told + (
+            f"{self.held_out[0]:.3f}) over {self.n_behaviors:,} behaviours, {self.n_parameters:,} parameters"
+        )
 
 
 @dataclass(frozen=True, slots=True)

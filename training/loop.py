@@ -119,6 +119,13 @@ class Outcome:
     recall_at_1: float
     in_sample: bool
 
+    def __str__(self) -> str:
+        measured = "in-sample (too few users to hold any out)" if self.in_sample else "held-out"
+        kept = f"pass {self.best_epoch} of {self.epochs}"
+        if not self.best_epoch:
+            kept = f"the initialisation, which {self.epochs} passes of training did not improve"
+        return f"kept {kept}: {measured} loss {min(self.held_out):.3f} (untrained {self.held_out[0]:.3f})"
+
 
 class Trainer:
     """Trains one network on one history base.

@@ -15,6 +15,7 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter, Silent
 from lurm.smen import Smen
+from training.adapting import Origin, adaptable, merged
 from training.behave import BehaveOutcome, BehaveTrainer
 from training.loop import Outcome, Trainer
 from training.ranks import Ranks
@@ -40,12 +41,15 @@ def assist(root: Path, *, recipe: Recipe, threads: int, ranks: Ranks) -> None:
         if not (told := ranks.told()):
             continue
         stages = root / "stages"
-        history_name, interests_name, checkpoint_name = orjson.loads(told)
+        history_name, interests_name, checkpoint_name, goes_on = orjson.loads(told)
         history = HistoryBase.open(stages / history_name, verify=False)
         vocabulary = InterestVocabulary.open(stages / interests_name, verify=False)
-        train = train_next if model == BehaveGptModel.kind else train_smen
+        parts = history, vocabulary, recipe, stages / checkpoint_name, Silent(), ranks
         with threadpool_limits(limits=threads):
-            train(history, vocabulary, recipe, stages / checkpoint_name, Silent(), ranks)
+            if model == BehaveGptModel.kind:
+                train_next(*parts, goes_on=goes_on)
+            else:
+                train_smen(*parts)
 
 
 def train_smen(
@@ -73,13 +77,32 @@ def train_next(
     checkpoint: Path,
     reporter: Reporter,
     ranks: Ranks,
+    origin: Origin | None = None,
+    *,
+    goes_on: bool = False,
 ) -> tuple[BehaveGptModel, BehaveOutcome]:
-    """A trained model of what comes next, and how the training went; the same at every rank."""
+    """A trained model of what comes next, and how the training went; the same at every rank.
+
+    Args:
+        origin: the leader starts from it; None: from nothing.
+        goes_on: the leader has an origin, and this rank follows.
+
+    Raises:
+        UsageError: the origin does not fit.
+    """
     part = recipe.behavegpt
     codebook = Codebook.learn(history, vocabulary, part.network.steps)
     network = BehaveGpt(part.network, codebook.n_codes)
+    if origin is not None:
+        trust = origin.begin(network, codebook, history, vocabulary, part.training.seed)
+        reporter.say(f"  starts from {origin.name}: {trust:.0%} of a behaviour comes from what that knows")
+    goes_on = goes_on or origin is not None
+    if goes_on:
+        adaptable(network, part.training.adapt, part.training.seed)
+    rest = history, part.training, checkpoint, reporter, ranks
     with threadpool_limits(limits=1, user_api="openmp"):
-        trainer = BehaveTrainer(network, codebook, vocabulary, history, part.training, checkpoint, reporter, ranks)
+        trainer = BehaveTrainer(network, codebook, vocabulary, *rest, goes_on=goes_on)
         outcome = trainer.fit()
+        merged(network)
         trainer.settle()
     return BehaveGptModel(network, codebook, vocabulary), outcome

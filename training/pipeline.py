@@ -58,6 +58,7 @@ from lurm.progress import Reporter, resident_at_most
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
 from lurm.smen import REVISION, SmenEncoder, write_encoder
 from training import forecasting
+from training.adapting import Origin
 from training.aligning import align
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches
@@ -113,6 +114,7 @@ def build(
     ranks: Ranks = ALONE,
     living: Living = Living(),
     align_to: str | None = None,
+    start_from: str | None = None,
 ) -> Built:
     """Build a release of a dataset and activate it.
 
@@ -126,6 +128,7 @@ def build(
         ranks: that train the encoder together; this one leads, the others ``assist``.
         living: what was sent live, and who was erased; the base holds the one and nothing of the other.
         align_to: id of the release in whose space the vectors are to lie, or "current"; None: in one of their own.
+        start_from: whose model of what users do next the new one starts from, see ``Origin.found``; None: from nothing.
 
     Raises:
         UsageError: the release to align to has another width, or too few users in common.
@@ -134,7 +137,9 @@ def build(
         ArtifactError: another build is writing here, or the release to align to is not there.
     """
     with exclusive(root), threadpool_limits(limits=threads):
-        return _Build(dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living, align_to).run()
+        return _Build(
+            dataset, root, recipe, memory_limit_bytes, threads, reporter, ranks, living, align_to, start_from
+        ).run()
 
 
 class _Build:
@@ -149,9 +154,11 @@ class _Build:
         ranks: Ranks,
         living: Living,
         align_to: str | None,
+        start_from: str | None,
     ) -> None:
         self._ranks, self._living = ranks, living
         self._old = Release.open(root, None if align_to == "current" else align_to) if align_to else None
+        self._origin = Origin.found(start_from, root, dataset.name) if start_from else None
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
         self._stages = root / "stages"
@@ -319,6 +326,9 @@ class _Build:
         recipe, parents = self._recipe, ("history", "interests")
         if BehaveGptModel.kind in recipe.in_turn:
             config = asdict(recipe.behavegpt)
+            if self._origin is not None:
+                read = {kind: self._done[kind].manifest.fingerprint for kind in parents}
+                config = self._origin.named_in(config, read)
             self._stage("behavegpt", config, parents, lambda work: self._behavegpt(work, history, vocabulary))
             self._trained("behavegpt")
         if recipe.embeddings == BehaveGptModel.kind:
@@ -345,22 +355,20 @@ class _Build:
         self._forget_checkpoints(stage.split("-")[0], but=self._stages / f".{stage}.checkpoint")
         return self._stages / f".{stage}.checkpoint"
 
-    def _shared_checkpoint(self, work: Draft) -> Path:
+    def _shared_checkpoint(self, work: Draft, *, goes_on: bool = False) -> Path:
         """The same of a training that all ranks share, and are now told to begin."""
         checkpoint = self._checkpoint(work)
-        names = [self._done["history"].path.name, self._done["interests"].path.name, checkpoint.name]
-        self._ranks.told(orjson.dumps(names))
+        names = [self._done[kind].path.name for kind in ("history", "interests")]
+        self._ranks.told(orjson.dumps([*names, checkpoint.name, goes_on]))
         return checkpoint
 
     def _behavegpt(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
-        checkpoint = self._shared_checkpoint(work)
-        model, outcome = train_next(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
+        checkpoint = self._shared_checkpoint(work, goes_on=self._origin is not None)
+        rest = self._recipe, checkpoint, self._reporter, self._ranks, self._origin
+        model, outcome = train_next(history, vocabulary, *rest)
         write_model(work.path, model.network, model.codebook)
         work.metrics.update(asdict(outcome))
-        self._reporter.say(
-            f"  kept pass {outcome.best_epoch} of {outcome.epochs}: loss {min(outcome.held_out):.3f} (untrained "
-            f"{outcome.held_out[0]:.3f}) over {outcome.n_behaviors:,} behaviours, {outcome.n_parameters:,} parameters"
-        )
+        self._reporter.say(f"  {outcome}")
 
     def _encoder_of_behavegpt(self, work: Draft) -> None:
         model = self._done["behavegpt"]
@@ -374,14 +382,7 @@ class _Build:
         write_encoder(work.path, network, history.behaviors.ids.to_pylist())
         usage = SmenEncoder(network, boi).anchor_usage()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
-        measured = "in-sample (too few users to hold any out)" if outcome.in_sample else "held-out"
-        kept = f"pass {outcome.best_epoch} of {outcome.epochs}"
-        if not outcome.best_epoch:
-            kept = f"the initialisation, which {outcome.epochs} passes of training did not improve"
-        self._reporter.say(
-            f"  kept {kept}: {measured} loss {min(outcome.held_out):.3f} (untrained {outcome.held_out[0]:.3f}), "
-            f"anchors used {', '.join(f'{u:.0%}' for u in usage)}"
-        )
+        self._reporter.say(f"  {outcome}, anchors used {', '.join(f'{u:.0%}' for u in usage)}")
 
     def _align(self, history: HistoryBase, vocabulary: InterestVocabulary, old: Release) -> None:
         """Put the same encoder, turned into the space of an older release, in its place."""

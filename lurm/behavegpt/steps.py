@@ -225,6 +225,10 @@ class Codebook:
         class_vk[kinds, column] = self.n_behaviors + np.arange(len(kinds), dtype=np.int32)
         return self._with(class_vk, np.concatenate([self.counts_c, np.maximum(counts, 1)]))
 
+    def recounted(self, counts_c: NDArray[np.int64]) -> Codebook:
+        """The same behaviours, as frequent as (C,) counts say, 1 or more."""
+        return self._with(self.class_vk, counts_c)
+
     def _with(self, class_vk: NDArray[np.int32], counts_c: NDArray[np.int64]) -> Codebook:
         return Codebook(self.config, self.types, class_vk, counts_c, self.place_l, self.edges_g, self.values_gs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import pytest
 
 from lurm.artifacts import discard, read_manifest
 from lurm.dataset import Dataset
-from lurm.errors import SettingsError
+from lurm.errors import SettingsError, UsageError
 from lurm.progress import Silent
 from lurm.prospect import Occasion, Plan
 from lurm.release import Release, verify
-from tests.integration.conftest import build
+from tests.integration.conftest import FAST, build
 from tests.integration.test_erase import lurm
 from training import pipeline
 from training.recipes import Recipe
@@ -80,6 +81,32 @@ def test_a_training_that_is_stopped_goes_on_and_gives_the_same_release(tiny: Pat
     )
     assert one == other
     assert not list((root / "stages").glob(".behavegpt-*.checkpoint"))
+
+
+def test_a_build_starts_from_what_the_one_before_has_learned(tiny: Path, tmp_path: Path) -> None:
+    """A log that went on is learned from the release before; done again, nothing is left to do."""
+    root, opened = tmp_path / "artifacts", Dataset.open(tiny)
+    earlier = Dataset.open(tiny, recipe={"events": {"until": datetime(2023, 6, 1, tzinfo=UTC)}})
+    first = build_from(earlier, root, None)
+    nothing = build_from(opened, tmp_path / "apart", None)
+    after = build_from(opened, root, "current")
+    begun, untrained = (one.metrics["behavegpt"]["held_out"][0] for one in (after, nothing))
+    ended = min(first.metrics["behavegpt"]["held_out"])
+    assert abs(begun - ended) < abs(untrained - ended) and begun < untrained - 0.05
+    again = build_from(opened, root, "current")
+    assert again.release_id == after.release_id and "behavegpt" in again.skipped
+    other = build_from(opened, tmp_path / "other", str(root))
+    assert other.metrics["behavegpt"]["held_out"][0] != begun, "another folder's log is met in words"
+    with pytest.raises(UsageError, match="does not say what users do next"):
+        build(tiny, tmp_path / "plain")
+        build_from(opened, tmp_path / "plain", "current")
+
+
+def build_from(dataset: Dataset, root: Path, start_from: str | None) -> pipeline.Built:
+    longer = {**BEHAVE, "training": {"epochs": 10, "patience": 10, "batch_events": 256, "learning_rate": 5e-3}}
+    recipe = Recipe.of({**dataset.extra, **FAST, "models": ["behavegpt"], "behavegpt": longer})
+    limits = {"memory_limit_bytes": 2**30, "threads": 1}
+    return pipeline.build(dataset, root, recipe=recipe, **limits, reporter=Silent(), start_from=start_from)
 
 
 def test_states_are_served_where_the_recipe_says_so(tiny: Path, tmp_path: Path) -> None:

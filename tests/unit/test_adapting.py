@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.table import Table
 
 from lurm.artifacts import draft
 from lurm.behavegpt.kinship import Kin, by_items, by_meaning, by_words, grow, take_over
@@ -21,8 +22,10 @@ from lurm.interests import InterestVocabulary, Rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Silent
 from tests.chains import N_GROUPS, chained, small
-from training.adapting import Lesson, adaptable, adopt, merged
+from training.adapting import Lesson, Origin, adaptable, adopt, merged
 from training.behave import BehaveTrainConfig, BehaveTrainer, known_at, packed, stretches
+from training.foretold.abroad import MODES, SHARES, abroad
+from training.foretold.measures import Measures, Tally
 
 Log = tuple[HistoryBase, InterestVocabulary]
 STEPS = StepConfig(least_events=1)
@@ -197,3 +200,45 @@ def test_what_is_frozen_stays_and_an_adapter_is_added_to_it(log: Log, mode) -> N
     assert not same["head.2.weight"] and not same["streams.4.weight"] and same["streams.0.weight"]
     assert same["blocks.blocks.0.attention.out.weight"] == (mode == "frozen")
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.slow
+def test_what_another_log_taught_helps_where_there_is_little_of_this_one(log: Log, tmp_path: Path) -> None:
+    history, labels = log[0], log[1].item_interest_n
+    here, there = (
+        spoken(tmp_path / name, labels, order)
+        for name, order in (("here", [0, 1, 2, 3, 4]), ("there", [2, 4, 1, 0, 3]))
+    )
+    network, codebook = small(history, here)
+    trained((history, here), network, codebook, epochs=5)
+    origin = Origin("here", network, codebook, here, history, here.artifact.manifest, same_log=False)
+    own = Codebook.learn(history, there, STEPS)
+    config = BehaveTrainConfig(objective=ObjectiveConfig("plain"), batch_events=512, epochs=1, learning_rate=5e-3)
+
+    def judged(made: BehaveGpt) -> Measures:
+        tally = Tally(own.counts_c)
+        scores, target = scored(made, own, (history, there))
+        tally.add(scores.numpy(), target.numpy())
+        return tally.measures()
+
+    rows, before = np.arange(100, 200), history.watermark + 1
+    found = abroad(origin, history, there, own, network.config, config, rows, before, judged, Silent())
+    nats = {(one.share, one.way): one.nats for one in found.points}
+    assert found.trust == pytest.approx(1, abs=1e-5)
+    assert len(nats) == 1 + 4 * len(SHARES) and [one.share for one in found.points] == sorted(s for s, _ in nats)
+    for share in (0.01, 0.05, 0.1):
+        assert min(nats[share, mode] for mode in MODES) < nats[share, "from nothing"] - 0.2
+    assert nats[0, "as it comes"] < nats[0.01, "from nothing"] - 0.5
+    table = Table()
+    found.add_to(table)
+    assert table.row_count == 1 + len(nats)
+
+
+def test_an_origin_names_itself_in_what_starts_from_it(log: Log) -> None:
+    network, codebook = small(*log)
+    made_by = {"training": 1, "starts_from": "older"}
+    manifest = replace(log[1].artifact.manifest, config=made_by, parents={"history": "h"}, fingerprint="own")
+    origin = Origin("r", network, codebook, log[1], log[0], manifest, same_log=True)
+    assert origin.named_in({"training": 1}, {"history": "h"}) == made_by, "done again"
+    assert origin.named_in({"training": 1}, {"history": "later"}) == {"training": 1, "starts_from": "own"}
+    assert origin.named_in({"training": 2}, {"history": "h"}) == {"training": 2, "starts_from": "own"}

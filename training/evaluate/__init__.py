@@ -39,6 +39,7 @@ from lurm.release import Release, withdraw
 from lurm.settings import one_thread_per_child
 from lurm.smen import REVISION
 from training import pipeline
+from training.adapting import Origin
 from training.diagnostics import examine
 from training.evaluate.ablate import Ablation, Variant, ablate, chosen, variants
 from training.evaluate.audiences import Reach, groups_of, reach
@@ -135,14 +136,16 @@ class Judge:
         n_cuts: int = 1,
         n_seeds: int = 1,
         axes: Sequence[str] | None = (),
+        origin: Origin | None = None,
     ) -> Days | Verdict:
         """How well a model beside the embeddings foretells what came later, beside its rivals.
 
         Args:
             name: of the model, which is trained anew on a part of the log.
             release: whose log, interests and attributes.
-            quick: leave out rivals that are trained, and futures.
+            quick: leave out rivals that are trained, futures, and new behaviours.
             n_cuts, n_seeds, axes: of LUMOS, see ``training.evaluate.foretold.judge``.
+            origin: of BehaveGPT, a model of another log, to see what it helps; None: none.
 
         Raises:
             DataError: the log is too short.
@@ -159,7 +162,7 @@ class Judge:
         objectives = {str(one.kind): one for one in (own.training.objective, plain)}
         longer: dict[str, Any] = {"neural": False, "newcomers": False, "futures": 0} if quick else {}
         trial = Trial(objectives=objectives, seed=self._seed, **longer)
-        return judge_next(*parts, own.network, own.training, trial, self._reporter)
+        return judge_next(*parts, own.network, own.training, trial, self._reporter, origin)
 
     def judge(self, release: Release, extent: Extent = Extent(), before: Release | None = None) -> Findings:
         """What the probes read from a release, and what they read from its controls.

@@ -3,6 +3,7 @@
     measures    recall, precision, ranking, calibration, by how frequent a behaviour is
     rivals      the most frequent, one's own most frequent, Markov, GRU, SASRec-style
     newcomers   behaviours it has never seen, from a few examples, and what old ones lose
+    abroad      a model of another log, on some of this one
     realism     futures beside what happened, and beside those of a Markov chain
 
 All are learned from the log before a moment, without some users; all foretell the same steps.
@@ -10,6 +11,7 @@ All are learned from the log before a moment, without some users; all foretell t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -23,11 +25,13 @@ from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
 from lurm.bounds import AT_LEAST_ONE, Bound, check
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
+from training.adapting import Origin
 from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, known_at, packed, stretches
+from training.foretold.abroad import Abroad, abroad
 from training.foretold.measures import Measures, Tally
 from training.foretold.newcomers import Newcomers, held_out, newcomers
 from training.foretold.realism import Realism, realism
@@ -79,6 +83,7 @@ class Verdict:
         measures: split -> model -> measures.
         futures: of BehaveGPT and of a Markov chain, against what happened; empty: not asked.
         newcomers: how new behaviours are learned; None: not asked, or too few are frequent enough.
+        abroad: what a model of another log helps; None: there was none.
     """
 
     cut_at: int
@@ -87,6 +92,7 @@ class Verdict:
     measures: dict[str, dict[str, Measures]]
     futures: dict[str, Realism]
     newcomers: Newcomers | None = None
+    abroad: Abroad | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -106,6 +112,8 @@ class Verdict:
             table.add_row("futures", name, *list(told)[:6])
         if self.newcomers is not None:
             self.newcomers.add_to(table)
+        if self.abroad is not None:
+            self.abroad.add_to(table)
         return table
 
 
@@ -118,7 +126,9 @@ class _Trial:
         training: BehaveTrainConfig,
         trial: Trial,
         reporter: Reporter,
+        origin: Origin | None,
     ) -> None:
+        self._origin = origin
         self._history, self._vocabulary, self._network = history, vocabulary, network
         self._training, self._trial, self._reporter = replace(training, seed=trial.seed), trial, reporter
         self.cut_at = _moment(history, trial.ahead)
@@ -157,10 +167,23 @@ class _Trial:
                 )
             if made.network is not None and learned is None and self._trial.newcomers:
                 learned = self._newcomers(made, [*parts[DISJOINT], *parts[FORWARD]])
+        elsewhere = None
+        if self._origin is not None:
+            own = self._history, self._vocabulary, self.codebook, self._network, self._training, self._rows, self.cut_at
+            judged = functools.partial(self._judged, parts[DISJOINT])
+            elsewhere = abroad(self._origin, *own, judged, self._reporter)
         measures = {
             split: {name: tally.measures() for name, tally in models.items()} for split, models in tallies.items()
         }
-        return Verdict(self.cut_at, self.codebook.n_behaviors, n_parameters, measures, futures, learned)
+        return Verdict(self.cut_at, self.codebook.n_behaviors, n_parameters, measures, futures, learned, elsewhere)
+
+    @torch.no_grad()
+    def _judged(self, asked: list[tuple[Packed, torch.Tensor]], network: BehaveGpt) -> Measures:
+        tally = Tally(self.codebook.counts_c)
+        for part, ours in asked:
+            scores = network.scores(known_at(network, part)[ours])
+            tally.add(scores.numpy(), (part.target[EVENT][ours] - FIRST).numpy())
+        return tally.measures()
 
     def _newcomers(self, made: _Made, asked: list[tuple[Packed, torch.Tensor]]) -> Newcomers | None:
         new = held_out(self.codebook, self._trial.seed)
@@ -256,16 +279,27 @@ def judge_next(
     training: BehaveTrainConfig,
     trial: Trial,
     reporter: Reporter,
+    origin: Origin | None = None,
 ) -> Verdict:
     """Train and judge BehaveGPT and its rivals on one log.
 
     Interests are those of the release, learned from the whole log without knowing who does what next; behaviours,
     frequencies and weights are learned from before the moment alone.
 
+    Args:
+        history, vocabulary: the log.
+        network, training: the recipe.
+        trial: what is judged.
+        reporter: told about each model.
+        origin: a model of another log, to see what it helps; None: none.
+
     Raises:
         DataError: nothing happens after the moment.
+        UsageError: the origin does not fit, or is of this very log.
     """
-    return _Trial(history, vocabulary, network, training, trial, reporter).run()
+    if origin is not None and origin.history.artifact.manifest.fingerprint == history.artifact.manifest.fingerprint:
+        raise UsageError(f"{origin.name} has learned from this very log, also what it would be asked; name another")
+    return _Trial(history, vocabulary, network, training, trial, reporter, origin).run()
 
 
 def _moment(history: HistoryBase, ahead: float) -> int:
