@@ -259,13 +259,11 @@ def quality(clustering: Clustering, counts_n: NDArray[np.int64], categories: lis
 
 @compiled
 def _looked_up(cell_n: NDArray[np.int32], item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
-    """The cell of each row, -1 of row -1."""
+    """The cell of each row, -1 of items that are in none."""
     cells = np.empty(len(item_rows), np.int32)
     for at in range(len(item_rows)):
         row = item_rows[at]
-        if row >= len(cell_n):
-            raise IndexError("an item is not in the catalog of the vocabulary")
-        cells[at] = cell_n[row] if row >= 0 else -1
+        cells[at] = cell_n[row] if 0 <= row < len(cell_n) else -1
     return cells
 
 

@@ -8,7 +8,7 @@ trained on, and decides when to stop and how answers are corrected.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from lurm.activity import activity_features
 from lurm.ahead import ahead
 from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
-from lurm.calendars import Calendar
+from lurm.calendars import Calendar, checked
 from lurm.dataset import Dataset
 from lurm.days import DayFeatures, DayView, day_of, signed_log
 from lurm.errors import DataError
@@ -429,13 +429,15 @@ def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) 
     return Calendar.of(dataset.calendar(), history.users, attributes, dataset.calendar_targets())
 
 
-def check_kinds(recipe: LumosRecipe | None, kinds: Sequence[str]) -> None:
-    """Whether a calendar of these kinds has what targets ask about; before anything is built.
+def check_calendar(dataset: Dataset, recipe: LumosRecipe) -> None:
+    """Whether a calendar can be used, and has what targets ask about; before anything is built.
 
     Raises:
-        UsageError: it has not.
+        DataError: it cannot be used.
+        UsageError: it has no events of a kind that is asked about.
     """
-    for target in () if recipe is None else recipe.targets:
+    kinds = checked(dataset).kinds
+    for target in recipe.targets:
         target.check_kind(kinds)
 
 

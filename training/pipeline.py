@@ -42,7 +42,6 @@ from lurm.artifacts import (
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
 from lurm.behavegpt.model import BehaveGptModel, write_model
-from lurm.calendars import checked
 from lurm.dataset import Dataset
 from lurm.encoder import UserEncoder, embed_all, open_encoder
 from lurm.errors import ArtifactError, GateClosed
@@ -171,7 +170,8 @@ class _Build:
         for folder in (self._root, self._stages, self._root / "releases"):
             remove_drafts(folder)
         recipe, dataset = self._recipe, self._dataset
-        forecasting.check_kinds(recipe.lumos if "lumos" in recipe.models else None, checked(dataset).kinds)
+        if "lumos" in recipe.models:
+            forecasting.check_calendar(dataset, recipe.lumos)
         quarantine = self._root / "quarantine" / f"{dataset.events.fingerprint[:16]}.parquet"
 
         table = {"items_table": dataset.tables["items"].fingerprint if "items" in dataset.tables else None}

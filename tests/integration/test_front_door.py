@@ -49,12 +49,12 @@ def test_export_writes_what_a_data_scientist_joins(small: Built, tmp_path: Path)
     [
         (["build", "no/such/folder"], 2, "no/such/folder"),
         (["export", "embeddings.csv"], 2, "export writes .parquet, .arrow or .npy"),
-        (["export", "nowhere/embeddings.parquet"], 2, "make it first"),
+        (["export", "nowhere/embeddings.parquet"], 2, "a folder that can be written to"),
         (["export", "e.parquet", "--release", "../../etc"], 4, "is not a release id"),
         (["release", "activate", "20200101T000000-00000000"], 4, "there is no release"),
         (["release", "rollback"], 4, "no earlier release"),
         (["evaluate", "no/such/folder"], 2, "no/such/folder"),
-        (["evaluate", ".", "--model", "lumos", "--ablate", "--axis", "width"], 2, "leave out --ablate, --axis"),
+        (["evaluate", ".", "--model", "behavegpt", "--ablate", "--axis", "width"], 2, "leave out --ablate, --axis"),
         (["evaluate", ".", "--model", "behavegpt", "--markdown", "--report", "a.html"], 2, "out --markdown, --report"),
     ],
 )
