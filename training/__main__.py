@@ -366,7 +366,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="history, boi, interests, embed, train, behavegpt, scale, serve, audience, export, lumos; all; page.",
+            help="history, boi, interests, embed, train, behavegpt, scaling, scale, serve, audience, export, lumos; "
+            "all; page.",
             show_default=False,
         ),
     ],
@@ -377,6 +378,9 @@ def bench(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the results under tests/benchmarks/results, and write BENCHMARKS.md.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Of scaling: picture of the law, .svg, .png or .pdf.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure lurm beside its peers and its limits, in the same run, on the same rows.
@@ -385,22 +389,34 @@ def bench(
     have as many threads as polars (POLARS_MAX_THREADS), and their answers are compared first: a fast wrong answer
     is an error. `page` measures nothing: it writes BENCHMARKS.md from what was kept.
 
+    `scaling` trains BehaveGPT at several sizes on several amounts of events, fits L = E + A N^-alpha + B D^-beta, with
+    95 % intervals, and lets the law foretell the largest point, which it has not seen.
+
     \b
     Examples:
       lurm bench boi
+      lurm bench scaling --rounds 1 --plot law.svg
       lurm bench all --scale full --rounds 1 --keep --json > figures.json
     """
     from datetime import UTC, datetime
 
+    from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from training import bench as benchmarks
 
+    if plot is not None and name != "scaling":
+        raise UsageError(f"--plot draws the law of scaling, and {name} has none; leave it out")
     reporter, documents = TerminalReporter(), []
     for one in benchmarks.names_of(name) if name != "page" else ():
         documents.append(benchmarks.run(one, scale, rounds=rounds, reporter=reporter))
         if keep:
             path = benchmarks.keep(documents[-1], _RESULTS, datetime.now(UTC).date())
             reporter.say(f"  kept as {path}")
+    if plot is not None:
+        from training.bench.curves import draw
+
+        draw(documents[0], plot)
+        reporter.say(f"  drawn: {plot}")
     if keep or name == "page":
         from training.bench.page import write_page
 

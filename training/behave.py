@@ -205,6 +205,7 @@ class BehaveTrainer:
         before: only events with timestamp < before (epoch ms) are read; None: all.
         rows: users that are read; None: all.
         goes_on: the network knows something already, and is not started anew.
+        judges: users who measure; None: some of ``rows``, held apart.
     """
 
     def __init__(
@@ -221,6 +222,7 @@ class BehaveTrainer:
         before: int | None = None,
         rows: NDArray[np.int64] | None = None,
         goes_on: bool = False,
+        judges: NDArray[np.int64] | None = None,
     ) -> None:
         self._codebook, self._vocabulary, self._history, self._config = codebook, vocabulary, history, config
         self._checkpoint, self._reporter, self._ranks, self._before = checkpoint, reporter, ranks, before
@@ -236,7 +238,7 @@ class BehaveTrainer:
             torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)),
         )
         rows = np.arange(len(history)) if rows is None else rows
-        apart = held_apart(rows, config.holdout, config.holdout_users)
+        apart = held_apart(rows, config.holdout, config.holdout_users) if judges is None else (rows, judges, False)
         self._train_rows, self._held_rows, self._in_sample = apart
         self._epochs = config.epochs_for(history.n_events)
 

@@ -27,6 +27,8 @@ from lurm.transformer import KeyValues, Transformer, TransformerShape
 # size -> width of a stream d, blocks, heads. The name says the parameters, of the blocks mostly: a vocabulary of a
 # thousand behaviours is a third of the smallest and a hundredth of the largest.
 SIZES = {
+    "0.08M": (8, 2, 2),
+    "0.15M": (12, 3, 4),
     "0.3M": (16, 4, 4),
     "1M": (32, 4, 4),
     "3M": (48, 6, 6),

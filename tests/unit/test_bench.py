@@ -44,6 +44,7 @@ RATIOS = {
     "embed": {"vs_gather_limit"},
     "train": {"vs_bare_loop"},
     "behavegpt": {"vs_bare_loop", "kv_cache_speedup", "next_vs_bare_forward"},
+    "scaling": {"held_out_vs_foretold"},
     "lumos": {"vs_bare_loop", "vs_bare_forward"},
     "scale": {"time_vs_linear", "memory_vs_flat"},
     "serve": {
@@ -62,6 +63,7 @@ RATIOS = {
     "export": {"vs_arrow_write"},
 }
 CONTENDERS = {
+    "scaling": {f"train_{size}_{64 * users}" for size in ("0.08M", "0.15M") for users in (16, 32, 64)},
     "lumos": {"train", "bare_loop", "forecast", "bare_forward"},
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
     "serve": {
@@ -132,7 +134,7 @@ def test_names_are_one_or_all_and_others_are_refused() -> None:
     assert set(bench.names_of("all")) == set(bench.BENCHMARKS) == set(RATIOS)
     with pytest.raises(
         UsageError,
-        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, behavegpt, scale, serve",
+        match=r"no benchmark 'bio'; there are history, boi, interests, embed, train, behavegpt, scaling, scale, serve",
     ):
         bench.names_of("bio")
     with pytest.raises(UsageError, match="scale is 'huge', expected one of tiny, small, full"):

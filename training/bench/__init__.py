@@ -3,9 +3,10 @@
     race         contenders take turns; seconds, rows per second, memory; what machine it was
     made         the logs they run on
     duck         DuckDB, the peer that speaks SQL
-    history boi interests embed train behavegpt scale serve audience export lumos      one benchmark each
+    history boi interests embed train behavegpt scaling scale serve audience export lumos      one benchmark each
     served load peers arriving sharing      for serve: who answers, who asks, what lurm is compared with
     among        for audience: nearest users among some, beside FAISS by hand
+    law          for scaling: the power law, fitted, with intervals
     page         BENCHMARKS.md, from the results that were kept
 
 A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm, but for those of
@@ -30,7 +31,7 @@ from threadpoolctl import threadpool_limits
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import Reporter
-from training.bench import audience, behavegpt, boi, embed, export, history, interests, lumos, serve, train
+from training.bench import audience, behavegpt, boi, embed, export, history, interests, lumos, scaling, serve, train
 from training.bench import scale as growth
 from training.bench.race import Figures, Track, machine
 
@@ -43,6 +44,7 @@ BENCHMARKS: Mapping[str, Callable[[Track, str], Figures]] = {
     "embed": embed.bench,
     "train": train.bench,
     "behavegpt": behavegpt.bench,
+    "scaling": scaling.bench,
     "scale": growth.bench,
     "serve": serve.bench,
     "audience": audience.bench,

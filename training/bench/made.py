@@ -124,11 +124,15 @@ def ingest(made: MadeLog, folder: Path, memory_limit_bytes: int, threads: int = 
     return HistoryBase.open(folder / "history", verify=False)
 
 
-def vocabulary_of(made: MadeLog, folder: Path) -> InterestVocabulary:
-    """A published vocabulary that holds the log's own interests, and no finer grains; centroids mean nothing."""
+def vocabulary_of(made: MadeLog, folder: Path, *, apart: bool = False) -> InterestVocabulary:
+    """A published vocabulary that holds the log's own interests, and no finer grains.
+
+    Centroids mean nothing: all are the same, or, if they are to be ``apart``, each has a direction of its own.
+    """
     k = made.size.n_interests
     even = np.ones(k, np.float32)
-    clustering = Clustering(np.ones((k, 1), np.float32), made.interest_n, 1.0)
+    centroids_kd = np.eye(k, dtype=np.float32) if apart else np.ones((k, 1), np.float32)
+    clustering = Clustering(centroids_kd, made.interest_n, 1.0)
     with draft(folder / "interests", kind="interests", key="bench", config={}) as work:
         write_vocabulary(work.path, clustering, made.interest_n, Rarity(even, even), [Meaning("", (), (), 0)] * k)
     return InterestVocabulary.open(folder / "interests", verify=False)

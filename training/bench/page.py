@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import in_bytes
+from training.bench.curves import PLOT as CURVES
+from training.bench.curves import draw
 
 PLOT = "ratios.svg"
 WANTED: Mapping[str, Mapping[str, float]] = {
@@ -25,6 +27,7 @@ WANTED: Mapping[str, Mapping[str, float]] = {
     "embed": {"vs_gather_limit": 0.5},
     "train": {"vs_bare_loop": 0.8},
     "behavegpt": {"vs_bare_loop": 0.8, "kv_cache_speedup": 5, "next_vs_bare_forward": 1 / 1.5},
+    "scaling": {"held_out_vs_foretold": 0.97},
     "lumos": {"vs_bare_loop": 0.8},
     "scale": {"time_vs_linear": 1 / 1.15, "memory_vs_flat": 1 / 1.2},
     "serve": {
@@ -80,7 +83,16 @@ def write_page(page: Path, results: Path) -> None:
         raise UsageError(f"there are no results in {results}; lurm bench all --keep makes some")
     _plot(kept, results / PLOT)
     plot = Path(os.path.relpath(results / PLOT, page.parent)).as_posix()
-    write_durably(page, _page(kept, plot).encode())
+    text = _page(kept, plot)
+    for one in kept:
+        if one.name == "scaling":
+            draw(one.document, results / CURVES)
+            curves = Path(os.path.relpath(results / CURVES, page.parent)).as_posix()
+            text = (
+                text.rstrip("\n") + f"\n\n## The scaling law\n\n![Losses by events and size, and the law]({curves})\n"
+            )
+            break
+    write_durably(page, text.encode())
 
 
 def newest(results: Path) -> list[Kept]:
