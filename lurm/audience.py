@@ -205,10 +205,9 @@ class Lookalike:
 
     def scores(self, reporter: Callable[[int], None] | None = None) -> NDArray[np.float32]:
         """(U,) how much each user is like the seeds; exact, block by block over the mapped vectors."""
-        vectors_ue = self._vectors_ue.view(np.ndarray)
-        scores_u = np.empty(len(vectors_ue), np.float32)
+        scores_u = np.empty(len(self._vectors_ue), np.float32)
         for start in range(0, len(scores_u), BLOCK):
-            block_ne, some_n = vectors_ue[start : start + BLOCK], scores_u[start : start + BLOCK]
+            block_ne, some_n = self._vectors_ue[start : start + BLOCK], scores_u[start : start + BLOCK]
             if len(self._directions_ke) == 1:
                 np.dot(block_ne, self._directions_ke[0], out=some_n)
                 some_n -= self._offsets_k[0]

@@ -188,7 +188,7 @@ class DayView:
         self._value_column = np.array([values.get(name, -1) for name in [*names, ""]], np.int64)
         first_group = features.group_columns.start
         group_k = np.asarray(features.group_of_interest, np.int64)
-        interest_n = np.asarray(vocabulary.item_interest_n)
+        interest_n = vocabulary.item_interest_n
         self._group_column = np.append(np.where(interest_n >= 0, first_group + group_k[interest_n], -1), -1)
 
     def grid(self, batch: HistoryBatch) -> DayGrid:

@@ -112,7 +112,7 @@ def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool =
     rotation_ee = map_array(folder / ROTATION, np.dtype("<f4"), 2)
     if rotation_ee.shape != (encoder.dim, encoder.dim):
         raise ArtifactCorrupt(f"{folder / ROTATION} does not fit the encoder beside it; rebuild it")
-    return AlignedEncoder(encoder, np.asarray(rotation_ee))
+    return AlignedEncoder(encoder, rotation_ee)
 
 
 def open_next(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> NextModel:

@@ -182,7 +182,7 @@ class HistoryBase:
         self.behaviors = Identifiers.load(folder, "behaviors")
         self.locations = Identifiers.load(folder, "locations")
         self._columns = {name: map_array(folder / f"{name}.npy", dtype) for name, dtype in COLUMNS.items()}
-        self._offsets: NDArray[np.int64] = np.asarray(map_array(folder / "offsets.npy", np.dtype("<i8")))
+        self._offsets: NDArray[np.int64] = map_array(folder / "offsets.npy", np.dtype("<i8"))
         n_events = {len(column) for column in self._columns.values()} | {int(self._offsets[-1])}
         if len(self._offsets) != len(self.users) + 1 or len(n_events) != 1:
             raise ArtifactCorrupt(f"{folder}: the columns of the history base do not fit together; rebuild it")

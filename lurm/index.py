@@ -130,7 +130,7 @@ class Nearest:
     """
 
     def __init__(self, index: UserIndex, vectors_ue: NDArray[np.float32]) -> None:
-        self._index, self._vectors_ue = index, np.ascontiguousarray(vectors_ue.view(np.ndarray))
+        self._index, self._vectors_ue = index, np.ascontiguousarray(vectors_ue)
 
     def search(
         self,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.compiled import LANES, add_rows, compiled, compiled_sums
+from lurm.compiled import LANES, N_ROWS, add_rows, compiled, compiled_sums
 
 _AHEAD = 16  # rows
 NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
@@ -162,9 +162,9 @@ def _gather(
     """The sum of a bag's rows of the table, each times its share; four rows at once, for the sum is then read less."""
     sum_e[:] = 0
     whole = len(sum_e) - len(sum_e) % LANES
-    fours = stop - (stop - start) % 4
-    for at in range(start, fours, 4):
-        ahead = min(at + _AHEAD, len(columns) - 4)  # of the bags that follow, too
+    fours = stop - (stop - start) % N_ROWS
+    for at in range(start, fours, N_ROWS):
+        ahead = min(at + _AHEAD, len(columns) - N_ROWS)  # of the bags that follow, too
         rows = columns[at], columns[at + 1], columns[at + 2], columns[at + 3]
         of_rows = shares[at], shares[at + 1], shares[at + 2], shares[at + 3]
         next_ = columns[ahead], columns[ahead + 1], columns[ahead + 2], columns[ahead + 3]

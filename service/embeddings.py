@@ -5,13 +5,13 @@ from __future__ import annotations
 import binascii
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import orjson
 import pyarrow as pa
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -19,7 +19,7 @@ from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE_HEADER, Answer, DirectRoute, as_json, in_body, problems, stale_of
+from service.direct import STALE_HEADER, Answer, DirectRoute, UserId, as_json, in_body, problems, stale_of
 from service.embedder import Embedded, Known, Seen
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
@@ -60,7 +60,7 @@ _AS_ARROW = {
     responses={200: _AS_BYTES, 304: _UNCHANGED, **problems(404, 422, 429, 503)},
 )
 @needs("read")
-async def embed(request: Request, user_id: Annotated[str, Path(examples=["u0000042"])]) -> Response:
+async def embed(request: Request, user_id: UserId) -> Response:
     """A user's embedding, from everything the user ever did, and the facts that go with it.
 
     An id may hold any characters, percent-encoded UTF-8; slashes may stand as they are.

@@ -6,10 +6,9 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -19,7 +18,7 @@ from starlette.routing import BaseRoute
 from lurm.live import Arriving, Status, Unavailable
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import serving_of
-from service.direct import DirectRoute, as_json, in_body, problems
+from service.direct import DirectRoute, UserId, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, iso_of, known_id, parse_events
 
@@ -69,7 +68,7 @@ async def append(request: Request) -> Response:
     responses=problems(422, 429, 503),
 )
 @needs("admin")
-async def erase(request: Request, user_id: Annotated[str, Path(examples=["u0000042"])]) -> Response:
+async def erase(request: Request, user_id: UserId) -> Response:
     """Erase a user, known or not: gone from every answer at once, and for good.
 
     Events up to this moment count nowhere again, neither when they are sent once more nor in the next build. The bytes

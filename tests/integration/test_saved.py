@@ -164,7 +164,10 @@ def test_who_asks_of_one_audience_makes_no_others(audiences: Audiences, release:
     definitions.put("more", alike(release, seeds=some(release, 40, 90)))
     definitions.put("damaged", Listed(["x"]))
     (tmp_path / "audiences/damaged/definition.json").write_bytes(b"{}")
-    made = lambda: sorted(path.parent.parent.name for path in tmp_path.glob("audiences/*/*/manifest.json"))  # noqa: E731
+
+    def made() -> list[str]:
+        return sorted(path.parent.parent.name for path in tmp_path.glob("audiences/*/*/manifest.json"))
+
     audiences.members("seeds")
     assert made() == ["seeds"]
     audiences.overlap(["not-alike", "seeds", "not-alike"])

@@ -81,7 +81,7 @@ def dense_net(
     mean_f, spread_f = lesson.x_bf.mean(0), lesson.x_bf.std(0) + 1e-6
     x_bf, now = (torch.from_numpy((x - mean_f) / spread_f).float().clamp(-5, 5) for x in (lesson.x_bf, now_bf))
     happened_bq, true_bq = torch.from_numpy(lesson.happened_bq), torch.from_numpy(lesson.amount_bq)
-    logs_bq = (true_bq.sign() * true_bq.abs().log1p()).float()
+    logs_bq = torch.from_numpy(signed_log(lesson.amount_bq)).float()
     is_some_bq = ~true_bq.isnan() & (true_bq != 0)
     weight_bq = torch.where(is_some_bq, 1 / true_bq.abs().clamp_min(1e-6), 0.0)
     weight_bq = weight_bq / (weight_bq.sum(0) / is_some_bq.sum(0).clamp_min(1)).clamp_min(1e-12)
