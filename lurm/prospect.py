@@ -17,10 +17,13 @@ class Occasion:
     Attributes:
         at: epoch ms; None: whenever it comes.
         location_row: of the history base; -1: nowhere in particular; None: wherever.
+        quiet_until: epoch ms until which nothing has happened since the last event; None: nobody knows. Says nothing
+            where ``at`` is given.
     """
 
     at: int | None = None
     location_row: int | None = None
+    quiet_until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,7 @@ class NextModel(Protocol):
         Args:
             batch: B histories.
             plan: how they are drawn.
-            start_at: epoch ms, where the future of a user without events begins.
+            start_at: epoch ms until which users have done nothing since their last event: futures begin later, and of
+                users whose last event is later still, with that.
         """
         ...

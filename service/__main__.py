@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -206,6 +207,14 @@ def next_of(
         str | None, typer.Option(help="Given that it happens then: ISO 8601, UTC.", show_default=False)
     ] = None,
     location: Annotated[str | None, typer.Option(help="Given that it happens there.", show_default=False)] = None,
+    as_of: Annotated[
+        str | None,
+        typer.Option(
+            help="Only events before it count, and nothing happens until then: ISO 8601, UTC, or now. Default: the end "
+            "of the release's log, or a user's newest event if that is later.",
+            show_default=False,
+        ),
+    ] = None,
     rollout: Annotated[
         int, typer.Option(help="Imagine so many steps instead, one after the other.", min=0, max=256)
     ] = 0,
@@ -218,42 +227,56 @@ def next_of(
     release: ReleaseId = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what users do next, as of now, without a server.
+    """Print what users do next, without a server.
 
-    Needs a release that was built with --model behavegpt.
+    Needs a release that was built with --model behavegpt. Who has done nothing for a while is asked what comes after
+    such a silence, and futures begin at its end, not at the user's last event.
 
     \b
     Examples:
       lurm next u0000042 -k 5
       lurm next u0000042 --at 2024-12-24T18:00
+      lurm next u0000042 --as-of now --rollout 20 --days 30
       lurm next u0000042 --rollout 20 --days 7 --paths 3 --json
     """
     from lurm import settings
     from lurm.errors import UnknownUser, UsageError
     from lurm.history import HistoryBatch
-    from lurm.moments import iso_ms
+    from lurm.moments import LATEST, iso_ms
     from lurm.prospect import Occasion
     from lurm.release import Release
     from service.foreteller import required
-    from service.futures import imagined, told_next
+    from service.futures import imagined, seen_from, told_next
     from service.offline import histories_now
     from service.schemas import RolloutRequest, validated
 
     config = settings.load({"artifacts_dir": artifacts_dir, "release": release})
     opened = Release.open(config.artifacts_dir, config.release)
     model = required(opened.next)
-    try:
-        moment = None if at is None else iso_ms(at)
-    except ValueError:
-        raise UsageError(f"--at is {at!r}, expected a moment in ISO 8601, such as 2024-12-24T18:00") from None
-    wanted = {"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed}
+
+    def moment(option: str, given: str | None) -> int | None:
+        try:
+            found = None if given is None else iso_ms(given)
+        except ValueError:
+            found = -1
+        if found is not None and not 0 <= found <= LATEST:
+            said = f"{option} is {given!r}, expected a moment in ISO 8601 from 1970 on, such as 2024-12-24T18:00"
+            raise UsageError(said) from None
+        return found
+
+    then = moment("--at", at)
+    seen = int(time.time() * 1000) if as_of == "now" else moment("--as-of", as_of)
+    wanted = {"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed, "as_of": seen}
     asked = validated(RolloutRequest, wanted, ("rollout",)) if rollout else None
     known, strangers = histories_now(opened, user_ids, config.live_folder, config.live_url)
     if asked is not None:
         rows = [imagined(model, opened.history, one, asked) for one in known]
     else:
         place = None if location is None else opened.history.locations.row(location)
-        found = model.next(HistoryBatch.of(known), [Occasion(moment, place)] * len(known), k)
+        then_seen = [seen_from(opened.history, one, seen) for one in known]
+        known = [history for history, _ in then_seen]
+        occasions = [Occasion(then, place, quiet_until) for _, quiet_until in then_seen]
+        found = model.next(HistoryBatch.of(known), occasions, k)
         rows = [told_next(one, prospects) for one, prospects in zip(known, found, strict=True)]
     emit({"users": rows, "unknown": strangers}, as_json=as_json, text="\n".join(map(_prospects, rows)))
     if strangers:

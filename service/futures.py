@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,14 +19,27 @@ def told_next(history: History, found: Sequence[Prospect]) -> dict[str, Any]:
 
 
 def imagined(model: NextModel, base: HistoryBase, history: History, asked: RolloutRequest) -> dict[str, Any]:
-    """Futures of a user, from the newest event on; of somebody without events from now. Slow."""
-    start_at = int(history.timestamps[-1]) if len(history) else int(time.time() * 1000)
+    """Futures of a user as of a moment. Slow."""
+    history, start_at = seen_from(base, history, asked.as_of)
     until = LATEST
     if asked.horizon_days is not None:
         until = min(start_at + int(asked.horizon_days * DAY_MS), LATEST)
-    plan = Plan(until=until, **asked.model_dump(exclude={"horizon_days"}))
+    plan = Plan(until=until, **asked.model_dump(exclude={"horizon_days", "as_of"}))
     (paths,) = model.rollout(HistoryBatch.of([history]), plan, start_at)
     return {**_facts(history), "paths": [[_step(one, base) for one in path] for path in paths]}
+
+
+def seen_from(base: HistoryBase, history: History, moment: int | None) -> tuple[History, int]:
+    """A history as it stood at a moment, and until when nothing further had happened, epoch ms.
+
+    Args:
+        base: whose end is the moment where none is asked for, or the user's newest event if that is later.
+        history: of the user.
+        moment: epoch ms; only events before it count. None: see above.
+    """
+    if moment is not None:
+        return history.before(moment), moment
+    return history, max(base.watermark, int(history.timestamps[-1]) if len(history) else 0)
 
 
 def _facts(history: History) -> dict[str, Any]:

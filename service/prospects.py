@@ -16,7 +16,7 @@ from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
-from service.futures import imagined, told_next
+from service.futures import imagined, seen_from, told_next
 from service.keys import needs
 from service.schemas import known_id, parse_rollout
 
@@ -25,10 +25,15 @@ _MOST = 1000
 router = APIRouter(prefix="/v1/users", tags=["prospects"])
 
 K = Annotated[int, Query(ge=1, le=_MOST, description="At most so many.")]
-At = Annotated[
+_TEXT = BeforeValidator(lambda sent: int(sent) if sent.isascii() and sent.isdecimal() else sent)  # a query is all text
+At = Annotated[Moment, _TEXT, Query(description="Given that it happens then; epoch milliseconds, or ISO 8601.")]
+AsOf = Annotated[
     Moment,
-    BeforeValidator(lambda sent: int(sent) if sent.isascii() and sent.isdecimal() else sent),  # a query is all text
-    Query(description="Given that it happens then; epoch milliseconds, or ISO 8601."),
+    _TEXT,
+    Query(
+        description="Only events before it count, and nothing else is known to have happened until then. Default: the "
+        "end of the release's log, or the user's newest event if that is later."
+    ),
 ]
 Place = Annotated[str, Query(max_length=MAX_ID_BYTES, description="Given that it happens there; '': nowhere known.")]
 
@@ -41,25 +46,32 @@ Place = Annotated[str, Query(max_length=MAX_ID_BYTES, description="Given that it
 )
 @needs("read")
 async def next_of(
-    request: Request, user_id: UserId, k: K = 10, at: At | None = None, location: Place | None = None
+    request: Request,
+    user_id: UserId,
+    k: K = 10,
+    at: At | None = None,
+    location: Place | None = None,
+    as_of: AsOf | None = None,
 ) -> Response:
-    """The likeliest next behaviours of a user, in words and with probabilities, as of the user's newest event.
+    """The likeliest next behaviours of a user, in words and with probabilities.
 
-    Whenever and wherever it comes, or given that it comes at a time or a place. Probabilities are among the behaviours
-    that the model tells apart. 409 where the release has no such model.
+    Whenever and wherever it comes, given that it has not come until a moment; or given that it comes at a time or a
+    place. Probabilities are among the behaviours that the model tells apart. 409 where the release has no such model.
     """
     serving = serving_of(request)
     serving.foreteller.of_release()
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
-    place = None if location is None else serving.release.history.locations.row(location)
-    found = await serving.foreteller.next(history, Occasion(at, place), k)
+    base = serving.release.history
+    place = None if location is None else base.locations.row(location)
+    history, quiet_until = seen_from(base, history, as_of)
+    found = await serving.foreteller.next(history, Occasion(at, place, quiet_until), k)
     return as_json(told_next(history, found), stale_of(standing))
 
 
 @router.post(
     "/{user_id:id}/rollout",
-    summary="Imagine what a user does from now on",
+    summary="Imagine what a user does from a moment on",
     response_model=RolloutAnswer,
     responses={200: {"headers": STALE_HEADER}, **problems(404, 408, 409, 413, 422, 429, 503)},
     openapi_extra=in_body("RolloutRequest"),

@@ -287,7 +287,12 @@ class RolloutRequest(WireModel):
     steps: Annotated[int, Field(ge=1, le=256), BeforeValidator(whole)] = Field(32, description="At most so many.")
     paths: Annotated[int, Field(ge=1, le=16), BeforeValidator(whole)] = Field(1, description="Futures to draw.")
     horizon_days: Annotated[float, Field(gt=0, le=36_525)] | None = Field(
-        None, description="Steps later than this after the newest event are not taken; default: no end."
+        None, description="Steps later than this after the moment of as_of are not taken; default: no end."
+    )
+    as_of: Moment | None = Field(
+        None,
+        description="Only events before it count, and futures begin then: nothing else is known to have happened until "
+        "then. Default: the end of the release's log, or the user's newest event if that is later.",
     )
     temperature: float = Field(1.0, ge=0.01, le=100, description="Below 1 the likely becomes likelier.")
     top_k: Annotated[int, Field(ge=1, le=2**31 - 1), BeforeValidator(whole)] | None = Field(

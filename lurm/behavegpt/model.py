@@ -18,7 +18,7 @@ from torch import Tensor
 from lurm.artifacts import Artifact, open_artifact
 from lurm.behavegpt import KIND
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
-from lurm.behavegpt.rollout import rollout
+from lurm.behavegpt.rollout import gaps_after, rollout
 from lurm.behavegpt.steps import Codebook
 from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBatch
@@ -116,12 +116,30 @@ class BehaveGptModel:
         """(B, C) probabilities of behaviours."""
         context_b = self._contexts(batch, occasions)
         chances_bc = np.empty((len(batch), self.n_behaviors), np.float32)
+        silence_b = [
+            0 if one.quiet_until is None or one.at is not None or not n else max(one.quiet_until - last_at, 0)
+            for one, last_at, n in zip(occasions, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
+        ]
         for users, hidden_bd in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
             with torch.inference_mode(), _THREADS.limit(limits=1, user_api="openmp"):
                 scores_bc = _in_full(self.network.scores, hidden_bd, context)
                 chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
+                for row, user in enumerate(users.tolist()):
+                    if silence_b[user]:
+                        last_at, place = int(batch.last_at[user]), int(context_b[3, user])
+                        after = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
+                        chances_bc[user] = after.numpy()
         return chances_bc
+
+    def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
+        """(C,) probabilities after a silence, ms: the mean over moments at which what comes next may come."""
+        chances_g = torch.softmax(self.network.gap_scores(hidden_1d).double(), dim=1)[0].numpy()
+        gap_n = gaps_after(silence, chances_g, self.codebook, (np.arange(_ROWS_AT_ONCE) + 0.5) / _ROWS_AT_ONCE)
+        weekday, slot = self.codebook.calendar(last_at + gap_n)
+        context = np.stack([weekday, slot, self.codebook.gap_code(gap_n), np.full_like(gap_n, place)])
+        scores_nc = self.network.scores(hidden_1d.expand(_ROWS_AT_ONCE, -1), torch.from_numpy(context))
+        return torch.softmax(scores_nc, dim=1).mean(0)
 
     def rollout(self, batch: HistoryBatch, plan: Plan, start_at: int) -> list[list[list[Imagined]]]:
         """Futures of B users; see ``NextModel.rollout``."""

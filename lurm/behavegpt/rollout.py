@@ -4,7 +4,10 @@ Each step draws the gap to the next event, then its place at that time, then the
 is then part of what the next one knows. Keys and values of what is known are kept, so a step costs one step. When they
 fill the window, its later half is read anew.
 
-Paper: BehaveGPT, long-term generation.
+Who was last seen a while ago is known to have done nothing since: the first gap is drawn from those that are no shorter
+than this silence.
+
+Paper: BehaveGPT, long-term generation. Departure: the silence, of which the paper says nothing.
 """
 
 from __future__ import annotations
@@ -89,7 +92,8 @@ def rollout(
         codebook: of its codes.
         steps: what the user has done.
         plan: how futures are drawn.
-        start_at: epoch ms, where they begin for a user without events.
+        start_at: epoch ms until which nothing has happened since the user's last event: no future begins earlier. Where
+            the last event is later, futures go on from that.
         cached: keep keys and values; False: read everything anew at every step, for comparison.
     """
     known = _Known(network, steps.streams, plan.paths, cached=cached)
@@ -100,12 +104,18 @@ def rollout(
     chance_rn = np.stack([rng.random((plan.steps, 4)) for rng in rng_r])
     futures = Futures(*(np.full((plan.paths, plan.steps), -1, np.int64) for _ in range(3)))
     rows = np.arange(plan.paths)  # still under way
+    silence = int(start_at - at_r[0])
     for nth in range(plan.steps):
         chance = chance_rn[rows, nth]
         hidden = known.hidden_rd
-        gap = _drawn(_probabilities(network.gap_scores(hidden)), chance[:, 0])
-        values = codebook.values_gs[gap, (chance[:, 1] * codebook.values_gs.shape[1]).astype(np.int64)]
-        at_r = at_r + values
+        gap_chances_rg = _probabilities(network.gap_scores(hidden))
+        if nth == 0 and silence > 0:
+            value_r = gaps_after(silence, gap_chances_rg[0], codebook, chance[:, 0])
+            gap = codebook.gap_code(value_r) - FIRST
+        else:
+            gap = _drawn(gap_chances_rg, chance[:, 0])
+            value_r = codebook.values_gs[gap, (chance[:, 1] * codebook.values_gs.shape[1]).astype(np.int64)]
+        at_r = at_r + value_r
         weekday, slot = codebook.calendar(at_r)
         context = np.stack([weekday, slot, gap + FIRST, np.zeros_like(gap)])
         if network.n_codes[3] > FIRST:
@@ -125,6 +135,28 @@ def rollout(
         if nth + 1 < plan.steps:
             known.add(_tensor(np.concatenate([context, event[None] + FIRST]), hidden))
     return futures
+
+
+def gaps_after(
+    silence: int, chances_g: NDArray[np.float64], codebook: Codebook, chance_n: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """(n,) ms between a user's last event and the next one, given that it was not within a silence.
+
+    A bucket's gaps are as likely as each other. After a silence longer than any gap that is known, the wait goes on for
+    one of the longest.
+
+    Args:
+        silence: ms since the last event, above 0.
+        chances_g: (G,) of the buckets, before anything is known of the silence.
+        codebook: of the buckets.
+        chance_n: (n,) in [0, 1) which gap, in order of length; even ones give quantiles.
+    """
+    values = codebook.values_gs.ravel()
+    later = np.where(values >= silence, np.repeat(chances_g, codebook.values_gs.shape[1]), 0.0)
+    if not later.sum():
+        later[-codebook.values_gs.shape[1] :], values = 1.0, values + silence
+    gap_n: NDArray[np.int64] = values[_drawn(np.broadcast_to(later, (len(chance_n), len(values))), chance_n)]
+    return gap_n
 
 
 def _tensor(codes: NDArray[np.int64], like: Tensor) -> Tensor:

@@ -234,7 +234,13 @@ class UserMethods(ABC):
 
     @Method
     def next(
-        self, user_id: str | int, k: int = 10, *, at: datetime | str | int | None = None, location: str | None = None
+        self,
+        user_id: str | int,
+        k: int = 10,
+        *,
+        at: datetime | str | int | None = None,
+        location: str | None = None,
+        as_of: datetime | str | int | None = None,
     ) -> Steps[list[Prospect]]:
         """At most k behaviours that may come next of a user, likeliest first.
 
@@ -243,6 +249,8 @@ class UserMethods(ABC):
             k: at most 1000.
             at: given that it happens then: a datetime, ISO 8601 or epoch ms.
             location: given that it happens there; "": nowhere known.
+            as_of: only events before it count, and nothing further has happened until then; None: the end of the
+                release's log, or the user's newest event if that is later.
 
         Raises:
             UnknownUser: no history is known.
@@ -250,9 +258,11 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        moment = at.isoformat() if isinstance(at, datetime) else at
-        given = {name: value for name, value in (("at", moment), ("location", location)) if value is not None}
-        query = urlencode({"k": int(k), **given})
+        moments = {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in (("at", at), ("location", location), ("as_of", as_of))
+        }
+        query = urlencode({"k": int(k), **{name: value for name, value in moments.items() if value is not None}})
         response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/next?{query}"), asked)
         return read(response, lambda it: [record(Prospect, one) for one in orjson.loads(it.content)["next"]])
 
@@ -262,8 +272,8 @@ class UserMethods(ABC):
 
         Args:
             user_id: whose.
-            drawn: steps, paths, horizon_days, temperature, top_k, top_p and seed, as the service takes them; the same
-                seed gives the same futures.
+            drawn: steps, paths, horizon_days, as_of, temperature, top_k, top_p and seed, as the service takes them; the
+                same seed gives the same futures.
 
         Raises:
             UnknownUser: no history is known.

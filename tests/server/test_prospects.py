@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ import pytest
 
 from lurm.dataset import Dataset
 from lurm.errors import Overloaded, Unfulfillable
+from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
+from lurm.moments import in_words
 from lurm.progress import Silent
 from lurm.prospect import Occasion, Prospect
 from lurm.release import Release
@@ -54,6 +57,7 @@ def asked(foretelling: RunningServer) -> Iterator[httpx.Client]:
 
 def foretold(release: Release, row: int, occasion: Occasion = Occasion(), k: int = 10) -> list[dict[str, Any]]:
     assert release.next is not None
+    occasion = dataclasses.replace(occasion, quiet_until=occasion.quiet_until or release.history.watermark)
     (found,) = release.next.next(release.history.batch(np.array([row])), [occasion], k)
     return [
         {"behavior": o.behavior, "interest": o.interest, "description": o.description, "probability": o.probability}
@@ -120,11 +124,38 @@ def test_futures_are_the_seeds(asked: httpx.Client, release: Release) -> None:
     assert sum(map(len, week)) < 36
 
 
+def test_a_moment_is_asked_about_as_it_was(asked: httpx.Client, release: Release, release_root: Path) -> None:
+    history, user = release.history, release.history.users[9]
+    own = history.at(9)
+    silent = int(own.timestamps[-1]) + 40 * DAY_MS
+    path, wanted = f"/v1/users/{user}/rollout", {"steps": 3, "paths": 4, "seed": 4}
+    unasked = asked.post(path, json=wanted).json()["paths"]
+    assert all(one["at"] >= in_words(history.watermark) for steps in unasked for one in steps)
+    later = asked.post(path, json=wanted | {"as_of": silent, "horizon_days": 3650}).json()["paths"]
+    assert all(in_words(silent) <= steps[0]["at"] for steps in later)
+    found = asked.get(f"/v1/users/{user}/next", params={"k": 4, "as_of": silent}).json()
+    assert found["next"] == foretold(release, 9, Occasion(quiet_until=silent), k=4)
+    middle = int(own.timestamps[len(own) // 2])
+    earlier = asked.get(f"/v1/users/{user}/next", params={"as_of": in_words(middle)}).json()
+    assert earlier["n_events"] == len(own.before(middle)) < len(own)
+    then = asked.post(path, json=wanted | {"as_of": middle}).json()
+    assert (then["n_events"], then["as_of"]) == (earlier["n_events"], earlier["as_of"])
+    nothing = asked.get(f"/v1/users/{user}/next", params={"as_of": 0}).json()
+    assert (nothing["n_events"], len(nothing["next"])) == (0, 10)
+    words = ("--rollout", "3", "--paths", "4", "--seed", "4", "--as-of")
+    command = [sys.executable, "-m", "lurm", "next", user, *words, in_words(middle), "--json"]
+    answered = subprocess.run(
+        [*command, "--artifacts-dir", str(release_root)], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert json.loads(answered.stdout)["users"][0]["paths"] == then["paths"]
+
+
 def test_what_cannot_be_asked_is_refused(asked: httpx.Client, release: Release) -> None:
     user = release.history.users[0]
-    for given in ({"k": 0}, {"k": 1001}, {"at": -5}, {"at": "tomorrow"}, {"location": "x" * 600}):
+    for given in ({"k": 0}, {"k": 1001}, {"at": -5}, {"at": "tomorrow"}, {"as_of": -1}, {"location": "x" * 600}):
         problem(asked.get(f"/v1/users/{user}/next", params=given), 422, "malformed-request")
-    for body in ({"steps": 0}, {"steps": 257}, {"temperature": 0}, {"top_p": 2}, {"depth": 1}, [], None):
+    more: list[object] = [{"as_of": "later"}, {"depth": 1}, [], None]
+    for body in ({"steps": 0}, {"steps": 257}, {"temperature": 0}, {"top_p": 2}, *more):
         problem(asked.post(f"/v1/users/{user}/rollout", json=body), 422, "malformed-request")
 
 

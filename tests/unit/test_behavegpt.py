@@ -16,7 +16,7 @@ from lurm.artifacts import draft
 from lurm.behavegpt import KIND
 from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.behavegpt.network import SIZES, BehaveGpt, BehaveGptConfig
-from lurm.behavegpt.rollout import rollout
+from lurm.behavegpt.rollout import gaps_after, rollout
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, PLACE, Codebook, StepConfig
 from lurm.errors import ArtifactCorrupt, DataError, UsageError
 from lurm.history import HistoryBase, HistoryBatch
@@ -203,6 +203,54 @@ def test_a_future_is_the_plans(log: Log, model: BehaveGptModel) -> None:
     likeliest = model.rollout(batch.part(0, 1), Plan(steps=4, paths=3, top_k=1), 0)[0]
     narrow = model.rollout(batch.part(0, 1), Plan(steps=4, paths=3, top_p=1e-6), 0)[0]
     assert likeliest == narrow
+
+
+def test_whoever_was_silent_has_waited_already(log: Log, model: BehaveGptModel) -> None:
+    """Gaps are of 6 or 30 hours: who has done nothing for ten comes back after 30."""
+    batch = log[0].batch(np.arange(6))
+    possible = {-5: {0, 6, 30}, 5: {6, 30}, 6: {6, 30}, 10: {30}, 30: {30}, 31: {61}}
+    for silence_h, possible_h in possible.items():
+        drawn = set()
+        for user in range(6):
+            alone, last_at = batch.part(user, user + 1), int(batch.last_at[user])
+            plan = Plan(steps=2, paths=16, seed=user)
+            quiet_until = last_at + silence_h * HOUR_MS
+            (paths,) = model.rollout(alone, plan, quiet_until)
+            drawn |= {(path[0].at - last_at) // HOUR_MS for path in paths}
+            later = {(path[1].at - path[0].at) // HOUR_MS for path in paths}
+            assert later <= {0, 6, 30}, "only the first wait knows of the silence"
+        assert drawn == possible_h, f"after {silence_h} hours"
+
+
+def test_what_comes_next_after_a_silence_is_what_comes_then(log: Log, model: BehaveGptModel) -> None:
+    batch = log[0].batch(np.arange(6))
+    last = batch.last_at.tolist()
+    blind = model.chances(batch, [Occasion()] * 6)
+    after = model.chances(batch, [Occasion(quiet_until=at + 10 * HOUR_MS) for at in last])
+    then = model.chances(batch, [Occasion(at=at + 30 * HOUR_MS) for at in last])
+    np.testing.assert_allclose(after, then, atol=1e-6)
+    assert not np.allclose(after, blind, atol=1e-6)
+    assert np.array_equal(model.chances(batch, [Occasion(quiet_until=at - 1) for at in last]), blind)
+    both = [Occasion(at + 6 * HOUR_MS, quiet_until=at + 10 * HOUR_MS) for at in last]
+    told = model.chances(batch, [Occasion(at + 6 * HOUR_MS) for at in last])
+    assert np.array_equal(model.chances(batch, both), told), "a time that is told is known"
+    alone = model.chances(batch.part(3, 4), [Occasion(quiet_until=last[3] + 10 * HOUR_MS)])
+    assert np.array_equal(alone[0], after[3])
+
+
+@given(silence=st.integers(1, 40 * HOUR_MS), seed=st.integers(0, 2**16))
+def test_gaps_after_a_silence_are_those_it_does_not_rule_out(model: BehaveGptModel, silence: int, seed: int) -> None:
+    values_gs = model.codebook.values_gs
+    rng = np.random.default_rng(seed)
+    chances_g = rng.dirichlet(np.ones(len(values_gs)))
+    found = gaps_after(silence, chances_g, model.codebook, (np.arange(4000) + 0.5) / 4000)
+    assert (found >= silence).all()
+    all_gaps, weights = values_gs.ravel(), np.repeat(chances_g, values_gs.shape[1])
+    if not (all_gaps >= silence).any():
+        assert np.isin(found - silence, values_gs[-1]).all()
+        return
+    mean = np.average(all_gaps, weights=weights * (all_gaps >= silence))
+    assert abs(found.mean() - mean) < 0.002 * all_gaps.max()
 
 
 def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def realism(
     *,
     seed: int,
 ) -> dict[str, Realism]:
-    """Futures of users from their last event before a moment to the end of the log, at most 64 steps.
+    """Futures of users from a moment to the end of the log, at most 64 steps; how long they have been idle is known.
 
     Args:
         history, vocabulary: the log.
@@ -83,13 +83,15 @@ def realism(
     plan = Plan(steps=_MOST_STEPS, until=history.watermark, seed=seed)
     # each user by chances of their own
     imagined = _imagined(
-        (rollout(network, codebook, steps.of(user), replace(plan, seed=seed + user), 0) for user in range(len(steps))),
-        cut_at,
+        (
+            rollout(network, codebook, steps.of(user), replace(plan, seed=seed + user), cut_at)
+            for user in range(len(steps))
+        ),
     )
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Counted.of([sample], codebook)
     rng = np.random.default_rng([seed, 12])
-    chain = _imagined([_markov(counted, sample, steps, plan, before.last_at, rng)], cut_at)
+    chain = _imagined([_markov(counted, sample, steps, plan, before.last_at, cut_at, rng)])
     runs = _runs([sample.streams[EVENT, a + 1 : b] for a, b in zip(sample.offsets, sample.offsets[1:], strict=False)])
     frequent = np.argsort(-codebook.counts_c, kind="stable")[:_TOLD_APART]
     return {
@@ -99,9 +101,19 @@ def realism(
 
 
 def _markov(
-    counted: Counted, sample: Steps, steps: Steps, plan: Plan, begins: NDArray[np.int64], rng: np.random.Generator
+    counted: Counted,
+    sample: Steps,
+    steps: Steps,
+    plan: Plan,
+    begins: NDArray[np.int64],
+    cut_at: int,
+    rng: np.random.Generator,
 ) -> Futures:
-    """The same by a chain of behaviours, whose gaps are drawn from all gaps of the training."""
+    """The same by a chain of behaviours, whose gaps are drawn from all gaps of the training.
+
+    The first is one of those no shorter than the silence; where there is none, of the longest hundredth, from the
+    moment on.
+    """
     inner = np.diff(sample.times)
     inner = inner[np.setdiff1d(np.arange(len(inner)), np.r_[sample.offsets[1:-1] - 1, sample.offsets[:-1]])]
     code = steps.streams[EVENT, steps.offsets[1:] - 1]
@@ -111,10 +123,21 @@ def _markov(
     for nth in range(plan.steps):
         heights = np.cumsum(counted.chances(state), axis=1)
         state = np.minimum((heights <= rng.random(len(state))[:, None] * heights[:, -1:]).sum(1), n - 1)
-        at = at + rng.choice(inner, len(at))
+        at = at + rng.choice(inner, len(at)) if nth else _resumed(at, np.sort(inner), cut_at, rng)
         alive = at <= (plan.until or 2**62)
         at_rn[alive, nth], event_rn[alive, nth] = at[alive], state[alive]
     return Futures(at_rn, np.ones_like(at_rn), event_rn)
+
+
+def _resumed(
+    last_at: NDArray[np.int64], gaps: NDArray[np.int64], cut_at: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """(B,) when users who did nothing until a moment go on; gaps are sorted."""
+    first = gaps.searchsorted(cut_at - last_at)
+    ruled_out = first == len(gaps)
+    drawn = gaps[rng.integers(np.where(ruled_out, len(gaps) - 1 - len(gaps) // 100, first), len(gaps))]
+    resumed: NDArray[np.int64] = np.where(ruled_out, cut_at, last_at) + drawn
+    return resumed
 
 
 def _happened(steps: Steps, cut_at: int) -> _Lives:
@@ -127,14 +150,13 @@ def _happened(steps: Steps, cut_at: int) -> _Lives:
     return _Lives(events, times)
 
 
-def _imagined(parts: Iterable[Futures], cut_at: int) -> _Lives:
-    """What of futures lies after the moment: a user who was idle before it is known to have been."""
+def _imagined(parts: Iterable[Futures]) -> _Lives:
     events, times = [], []
     for futures in parts:
         for at_n, event_n in zip(futures.at_rn, futures.event_rn, strict=True):
-            later = (event_n >= 0) & (at_n >= cut_at)
-            events.append(event_n[later] + FIRST)
-            times.append(at_n[later])
+            taken = event_n >= 0
+            events.append(event_n[taken] + FIRST)
+            times.append(at_n[taken])
     return _Lives(events, times)
 
 
