@@ -234,8 +234,14 @@ def evaluate(
     ablate: Annotated[bool, typer.Option("--ablate", help="Build and judge recipes that differ in one entry.")] = False,
     model: Annotated[Literal["behavegpt", "lumos"] | None, typer.Option(help="Judge this one, no embeddings.")] = None,
     axis: Annotated[list[str] | None, typer.Option(help="With --ablate: only this one; can be repeated.")] = None,
-    cuts: Annotated[int, typer.Option(min=1, help="With --model lumos: days to foretell from.")] = 1,
-    seeds: Annotated[int, typer.Option(min=1, help="With --model lumos: trainings from each of them.")] = 1,
+    cuts: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --model lumos: days to foretell from; default: 1.", show_default=False),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --model lumos: trainings from each of them; default: 1.", show_default=False),
+    ] = None,
     start_from: Annotated[
         str | None,
         typer.Option(help="With --model behavegpt: folder of a release of another log.", show_default=False),
@@ -296,6 +302,10 @@ def evaluate(
         raise UsageError(f"--model {model} is judged in a table of its own; leave out {', '.join(unheard)}")
     if start_from and model != "behavegpt":
         raise UsageError("--start-from is for what users do next; add --model behavegpt")
+    if model != "lumos" and (repeated := [word for word, n in (("--cuts", cuts), ("--seeds", seeds)) if n is not None]):
+        raise UsageError(
+            f"{' and '.join(repeated)} repeat what is foretold of days to come; add --model lumos, or leave them out"
+        )
     if axis and not ablate:
         raise UsageError("--axis chooses among ablations; add --ablate")
     if report is not None:
@@ -318,7 +328,7 @@ def evaluate(
     if model:
         origin = Origin.found(start_from, config.artifacts_dir, dataset.name) if start_from else None
         with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
-            more: dict[str, Any] = {"n_cuts": cuts, "n_seeds": seeds, "axes": (axis or None) if ablate else ()}
+            more: dict[str, Any] = {"n_cuts": cuts or 1, "n_seeds": seeds or 1, "axes": (axis or None) if ablate else ()}
             verdict = judge.model(model, opened, quick=quick, origin=origin, **more)
         emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
         return
