@@ -33,7 +33,7 @@ from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 2
+REVISION = 3
 """Of the arithmetic; weights of another one mean something else."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
@@ -148,7 +148,8 @@ class Foretold(NamedTuple):
         logit_bq: that a target happens; of amounts, that there is one.
         expected_bq: of an amount, in its units; 0 for other targets.
         rate_bfh: logs of daily rates, (B, F, H); empty under the head "aggregated".
-        amount_bfa: amounts of a day with one, (B, F, A), in their units; empty likewise.
+        amount_bfa: amounts of what happens once, (B, F, A), in their units; empty likewise. Who is there twice as often
+            leaves twice as much, however seldom that is on two days.
     """
 
     logit_bq: Tensor
@@ -297,14 +298,14 @@ class Lumos(nn.Module):
     def added_up(self, inputs: Inputs, rate_bfh: Tensor, amount_bfa: Tensor, burst_bh: Tensor) -> Foretold:
         """Targets from days."""
         asked_bfq = inputs.asked_ufq[inputs.group_b]
-        sum_bq = (rate_bfh.exp()[..., self.channel_q] * asked_bfq).sum(1)
+        daily_bfq = rate_bfh.exp()[..., self.channel_q] * asked_bfq
+        sum_bq = daily_bfq.sum(1)
         r_bq = F.softplus(burst_bh + 2.0)[:, self.channel_q] + 1e-2
         logit_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q
         is_amount = self.amount_q >= 0
-        daily_bfq = -torch.expm1(-rate_bfh.exp())[..., self.channel_q]
         if amount_bfa.shape[2]:
             each_bfq = amount_bfa[..., self.amount_q.clamp_min(0)] * is_amount
-            expected_bq = (daily_bfq * each_bfq * asked_bfq).sum(1)
+            expected_bq = (daily_bfq * each_bfq).sum(1)
         else:
             expected_bq = torch.zeros_like(logit_bq)
         return Foretold(logit_bq, expected_bq, rate_bfh, amount_bfa)

@@ -75,7 +75,7 @@ _VERSIONS = {
     "encoder": 4,
     "embeddings": 1,
     "index": 1,
-    "lumos": 1,
+    "lumos": 2,
     "behavegpt": 1,
 }
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")

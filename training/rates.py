@@ -1,9 +1,9 @@
 """How often things happen, by what is on and by who somebody is, in closed form: where the training of LUMOS starts.
 
 Stage one compares each group of users with itself on other days, so that a campaign for good customers is not praised
-for their being good. Stage two compares users.
+for their being good, and the busy ones with the busy ones. Stage two compares users.
 
-    log λ = α_group + w_c · what is on + (blocks of four weeks)
+    log λ = α_stratum + w_c · what is on + (blocks of four weeks)
     log λ = w_s · what the user is, where what is on is known
 
 Both by Newton's method: binomial, complementary log-log, so that λ is a rate and 1 - exp(-λ) the chance of a day
@@ -14,7 +14,7 @@ them (see LOG.md).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ _CUTS = 12
 _STEPS = 12  # of Newton
 _GROUPS_AT_ONCE = 256
 _PRIOR_BLOCK, _PRIOR_EVENT, _PRIOR_STATIC = 10.0, 1.0, 20.0  # precision: 1 / variance of what is believed beforehand
+_LEAST_APART = 0.05  # log factors of one event on different channels
+_WEEKDAYS = 7  # features of a day, the first ones
+_PACE = 56  # days that tell how busy somebody is
+_MOST_PACES, _MOST_STRATA = 8, 512
 Matrix = NDArray[np.float64]
 
 
@@ -68,42 +72,124 @@ def _by_day(
     n_days = until_day - first_day
     days = calendar.days(rows, first_day, n_days, as_of=until_day * DAY_MS)
     grid = reader.view.grid(history.batch(rows).before(until_day * DAY_MS))
-    acts_bwc = (summed(grid, questions.channels_fc, first_day, n_days) > 0).astype(np.float64)
-    at_risk_bw = (first_day + np.arange(n_days) > grid.born_b[:, None]).astype(np.float64)
-    n_groups = len(days.contexts_uwc)
-    n_gw, acts_gwc = np.zeros((n_groups, n_days)), np.zeros((n_groups, n_days, acts_bwc.shape[2]))
-    np.add.at(n_gw, days.group_b, at_risk_bw)
-    np.add.at(acts_gwc, days.group_b, acts_bwc * at_risk_bw[:, :, None])
+    acts_bwc: NDArray[np.bool_] = summed(grid, questions.channels_fc, first_day, n_days) > 0
+    at_risk_bw: NDArray[np.bool_] = first_day + np.arange(n_days) > grid.born_b[:, None]
+    n_paces = int(np.clip(_MOST_STRATA // len(days.contexts_uwc), 1, _MOST_PACES))
+    pace_bw = _paces(np.any(acts_bwc, axis=2), at_risk_bw, n_paces)
+    place_bw: NDArray[np.int64] = (days.group_b[:, None] * n_paces + pace_bw) * n_days + np.arange(n_days)
+    shape = len(days.contexts_uwc) * n_paces, n_days
+
+    def counted(which_bw: NDArray[np.bool_]) -> Matrix:
+        return np.bincount(place_bw[which_bw], minlength=shape[0] * n_days).reshape(shape).astype(np.float64)
+
+    n_gw = counted(at_risk_bw)
+    some = np.flatnonzero(n_gw.any(1))
     block_wk = np.eye(-(-n_days // _BLOCK))[np.arange(n_days) // _BLOCK]
-    found = [_Daily(days, n_gw, acts_gwc[:, :, c], block_wk).fit() for c in range(acts_bwc.shape[2])]
+    daily = [
+        _Daily(days, some // n_paces, n_gw[some], counted(at_risk_bw & acts_bwc[:, :, c])[some], block_wk)
+        for c in range(acts_bwc.shape[2])
+    ]
+    event_hc, doubt_hcc = _leaning(daily, int(acts_bwc.sum((0, 1)).argmax()), len(questions.kinds))
+    of_group_uw = np.zeros((len(days.contexts_uwc), n_days))
+    np.add.at(of_group_uw, some // n_paces, n_gw[some])
+    usual_c = np.einsum("uw,uwc->c", of_group_uw, days.contexts_uwc, optimize=True) / max(n_gw.sum(), 1)
+    return event_hc, _beside_level(doubt_hcc, usual_c)
+
+
+def _beside_level(doubt_hcc: Matrix, usual_c: Matrix) -> Matrix:
+    """(H, C, C) the covariance that is left when the level of a usual day is known, for users tell that themselves.
+
+    One weekday is 1 on every day, so what lies between a day x and a usual one is (I - usual weekdays') x.
+    """
+    between_cc = np.eye(len(usual_c))
+    between_cc[:, :_WEEKDAYS] -= usual_c[:, None]
+    left: Matrix = between_cc.T @ doubt_hcc @ between_cc
+    return left
+
+
+def _paces(acted_bw: NDArray[np.bool_], at_risk_bw: NDArray[np.bool_], most: int) -> NDArray[np.int64]:
+    """(B, W) a class of each user on each day, by how often they acted in the weeks before; few are in the busy ones.
+
+    Whoever acts on most days can hardly act on more: where busy and other users count as one, what lifts them all alike
+    shows as less.
+    """
+
+    def before(which_bw: NDArray[np.bool_]) -> NDArray[np.int64]:
+        upto = np.cumsum(np.pad(which_bw, ((0, 0), (1, 0))), axis=1)
+        at = np.arange(which_bw.shape[1])
+        return upto[:, at] - upto[:, np.maximum(at - _PACE, 0)]
+
+    pace_bw = before(acted_bw) / np.maximum(before(at_risk_bw), _PACE // 4)
+    own = pace_bw[acted_bw & at_risk_bw]
+    if most == 1 or not len(own):
+        return np.zeros(acted_bw.shape, np.int64)
+    edges = np.unique(np.quantile(own, np.arange(1, most) / most, method="nearest"))
+    return np.digitize(pace_bw, edges, right=True)
+
+
+def _leaning(daily: Sequence[_Daily], widest: int, n_kinds: int) -> tuple[Matrix, Matrix]:
+    """Fits of all channels, whose events lean on what they do in the one where most happens.
+
+    What brings people in brings them to most that they do there; how far channels differ beyond chance is measured over
+    all kinds and channels.
+
+    Paper: DerSimonian and Laird (1986), of effects around a known one.
+    """
+    prior = np.full(daily[0].width, _PRIOR_EVENT)
+    nothing = np.zeros_like(prior)
+    found = [one.fit(nothing, prior) for one in daily]
+    events = np.arange(len(prior)) >= len(prior) - n_kinds
+    main, main_doubt = found[widest]
+    others = [at for at in range(len(daily)) if at != widest]
+    if others and n_kinds:
+        off = np.array([found[at][0][events] - main[events] for at in others])
+        sure = 1 / np.array([np.diagonal(found[at][1])[events] for at in others])
+        apart = max(float(((off**2 * sure).sum() - off.size) / sure.sum()), _LEAST_APART**2)
+        centre = np.where(events, main, 0.0)
+        precision = np.where(events, 1 / (apart + np.diagonal(main_doubt)), prior)
+        for at in others:
+            found[at] = daily[at].fit(centre, precision)
     return np.stack([weights for weights, _ in found]), np.stack([doubt for _, doubt in found])
 
 
 class _Daily:
-    """One channel, G groups of users on W days."""
+    """One channel, G strata of users on W days.
 
-    def __init__(self, days: Days, n_gw: Matrix, acts_gw: Matrix, block_wk: Matrix) -> None:
-        self._days, self._n_gw, self._acts_gw, self._block_wk = days, n_gw, acts_gw, block_wk
-        self._width = days.contexts_uwc.shape[2]
-        self._prior = np.repeat([_PRIOR_EVENT, _PRIOR_BLOCK], [self._width, block_wk.shape[1]])
-        overall = acts_gw.sum() / max(n_gw.sum(), 1)
-        self._level_g = np.full(len(n_gw), np.log(-np.log1p(-np.clip(overall, 1e-6, 0.99))))
+    Args:
+        days: what is on.
+        group_g: (G,) whose calendar a stratum sees.
+        n_gw, acts_gw: how many there are, and act.
+        block_wk: days that share a level.
+    """
 
-    def fit(self) -> tuple[Matrix, Matrix]:
-        """The log factors of what is on, and their covariance."""
-        weights = np.zeros(len(self._prior))
+    def __init__(self, days: Days, group_g: NDArray[np.int64], n_gw: Matrix, acts_gw: Matrix, block_wk: Matrix) -> None:
+        self._days, self._group_g, self._n_gw, self._acts_gw, self._block_wk = days, group_g, n_gw, acts_gw, block_wk
+        self.width = days.contexts_uwc.shape[2]
+        overall_g = (acts_gw.sum(1) + 1) / (n_gw.sum(1) + 1 / max(acts_gw.sum() / max(n_gw.sum(), 1), 1e-6))
+        self._level_g = np.log(-np.log1p(-np.clip(overall_g, 1e-6, 0.99)))
+
+    def fit(self, centre: Matrix, precision: Matrix) -> tuple[Matrix, Matrix]:
+        """The log factors of what is on, and their covariance.
+
+        Args:
+            centre, precision: (C,) what is believed of them beforehand, and how firmly.
+        """
+        n_blocks = self._block_wk.shape[1]
+        centre = np.append(centre, np.zeros(n_blocks))
+        prior = np.append(precision, np.full(n_blocks, _PRIOR_BLOCK))
+        weights, spread = centre.copy(), 1.0
         for _ in range(_STEPS):
-            curvature, slope, _ = self._look(weights)
-            step = np.linalg.solve(curvature + np.diag(self._prior), slope - self._prior * weights)
+            curvature, slope, spread = self._look(weights)
+            step = np.linalg.solve(curvature / spread + np.diag(prior), slope / spread - prior * (weights - centre))
             weights += np.clip(step, -1.0, 1.0)
             if np.abs(step).max() < 1e-4:
                 break
         curvature, _, spread = self._look(weights)
-        doubt = np.asarray(np.linalg.inv(curvature + np.diag(self._prior)) * spread, np.float64)
-        return weights[: self._width], doubt[: self._width, : self._width]
+        doubt = np.asarray(np.linalg.inv(curvature / spread + np.diag(prior)), np.float64)
+        return weights[: self.width], doubt[: self.width, : self.width]
 
     def _look(self, weights: Matrix) -> tuple[Matrix, Matrix, float]:
-        """Curvature and slope of the likelihood, levels of groups taken out; and how much more days vary than they
+        """Curvature and slope of the likelihood, levels of strata taken out; and how much more days vary than they
         should, at least 1."""
         curvature, slope = np.zeros((len(weights), len(weights))), np.zeros(len(weights))
         n_days = len(self._block_wk)
@@ -111,7 +197,7 @@ class _Daily:
         for some in _chunks(len(self._n_gw)):
             x_gwk = np.concatenate(
                 [
-                    self._days.contexts_uwc[some].astype(np.float64),
+                    self._days.contexts_uwc[self._group_g[some]].astype(np.float64),
                     np.broadcast_to(self._block_wk, (some.stop - some.start, *self._block_wk.shape)),
                 ],
                 axis=2,
@@ -185,7 +271,8 @@ def _by_user(
     for amount in range(n_amounts):
         channel = int(questions.channel_q[np.flatnonzero(questions.amount_q == amount)[0]])
         some = (amount_ba[:, amount] != 0) & (acted_bh[:, channel] > 0)
-        each = amount_ba[some, amount] / acted_bh[some, channel]
+        rate = np.exp(np.clip(x_bs[some] @ found[channel] + log_bh[some, channel], -15.0, 4.0))
+        each = amount_ba[some, amount] / (acted_bh[some, channel] * rate / -np.expm1(-rate))
         own_bs = x_bs[some]
         aim = own_bs.T @ signed_log(each)
         found[n_channels + amount] = np.linalg.solve(own_bs.T @ own_bs + np.diag(prior), aim)
