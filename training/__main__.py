@@ -328,7 +328,11 @@ def evaluate(
     if model:
         origin = Origin.found(start_from, config.artifacts_dir, dataset.name) if start_from else None
         with threadpool_limits(limits=config.threads), threadpool_limits(limits=1, user_api="openmp"):
-            more: dict[str, Any] = {"n_cuts": cuts or 1, "n_seeds": seeds or 1, "axes": (axis or None) if ablate else ()}
+            more: dict[str, Any] = {
+                "n_cuts": cuts or 1,
+                "n_seeds": seeds or 1,
+                "axes": (axis or None) if ablate else (),
+            }
             verdict = judge.model(model, opened, quick=quick, origin=origin, **more)
         emit(verdict.to_json(), as_json=as_json, text=verdict.to_table())
         return

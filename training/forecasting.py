@@ -25,22 +25,22 @@ from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.calendars import Calendar, checked
 from lurm.dataset import Dataset
-from lurm.days import DayFeatures, DayView, day_of, signed_log
+from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import DataError
 from lurm.events import DAY_MS
-from lurm.forecasts import LEVEL, Calibration, Forecaster, with_calibrations
+from lurm.forecasts import Calibration, Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures
+from training.calibrating import calibrations_of
 from training.passes import finite, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
 from training.rates import beginning
 
 _LOOKED_AT = 8192  # users that decide when to stop
-_SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
 _MOST_EPOCHS = 40
 
 
@@ -303,106 +303,6 @@ def train(
     return forecaster, Trained(passed.epochs, passed.held_out, passed.best_epoch)
 
 
-def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_day: int) -> list[Calibration]:
-    """What corrects a forecaster best in the stretch from a day on.
-
-    Args:
-        raw: a forecaster that corrects nothing.
-        history: of the log.
-        first_day: of the log.
-        cut_day: where the stretch begins that was not trained on; stretches before it tell how much years, weeks and
-            moods make everybody differ at once from what was foretold.
-    """
-    probability_bq, raw_bq, happened_bq, amount_bq = _answers(raw, history, cut_day)
-    found = []
-    for at, target in enumerate(raw.targets):
-        known_b = ~np.isnan(happened_bq[:, at]) & ~np.isnan(probability_bq[:, at])
-        slope, intercept = _platt(probability_bq[known_b, at], happened_bq[known_b, at])
-        logit_b = slope * _logit(probability_bq[:, at]) + intercept
-        said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
-        factor, tilt, shift, width, least = 1.0, 1.0, 0.0, 0.0, Calibration().least
-        if target.is_amount:
-            did_b = amount_bq[:, at].astype(np.float64)
-            total = float(raw_bq[:, at].sum())
-            factor = float(np.clip(did_b.sum() / total, 0.1, 10.0)) if total * did_b.sum() > 0 else 1.0
-            some_b, unit = did_b != 0, float(raw.questions.unit_q[at])
-            given_b = factor * raw_bq[some_b, at] / np.maximum(said_b[some_b], 1e-9)
-            least = float(did_b[some_b].min()) if some_b.any() else least
-            tilt, shift, width = _typical(signed_log(given_b / unit), signed_log(did_b[some_b] / unit))
-            said_b = factor * raw_bq[:, at]
-        known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
-        off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
-        dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
-        most = float(
-            np.log((~np.isnan(happened_bq[:, at])).sum() + 1)
-        )  # Laplace: n of n, and (n + 1) / (n + 2) of more
-        found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion, most_logit=most))
-    horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
-    cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
-    logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
-    if len(logs_nq) > 1:
-        shock_q = np.nan_to_num(np.sqrt(np.square(np.stack(logs_nq)).mean(0)))
-        found = [replace(one, shock=float(shock)) for one, shock in zip(found, shock_q, strict=True)]
-    return found
-
-
-def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> NDArray[np.float64]:
-    """(Q,) the log of what everybody together did, over what was foretold; NaN where the question does not arise."""
-    _, said_bq, happened_bq, amount_bq = _answers(forecaster, history, cut_day)
-    is_amount = forecaster.questions.amount_q >= 0
-    did_bq = np.where(is_amount, amount_bq, happened_bq)
-    known_bq = ~np.isnan(did_bq) & ~np.isnan(said_bq)
-    did_q, said_q = (np.where(known_bq, x_bq, 0).sum(0) for x_bq in (did_bq, said_bq))
-    fine_q = (did_q > 0) & (said_q > 0)
-    return np.where(fine_q, np.log(np.where(fine_q, did_q, 1) / np.where(fine_q, said_q, 1)), np.nan)
-
-
-def _answers(
-    forecaster: Forecaster, history: HistoryBase, cut_day: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-    """(B, Q) probabilities and what is expected, of users who had begun, and what happened: whether, and how much."""
-    rows = np.arange(min(len(history), 4 * _LOOKED_AT))
-    batch = history.batch(rows)
-    grid = forecaster.reader.view.grid(batch)
-    begun = grid.born_b < cut_day
-    forecast = forecaster.forecast(batch, cut_day)
-    n_days = forecaster.reader.horizon
-    days = forecaster.calendar.days(rows, cut_day, n_days, as_of=cut_day * DAY_MS)
-    labels = forecaster.questions.labels(grid, days, cut_day)
-    return forecast.probability[begun], forecast.expected[begun], labels.happened_bq[begun], labels.amount_bq[begun]
-
-
-def _platt(probability_b: NDArray[np.float64], happened_b: NDArray[np.floating]) -> tuple[float, float]:
-    """Slope and intercept of the logit that fit best what happened; a little belief that there is nothing to correct.
-
-    Paper: Platt (1999).
-    """
-    if not len(happened_b) or happened_b.min() == happened_b.max():
-        return 1.0, 0.0
-    x_b2 = np.column_stack([_logit(probability_b), np.ones(len(happened_b))])
-    weights, before, prior = np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.diag([5.0, 1.0])
-    for _ in range(20):
-        p_b = 1 / (1 + np.exp(-x_b2 @ weights))
-        curvature = (x_b2 * (p_b * (1 - p_b))[:, None]).T @ x_b2 + prior
-        step = np.linalg.solve(curvature, x_b2.T @ (happened_b - p_b) - prior @ (weights - before))
-        weights = weights + np.clip(step, -1, 1)
-    return float(np.clip(weights[0], 0.1, 5.0)), float(weights[1])
-
-
-def _typical(given_b: NDArray[np.float64], true_b: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Tilt and shift from given amounts to the median of true ones, and how far nine of ten lie from it; signed logs.
-
-    Paper: split conformal prediction (Vovk et al. 2005), on the stretch that also decided when to stop.
-    """
-    if len(given_b) < 20:
-        return 1.0, 0.0, float(np.abs(given_b - true_b).max(initial=0.0))
-    off_b = given_b - given_b.mean()
-    tilt = float(np.clip((off_b @ true_b + 10.0) / (off_b @ off_b + 10.0), 0.1, 2.0))
-    shift = float(np.median(true_b - tilt * given_b))
-    level = min(1.0, LEVEL * (1 + 1 / len(true_b)))
-    return tilt, shift, float(np.quantile(np.abs(true_b - tilt * given_b - shift), level))
-
-
 def days_of(history: HistoryBase) -> int:
     """How many days a log covers."""
     return day_of(history.watermark) + 1 - day_of(history.first_at)
@@ -416,12 +316,6 @@ def lives_of(history: HistoryBase, first_day: int, until_day: int) -> NDArray[np
         past = batch.before(day * DAY_MS)
         lives.append(activity_features(past, day * DAY_MS, len(history.behaviors))[past.n_events > 0])
     return np.concatenate(lives)
-
-
-def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    p = np.clip(p, 1e-9, 1 - 1e-9)
-    logit: NDArray[np.float64] = np.log(p) - np.log1p(-p)
-    return logit
 
 
 def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) -> Calendar:

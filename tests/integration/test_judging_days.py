@@ -16,8 +16,8 @@ from lurm.days import day_of
 from lurm.errors import DataError, UsageError
 from tests.integration.conftest import Built
 from training.__main__ import evaluate
-from training.evaluate.foretold import Days, Score
-from training.evaluate.rivals import leaning
+from training.evaluate.foretold import Days, Score, calibration_error, chance_error
+from training.evaluate.rivals import Leaning
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def test_all_ways_are_asked_the_same_and_the_last_value_is_what_one_counts(small
 def test_people_get_a_table_and_may_leave_trees_out(small: Built, tmp_path: Path) -> None:
     """Cuts, seeds and ablations make it longer."""
     lines = run(small, tmp_path, "--quick", "--seeds", "2", "--ablate", "--axis", "targets").splitlines()
-    assert lines[0].split()[:5] == ["users", "way", "AUC", "ECE", "MAPE"]
+    assert lines[0].split()[:7] == ["users", "way", "AUC", "ECE", "by", "chance", "MAPE"]
     assert lines[1].split()[:2] == ["all", "lumos"]
     assert "±" in lines[1]
     (apart,) = (line for line in lines if line.startswith("all") and "a network each" in line)
@@ -114,7 +114,7 @@ def test_scores_are_compared_run_by_run() -> None:
     """By hand: two cuts, two seeds; LUMOS has .02 more than the other on one target, and .01 less on another."""
     noise = {(cut, seed): 0.03 * cut + 0.01 * seed for cut in (1, 2) for seed in (0, 1)}
     scores = [
-        Score(cut, seed, target, way, "all", 0.7 + off + gain, 0.01, None)
+        Score(cut, seed, target, way, "all", 0.7 + off + gain, 0.01, 0.005, None)
         for (cut, seed), off in noise.items()
         for way, gains in (("lumos", (0.02, -0.01)), ("trees", (0.0, 0.0)))
         for target, gain in zip(("one", "two"), gains, strict=True)
@@ -130,15 +130,34 @@ def test_scores_are_compared_run_by_run() -> None:
     assert lumos["auc_interval"] == pytest.approx(3.182 * spread / 2, rel=1e-3)
 
 
-def test_the_leaning_of_guesses_is_the_least_relative_error() -> None:
+def test_what_of_the_calibration_error_is_chance_is_what_right_probabilities_have() -> None:
+    rng = np.random.default_rng(5)
+    for n in (150, 4000):
+        said = rng.beta(1, 3, n)
+        errors = [calibration_error(said, (rng.random(n) < said).astype(np.float64)) for _ in range(400)]
+        assert chance_error(said) == pytest.approx(np.mean(errors), rel=0.06)
+    assert calibration_error(np.array([0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0])) == pytest.approx(1 / 3)  # edges
+
+
+def test_guesses_lean_more_the_less_sure_they_are() -> None:
+    """By hand: whoever comes seldom leaves amounts that vary more; one factor for all is worse, and none much worse."""
     rng = np.random.default_rng(3)
-    true = np.exp(rng.normal(2, 1, 400))
-    said = np.exp(rng.normal(2, 0.5, 400))
-    error = {c: np.mean(np.abs(c * said - true) / true) for c in np.linspace(0.05, 2, 400)}
-    lean = leaning(said, true)
-    assert np.mean(np.abs(lean * said - true) / true) <= min(error.values()) + 1e-12
-    assert lean == pytest.approx(min(error, key=lambda c: error[c]), abs=0.01)
-    assert leaning(said[:3], true[:3]) == 1  # too few to tell
+    chance = rng.random(3000)
+    said = np.exp(rng.normal(2, 0.5, 3000))
+    true = said * np.exp(rng.normal(0, 0.2 + 1.2 * (chance < 0.3)))
+    learned, judged = slice(0, 2000), slice(2000, None)
+
+    def error(guess: Any) -> float:
+        return float(np.mean(np.abs(guess - true[judged]) / true[judged]))
+
+    lean = Leaning.of(said[learned], chance[learned], true[learned])
+    leaned = lean(said[judged], chance[judged])
+    assert error(leaned) < 0.97 * min(error(factor * said[judged]) for factor in np.linspace(0.2, 1.2, 60))
+    assert error(leaned) < 0.8 * error(said[judged])
+    sure = chance[judged] > 0.3
+    assert np.mean(leaned[sure] / said[judged][sure]) > 1.3 * np.mean(leaned[~sure] / said[judged][~sure])
+    few = Leaning.of(said[:3], chance[:3], true[:3])
+    assert few(said, chance) == pytest.approx(said)  # too few to tell
 
 
 def test_a_log_too_short_for_the_horizon_is_refused(small: Built, tmp_path: Path) -> None:

@@ -36,11 +36,12 @@ from lurm.phrases import likest
 from lurm.progress import Reporter
 from lurm.targets import Labels
 from lurm.transformer import PositionKind
-from training.evaluate.rivals import Answers, Lesson, dense_net, leaning, trees
+from training.evaluate.rivals import Answers, Leaning, Lesson, dense_net, trees
 from training.forecasting import LumosRecipe, train
 
 AXES = ("calendar", "positions", "targets")
 _LESSONS = 8  # cuts that rivals learn from
+_LEANS_ON = 3  # stretches that tell how what LUMOS says of amounts is best turned into guesses
 _BINS = 10
 _YEAR = 364
 _SEGMENTS = ("new", "dormant", "heavy")
@@ -60,6 +61,7 @@ class Score:
             ones, the fifth that has most events.
         auc: of whether it happened; of amounts, whether there was one. None where all or none did.
         ece: expected calibration error, ten bins, edges included.
+        ece_by_chance: what that would be on average, were every probability right: of few users it is not small.
         mape: of amounts that were not nothing; None of other targets.
     """
 
@@ -70,6 +72,7 @@ class Score:
     segment: str
     auc: float | None
     ece: float | None
+    ece_by_chance: float | None
     mape: float | None
 
 
@@ -86,9 +89,9 @@ class Days:
     def summary(self, segment: str = "all") -> list[dict[str, Any]]:
         """By way, means over targets, cuts and seeds, each None where nothing could be measured.
 
-        AUC, ECE, MAPE, and half the width of the 95 % interval of the AUC, over cuts and seeds. What of AUC it has over
-        trees: mean, interval, and least of any target. Over LUMOS: mean, interval, and in how many targets of how many
-        LUMOS is not below it.
+        AUC, ECE and what of it is chance, MAPE, and half the width of the 95 % interval of the AUC, over cuts and
+        seeds. What of AUC it has over trees: mean, interval, and least of any target. Over LUMOS: mean, interval, and
+        in how many targets of how many LUMOS is not below it.
         """
         some = [one for one in self.scores if one.segment == segment]
         rows = []
@@ -104,6 +107,7 @@ class Days:
                     "auc": _mean(one.auc for one in own),
                     "auc_interval": _interval((one, one.auc) for one in own if one.auc is not None),
                     "ece": _mean(one.ece for one in own),
+                    "ece_by_chance": _mean(one.ece_by_chance for one in own),
                     "mape": _mean(one.mape for one in own),
                     "mean_gain": _mean(gain for _, gain in over_trees),
                     "gain_interval": _interval(over_trees),
@@ -122,7 +126,7 @@ class Days:
 
     def to_table(self) -> Table:
         """For people."""
-        words = ("users", "way", "AUC", "ECE", "MAPE", "over trees", "least", "over lumos", "lumos holds")
+        words = ("users", "way", "AUC", "ECE", "by chance", "MAPE", "over trees", "least", "over lumos", "lumos holds")
         table = Table(*words, box=None, pad_edge=False)
         for segment in ("all", *_SEGMENTS):
             for row in self.summary(segment):
@@ -134,10 +138,10 @@ class Days:
                         ("over_lumos", "over_lumos_interval"),
                     )
                 )
-                ece, mape, least = (_told(row[name]) for name in ("ece", "mape", "least_gain"))
+                ece, chance, mape, least = (_told(row[name]) for name in ("ece", "ece_by_chance", "mape", "least_gain"))
                 held, n = row["lumos_holds"]
-                cells = (auc, ece, mape, trees_, least, lumos, f"{held} of {n}" if row["way"] != "lumos" else "")
-                table.add_row(segment, row["way"], *cells)
+                holds = f"{held} of {n}" if row["way"] != "lumos" else ""
+                table.add_row(segment, row["way"], auc, ece, chance, mape, trees_, least, lumos, holds)
         return table
 
 
@@ -256,18 +260,19 @@ class _Cut:
                 for at, target in enumerate(self.targets):
                     did_b = truth.happened_bq[:, at].astype(np.float64)
                     known = chosen & ~np.isnan(did_b) & ~np.isnan(said_bq[:, at])
-                    auc = ece = mape = None
+                    auc = ece = chance = mape = None
                     if known.any() and 0 < did_b[known].mean() < 1:
                         auc = float(roc_auc_score(did_b[known], said_bq[known, at]))
                         if way not in _COUNTED:
                             ece = calibration_error(said_bq[known, at], did_b[known])
+                            chance = chance_error(said_bq[known, at])
                     if target.is_amount:
                         true_b = truth.amount_bq[:, at].astype(np.float64)
                         some = known & (true_b != 0) & ~np.isnan(amount_bq[:, at])
                         if some.any():
                             off_b = np.abs(amount_bq[some, at] - true_b[some]) / np.abs(true_b[some])
                             mape = float(off_b.mean())
-                    scores.append(Score(self._cut_day, self._seed, target.name, way, segment, auc, ece, mape))
+                    scores.append(Score(self._cut_day, self._seed, target.name, way, segment, auc, ece, chance, mape))
         return scores
 
     def ways(self, *, rivals: bool) -> dict[str, Said]:
@@ -293,13 +298,26 @@ class _Cut:
         return np.column_stack([one for one, _ in said]), np.column_stack([one for _, one in said])
 
     def _said(self, forecaster: Forecaster) -> Said:
-        """Probabilities, and amounts that lean as would have been right in the stretch they were calibrated on."""
-        earlier = self._cut_day - forecaster.reader.horizon
-        own, before = (forecaster.forecast(self._batch, day) for day in (self._cut_day, earlier))
-        true_bq = self._labels(earlier, forecaster).amount_bq.astype(np.float64)
-        begun = self._grid.born_b < earlier
-        lean_q = [leaning(before.typical[begun, at], true_bq[begun, at]) for at in range(len(forecaster.targets))]
-        return own.probability, own.typical * lean_q
+        """Probabilities, and amounts that lean as would have been right in the stretches before."""
+        own, horizon = forecaster.forecast(self._batch, self._cut_day), forecaster.reader.horizon
+        amount_bq = np.full_like(own.typical, np.nan)
+        if not any(target.is_amount for target in forecaster.targets):
+            return own.probability, amount_bq
+        cuts = [self._cut_day - horizon * (n + 1) for n in range(_LEANS_ON)]
+        before = [self._before(forecaster, cut) for cut in cuts if cut > day_of(self._history.first_at)]
+        said_bq, chance_bq, true_bq = (np.concatenate(parts) for parts in zip(*before, strict=True))
+        for at, target in enumerate(forecaster.targets):
+            if target.is_amount:
+                lean = Leaning.of(said_bq[:, at], chance_bq[:, at], true_bq[:, at])
+                amount_bq[:, at] = lean(own.typical[:, at], own.probability[:, at])
+        return own.probability, amount_bq
+
+    def _before(self, forecaster: Forecaster, cut_day: int) -> tuple[Answers, Answers, Answers]:
+        """(B', Q) typical amounts and probabilities from an earlier day, of users who had one, and the amounts."""
+        true_bq = self._labels(cut_day, forecaster).amount_bq.astype(np.float64)
+        who = np.flatnonzero((self._grid.born_b < cut_day) & (np.nan_to_num(true_bq) != 0).any(1))
+        said = forecaster.forecast(self._history.batch(who), cut_day)
+        return said.typical, said.probability, true_bq[who]
 
     def _segments(self, begun: NDArray[np.bool_]) -> list[tuple[str, NDArray[np.bool_]]]:
         past = self._batch.before(self._cut_day * DAY_MS)
@@ -347,6 +365,18 @@ class _Cut:
 
 def calibration_error(said_b: Answers, did_b: Answers) -> float:
     """Expected calibration error: how far shares are from what was said, in ten bins, 0 and 1 included."""
-    place_b = np.minimum((said_b * _BINS).astype(np.int64), _BINS - 1)
-    n, said, did = (np.bincount(place_b, w, minlength=_BINS) for w in (np.ones_like(said_b), said_b, did_b))
-    return float(np.abs(said - did).sum() / n.sum())
+    said, did = (np.bincount(_bins(said_b), w, minlength=_BINS) for w in (said_b, did_b))
+    return float(np.abs(said - did).sum() / len(said_b))
+
+
+def chance_error(said_b: Answers) -> float:
+    """The calibration error that is to be expected of probabilities that are right: users vary within each bin.
+
+    The mean of how far a normal variable is from its mean is sqrt(2 / π) standard deviations.
+    """
+    variance = np.bincount(_bins(said_b), said_b * (1 - said_b), minlength=_BINS)
+    return float(np.sqrt(2 / np.pi * variance).sum() / len(said_b))
+
+
+def _bins(said_b: Answers) -> NDArray[np.int64]:
+    return np.minimum((said_b * _BINS).astype(np.int64), _BINS - 1)

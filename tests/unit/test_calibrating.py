@@ -1,0 +1,51 @@
+"""What corrects probabilities: what was planted is found, and those of whom few are asked lean on the others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lurm.targets import Target
+from training.calibrating import lines
+
+TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
+N = 4000
+
+
+def answers(
+    rng: np.random.Generator, *, slope: float, drift: float, n_rare: int
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """Probabilities that are off by a line, of which ``n_rare`` are of the last target, and what happened."""
+    logit_bq = rng.normal(-0.5, 1.2, (N, len(TARGETS)))
+    true_bq = 1 / (1 + np.exp(-(slope * logit_bq + np.array([drift, -drift, drift]))))
+    happened_bq = (rng.random(true_bq.shape) < true_bq).astype(np.float32)
+    happened_bq[n_rare:, 2] = np.nan
+    return 1 / (1 + np.exp(-logit_bq)), happened_bq
+
+
+def test_planted_lines_are_found_and_a_churn_drifts_the_other_way() -> None:
+    found = np.array(lines(TARGETS, *answers(np.random.default_rng(1), slope=0.7, drift=-0.4, n_rare=N)))
+    assert found[:, 0] == pytest.approx(0.7, abs=0.1)
+    assert found[:, 1] == pytest.approx([-0.4, 0.4, -0.4], abs=0.15)
+
+
+def test_where_few_are_asked_the_others_are_believed() -> None:
+    """Twenty answers alone leave the intercept in doubt by about half a logit."""
+    rng = np.random.default_rng(2)
+    found = [lines(TARGETS, *answers(rng, slope=1.0, drift=-0.5, n_rare=20))[2][1] for _ in range(40)]
+    assert np.sqrt(np.mean(np.square(np.array(found) + 0.5))) < 0.15
+    assert lines(TARGETS, *answers(rng, slope=1.0, drift=-0.5, n_rare=0))[2] == pytest.approx((1.0, -0.5), abs=0.15)
+
+
+def test_where_nobody_is_asked_nothing_is_corrected() -> None:
+    probability_bq, happened_bq = answers(np.random.default_rng(3), slope=1.0, drift=0.0, n_rare=N)
+    assert lines(TARGETS, probability_bq, np.full_like(happened_bq, np.nan)) == [(1.0, 0.0)] * 3
+    assert lines(TARGETS, probability_bq[:0], happened_bq[:0]) == [(1.0, 0.0)] * 3
+
+
+def test_what_happened_to_all_or_to_none_makes_nothing_certain() -> None:
+    probability_bq, happened_bq = answers(np.random.default_rng(4), slope=1.0, drift=0.0, n_rare=30)
+    happened_bq[:30, 2] = 0
+    slope, intercept = lines(TARGETS, probability_bq, happened_bq)[2]
+    assert 0.1 <= slope <= 5 and -2 < intercept < 0

@@ -1,0 +1,155 @@
+"""What corrects a forecaster after its training: probabilities, amounts and intervals, by stretches of the log.
+
+Every target gets a slope and an intercept of its logits, by the last stretch alone, for base rates move from month to
+month and farther back the network was trained. What a stretch says of one target is little where few are asked; most of
+what moves moves for all, so each target leans on what all of them together say.
+
+Paper: Platt (1999), with a prior that the targets share (empirical Bayes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lurm.days import signed_log
+from lurm.events import DAY_MS
+from lurm.forecasts import LEVEL, Calibration, Forecaster, with_calibrations
+from lurm.history import HistoryBase
+from lurm.targets import Target
+
+_MOST_USERS = 32_768
+_SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
+_ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
+_SHARED = (100.0, 100.0)  # likewise, around what all targets say together
+_MOST_SAY = 100.0  # of a target, in what all say
+
+
+def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_day: int) -> list[Calibration]:
+    """What corrects a forecaster best in the stretch from a day on.
+
+    Args:
+        raw: a forecaster that corrects nothing.
+        history: of the log.
+        first_day: of the log.
+        cut_day: where the stretch begins that was not trained on; stretches before it tell how much years, weeks and
+            moods make everybody differ at once from what was foretold.
+    """
+    probability_bq, raw_bq, happened_bq, amount_bq = _answers(raw, history, cut_day)
+    found = []
+    for at, (slope, intercept) in enumerate(lines(raw.targets, probability_bq, happened_bq)):
+        target = raw.targets[at]
+        logit_b = slope * _logit(probability_bq[:, at]) + intercept
+        said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
+        factor, tilt, shift, width, least = 1.0, 1.0, 0.0, 0.0, Calibration().least
+        if target.is_amount:
+            did_b = amount_bq[:, at].astype(np.float64)
+            total = float(raw_bq[:, at].sum())
+            factor = float(np.clip(did_b.sum() / total, 0.1, 10.0)) if total * did_b.sum() > 0 else 1.0
+            some_b, unit = did_b != 0, float(raw.questions.unit_q[at])
+            given_b = factor * raw_bq[some_b, at] / np.maximum(said_b[some_b], 1e-9)
+            least = float(did_b[some_b].min()) if some_b.any() else least
+            tilt, shift, width = _typical(signed_log(given_b / unit), signed_log(did_b[some_b] / unit))
+            said_b = factor * raw_bq[:, at]
+        known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
+        off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
+        dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
+        most = float(
+            np.log((~np.isnan(happened_bq[:, at])).sum() + 1)
+        )  # Laplace: n of n, and (n + 1) / (n + 2) of more
+        found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion, most_logit=most))
+    horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
+    cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
+    logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
+    if len(logs_nq) > 1:
+        shock_q = np.nan_to_num(np.sqrt(np.square(np.stack(logs_nq)).mean(0)))
+        found = [replace(one, shock=float(shock)) for one, shock in zip(found, shock_q, strict=True)]
+    return found
+
+
+def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> NDArray[np.float64]:
+    """(Q,) the log of what everybody together did, over what was foretold; NaN where the question does not arise."""
+    _, said_bq, happened_bq, amount_bq = _answers(forecaster, history, cut_day)
+    is_amount = forecaster.questions.amount_q >= 0
+    did_bq = np.where(is_amount, amount_bq, happened_bq)
+    known_bq = ~np.isnan(did_bq) & ~np.isnan(said_bq)
+    did_q, said_q = (np.where(known_bq, x_bq, 0).sum(0) for x_bq in (did_bq, said_bq))
+    fine_q = (did_q > 0) & (said_q > 0)
+    return np.where(fine_q, np.log(np.where(fine_q, did_q, 1) / np.where(fine_q, said_q, 1)), np.nan)
+
+
+def _answers(
+    forecaster: Forecaster, history: HistoryBase, cut_day: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
+    """(B, Q) probabilities and what is expected, of users who had begun, and what happened: whether, and how much."""
+    rows = np.arange(min(len(history), _MOST_USERS))
+    batch = history.batch(rows)
+    grid = forecaster.reader.view.grid(batch)
+    begun = grid.born_b < cut_day
+    forecast = forecaster.forecast(batch, cut_day)
+    n_days = forecaster.reader.horizon
+    days = forecaster.calendar.days(rows, cut_day, n_days, as_of=cut_day * DAY_MS)
+    labels = forecaster.questions.labels(grid, days, cut_day)
+    return forecast.probability[begun], forecast.expected[begun], labels.happened_bq[begun], labels.amount_bq[begun]
+
+
+def lines(
+    targets: Sequence[Target], probability_bq: NDArray[np.float64], happened_bq: NDArray[np.float32]
+) -> list[tuple[float, float]]:
+    """Slope and intercept of each target's logits, leaning on what all of them together say.
+
+    Of a "churn", which asks whether nothing happens, the intercept counts the other way round.
+    """
+    sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in targets])
+    known_bq = ~np.isnan(happened_bq) & ~np.isnan(probability_bq)
+    answers = [
+        (probability_bq[known_b, at], happened_bq[known_b, at].astype(np.float64))
+        for at, known_b in enumerate(known_bq.T)
+    ]
+    alone_q2 = np.array([_platt(*answer, (1.0, 0.0), _ALONE) for answer in answers])
+    say_q = np.array([min(float((p_b * (1 - p_b)).sum()), _MOST_SAY) for p_b, _ in answers])
+    if not say_q.any():
+        return [(1.0, 0.0) for _ in targets]
+    slope, drift = float(say_q @ alone_q2[:, 0]) / say_q.sum(), float(say_q @ (sign_q * alone_q2[:, 1])) / say_q.sum()
+    return [_platt(*answer, (slope, sign * drift), _SHARED) for answer, sign in zip(answers, sign_q, strict=True)]
+
+
+def _platt(
+    probability_b: NDArray[np.float64],
+    happened_b: NDArray[np.float64],
+    believed: tuple[float, float],
+    precision: tuple[float, float],
+) -> tuple[float, float]:
+    """Slope and intercept of the logit that fit best what happened, and what was believed of them beforehand."""
+    x_b2 = np.column_stack([_logit(probability_b), np.ones(len(happened_b))])
+    before, prior = np.array(believed), np.diag(precision)
+    weights = before.copy()
+    for _ in range(20):
+        p_b = 1 / (1 + np.exp(-x_b2 @ weights))
+        curvature = (x_b2 * (p_b * (1 - p_b))[:, None]).T @ x_b2 + prior
+        step = np.linalg.solve(curvature, x_b2.T @ (happened_b - p_b) - prior @ (weights - before))
+        weights = weights + np.clip(step, -1, 1)
+    return float(np.clip(weights[0], 0.1, 5.0)), float(weights[1])
+
+
+def _typical(given_b: NDArray[np.float64], true_b: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Tilt and shift from given amounts to the median of true ones, and how far nine of ten lie from it; signed logs.
+
+    Paper: split conformal prediction (Vovk et al. 2005), on the stretch that also decided when to stop.
+    """
+    if len(given_b) < 20:
+        return 1.0, 0.0, float(np.abs(given_b - true_b).max(initial=0.0))
+    off_b = given_b - given_b.mean()
+    tilt = float(np.clip((off_b @ true_b + 10.0) / (off_b @ off_b + 10.0), 0.1, 2.0))
+    shift = float(np.median(true_b - tilt * given_b))
+    level = min(1.0, LEVEL * (1 + 1 / len(true_b)))
+    return tilt, shift, float(np.quantile(np.abs(true_b - tilt * given_b - shift), level))
+
+
+def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    p = np.clip(p, 1e-9, 1 - 1e-9)
+    logit: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return logit
