@@ -7,6 +7,7 @@ The map of the house, from the ground up. Each module may import only what stand
     settings      every LURM_* variable; the only reader of the environment
     bounds        what configuration values may be
     ahead         what comes next, made in a thread
+    allocator     memory that was let go of, used again
     compiled      loops as machine code
     progress      how a long job says how far it is
     phrases       conditions as a line of text, and what was meant

@@ -6,24 +6,23 @@ Departure: the paper's text available to us is silent on g; log(1 + n) is our re
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, check
-from lurm.compiled import compiled
+from lurm.compiled import compiled, compiled_sums, lowest_bit
 from lurm.errors import UsageError
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Placement, Scale, life, trailing
 
-_FEW = 48  # cells that are sorted where they lie
-_DIGIT_BITS = 6  # of cells that are sorted digit by digit
+_FEW = 32  # events that are sorted where they lie
+_DIGIT_BITS = 6  # of cells, when there are more
 _LOG1P = np.log1p(np.arange(1024, dtype=np.float32))
 
 
@@ -75,7 +74,6 @@ class BagOfInterests:
         self.width = vocabulary.n_grains if self.config.grains else len(vocabulary)
         self.cells_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
         self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
-        self._own = threading.local()
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
             for name in self.config.behavior_weights:
@@ -118,43 +116,27 @@ class BagOfInterests:
         self, batch: HistoryBatch, placement: Placement
     ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         cells, weights = self.cells_of(batch.item_rows), self._weights(batch)
-        starts, stops = placement.starts_bw.ravel(), placement.stops_bw.ravel()
-        indptr = np.zeros(len(starts) + 1, np.int64)
-        n_most = int((stops - starts).sum())
+        starts_bw, stops_bw = placement.starts_bw, placement.stops_bw
+        indptr = np.zeros(starts_bw.size + 1, np.int64)
+        n_most = int((stops_bw - starts_bw).sum())
         columns, counts = np.empty(n_most, np.int32), np.empty(n_most, np.float32)
-        nnz = _tally(starts, stops, cells, weights, self._sums(bool(len(weights))), indptr, columns, counts)
+        n_bits = max(self.width - 1, 1).bit_length()
+        nnz = _tally(starts_bw, stops_bw, cells, weights, n_bits, indptr, columns, counts)
         return indptr, columns[:nnz], counts[:nnz]
 
-    def _sums(self, weighed: bool) -> NDArray[Any]:
-        """(width,) zeros, the thread's own: they are left as they were found."""
-        name = "weights" if weighed else "counts"
-        sums: NDArray[Any] | None = getattr(self._own, name, None)
-        if sums is None:
-            sums = np.zeros(self.width, np.float64 if weighed else np.int32)
-            setattr(self._own, name, sums)
-        return sums
-
     def _weighed(self, columns: NDArray[np.int32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
-        weighed: NDArray[np.float32]
-        if self.config.weighting == "log":
-            weighed = _log1p(counts, _LOG1P)
-        elif self.config.weighting == "binary":
-            weighed = (counts > 0).astype(np.float32)
-        else:
-            weighed = counts.copy()
-        if self.config.idf:
-            weighed *= self._idf[columns]
-        return weighed
+        idf = self._idf if self.config.idf else np.ones(1, np.float32)
+        return _weigh(columns, counts, self.config.weighting == "log", self.config.weighting == "count", idf, _LOG1P)
 
-    def _weights(self, batch: HistoryBatch) -> NDArray[np.float64]:
-        """(E,) weight of each event; none at all when all are 1."""
-        weights = np.empty(0)
+    def _weights(self, batch: HistoryBatch) -> NDArray[np.float64] | None:
+        """(E,) weight of each event; None when all are 1."""
+        weights = None
         if self._weight_of_behavior is not None:
             weights = self._weight_of_behavior[batch.behavior_rows]
         if self.config.half_life_days is not None:
             age = np.repeat(batch.last_at, batch.n_events) - batch.timestamps
             decay = np.exp2(-age / (self.config.half_life_days * DAY_MS))
-            weights = weights * decay if len(weights) else decay
+            weights = decay if weights is None else weights * decay
         return weights
 
 
@@ -167,69 +149,107 @@ def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
 
 @compiled
 def _tally(
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
+    starts_bw: NDArray[np.int64],
+    stops_bw: NDArray[np.int64],
     cells: NDArray[np.int32],
-    weights: NDArray[np.float64],
-    sums: NDArray[Any],
+    weights: NDArray[np.float64] | None,
+    n_bits: int,
     indptr: NDArray[np.int64],
     indices: NDArray[np.int32],
     counts: NDArray[np.float32],
 ) -> int:
     """Sum the weights of each window's events by cell, in the order of events; the number of cells written.
 
+    The events of a row of windows are sorted by cell once; taken in that order, they fill each window they are in from
+    its lowest cell upwards.
+
     Args:
-        starts, stops: (W,) the windows.
-        cells: (E,) cell of each event; negative: of none.
-        weights: (E,), or empty: all 1.
-        sums: one per cell, all 0, and 0 again afterwards.
+        starts_bw, stops_bw: (B, W) the windows.
+        cells: (E,) cell of each event, of so many bits; negative: of none.
+        weights: (E,), or None: all 1.
         indptr, indices, counts: what is filled in, as a CSR matrix.
     """
-    n_most, n_bits = 0, 1
-    for window in range(len(starts)):
-        n_most = max(n_most, stops[window] - starts[window])
-    while 1 << n_bits < len(sums):
-        n_bits += 1
-    spare, places = np.empty(n_most, np.int32), np.empty(1 << _DIGIT_BITS, np.int64)
+    n_windows = starts_bw.shape[1]
+    most_events = most_room = 0
+    for row in range(len(starts_bw)):
+        first, end, room = _extent(starts_bw[row], stops_bw[row])
+        most_events, most_room = max(most_events, end - first), max(most_room, room)
+    keys, spare = np.empty(most_events, np.int64), np.empty(most_events, np.int64)
+    places = np.empty(1 << _DIGIT_BITS, np.int64)
+    windows_of = np.zeros(most_events, np.uint64)  # a bit for each window that an event is in
+    cells_of, sums_of = np.empty(most_room, np.int32), np.empty(most_room, np.float64)
+    begins, ends = np.empty(n_windows, np.int64), np.empty(n_windows, np.int64)
     nnz = 0
-    for window in range(len(starts)):
-        begin = nnz
-        for event in range(starts[window], stops[window]):
-            cell = cells[event]
-            if cell < 0 or (len(weights) > 0 and weights[event] <= 0.0):
-                continue
-            if sums[cell] == 0:
-                indices[nnz] = cell
-                nnz += 1
-            sums[cell] += 1 if len(weights) == 0 else weights[event]
-        if nnz - begin > _FEW:
-            _sort(indices[begin:nnz], n_bits, spare, places)
+    for row in range(len(starts_bw)):
+        first, end, _ = _extent(starts_bw[row], stops_bw[row])
+        n = 0
+        for event in range(first, end):
+            if cells[event] >= 0 and (weights is None or weights[event] > 0.0):
+                keys[n] = (np.int64(cells[event]) << 32) | (event - first)
+                n += 1
+        if n > _FEW:
+            _sort(keys[:n], n_bits, spare, places)
         else:
-            for last in range(begin + 1, nnz):
-                cell, at = indices[last], last
-                while at > begin and indices[at - 1] > cell:
-                    indices[at] = indices[at - 1]
+            for last in range(1, n):
+                key, at = keys[last], last
+                while at > 0 and keys[at - 1] > key:
+                    keys[at] = keys[at - 1]
                     at -= 1
-                indices[at] = cell
-        kept = begin
-        for at in range(begin, nnz):
-            cell = indices[at]
-            count = np.float32(sums[cell])
-            sums[cell] = 0
-            if count > 0:
-                indices[kept], counts[kept] = cell, count
-                kept += 1
-        nnz = kept
-        indptr[window + 1] = nnz
+                keys[at] = key
+        room = 0
+        for window in range(n_windows):
+            begins[window] = ends[window] = room
+            room += stops_bw[row, window] - starts_bw[row, window]
+        for some in range(0, n_windows, 64):
+            for nth in range(some, min(some + 64, n_windows)):
+                bit = np.uint64(1) << np.uint64(nth - some)
+                inside = windows_of[starts_bw[row, nth] - first : stops_bw[row, nth] - first]
+                for at in range(len(inside)):
+                    inside[at] |= bit
+            for at in range(n):
+                event, cell = keys[at] & 0xFFFFFFFF, np.int32(keys[at] >> 32)
+                weight = 1.0 if weights is None else weights[first + event]
+                left = windows_of[event]
+                while left != 0:
+                    window = some + lowest_bit(left)
+                    left &= left - np.uint64(1)
+                    place = ends[window]
+                    if place > begins[window] and cells_of[place - 1] == cell:
+                        sums_of[place - 1] += weight
+                    else:
+                        cells_of[place], sums_of[place] = cell, weight
+                        ends[window] = place + 1
+            windows_of[: end - first] = 0
+        for window in range(n_windows):
+            own = slice(begins[window], ends[window])
+            own_cells, own_sums = cells_of[own], sums_of[own]
+            own_indices, own_counts = indices[nnz : nnz + len(own_cells)], counts[nnz : nnz + len(own_cells)]
+            kept = 0
+            for at in range(len(own_cells)):
+                own_indices[kept], own_counts[kept] = own_cells[at], own_sums[at]
+                kept += 1 if weights is None else own_counts[kept] > 0  # a tiny weight may be none as float32
+            nnz += kept
+            indptr[row * n_windows + window + 1] = nnz
     return nnz
 
 
 @compiled
-def _sort(cells: NDArray[np.int32], n_bits: int, spare: NDArray[np.int32], places: NDArray[np.int64]) -> None:
-    """Sort cells of at most so many bits, digit by digit, the lowest first."""
+def _extent(starts_w: NDArray[np.int64], stops_w: NDArray[np.int64]) -> tuple[int, int, int]:
+    """The first event of some windows, the end of the last one's, and how many events they have together."""
+    first, end, room = np.int64(2**62), np.int64(0), np.int64(0)
+    for window in range(len(starts_w)):
+        if starts_w[window] < stops_w[window]:
+            first, end = min(first, starts_w[window]), max(end, stops_w[window])
+            room += stops_w[window] - starts_w[window]
+    return int(min(first, end)), int(end), int(room)
+
+
+@compiled
+def _sort(keys: NDArray[np.int64], n_bits: int, spare: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+    """Sort by the cells, of so many bits, in the upper half of each key, digit by digit, the lowest first."""
     mask = (1 << _DIGIT_BITS) - 1
-    source, target = cells, spare[: len(cells)]
-    for shift in range(0, n_bits, _DIGIT_BITS):
+    source, target = keys, spare[: len(keys)]
+    for shift in range(32, 32 + n_bits, _DIGIT_BITS):
         places[:] = 0
         for at in range(len(source)):
             places[(source[at] >> shift) & mask] += 1
@@ -244,28 +264,48 @@ def _sort(cells: NDArray[np.int32], n_bits: int, spare: NDArray[np.int32], place
             places[digit] += 1
         source, target = target, source
     if (n_bits - 1) // _DIGIT_BITS % 2 == 0:  # an odd number of passes ends in the spare
-        cells[:] = source
+        keys[:] = source
 
 
 @compiled
-def _log1p(counts: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float32]:
-    """log(1 + n), looked up for the small whole numbers that most counts are."""
-    logs = np.empty_like(counts)
+def _weigh(
+    columns: NDArray[np.int32],
+    counts: NDArray[np.float32],
+    is_log: bool,
+    is_count: bool,
+    idf: NDArray[np.float32],
+    log1p: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """g of counts, times the rarity of their columns, if any is told.
+
+    Args:
+        columns, counts: (nnz,).
+        is_log, is_count: which g; of neither: 1.
+        idf: (H,), or of one number only: the same for all.
+        log1p: of small whole numbers, which most counts are.
+    """
+    weights = np.empty_like(counts)
     for at in range(len(counts)):
-        whole = int(min(counts[at], np.float32(len(known) - 1)))
-        logs[at] = known[whole] if counts[at] == whole else np.log1p(counts[at])
-    return logs
+        weight = np.float32(1)
+        if is_log:
+            whole = np.uint32(min(counts[at], np.float32(len(log1p) - 1)))
+            weight = log1p[whole] if counts[at] == whole else np.log1p(counts[at])
+        elif is_count:
+            weight = counts[at]
+        weights[at] = weight * (idf[np.uint32(columns[at])] if len(idf) > 1 else idf[0])
+    return weights
 
 
-@compiled
+@compiled_sums
 def _unit(indptr: NDArray[np.integer], weights: NDArray[np.float32], unit: NDArray[np.float32]) -> None:
     for row in range(len(indptr) - 1):
+        own, unit_own = weights[indptr[row] : indptr[row + 1]], unit[indptr[row] : indptr[row + 1]]
         squares = 0.0
-        for at in range(indptr[row], indptr[row + 1]):
-            squares += np.float64(weights[at]) * np.float64(weights[at])  # not lost, however small
+        for at in range(len(own)):
+            squares += np.float64(own[at]) * np.float64(own[at])  # not lost, however small
         length = np.sqrt(squares)
-        for at in range(indptr[row], indptr[row + 1]):
-            unit[at] = weights[at] / length
+        for at in range(len(own)):
+            unit_own[at] = own[at] / length
 
 
 @dataclass(frozen=True, slots=True)

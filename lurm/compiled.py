@@ -70,12 +70,24 @@ prefetch = cast(Callable[[NDArray[Any], int], None], intrinsic(_prefetch))
 """In a compiled function: fetch ``array[at]``, of one dimension, from memory while the loop goes on."""
 
 
+def _lowest_bit(_: object, bits: types.Integer) -> object:
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.cttz(given[0], ir.IntType(1)(1))
+
+    return types.intp(types.uint64), code
+
+
+lowest_bit = cast(Callable[[np.uint64], int], intrinsic(_lowest_bit))
+"""In a compiled function: the place of the lowest bit that is set, counted from 0; of no bits, anything."""
+
+
 def _add_rows(_: object, table: types.Array, rows: Any, weights: Any, ahead: Any, total: types.Array) -> object:
     """The loop as instructions: the compiler makes no vectors of one that also fetches."""
     signature = types.void(table, rows, weights, ahead, total)
-    number, byte = ir.IntType(32), ir.IntType(8).as_pointer()
-    lanes, same = ir.VectorType(ir.FloatType(), LANES), ir.Constant(ir.VectorType(number, LANES), [0] * LANES)
-    undefined, to_read, near, of_data = ir.Constant(lanes, ir.Undefined), number(0), number(3), number(1)
+    number, byte, short = ir.IntType(32), ir.IntType(8).as_pointer(), ir.IntType(16)
+    lanes, numbers, shorts = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), number, short))
+    same, undefined = ir.Constant(numbers, [0] * LANES), ir.Constant(lanes, ir.Undefined)
+    to_read, near, of_data = number(0), number(3), number(1)
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         array, *tuples, sums = given
@@ -90,8 +102,8 @@ def _add_rows(_: object, table: types.Array, rows: Any, weights: Any, ahead: Any
             place = [context.cast(builder, row, signature.args[1].dtype, types.intp), zero]
             return cgutils.get_item_pointer(context, builder, signature.args[0], array, place, wraparound=False)  # type: ignore[no-untyped-call]
 
-        def lanes_of(row: Any, at: Any) -> Any:
-            return builder.bitcast(builder.gep(row, [at]), lanes.as_pointer())
+        def lanes_of(row: Any, at: Any, kind: Any) -> Any:
+            return builder.load(builder.bitcast(builder.gep(row, [at]), kind.as_pointer()), align=2)
 
         def spread(weight: Any) -> Any:
             return builder.shuffle_vector(builder.insert_element(undefined, weight, number(0)), undefined, same)
@@ -99,27 +111,27 @@ def _add_rows(_: object, table: types.Array, rows: Any, weights: Any, ahead: Any
         read = [(row_at(row), spread(weight)) for row, weight in zip(rows, weights, strict=True)]
         fetched = [row_at(row) for row in ahead]
         (width,) = cgutils.unpack_tuple(builder, sums.shape, 1)  # type: ignore[no-untyped-call]
-        with cgutils.for_range_slice(builder, zero, builder.sub(width, builder.urem(width, step)), step) as (at, _):
+        with cgutils.for_range_slice(builder, zero, width, step) as (at, _):
             for row in fetched:
                 builder.call(fetch, [builder.bitcast(builder.gep(row, [at]), byte), to_read, near, of_data])
-            own = lanes_of(sums.data, at)
-            total = builder.load(own, align=4)
+            total = lanes_of(sums.data, at, lanes)
             for row, weight in read:
-                total = builder.fadd(total, builder.fmul(weight, builder.load(lanes_of(row, at), align=4)))
-            builder.store(total, own, align=4)
+                whole = builder.sext(lanes_of(row, at, shorts), numbers)
+                total = builder.fadd(total, builder.fmul(weight, builder.sitofp(whole, lanes)))
+            builder.store(total, builder.bitcast(builder.gep(sums.data, [at]), lanes.as_pointer()), align=4)
         return context.get_dummy_value()
 
     return signature, code
 
 
-LANES = 16
-"""Numbers that ``add_rows`` takes at a time."""
+LANES = 32
+"""Numbers that ``add_rows`` takes at a time: of 16 bits, they are one line of the caches."""
 N_ROWS = 4
 """Rows that it adds."""
 Four = tuple[_T, _T, _T, _T]
 add_rows = cast(
-    Callable[[NDArray[np.float32], Four[int], Four[np.float32], Four[int], NDArray[np.float32]], None],
+    Callable[[NDArray[np.int16], Four[int], Four[np.float32], Four[int], NDArray[np.float32]], None],
     intrinsic(_add_rows),
 )
 """In a compiled function: ``total += weight * table[row]`` of four rows after another, four others being fetched from
-memory meanwhile. What is left of a width over a multiple of ``LANES`` is left out."""
+memory meanwhile. Rows are a multiple of ``LANES`` wide."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lurm.arrays import map_array
 from lurm.artifacts import Artifact, open_artifact
+from lurm.compiled import compiled
 from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
 from lurm.events import Event
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
@@ -259,9 +260,11 @@ class HistoryBase:
 
     def batch(self, rows: NDArray[np.integer], *, named: bool = True) -> HistoryBatch:
         """The histories of these user rows, in that order (copied); without names, the ids are left out."""
-        offsets, at = gathered(self._offsets[rows], self._offsets[rows + 1])
-        ids = self.users.take(rows) if named else ()
-        return HistoryBatch(ids, offsets, *(self._columns[name][at] for name in COLUMNS))
+        starts = self._offsets[rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(self._offsets[rows + 1] - starts, out=offsets[1:])
+        columns = (_copied(self._columns[name], starts, offsets) for name in COLUMNS)
+        return HistoryBatch(self.users.take(rows) if named else (), offsets, *columns)
 
     def scan(self, *, max_events: int = 2_000_000, max_users: int = 8192, named: bool = True) -> Iterator[HistoryBatch]:
         """All users in row order, in batches of at most so many users and (beyond one user) events.
@@ -357,6 +360,18 @@ def gathered(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> tuple[NDArr
     laid = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(stops - starts, out=laid[1:])
     return laid, np.arange(laid[-1]) + np.repeat(starts - laid[:-1], stops - starts)
+
+
+@compiled
+def _copied(column: NDArray[Any], starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[Any]:
+    """Runs of a column one after another: run b, from ``starts[b]``, fills ``offsets[b]:offsets[b + 1]``."""
+    copied = np.empty(offsets[-1], column.dtype)
+    for run in range(len(starts)):
+        into = copied[offsets[run] : offsets[run + 1]]
+        own = column[starts[run] : starts[run] + len(into)]
+        for at in range(len(into)):
+            into[at] = own[at]
+    return copied
 
 
 def shortage(n_users: int, n_item_events: int) -> str | None:

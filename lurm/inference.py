@@ -12,10 +12,41 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.compiled import LANES, N_ROWS, add_rows, compiled, compiled_sums
+from lurm.compiled import LANES, N_ROWS, add_rows, compiled, compiled_sums, prefetch
 
-_AHEAD = 16  # rows
+_AHEAD = 24  # rows
+_MOST_STEPS = 2**15 - 1
 NO_LENGTH = 1e-4  # below it a vector's direction is rounding noise
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of numbers in steps of their own: half of what is read is memory's whole work, and as exact as need be.
+
+    A number is off by at most half a step, 1/65,534 of the largest one of its row.
+
+    Attributes:
+        steps_hp: (H, P) int16; P is what numbers there are, and zeros up to whole lanes.
+        step_h: (H,) float32, what one step is worth.
+    """
+
+    steps_hp: NDArray[np.int16]
+    step_h: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows_he: NDArray[np.float32]) -> Table:
+        """The table of these rows, read-only."""
+        step_h = np.maximum(np.abs(rows_he).max(1, initial=0), np.float32(1e-30)) / np.float32(_MOST_STEPS)
+        steps_hp = np.zeros((len(rows_he), padded(rows_he.shape[1])), np.int16)
+        steps_hp[:, : rows_he.shape[1]] = np.rint(rows_he / step_h[:, None])
+        for array in (steps_hp, step_h):
+            array.setflags(write=False)  # as those that are mapped: loops are compiled for one kind of array
+        return cls(steps_hp, step_h)
+
+
+def padded(width: int) -> int:
+    """P, the width of a table's rows for so many numbers."""
+    return width + -width % LANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +54,7 @@ class InferenceWeights:
     """What a trained SMEN knows; H columns, M anchors of D dimensions, S scales, W windows, A features, X of activity.
 
     Attributes:
-        table_he: (H, M·D) the anchored table.
+        table: the anchored table.
         n_windows_s: (S,) windows of each scale.
         query_smd: (S, M, D).
         position_wm: (W, M).
@@ -36,7 +67,7 @@ class InferenceWeights:
         most_spreads: from the mean, of a standard feature.
     """
 
-    table_he: NDArray[np.float32]
+    table: Table
     n_windows_s: NDArray[np.int64]
     query_smd: NDArray[np.float32]
     position_wm: NDArray[np.float32]
@@ -70,7 +101,8 @@ def served(
         indptr,
         columns,
         shares,
-        w.table_he,
+        w.table.steps_hp,
+        w.table.step_h,
         w.n_windows_s,
         w.query_smd,
         w.position_wm,
@@ -93,7 +125,8 @@ def _served(
     indptr: NDArray[np.integer],
     columns: NDArray[np.int32],
     shares: NDArray[np.float32],
-    table_he: NDArray[np.float32],
+    steps_hp: NDArray[np.int16],
+    step_h: NDArray[np.float32],
     n_windows_s: NDArray[np.int64],
     query_smd: NDArray[np.float32],
     position_wm: NDArray[np.float32],
@@ -109,19 +142,20 @@ def _served(
     vectors_be: NDArray[np.float32],
 ) -> None:
     n_windows, width = len(position_wm), len(mean_e)
-    v_we = np.empty((n_windows, width), np.float32)
+    v_wp = np.empty((n_windows, steps_hp.shape[1]), np.float32)
     attention_w = np.empty(n_windows, np.float32)
     for user in range(len(vectors_be)):
         of_user = vectors_be[user]
         of_user[:] = 0
         bag = user * n_windows
         for window in range(n_windows):
-            _gather(columns, shares, indptr[bag + window], indptr[bag + window + 1], table_he, v_we[window])
+            start, stop = indptr[bag + window], indptr[bag + window + 1]
+            _gather(columns, shares, start, stop, steps_hp, step_h, v_wp[window])
         window = 0
         for scale in range(len(n_windows_s)):
             stop = window + n_windows_s[scale]
             _over_time(
-                v_we,
+                v_wp,
                 window,
                 stop,
                 indptr[bag : bag + n_windows + 1],
@@ -156,31 +190,35 @@ def _gather(
     shares: NDArray[np.float32],
     start: int,
     stop: int,
-    table_he: NDArray[np.float32],
-    sum_e: NDArray[np.float32],
+    steps_hp: NDArray[np.int16],
+    step_h: NDArray[np.float32],
+    sum_p: NDArray[np.float32],
 ) -> None:
     """The sum of a bag's rows of the table, each times its share; four rows at once, for the sum is then read less."""
-    sum_e[:] = 0
-    whole = len(sum_e) - len(sum_e) % LANES
+    sum_p[:] = 0
     fours = stop - (stop - start) % N_ROWS
     for at in range(start, fours, N_ROWS):
         ahead = min(at + _AHEAD, len(columns) - N_ROWS)  # of the bags that follow, too
         rows = columns[at], columns[at + 1], columns[at + 2], columns[at + 3]
-        of_rows = shares[at], shares[at + 1], shares[at + 2], shares[at + 3]
+        of_rows = (
+            shares[at] * step_h[rows[0]],
+            shares[at + 1] * step_h[rows[1]],
+            shares[at + 2] * step_h[rows[2]],
+            shares[at + 3] * step_h[rows[3]],
+        )
         next_ = columns[ahead], columns[ahead + 1], columns[ahead + 2], columns[ahead + 3]
-        add_rows(table_he, rows, of_rows, next_, sum_e)
-        for e in range(whole, len(sum_e)):
-            for row, share in zip(rows, of_rows):  # noqa: B905 - compiled loops know no strict
-                sum_e[e] += share * table_he[row, e]
+        for row in next_:
+            prefetch(step_h, row)
+        add_rows(steps_hp, rows, of_rows, next_, sum_p)
     for at in range(fours, stop):
-        row, share = table_he[columns[at]], shares[at]
-        for e in range(len(sum_e)):
-            sum_e[e] += share * row[e]
+        row, share = steps_hp[columns[at]], shares[at] * step_h[columns[at]]
+        for p in range(len(sum_p)):
+            sum_p[p] += share * np.float32(row[p])
 
 
 @compiled
 def _over_time(
-    v_we: NDArray[np.float32],
+    v_wp: NDArray[np.float32],
     first: int,
     stop: int,
     indptr: NDArray[np.integer],
@@ -201,7 +239,7 @@ def _over_time(
             for window in range(first, stop):
                 if indptr[window] == indptr[window + 1]:
                     continue
-                v_d = v_we[window, own]
+                v_d = v_wp[window, own]
                 squares, product = _dots(v_d, query_md[anchor])
                 attention_w[window] = product / np.sqrt(squares + np.float32(1e-12)) + position_wm[window, anchor]
                 highest = max(highest, attention_w[window])
@@ -215,7 +253,7 @@ def _over_time(
         for window in range(first, stop):
             if indptr[window] == indptr[window + 1]:
                 continue
-            weight, v_d, sum_d = attention_w[window] * gate_m[anchor], v_we[window, own], sum_e[own]
+            weight, v_d, sum_d = attention_w[window] * gate_m[anchor], v_wp[window, own], sum_e[own]
             for d in range(width):
                 sum_d[d] += weight * v_d[d]
 

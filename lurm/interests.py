@@ -22,7 +22,7 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.bounds import AT_LEAST_ONE, SEED, Bound, check
 from lurm.cells import Cells
 from lurm.clustering import Clustering, kmeans, n_threads
-from lurm.compiled import compiled
+from lurm.compiled import compiled, prefetch
 from lurm.errors import ArtifactCorrupt
 from lurm.history import HistoryBase
 from lurm.meanings import Meaning
@@ -30,6 +30,7 @@ from lurm.meanings import Meaning
 KIND = "interests"
 MAX_INTERESTS = 2**24
 _MOST_OWN_GRAINS = 100_000
+_AHEAD = 32  # events whose cells are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +261,9 @@ def quality(clustering: Clustering, counts_n: NDArray[np.int64], categories: lis
 @compiled
 def _looked_up(cell_n: NDArray[np.int32], item_rows: NDArray[np.integer]) -> NDArray[np.int32]:
     """The cell of each row, -1 of items that are in none."""
-    cells = np.empty(len(item_rows), np.int32)
+    cells, last = np.empty(len(item_rows), np.int32), len(item_rows) - 1
     for at in range(len(item_rows)):
+        prefetch(cell_n, item_rows[min(at + _AHEAD, last)])
         row = item_rows[at]
         cells[at] = cell_n[row] if 0 <= row < len(cell_n) else -1
     return cells

@@ -36,18 +36,18 @@ from lurm.boi import BagConfig, BagOfInterests, unit_rows
 from lurm.bounds import POSITIVE, Bound, check
 from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
-from lurm.inference import NO_LENGTH, InferenceWeights, served
+from lurm.inference import NO_LENGTH, InferenceWeights, Table, padded, served
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
 from lurm.sequences import Scale, scales_for, trailing
 from lurm.spectrum import directions, flattened, places, principal
 
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
-TABLE = "table.npy"  # what inference makes of the weights, so that processes can share it
+TABLE, STEPS = "table.npy", "steps.npy"  # what inference makes of the weights, so that processes can share it
 SHAPE = "smen.json"
 # Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
 # of another revision is refused instead of being served beside vectors it does not agree with.
-REVISION = 3
+REVISION = 4
 _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
@@ -328,23 +328,21 @@ class Smen(nn.Module):
         aimless = both.square().sum(1) < NO_LENGTH**2
         return F.normalize(torch.where(aimless[:, None], torch.ones_like(both), both), dim=-1, eps=1e-6)
 
-    def table(self) -> NDArray[np.float32]:
-        """(H, M·D) the anchored table of all columns, read-only; later training does not change it."""
+    def table(self) -> Table:
+        """The anchored table of all columns; later training does not change it."""
         with torch.no_grad():
-            table_he: NDArray[np.float32] = self.anchored(self.interests_he.weight).numpy()
-        table_he.setflags(write=False)  # as one that is mapped: loops are compiled for one kind of array
-        return table_he
+            return Table.of(self.anchored(self.interests_he.weight).numpy())
 
-    def inference_weights(self, table_he: NDArray[np.float32] | None = None) -> InferenceWeights:
+    def inference_weights(self, table: Table | None = None) -> InferenceWeights:
         """What ``inference`` needs to say what this network says; later training does not change it.
 
         Args:
-            table_he: of ``table``, where it is at hand.
+            table: of ``table``, where it is at hand.
         """
         config = self.config
         with torch.no_grad():
             return InferenceWeights(
-                table_he=self.table() if table_he is None else table_he,
+                table=table or self.table(),
                 n_windows_s=np.array([scale.n_windows for scale in config.scales]),
                 query_smd=self.query_smd.detach().numpy().copy(),
                 position_wm=self.position_wm.detach().numpy().copy(),
@@ -381,11 +379,11 @@ class SmenEncoder:
 
     kind = "smen"
 
-    def __init__(self, network: Smen, boi: BagOfInterests, table_he: NDArray[np.float32] | None = None) -> None:
+    def __init__(self, network: Smen, boi: BagOfInterests, table: Table | None = None) -> None:
         self.network = network.eval()
         self.dim = network.config.dim
         self._boi = boi
-        self._weights = network.inference_weights(table_he)
+        self._weights = network.inference_weights(table)
 
     @classmethod
     def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> SmenEncoder:
@@ -421,12 +419,12 @@ class SmenEncoder:
             network.load_state_dict(load_file(artifact.path / WEIGHTS), assign=True)
         except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path / WEIGHTS} does not fit its manifest: {error}") from error
-        if TABLE not in artifact.manifest.files:  # an older lurm wrote none
-            return cls(network, boi)
-        table_he = map_array(artifact.path / TABLE, np.dtype("<f4"), 2)
-        if table_he.shape != network.interests_he.weight.shape:
+        steps_hp = map_array(artifact.path / TABLE, np.dtype("<i2"), 2)
+        step_h = map_array(artifact.path / STEPS, np.dtype("<f4"))
+        n_columns, width = network.interests_he.weight.shape
+        if steps_hp.shape != (n_columns, padded(width)) or step_h.shape != (n_columns,):
             raise ArtifactCorrupt(f"{artifact.path / TABLE} does not fit {WEIGHTS}; rebuild it")
-        return cls(network, boi, np.asarray(table_he))
+        return cls(network, boi, Table(steps_hp, step_h))
 
     @property
     def known_until(self) -> int:
@@ -476,4 +474,6 @@ def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None
     shape = {"revision": REVISION, "network": network.config.to_json(), "behaviors": list(behaviors)}
     (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
-    np.save(folder / TABLE, network.table(), allow_pickle=False)
+    table = network.table()
+    for name, array in ((TABLE, table.steps_hp), (STEPS, table.step_h)):
+        np.save(folder / name, array, allow_pickle=False)

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
@@ -93,8 +92,7 @@ class Seen(NamedTuple):
 Asked = Known | History | Seen
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     asked: Asked
     flight: Flight
 
@@ -149,7 +147,7 @@ class Embedder:
         """Refuse what still waits and end."""
         left = await self._batches.end()
         await asyncio.gather(*self._puts, return_exceptions=True)
-        self._refuse([(one.asked, one.flight) for one in left], "the server is stopping")
+        self._refuse(left, "the server is stopping")
 
     @property
     def works(self) -> bool:
@@ -204,22 +202,23 @@ class Embedder:
     async def _fly(self, wanted: Sequence[Asked]) -> list[Embedded | LurmError]:
         """The embedding of each, from a flight that is under way or begins now."""
         flights: list[Flight] = []
-        mine: dict[Known, Flight] = {}
-        inline: list[tuple[History | Seen, Flight]] = []
+        mine: list[_Waiting] = []
+        inline: list[_Waiting] = []
         for one in wanted:
             if isinstance(one, Known):
                 flight = self._flights.get(one.provenance)
                 if flight is None:
-                    flight = mine[one] = self._flights[one.provenance] = Flight()
+                    flight = self._flights[one.provenance] = Flight()
+                    mine.append(_Waiting(one, flight))
             else:
                 flight = Flight()
-                inline.append((one, flight))
+                inline.append(_Waiting(one, flight))
             flights.append(flight)
         try:
             if mine:
                 await self._ask_cache(mine)
         finally:  # a request that is cancelled here may have been joined by others: its flights go on
-            self._queue_up(mine, inline)
+            self._queue_up([one for one in mine if one.flight.answer is None] + inline)
         answers = []
         for flight in flights:
             answer = flight.answer or await flight.landed()
@@ -228,31 +227,33 @@ class Embedder:
             answers.append(answer)
         return answers
 
-    async def _ask_cache(self, mine: dict[Known, Flight]) -> None:
-        """Land what the cache has, and leave the rest in ``mine``."""
-        found = await self._cache.get_many([known.provenance for known in mine])
+    async def _ask_cache(self, mine: Sequence[_Waiting]) -> None:
+        """Land what the cache has."""
+        found = await self._cache.get_many([one.asked.provenance for one in mine if isinstance(one.asked, Known)])
         self._telemetry.looked_up(found)
-        for known, one in zip(list(mine), found, strict=True):
+        for waiting, one in zip(mine, found, strict=True):
             if isinstance(one, CachedEmbedding):
-                mine.pop(known).land(Embedded(one, "cache"))
-                del self._flights[known.provenance]
+                waiting.flight.land(Embedded(one, "cache"))
+                self._end_flight(waiting.asked)
 
-    def _queue_up(self, known: dict[Known, Flight], inline: Sequence[tuple[History | Seen, Flight]]) -> None:
+    def _queue_up(self, missed: Sequence[_Waiting]) -> None:
         """Queue all of a request's misses, or refuse them all."""
-        missed: list[tuple[Asked, Flight]] = [*known.items(), *inline]
         if not missed:
             return
         if len(self._batches) >= self._queue_users or not self.works:
             self._refuse(missed, f"{len(self._batches)} users wait for the encoder")
             return
-        self._batches.add(_Waiting(asked, flight) for asked, flight in missed)
+        self._batches.add(missed)
         self._telemetry.queued(len(self._batches))
 
-    def _refuse(self, missed: Sequence[tuple[Asked, Flight]], why: str) -> None:
+    def _refuse(self, missed: Sequence[_Waiting], why: str) -> None:
         for asked, flight in missed:
-            if isinstance(asked, Known):
-                del self._flights[asked.provenance]
+            self._end_flight(asked)
             flight.land(Overloaded(f"{why}; try again shortly"))
+
+    def _end_flight(self, asked: Asked) -> None:
+        if isinstance(asked, Known):
+            del self._flights[asked.provenance]
 
     async def _take(self, batch: Sequence[_Waiting]) -> None:
         loop = asyncio.get_running_loop()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import binascii
 import functools
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from fastapi import APIRouter
+from pybase64 import b64encode_as_string
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -169,7 +168,7 @@ def _item(
     embedding = outcome.embedding
     vector: Any = embedding.vector_e
     if as_base64:
-        vector = orjson.Fragment(b'"%b"' % binascii.b2a_base64(vector.astype("<f4", copy=False), newline=False))
+        vector = b64encode_as_string(vector.astype("<f4", copy=False))
     item = {
         "object": "embedding",
         "index": at,

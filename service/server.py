@@ -19,6 +19,7 @@ from urllib.parse import quote
 from uvicorn import Config, Server
 
 import lurm
+from lurm.allocator import keep_freed_memory
 from lurm.console import emit
 from lurm.errors import UsageError
 from lurm.live.place import open_live
@@ -85,6 +86,7 @@ async def _look_at(settings: Settings) -> None:
 
 
 def _run_here(settings: Settings, listener: socket.socket, source: Source, release_id: str) -> None:
+    keep_freed_memory()
     server = Server(Config(create_app(settings, source, release_id), **_options(settings)))
     with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again when it has drained
         server.run(sockets=[listener])
@@ -105,6 +107,7 @@ def _run_workers(settings: Settings, listener: socket.socket, source: Source, re
 
 
 def _worker_app(settings: Settings, shared: Path) -> Any:
+    keep_freed_memory()
     source = Source(settings.artifacts_dir, sound=shared)
     return create_app(settings, source, source.wanted() or "", shared_metrics=shared)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -153,8 +154,8 @@ class Telemetry:
 
     def looked_up(self, found: Iterable[CachedEmbedding | Miss]) -> None:
         """Count what a lookup brought."""
-        for one in found:
-            self._outcomes[one if isinstance(one, Miss) else "hit"].inc()
+        for outcome, n in collections.Counter(one if isinstance(one, Miss) else "hit" for one in found).items():
+            self._outcomes[outcome].inc(n)
 
     def put_failed(self, n: int) -> None:
         """Count embeddings that could not be kept."""
