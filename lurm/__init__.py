@@ -36,7 +36,7 @@ The map of the house, from the ground up. Each module may import only what stand
     sequences     histories -> windows
     transformer   attention, blocks, places, caches: what the models of sequences share
     items         item embeddings, from co-occurrence and text
-    cells         the nearest of many centroids, without looking at most of them
+    cells         the nearest of many centroids, most of them passed over, the others compared in 8 bits
     clustering    spherical k-means, up to millions of vectors
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on

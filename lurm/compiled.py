@@ -7,6 +7,7 @@ that file and no other.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -135,3 +136,116 @@ add_rows = cast(
 )
 """In a compiled function: ``total += weight * table[row]`` of four rows after another, four others being fetched from
 memory meanwhile. Rows are a multiple of ``LANES`` wide."""
+
+
+def _any_above(
+    _: object, panels: types.Array, at: types.Integer, codes: Any, rows: Any, first: Any, least: Any, found: Any
+) -> object:
+    """The loop as instructions: compilers do not find the one that multiplies bytes four at a time."""
+    signature = types.boolean(panels, types.intp, codes, rows, types.intp, least, found)
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        array = {nth: context.make_array(signature.args[nth])(context, builder, given[nth]) for nth in (0, 2, 3, 5, 6)}
+        own = [
+            context.cast(
+                builder,
+                builder.load(builder.gep(array[3].data, [builder.add(given[4], _MANY(nth))])),
+                signature.args[3].dtype,
+                types.intp,
+            )
+            for nth in range(N_VECTORS)
+        ]
+        sums = _products(context, builder, array[0], given[1], array[2], own)
+        anything, marks = _HALF(0), builder.bitcast(array[6].data, _HALF.as_pointer())
+        for nth, (row, of_row) in enumerate(zip(own, sums, strict=True)):
+            limit = _spread(builder, builder.load(builder.gep(array[5].data, [row])))
+            for panel, total in enumerate(of_row):
+                mark = builder.bitcast(builder.icmp_signed(">", total, limit), _HALF)
+                builder.store(mark, builder.gep(marks, [_MANY(nth * _N_PANELS + panel)]), align=2)
+                anything = builder.or_(anything, mark)
+        return builder.icmp_unsigned("!=", anything, _HALF(0))
+
+    return signature, code
+
+
+def _multiply(_: object, panels: types.Array, at: types.Integer, codes: Any, first: Any, products: Any) -> object:
+    signature = types.void(panels, types.intp, codes, types.intp, products)
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        panels, codes, products = (
+            context.make_array(signature.args[nth])(context, builder, given[nth]) for nth in (0, 2, 4)
+        )
+        own = [builder.add(given[3], _MANY(nth)) for nth in range(N_VECTORS)]
+        to = builder.bitcast(products.data, _LANES_OF_32.as_pointer())
+        for nth, total in enumerate(itertools.chain(*_products(context, builder, panels, given[1], codes, own))):
+            builder.store(total, builder.gep(to, [_MANY(nth)]), align=4)
+        return context.get_dummy_value()
+
+    return signature, code
+
+
+def _products(context: Any, builder: Any, panels: Any, at: Any, codes: Any, rows: Any) -> list[list[Any]]:
+    """The lanes of each panel's products with each row."""
+    width = cgutils.unpack_tuple(builder, codes.shape, 2)[1]  # type: ignore[no-untyped-call]
+    n_fours = builder.udiv(width, _MANY(4))
+    panel = builder.bitcast(builder.gep(panels.data, [at]), _LANES_OF_32.as_pointer())
+    fours = [builder.bitcast(builder.gep(codes.data, [builder.mul(row, width)]), _WORD.as_pointer()) for row in rows]
+    nothing = ir.Constant(_LANES_OF_32, [0] * PANEL)
+    sums = [[cgutils.alloca_once_value(builder, nothing) for _ in range(_N_PANELS)] for _ in rows]  # type: ignore[no-untyped-call]
+    with cgutils.for_range(builder, n_fours) as loop:
+        places = [builder.add(loop.index, builder.mul(n_fours, _MANY(nth))) for nth in range(_N_PANELS)]
+        columns = [builder.load(builder.gep(panel, [place]), align=1) for place in places]
+        for four, of_row in zip(fours, sums, strict=True):
+            signed = _spread(builder, builder.load(builder.gep(four, [loop.index]), align=1))
+            for unsigned, total in zip(columns, of_row, strict=True):
+                builder.store(_add_fours(context, builder, builder.load(total), unsigned, signed), total)
+    return [[builder.load(total) for total in of_row] for of_row in sums]
+
+
+def _spread(builder: Any, number: Any) -> Any:
+    undefined, first = ir.Constant(_LANES_OF_32, ir.Undefined), ir.Constant(_LANES_OF_32, [0] * PANEL)
+    return builder.shuffle_vector(builder.insert_element(undefined, number, _WORD(0)), undefined, first)
+
+
+def _add_fours(context: Any, builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """Sixteen sums, and to each the four products of unsigned bytes with signed ones."""
+    if "+avx512vnni" in context.codegen().magic_tuple()[2]:
+        shape = ir.FunctionType(_LANES_OF_32, [_LANES_OF_32] * 3)
+        at_once = builder.module.declare_intrinsic("llvm.x86.avx512.vpdpbusd.512", (), shape)
+        return builder.call(at_once, [total, unsigned, signed])
+    halves = ir.VectorType(_HALF, 2 * PANEL)
+    byte, low, undefined = (ir.Constant(halves, n) for n in ([8] * 2 * PANEL, [255] * 2 * PANEL, ir.Undefined))
+    unsigned, signed = builder.bitcast(unsigned, halves), builder.bitcast(signed, halves)
+    even = builder.and_(unsigned, low), builder.ashr(builder.shl(signed, byte), byte)
+    odd = builder.lshr(unsigned, byte), builder.ashr(signed, byte)
+    for pair in (even, odd):  # which x86 has an instruction for
+        for place in (0, 1):
+            mask = ir.Constant(_LANES_OF_32, list(range(place, 2 * PANEL, 2)))
+            wide = [builder.sext(builder.shuffle_vector(one, undefined, mask), _LANES_OF_32) for one in pair]
+            total = builder.add(total, builder.mul(*wide))
+    return total
+
+
+_HALF, _WORD, _MANY = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+PANEL, _N_PANELS = 16, 2
+_LANES_OF_32 = ir.VectorType(_WORD, PANEL)
+N_VECTORS, N_COLUMNS = 8, _N_PANELS * PANEL
+"""Rows and columns of codes that are multiplied at a time, a panel of columns in one register."""
+any_above = cast(
+    Callable[
+        [NDArray[np.uint8], int, NDArray[np.int8], NDArray[np.int32], int, NDArray[np.int32], NDArray[np.uint32]], bool
+    ],
+    intrinsic(_any_above),
+)
+"""In a compiled function, with panels, at, codes, rows, first, least, found: whether a product of one of the
+``N_VECTORS`` rows ``rows[first:]`` of codes with one of ``N_COLUMNS`` columns is above the least of its row. Bit c of
+``found[r]`` tells of the r-th of those rows and of column c.
+
+A panel of ``PANEL`` columns is (width / 4, PANEL, 4) uint8, and two of them begin at byte ``at``; codes are (n, width)
+int8, their width a multiple of four; least is (n,).
+"""
+multiply_codes = cast(
+    Callable[[NDArray[np.uint8], int, NDArray[np.int8], int, NDArray[np.int32]], None], intrinsic(_multiply)
+)
+"""In a compiled function, with panels, at, codes, first, products: (N_VECTORS, N_COLUMNS) products to fill in, of the
+rows of codes from the first on."""

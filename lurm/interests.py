@@ -133,7 +133,7 @@ class InterestVocabulary:
 
         Up to 4096 interests exactly; beyond, about one item in forty goes to another interest that is nearly as near.
         An item's answer does not depend on the others. The first call lays the centroids into cells, which keep them
-        in memory a second time.
+        in memory once more, in a byte a number.
         """
         with self._laying:
             if self._cells is None:

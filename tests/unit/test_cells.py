@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lurm.cells import Cells
+from lurm.compiled import N_COLUMNS, N_VECTORS, PANEL, any_above, compiled, multiply_codes
 
 
 def unit(rng: np.random.Generator, n: int, dim: int) -> NDArray[np.float32]:
@@ -28,6 +34,17 @@ def test_few_centroids_are_searched_exactly(seed: int, k: int, n: int, dim: int)
     assert cosines == pytest.approx(products.max(1), abs=1e-5)
 
 
+@given(st.integers(0, 2**32), st.floats(1e-7, 1.0), st.integers(1, 30))
+@settings(max_examples=30, deadline=None)
+def test_centroids_that_lie_close_are_told_apart(seed: int, spread: float, dim: int) -> None:
+    rng = np.random.default_rng(seed)
+    centroids = near(rng, unit(rng, 1, dim), 500, noise=spread)
+    vectors = near(rng, centroids, 30, noise=spread / 2)
+    labels, _ = Cells(centroids).search(vectors)
+    products = vectors.astype(np.float64) @ centroids.T.astype(np.float64)
+    assert products[np.arange(30), labels] == pytest.approx(products.max(1), abs=3e-7)
+
+
 def test_many_are_searched_almost_exactly_and_more_caution_misses_less(rng: np.random.Generator) -> None:
     centroids = unit(rng, 9000, 32)
     vectors = near(rng, centroids, 1500, noise=1.0)
@@ -45,19 +62,19 @@ def test_many_are_searched_almost_exactly_and_more_caution_misses_less(rng: np.r
 @pytest.mark.parametrize("k", [300, 5000])
 def test_an_answer_depends_neither_on_its_batch_nor_on_threads(rng: np.random.Generator, k: int) -> None:
     centroids = unit(rng, k, 21)
-    vectors = near(rng, centroids, 2500, noise=0.9)
+    vectors = near(rng, centroids, 5000, noise=0.9)
     cells = Cells(centroids)
     labels, cosines = cells.search(vectors)
     for again in (cells.search(vectors, n_threads=2), Cells(centroids, n_threads=2).search(vectors)):
         assert np.array_equal(again[0], labels)
         assert np.array_equal(again[1], cosines)
-    order = rng.permutation(2500)
+    order = rng.permutation(5000)
     shuffled = cells.search(vectors[order])
     assert np.array_equal(shuffled[0], labels[order])
     assert np.array_equal(shuffled[1], cosines[order])
-    alone = [cells.search(vectors[row : row + 1]) for row in range(0, 2500, 50)]
-    assert [int(label[0]) for label, _ in alone] == labels[::50].tolist()
-    assert [float(cosine[0]) for _, cosine in alone] == cosines[::50].tolist()
+    alone = [cells.search(vectors[row : row + 1]) for row in range(0, 5000, 100)]
+    assert [int(label[0]) for label, _ in alone] == labels[::100].tolist()
+    assert [float(cosine[0]) for _, cosine in alone] == cosines[::100].tolist()
 
 
 def test_what_a_vector_knows_is_kept_unless_there_is_better(rng: np.random.Generator) -> None:
@@ -93,3 +110,61 @@ def test_equal_centroids_and_vectors_without_direction_have_answers(rng: np.rand
     assert ((labels >= 0) & (labels < k)).all()
     assert cosines[:3] == pytest.approx([0, 0, 1], abs=1e-6)
     assert Cells(centroids).search(vectors[:0])[0].shape == (0,)
+
+
+def test_codes_are_multiplied_as_numbers_are(rng: np.random.Generator) -> None:
+    assert _differences(rng, width=20) == 0
+
+
+@pytest.mark.slow
+def test_a_processor_without_the_instruction_multiplies_them_alike() -> None:
+    code = (
+        "import numpy as np; from tests.unit.test_cells import _differences as d; print(d(np.random.default_rng(3), 8))"
+    )
+    plain = os.environ | {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    root = Path(__file__).parents[2]
+    ran = subprocess.run([sys.executable, "-c", code], env=plain, cwd=root, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "0\n"), ran.stderr
+
+
+def _differences(rng: np.random.Generator, width: int) -> int:
+    """How many products, and how many answers to which are above, are not those of numpy; extremes are among them."""
+    columns = rng.integers(0, 256, (3 * N_COLUMNS, width), np.uint8)
+    codes = rng.integers(-127, 128, (40, width)).astype(np.int8)
+    columns[::7], codes[::5], codes[1::5] = 255, 127, -127
+    panels = columns.reshape(-1, PANEL, width // 4, 4).transpose(0, 2, 1, 3).ravel()
+    of_all = codes.astype(np.int64) @ columns.T.astype(np.int64)
+    products, above = np.empty((N_VECTORS, N_COLUMNS), np.int32), np.empty(N_VECTORS, np.uint32)
+    n_wrong = 0
+    for first, begin in ((0, 0), (3, N_COLUMNS), (32, 2 * N_COLUMNS)):
+        here = of_all[:, begin : begin + N_COLUMNS]
+        _multiplied(panels, begin * width, codes, first, products)
+        n_wrong += int((products != here[first : first + N_VECTORS]).sum())
+        listed = rng.integers(0, 40, 50).astype(np.int32)
+        for least in (here.max(1) - 1, here.max(1), np.quantile(here, 0.5, axis=1)):
+            limit = least.astype(np.int32)
+            expected = here[listed[first : first + N_VECTORS]] > limit[listed[first : first + N_VECTORS], None]
+            some = _compared(panels, begin * width, codes, listed, first, limit, above)
+            n_wrong += int((expected != (above[:, None] >> np.arange(N_COLUMNS, dtype=np.uint32) & 1)).sum())
+            n_wrong += some != bool(expected.any())
+    return n_wrong
+
+
+@compiled
+def _multiplied(
+    panels: NDArray[np.uint8], at: int, codes: NDArray[np.int8], first: int, products: NDArray[np.int32]
+) -> None:
+    multiply_codes(panels, at, codes, first, products)
+
+
+@compiled
+def _compared(
+    panels: NDArray[np.uint8],
+    at: int,
+    codes: NDArray[np.int8],
+    listed: NDArray[np.int32],
+    first: int,
+    least: NDArray[np.int32],
+    above: NDArray[np.uint32],
+) -> bool:
+    return any_above(panels, at, codes, listed, first, least, above)
