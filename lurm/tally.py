@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lurm.ahead import ahead, each
 from lurm.boi import BagOfInterests
-from lurm.compiled import compiled
+from lurm.compiled import compiled, prefetch
 from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
 from lurm.texts import SHORT, Texts, views_of
@@ -35,7 +35,7 @@ _USERS_OF_PART = 256
 _EVENTS_AT_ONCE = 2**16  # counted at once; what is made of them stays in the caches
 _BYTES_PER_EVENT = 24
 _ROOM = 2**16  # users for whom there is room before they are met
-_AHEAD = 256  # events whose places in the tables are asked for at once, so that waiting for memory overlaps
+_AHEAD = 32  # events whose places in the tables are fetched before they are looked at; a power of two
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,21 +295,6 @@ def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np
 
 
 @compiled
-def _ask(
-    keys: NDArray[np.uint64], begin: int, end: int, words: NDArray[np.uint64], slots: NDArray[np.uint64]
-) -> np.uint64:
-    """Fill in the first slots of some keys, asking memory for all of them before any is needed.
-
-    What it returns means nothing; it must be written somewhere, or the compiler would leave out the asking.
-    """
-    mask, met = _U64(len(words) - 1), _U64(0)
-    for at in range(begin, end):
-        slots[at - begin] = _slot(keys[at, 0], keys[at, 1], mask)
-        met |= words[slots[at - begin], 1]
-    return met
-
-
-@compiled
 def _find_spots(
     items: NDArray[np.uint64],
     moments: NDArray[np.int64],
@@ -318,20 +303,29 @@ def _find_spots(
     cell_bits: int,
     spots: NDArray[np.uint64],
 ) -> None:
-    number, n_windows = _U64(0xFFFFFFF0), len(edges) - 1
-    slots, window = np.empty(_AHEAD, np.uint64), 0
-    for begin in range(0, len(items), _AHEAD):
-        end = min(begin + _AHEAD, len(items))
-        spots[begin] = _ask(items, begin, end, words, slots)
-        for at in range(begin, end):
-            cell = (words[_find_from(slots[at - begin], items[at, 0], items[at, 1], words), 0] & number) >> _U64(4)
-            moment = moments[at]
-            if cell == 0 or moment < edges[0] or moment >= edges[n_windows]:
-                spots[at] = _NOWHERE
-                continue
-            if moment < edges[window] or moment >= edges[window + 1]:
-                window = int(np.searchsorted(edges, moment, side="right")) - 1
-            spots[at] = (_U64(window) << _U64(cell_bits)) | (cell - _U64(1))
+    number, slots = _U64(0xFFFFFFF0), np.empty(_AHEAD, np.uint64)
+    begin = end = edges[0]  # of the window below, in which the next moment often is too
+    is_inside, moved = False, _U64(0)
+    flat, mask = words.reshape(-1), _U64(len(words) - 1)
+    for fetched in range(len(items) + _AHEAD):
+        if fetched < len(items):
+            slot = _slot(items[fetched, 0], items[fetched, 1], mask)
+            prefetch(flat, int(2 * slot))
+            slots[fetched & (_AHEAD - 1)], slot = slot, slots[fetched & (_AHEAD - 1)]
+        else:
+            slot = slots[fetched & (_AHEAD - 1)]
+        at = fetched - _AHEAD
+        if at < 0:
+            continue
+        slot = _find_from(slot, items[at, 0], items[at, 1], words)
+        moment = moments[at]
+        if moment < begin or moment >= end:
+            window = np.searchsorted(edges, moment, side="right") - 1
+            is_inside = 0 <= window < len(edges) - 1
+            begin, end = (edges[window], edges[window + 1]) if is_inside else (moment, moment)
+            moved = _U64(max(window, 0)) << _U64(cell_bits)
+        cell = (words[slot, 0] & number) >> _U64(4)
+        spots[at] = moved | (cell - _U64(1)) if is_inside and cell != _U64(0) else _NOWHERE
 
 
 @compiled
@@ -351,24 +345,31 @@ def _number(
     number = _U64(0xFFFFFFF0)
     n_events = n_new = 0
     slots = np.empty(_AHEAD, np.uint64)
-    for begin in range(0, len(users), _AHEAD):
-        end = min(begin + _AHEAD, len(users))
-        places[n_new] = _ask(users, begin, end, words, slots)
-        for at in range(begin, end):
-            key, more = users[at, 0], users[at, 1]
-            if n_passes > 1 and _slot(more, key, _U64(0xFFFFFFFF)) % _U64(n_passes) != _U64(nth):
-                continue
-            slot = _find_from(slots[at - begin], key, more, words)
-            if not words[slot, 0] & number:
-                places[n_new] = at
-                n_new += 1
-                words[slot, 0], words[slot, 1] = key | (_U64(n_users + n_new) << _U64(4)), more
-            if spots[at] == _NOWHERE:
-                continue
-            user = ((words[slot, 0] & number) >> _U64(4)) - _U64(1)
-            events[n_events] = user * _U64(n_spots) + spots[at]
-            parts[n_events] = np.int32(user // _U64(_USERS_OF_PART))
-            n_events += 1
+    flat, mask = words.reshape(-1), _U64(len(words) - 1)
+    for fetched in range(len(users) + _AHEAD):
+        if fetched < len(users):
+            slot = _slot(users[fetched, 0], users[fetched, 1], mask)
+            prefetch(flat, int(2 * slot))
+            slots[fetched & (_AHEAD - 1)], slot = slot, slots[fetched & (_AHEAD - 1)]
+        else:
+            slot = slots[fetched & (_AHEAD - 1)]
+        at = fetched - _AHEAD
+        if at < 0:
+            continue
+        key, more = users[at, 0], users[at, 1]
+        if n_passes > 1 and _slot(more, key, _U64(0xFFFFFFFF)) % _U64(n_passes) != _U64(nth):
+            continue
+        slot = _find_from(slot, key, more, words)
+        if not words[slot, 0] & number:
+            places[n_new] = at
+            n_new += 1
+            words[slot, 0], words[slot, 1] = key | (_U64(n_users + n_new) << _U64(4)), more
+        if spots[at] == _NOWHERE:
+            continue
+        user = ((words[slot, 0] & number) >> _U64(4)) - _U64(1)
+        events[n_events] = user * _U64(n_spots) + spots[at]
+        parts[n_events] = np.int32(user // _U64(_USERS_OF_PART))
+        n_events += 1
     return n_events, n_new
 
 
