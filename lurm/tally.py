@@ -99,25 +99,32 @@ def count_log(
         yield from counting.counted(n_cells, threads)
 
 
-def joined(parts: Iterable[CountedBags]) -> CountedBags:
+def joined(parts: Iterable[CountedBags], *, threads: int = 1) -> CountedBags:
     """The bags of all users as one matrix.
 
     Args:
         parts: at least one, of ``count_log``.
+        threads: that copy.
     """
     some = list(parts)
     matrices = [part.counts_uk for part in some]
     n_bags, total = sum(matrix.shape[0] for matrix in matrices), sum(matrix.nnz for matrix in matrices)
     indptr = np.empty(n_bags + 1, np.int32 if total < 2**31 else np.int64)
-    indptr[0] = row = nnz = 0
-    for matrix in matrices:
-        np.add(matrix.indptr[1:], nnz, out=indptr[row + 1 : row + 1 + matrix.shape[0]], casting="same_kind")
-        row, nnz = row + matrix.shape[0], nnz + matrix.nnz
-    counts = np.concatenate([matrix.data for matrix in matrices])
-    indices = np.concatenate([matrix.indices for matrix in matrices])
+    indices, counts = np.empty(total, np.int32), np.empty(total, np.float32)
+    indptr[0] = 0
+    rows = np.cumsum([0, *(matrix.shape[0] for matrix in matrices)]).tolist()
+    cells = np.cumsum([0, *(matrix.nnz for matrix in matrices)]).tolist()
+
+    def copy(nth: int) -> None:
+        matrix, row, cell = matrices[nth], rows[nth], cells[nth]
+        np.add(matrix.indptr[1:], cell, out=indptr[row + 1 : rows[nth + 1] + 1], dtype=indptr.dtype)
+        indices[cell : cells[nth + 1]], counts[cell : cells[nth + 1]] = matrix.indices, matrix.data
+
+    for _ in each(copy, range(len(matrices)), threads=threads, at_most=len(matrices)):
+        pass
     return CountedBags(
         pl.concat([part.user_ids for part in some]),
-        sp.csr_matrix((counts, indices, indptr), shape=(row, matrices[0].shape[1])),
+        sp.csr_matrix((counts, indices, indptr), shape=(n_bags, matrices[0].shape[1])),
     )
 
 
@@ -165,19 +172,15 @@ class _Pass:
     def counted(self, n_cells: int, threads: int) -> Iterator[CountedBags]:
         """The bags of the users met in this pass."""
         ids = pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)
-        n_parts = -(-len(ids) // _USERS_OF_PART)
-        n_events = np.zeros(n_parts, np.int64)
-        for _, ends in self._scattered:
-            n_events[: len(ends) - 1] += np.diff(ends)
-        blocks = _blocks(n_events)
+        ends = np.zeros((len(self._scattered), -(-len(ids) // _USERS_OF_PART) + 1), np.int64)
+        for of_batch, (_, some_ends) in zip(ends, self._scattered, strict=True):
+            of_batch[: len(some_ends)], of_batch[len(some_ends) :] = some_ends, some_ends[-1]
+        blocks = _blocks(np.diff(ends).sum(0))
 
         def count(block: tuple[int, int]) -> CountedBags:
             first, stop = block
-            some = [
-                scattered[ends[min(first, len(ends) - 1)] : ends[min(stop, len(ends) - 1)]]
-                for scattered, ends in self._scattered
-            ]
-            events = np.concatenate(some)
+            bounds = zip(self._scattered, ends[:, first].tolist(), ends[:, stop].tolist(), strict=True)
+            events = np.concatenate([scattered[begin:end] for (scattered, _), begin, end in bounds])
             users = slice(first * _USERS_OF_PART, min(stop * _USERS_OF_PART, len(ids)))
             n_bags = (users.stop - users.start) * self._n_windows
             indptr = np.zeros(n_bags + 1, np.int32)

@@ -17,7 +17,7 @@ from lurm.events import EventLog, Quarantine
 from lurm.readers import Chunk, format_of, unpointed
 from lurm.texts import may_be_blank_or_longer
 
-_ROWS = 500_000
+_ROWS = 250_000
 _TEXTS = ("user_id", "item_id")
 _TOUCH = (*_TEXTS, "timestamp")
 _PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
