@@ -50,7 +50,7 @@ class Cells:
         centroids_kd: NDArray[np.float32],
         *,
         centres_cd: NDArray[np.float32] | None = None,
-        caution: float = 4.4,
+        caution: float = 4.5,
         n_threads: int = 1,
     ) -> None:
         """Lay the centroids into cells.

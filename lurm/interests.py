@@ -131,7 +131,7 @@ class InterestVocabulary:
     def assign(self, vectors_nd: NDArray[np.float32]) -> NDArray[np.int32]:
         """(N,) int32: the nearest interest of items that were not in the catalog, by their vectors of any length.
 
-        Up to 4096 interests exactly; beyond, about one item in forty goes to another interest that is nearly as near.
+        Up to 4096 interests exactly; beyond, about one item in fifty goes to another interest that is nearly as near.
         An item's answer does not depend on the others. The first call lays the centroids into cells, which keep them
         in memory once more, in a byte a number.
         """
