@@ -14,7 +14,7 @@ from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
 from tests.chains import chained, small
 from training.behave import BehaveTrainConfig, packed, stretches
-from training.foretold import DISJOINT, FORWARD, Trial, judge_next
+from training.foretold import DISJOINT, FORWARD, Repeated, Trial, Verdict, judge_next
 from training.foretold.measures import Tally
 from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 
@@ -103,3 +103,24 @@ def test_a_chain_is_foretold_by_who_knows_chains(log: Log) -> None:
     assert by_examples[50].among > learned.most_frequent and by_examples[10].old_loss < 0.1
     assert verdict.to_table().row_count == 2 * len(verdict.measures[DISJOINT]) + 2 + len(by_examples) + 2
     assert set(verdict.to_json()["measures"]) == {DISJOINT, FORWARD}
+
+
+def test_seeds_together_tell_means_and_how_sure_they_are() -> None:
+    def verdict(ours: int, plain: int) -> Verdict:
+        measures = {}
+        for name, n_right in (("BehaveGPT dro", ours), ("BehaveGPT plain", plain)):
+            tally = Tally(np.array([100, 10]))
+            tally.add(np.array([[2.0, 1.0]] * 10), np.array([0] * n_right + [1] * (10 - n_right)))
+            measures[name] = tally.measures()
+        return Verdict(0, 2, {}, {DISJOINT: measures, FORWARD: measures}, {})
+
+    together = Repeated([verdict(6, 5), verdict(8, 5)])
+    mean, half = together.summary()[DISJOINT]["BehaveGPT dro"]["weighted_recall"]
+    assert mean == pytest.approx(0.7) and half == pytest.approx(12.706 * 0.1, rel=1e-3)
+    mean, half = together.gains()[FORWARD]["weighted_recall"]
+    assert mean == pytest.approx(0.4) and half == pytest.approx(12.706 * 0.2, rel=1e-3)
+    assert together.summary()[DISJOINT]["BehaveGPT plain"]["weighted_recall"][1] == 0
+    assert set(together.to_json()) == {"summary", "gains", "runs"} and len(together.to_json()["runs"]) == 2
+    assert together.to_table().row_count == 2 * 2 + 2
+    alone = Verdict(0, 2, {}, {FORWARD: {"BehaveGPT plain": together.runs[0].measures[FORWARD]["BehaveGPT plain"]}}, {})
+    assert Repeated([alone, alone]).gains() == {}

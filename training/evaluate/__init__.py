@@ -60,7 +60,7 @@ from training.evaluate.probe import (
 )
 from training.evaluate.questions import Question, Window, profile_questions, window_of, window_questions
 from training.forecasting import calendar_of
-from training.foretold import Trial, Verdict, judge_next
+from training.foretold import Repeated, Trial, Verdict, judge_next
 from training.recipes import GateConfig, Recipe
 from training.subject import Subject
 
@@ -137,14 +137,15 @@ class Judge:
         n_seeds: int = 1,
         axes: Sequence[str] | None = (),
         origin: Origin | None = None,
-    ) -> Days | Verdict:
+    ) -> Days | Verdict | Repeated:
         """How well a model beside the embeddings foretells what came later, beside its rivals.
 
         Args:
             name: of the model, which is trained anew on a part of the log.
             release: whose log, interests and attributes.
             quick: leave out rivals that are trained, futures, and new behaviours.
-            n_cuts, n_seeds, axes: of LUMOS, see ``training.evaluate.foretold.judge``.
+            n_seeds: trainings of each model, the first with the seed of this judge.
+            n_cuts, axes: of LUMOS, see ``training.evaluate.foretold.judge``.
             origin: of BehaveGPT, a model of another log, to see what it helps; None: none.
 
         Raises:
@@ -161,8 +162,11 @@ class Judge:
         plain = replace(own.training.objective, kind="plain")
         objectives = {str(one.kind): one for one in (own.training.objective, plain)}
         longer: dict[str, Any] = {"neural": False, "newcomers": False, "futures": 0} if quick else {}
-        trial = Trial(objectives=objectives, seed=self._seed, **longer)
-        return judge_next(*parts, own.network, own.training, trial, self._reporter, origin)
+        runs = []
+        for seed in range(self._seed, self._seed + n_seeds):
+            trial = Trial(objectives=objectives, seed=seed, **longer)
+            runs.append(judge_next(*parts, own.network, own.training, trial, self._reporter, origin))
+        return Repeated(runs) if n_seeds > 1 else runs[0]
 
     def judge(self, release: Release, extent: Extent = Extent(), before: Release | None = None) -> Findings:
         """What the probes read from a release, and what they read from its controls.

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.table import Table
+from scipy import stats
 
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
@@ -39,6 +40,8 @@ from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent
 from training.passes import chunks
 
 DISJOINT, FORWARD = "user-disjoint", "time-forward"
+_DECILES = {"rare_recall": slice(0, 5), "middle_recall": slice(5, 8)}  # the rarest half of behaviours, and what follows
+_WORDS = ("weighted_recall", "macro_recall", "ndcg_at_5", "nats", "calibration_error", *_DECILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,73 @@ class Verdict:
         if self.abroad is not None:
             self.abroad.add_to(table)
         return table
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """What came of the same trial with other seeds: other users who are asked, other weights.
+
+    Attributes:
+        runs: a verdict each, of the same models.
+    """
+
+    runs: list[Verdict]
+
+    def summary(self) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+        """Split -> model -> measure -> mean over seeds, and half the width of its 95 % interval by Student's t."""
+        return {
+            split: {
+                name: {word: _over_seeds([_measure(run, split, name, word) for run in self.runs]) for word in _WORDS}
+                for name in models
+            }
+            for split, models in self.runs[0].measures.items()
+        }
+
+    def gains(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """Split -> measure -> what BehaveGPT has more of it than with plain cross-entropy, as a share, likewise.
+
+        Empty where only one of them was trained.
+        """
+        ours, plain = (next(iter(self.runs[0].measures[FORWARD])), "BehaveGPT plain")
+        if ours == plain or plain not in self.runs[0].measures[FORWARD]:
+            return {}
+
+        def gain(run: Verdict, split: str, word: str) -> float:
+            before = _measure(run, split, plain, word)
+            return _measure(run, split, ours, word) / before - 1 if before else 0.0
+
+        splits = self.runs[0].measures
+        return {
+            split: {word: _over_seeds([gain(run, split, word) for run in self.runs]) for word in _WORDS}
+            for split in splits
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"summary": self.summary(), "gains": self.gains(), "runs": [run.to_json() for run in self.runs]}
+
+    def to_table(self) -> Table:
+        """For people."""
+        table = Table("split", "model", *(word.replace("_", " ") for word in _WORDS), box=None, pad_edge=False)
+        for split, models in self.summary().items():
+            for name, row in models.items():
+                table.add_row(split, name, *(f"{mean:.4f} ± {half:.4f}" for mean, half in row.values()))
+        for split, words in self.gains().items():
+            table.add_row(split, "over plain", *(f"{mean:+.1%} ± {half:.1%}" for mean, half in words.values()))
+        return table
+
+
+def _measure(run: Verdict, split: str, name: str, word: str) -> float:
+    one = run.measures[split][name]
+    if word in _DECILES:
+        return float(np.mean(one.recall_by_decile[_DECILES[word]]))
+    return float(getattr(one, word))
+
+
+def _over_seeds(values: list[float]) -> tuple[float, float]:
+    n = len(values)
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return float(np.mean(values)), half
 
 
 class _Trial:
