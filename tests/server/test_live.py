@@ -1,8 +1,12 @@
-"""Events that are sent while the service runs: kept, seen at once, and gone when erased."""
+"""Events that are sent while the service runs: kept, seen at once, and gone when erased.
+
+CI kills a few servers; ``LURM_TEST_KILLS=40`` kills as many.
+"""
 
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import threading
@@ -27,6 +31,7 @@ from tests.server.conftest import RunningServer, problem, running_server
 
 Start = Callable[..., RunningServer]
 DAY_MS = 86_400_000
+N_KILLS = int(os.environ.get("LURM_TEST_KILLS", "4"))
 
 
 @pytest.fixture(params=["sqlite", "redis"])
@@ -313,7 +318,7 @@ def _killed_while_writing(server: RunningServer, first: int, rng: random.Random)
 def test_killed_while_it_takes_events_it_loses_and_doubles_none(start_server: Start, tmp_path: Path) -> None:
     seed = random.randrange(2**32)
     rng, acknowledged, number = random.Random(seed), set(), 0
-    for _ in range(4):
+    for _ in range(N_KILLS):
         some, number = _killed_while_writing(start_server(live_dir=tmp_path / "live"), number, rng)
         acknowledged |= some
     with start_server(live_dir=tmp_path / "live").client() as client:
