@@ -184,10 +184,11 @@ class MemoryCache:
 
     def at_hand(self, wanted: Provenance) -> CachedEmbedding | None:
         """As ``EmbeddingCache``."""
-        entry = self._entries.get((wanted.space_id, wanted.user_id))
+        key = wanted.space_id, wanted.user_id
+        entry = self._entries.get(key)
         if entry is None or entry[0] != wanted:
             return None
-        self._entries.move_to_end((wanted.space_id, wanted.user_id))
+        self._entries.move_to_end(key)
         return entry[1]
 
     async def close(self) -> None:

@@ -78,7 +78,7 @@ class AlignedEncoder:
 def embed_all(
     encoder: UserEncoder, history: HistoryBase, threads: int
 ) -> Iterator[tuple[HistoryBatch, NDArray[np.float32]]]:
-    """The histories of all users in row order, batch after batch, each with its (B, E) embeddings.
+    """The histories of all users in row order, batch after batch, without their ids, each with its (B, E) embeddings.
 
     Args:
         encoder: called from several threads.
@@ -89,7 +89,7 @@ def embed_all(
     def embedded(batch: HistoryBatch) -> tuple[HistoryBatch, NDArray[np.float32]]:
         return batch, encoder.embed(batch)
 
-    return each(embedded, history.scan(max_events=_EVENTS_AT_ONCE), threads=threads, at_most=threads + 1)
+    return each(embedded, history.scan(max_events=_EVENTS_AT_ONCE, named=False), threads=threads, at_most=threads + 1)
 
 
 def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> UserEncoder:

@@ -14,6 +14,7 @@ from pybase64 import b64encode_as_string
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lurm.cache import CachedEmbedding
 from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
@@ -22,7 +23,7 @@ from service.direct import STALE_HEADER, Answer, DirectRoute, UserId, as_json, i
 from service.embedder import Embedded, Known, Seen
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
-from service.schemas import InlineHistory, events_of, iso, known_id, parse_embeddings
+from service.schemas import InlineHistory, events_of, iso, iso_of, known_id, parse_embeddings
 
 BINARY = b"application/octet-stream"
 ARROW = b"application/vnd.apache.arrow.stream"
@@ -137,8 +138,13 @@ async def embeddings(request: Request) -> Response:
         )
     request_id = request.scope["state"]["request_id"]
     as_base64 = asked.encoding_format == "base64"
-    data = [_item(at, one, outcomes[at], request_id, as_base64=as_base64) for at, one in enumerate(inputs)]
-    n_events = sum(one.embedding.n_events for one in outcomes if isinstance(one, Embedded))
+    data: list[dict[str, Any]] = [
+        _item(at, asked, one.embedding, one.source, as_base64=as_base64)
+        if isinstance(one, Embedded)
+        else {"object": "error", "index": at, "error": body_of(one, request_id)}
+        for at, (asked, one) in enumerate(zip(inputs, outcomes, strict=True))
+    ]
+    n_events = sum([item.get("n_events", 0) for item in data])
     usage = {"prompt_tokens": n_events, "total_tokens": n_events}
     return as_json({"object": "list", "model": serving.release.space_id, "data": data, "usage": usage}, headers)
 
@@ -160,22 +166,17 @@ def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | 
 
 
 def _item(
-    at: int, asked: str | InlineHistory | Malformed, outcome: Embedded | LurmError, request_id: str, *, as_base64: bool
+    at: int, asked: str | InlineHistory | Malformed, embedding: CachedEmbedding, source: str, *, as_base64: bool
 ) -> dict[str, Any]:
     """The answer to input number ``at``."""
-    if isinstance(outcome, LurmError):
-        return {"object": "error", "index": at, "error": body_of(outcome, request_id)}
-    embedding = outcome.embedding
-    vector: Any = embedding.vector_e
-    if as_base64:
-        vector = b64encode_as_string(vector.astype("<f4", copy=False))
-    item = {
+    vector_e, n_events = embedding.vector_e, embedding.n_events
+    item: dict[str, Any] = {
         "object": "embedding",
         "index": at,
-        "embedding": vector,
-        "n_events": embedding.n_events,
-        "as_of": iso(embedding),
-        "source": outcome.source,
+        "embedding": b64encode_as_string(vector_e.astype("<f4", copy=False).data) if as_base64 else vector_e,
+        "n_events": n_events,
+        "as_of": iso_of(embedding.as_of) if n_events else None,
+        "source": source,
     }
     user_id = _name_of(asked)
     if user_id is not None:

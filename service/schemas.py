@@ -356,7 +356,10 @@ def parse_embeddings(
     n_events = sum(len(events) for events in histories if isinstance(events, list))
     if n_events > max_events:
         raise Malformed(f"input has {n_events} events, expected at most {max_events} (LURM_REQUEST_EVENTS)")
-    return request, [_input(one, at) for at, one in enumerate(given)]
+    return request, [
+        one if type(one) is str and 0 < len(one) <= MAX_ID_BYTES and one.isascii() else _input(one, at)  # mostly ids
+        for at, one in enumerate(given)
+    ]
 
 
 def parse_events(body: bytes) -> list[object]:
