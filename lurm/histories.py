@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,7 @@ _REMEMBERED = 2**16  # standings
 _LOOKED_AT = 2**15  # users
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """What a user's history consists of at one moment.
 
     Attributes:
@@ -91,7 +90,7 @@ class Histories:
         except Unavailable as error:
             tails = await self._without_live.tails(user_ids)
             found = map(self._standing, user_ids, tails)
-            return [error if one is None else replace(one, is_fresh=False) for one in found]
+            return [error if one is None else one._replace(is_fresh=False) for one in found]
         found = map(self._standing, user_ids, tails)
         return [one or UnknownUser(user_id) for one, user_id in zip(found, user_ids, strict=True)]
 
@@ -172,7 +171,7 @@ def _standing(base: HistoryBase, through: int, user_id: str, tail: LiveTail) -> 
         return None
     # An erasure the base has not seen leaves a life that is not the base's.
     moved = is_live or n_base != n_whole
-    return Standing(user_id, row, n_base, tail if moved else tail._replace(seq=0))
+    return Standing(user_id, row, n_base, tail if moved or not tail.seq else tail._replace(seq=0))
 
 
 def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence[Event]) -> History:

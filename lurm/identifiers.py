@@ -7,6 +7,7 @@ something else (the catalog: most popular first) keep that order and carry the p
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -39,12 +40,18 @@ class Identifiers:
         rows: (N,) int32, the row of each hash; None when the hashes are in row order.
     """
 
-    __slots__ = ("_hashes", "_ids", "_rows")
+    __slots__ = ("_hash_at", "_hashes", "_ids", "_offset_at", "_rows", "_utf8")
 
     def __init__(self, ids: pa.StringArray, hashes: NDArray[np.uint64], rows: NDArray[np.int32] | None = None) -> None:
         self._ids = ids
         self._hashes = hashes
         self._rows = rows
+        # One number of an array is read several times as fast through a view as through numpy or Arrow.
+        self._hash_at = np.ascontiguousarray(hashes).data
+        _, offsets, utf8 = ids.buffers()
+        offset_dtype = np.int64 if pa.types.is_large_string(ids.type) else np.int32
+        self._offset_at = np.frombuffer(offsets or b"", offset_dtype)[ids.offset :].data
+        self._utf8 = memoryview(utf8 or b"").cast("B")
 
     @classmethod
     def in_order(cls, ids: Sequence[str]) -> Identifiers:
@@ -79,11 +86,13 @@ class Identifiers:
 
     def row(self, id_: str) -> int:
         """The row of an id, or -1 when it is not in the table."""
-        digest = np.uint64(xxhash.xxh3_64_intdigest(id_.encode("utf-8", "surrogatepass")))
-        at = int(self._hashes.searchsorted(digest))
-        while at < len(self._hashes) and self._hashes[at] == digest:
+        encoded = id_.encode("utf-8", "surrogatepass")
+        digest = xxhash.xxh3_64_intdigest(encoded)
+        hash_at, offset_at = self._hash_at, self._offset_at
+        at = bisect_left(hash_at, digest)
+        while at < len(hash_at) and hash_at[at] == digest:
             row = at if self._rows is None else int(self._rows[at])
-            if self._ids[row].as_py() == id_:
+            if self._utf8[offset_at[row] : offset_at[row + 1]] == encoded:
                 return row
             at += 1
         return -1

@@ -25,6 +25,7 @@ from service.batches import Batches
 from service.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+_REMEMBERED = 2**16  # users
 
 
 class Embedded(NamedTuple):
@@ -133,6 +134,7 @@ class Embedder:
         self._telemetry = telemetry
         self._queue_users = queue_users
         self._batches = Batches[_Waiting]("encoder", most=batch_users, wait_s=batch_wait_s)
+        self._known: list[Known | None] = [None] * _REMEMBERED  # whoever comes next to a place takes it
         self._flights: dict[Provenance, Flight] = {}
         self._puts: set[asyncio.Task[None]] = set()
 
@@ -285,9 +287,13 @@ class Embedder:
 
     def known_of(self, standing: Standing) -> Known:
         """A user as they stand."""
-        seq = standing.live.seq
-        base, seq = (self._moved, seq) if seq else (self._base, standing.n_base)
-        return Known(Provenance(standing.user_id, base, seq, self._space_id), standing)
+        slot = hash(standing.user_id) % _REMEMBERED
+        known = self._known[slot]
+        if known is None or known.standing is not standing:
+            seq = standing.live.seq
+            base, seq = (self._moved, seq) if seq else (self._base, standing.n_base)
+            known = self._known[slot] = Known(Provenance(standing.user_id, base, seq, self._space_id), standing)
+        return known
 
     def _put(self, landed: Sequence[tuple[Asked, Embedded | LurmError]]) -> None:
         known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]

@@ -178,7 +178,7 @@ def _item(
         "as_of": iso_of(embedding.as_of) if n_events else None,
         "source": source,
     }
-    user_id = _name_of(asked)
+    user_id = asked if isinstance(asked, str) else _name_of(asked)
     if user_id is not None:
         item["user_id"] = user_id
     return item
