@@ -17,8 +17,8 @@ _KEPT_BYTES = 32 * 2**20  # per heap
 def keep_freed_memory() -> bool:
     """Reuse arrays of up to 8 MiB instead of asking the system again; whether this C library can be told so.
 
-    For a process that does the same again and again. It keeps at most 32 MiB of each heap, of which there are as many
-    as threads that compute.
+    For a process that does the same again and again. It keeps about 32 MiB at the end of each heap; larger arrays are
+    asked for anew every time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:

@@ -71,7 +71,7 @@ _VERSIONS = {
     "history": 1,
     "attributes": 1,
     "items": 1,
-    "interests": 2,
+    "interests": 3,
     "encoder": 4,
     "embeddings": 1,
     "index": 1,

@@ -89,6 +89,6 @@ def test_something_is_wanted_of_every_benchmark_and_the_page_shows_what_was_kept
     page = (repository / "BENCHMARKS.md").read_text()
     kept = newest(repository / "tests/benchmarks/results")
     for one in kept:
-        assert set(one.document["ratios"]) == set(WANTED[one.name])
+        assert set(one.document["ratios"]) >= set(WANTED[one.name])
         for ratio, value in one.document["ratios"].items():
             assert f"| {one.name} | {one.scale} | `{ratio}` | {value:.3g} |" in page, "run `lurm bench page`"
