@@ -1,8 +1,9 @@
 """Loops compiled to machine code on first use; they hold no interpreter lock, so threads share the cores.
 
 What is compiled is kept beside the source or, where that cannot be written, in the user's cache; where neither can, it
-is compiled in every process. A compiled function may call others of its own file alone: what is kept is checked against
-that file and no other.
+is compiled in every process. What is kept is checked against the file of the function alone: it may call compiled
+functions of its own file only, and what it takes from here (``add_rows`` and other instructions, ``LANES`` and other
+sizes) is kept with it. Who changes those here deletes what is kept elsewhere.
 """
 
 from __future__ import annotations

@@ -92,8 +92,7 @@ class HistoryBatch:
     @classmethod
     def of(cls, histories: Sequence[History]) -> HistoryBatch:
         """Lay histories one after another, in the order given."""
-        offsets = np.zeros(len(histories) + 1, np.int64)
-        np.cumsum([len(h) for h in histories], out=offsets[1:])
+        offsets = _laid([len(h) for h in histories])
         columns = (
             np.concatenate([getattr(h, name) for h in histories] or [np.empty(0, dtype)])
             for name, dtype in COLUMNS.items()
@@ -262,8 +261,7 @@ class HistoryBase:
     def batch(self, rows: NDArray[np.integer], *, named: bool = True) -> HistoryBatch:
         """The histories of these user rows, in that order (copied); without names, the ids are left out."""
         starts = self._offsets[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(self._offsets[rows + 1] - starts, out=offsets[1:])
+        offsets = _laid(self._offsets[rows + 1] - starts)
         columns = (_copied(self._columns[name], starts, offsets) for name in COLUMNS)
         return HistoryBatch(self.users.take(rows) if named else (), offsets, *columns)
 
@@ -358,9 +356,15 @@ def gathered(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> tuple[NDArr
     Args:
         starts, stops: (B,) of each stretch, the stop not in it.
     """
-    laid = np.zeros(len(starts) + 1, np.int64)
-    np.cumsum(stops - starts, out=laid[1:])
+    laid = _laid(stops - starts)
     return laid, np.arange(laid[-1]) + np.repeat(starts - laid[:-1], stops - starts)
+
+
+def _laid(lengths: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
+    """(N+1,) offsets of N stretches of these lengths, laid one after another."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 @compiled
