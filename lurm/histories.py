@@ -18,7 +18,7 @@ from lurm.erasure import Ledger
 from lurm.errors import LurmError, UnknownUser
 from lurm.events import Event
 from lurm.history import History, HistoryBase, laid_together
-from lurm.live import Arrived, Damaged, LiveEvents, LiveTail, Unavailable
+from lurm.live import NOTHING, Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
 
 _REMEMBERED = 2**16  # standings
@@ -69,7 +69,7 @@ class Histories:
         self.live = live
         self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
-        self._standing = functools.lru_cache(_REMEMBERED)(functools.partial(_standing, base, self._through))
+        self._standing = functools.lru_cache(_REMEMBERED)(self._standing_of)
 
     async def standing(self, user_id: str) -> Standing:
         """How one user stands.
@@ -85,14 +85,16 @@ class Histories:
 
     async def standings(self, user_ids: Sequence[str]) -> list[Standing | LurmError]:
         """How each user stands, in order, or why that cannot be told; see ``standing``."""
+        why: Unavailable | None = None
         try:
             tails = await self.live.tails(user_ids)
         except Unavailable as error:
-            tails = await self._without_live.tails(user_ids)
-            found = map(self._standing, user_ids, tails)
-            return [error if one is None else one._replace(is_fresh=False) for one in found]
-        found = map(self._standing, user_ids, tails)
-        return [one or UnknownUser(user_id) for one, user_id in zip(found, user_ids, strict=True)]
+            tails, why = await self._without_live.tails(user_ids), error
+        # Who is asked for alone is mostly asked for again; many at once are looked up faster than they are remembered.
+        found = list(map(self._standing, user_ids, tails)) if len(user_ids) == 1 else self._standings(user_ids, tails)
+        if why is not None:
+            return [why if one is None else one._replace(is_fresh=False) for one in found]
+        return [UnknownUser(user_id) if one is None else one for one, user_id in zip(found, user_ids, strict=True)]
 
     async def read(self, standings: Sequence[Standing]) -> list[History | LurmError]:
         """The histories of users, in order; for those who were erased after they were asked for: ``UnknownUser``.
@@ -146,6 +148,29 @@ class Histories:
             return 0, 0
         return len(history), int(history.timestamps[-1]) if len(history) else 0
 
+    def _standing_of(self, user_id: str, tail: LiveTail) -> Standing | None:
+        row = self.base.users.row(user_id)
+        return self._standing_at(user_id, tail, row, self.base.n_events_of(row) if row >= 0 else 0)
+
+    def _standings(self, user_ids: Sequence[str], tails: Sequence[LiveTail]) -> list[Standing | None]:
+        rows = self.base.users.rows(user_ids)
+        n_events = np.where(rows < 0, 0, self.base.lengths(rows))
+        return list(map(self._standing_at, user_ids, tails, rows.tolist(), n_events.tolist()))
+
+    def _standing_at(self, user_id: str, tail: LiveTail, row: int, n_whole: int) -> Standing | None:
+        """How a user stands who has this tail, and so many events in this row of the base; None: nothing of theirs."""
+        if tail is NOTHING:
+            return Standing(user_id, row, n_whole, tail) if n_whole else None
+        n_base = n_whole
+        if tail.erased_at and row >= 0:
+            n_base -= int(self.base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
+        is_live = tail.seq > self._through
+        if not n_base and not (is_live and tail.seq > tail.erased_seq):
+            return None
+        # An erasure the base has not seen leaves a life that is not the base's.
+        moved = is_live or n_base != n_whole
+        return Standing(user_id, row, n_base, tail if moved or not tail.seq else tail._replace(seq=0))
+
     def _of_base(self, standing: Standing) -> History:
         return self.base.at(standing.row)
 
@@ -158,20 +183,6 @@ class Histories:
             whole = self.base.at(standing.row)
             own = whole.after(tail.erased_at) if tail.erased_at else whole
         return merge(self.base, standing.user_id, own, events)
-
-
-def _standing(base: HistoryBase, through: int, user_id: str, tail: LiveTail) -> Standing | None:
-    """How a user with this tail stands, on a base that holds arrivals up to ``through``; None: nothing of theirs."""
-    row = base.users.row(user_id)
-    n_base = n_whole = base.n_events_of(row) if row >= 0 else 0
-    if tail.erased_at and row >= 0:
-        n_base -= int(base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
-    is_live = tail.seq > through
-    if not n_base and not (is_live and tail.seq > tail.erased_seq):
-        return None
-    # An erasure the base has not seen leaves a life that is not the base's.
-    moved = is_live or n_base != n_whole
-    return Standing(user_id, row, n_base, tail if moved or not tail.seq else tail._replace(seq=0))
 
 
 def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence[Event]) -> History:

@@ -7,15 +7,18 @@ something else (the catalog: most popular first) keep that order and carry the p
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import xxhash
 from numpy.typing import NDArray
 
+from lurm.compiled import compiled
 from lurm.errors import ArtifactCorrupt
 
 MAX_ID_BYTES = 512
@@ -40,18 +43,18 @@ class Identifiers:
         rows: (N,) int32, the row of each hash; None when the hashes are in row order.
     """
 
-    __slots__ = ("_hash_at", "_hashes", "_ids", "_offset_at", "_rows", "_utf8")
+    __slots__ = ("_hash_at", "_hashes", "_ids", "_offset_at", "_offsets", "_rows", "_utf8", "_utf8_at")
 
     def __init__(self, ids: pa.StringArray, hashes: NDArray[np.uint64], rows: NDArray[np.int32] | None = None) -> None:
         self._ids = ids
-        self._hashes = hashes
-        self._rows = rows
-        # One number of an array is read several times as fast through a view as through numpy or Arrow.
-        self._hash_at = np.ascontiguousarray(hashes).data
+        self._hashes = _constant(np.ascontiguousarray(hashes))
+        self._rows = None if rows is None else _constant(rows)
         _, offsets, utf8 = ids.buffers()
         offset_dtype = np.int64 if pa.types.is_large_string(ids.type) else np.int32
-        self._offset_at = np.frombuffer(offsets or b"", offset_dtype)[ids.offset :].data
-        self._utf8 = memoryview(utf8 or b"").cast("B")
+        self._offsets = _constant(np.frombuffer(offsets or b"", offset_dtype)[ids.offset :])
+        self._utf8 = _constant(np.frombuffer(utf8 or b"", np.uint8))
+        # One number of an array is read several times as fast through a view as through numpy or Arrow.
+        self._hash_at, self._offset_at, self._utf8_at = self._hashes.data, self._offsets.data, self._utf8.data
 
     @classmethod
     def in_order(cls, ids: Sequence[str]) -> Identifiers:
@@ -92,14 +95,24 @@ class Identifiers:
         at = bisect_left(hash_at, digest)
         while at < len(hash_at) and hash_at[at] == digest:
             row = at if self._rows is None else int(self._rows[at])
-            if self._utf8[offset_at[row] : offset_at[row + 1]] == encoded:
+            if self._utf8_at[offset_at[row] : offset_at[row + 1]] == encoded:
                 return row
             at += 1
         return -1
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
         """The rows of many ids, -1 where unknown; (N,) int32 in the order given."""
-        return np.fromiter((self.row(i) for i in ids), dtype=np.int32, count=len(ids))
+        found = np.empty(len(ids), np.int32)
+        if len(ids) and len(self):
+            encoded = [id_.encode("utf-8", "surrogatepass") for id_ in ids]
+            hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, encoded), np.uint64, len(ids))
+            ends = np.fromiter(itertools.accumulate(map(len, encoded)), np.int64, len(ids))
+            utf8 = np.frombuffer(b"".join(encoded), np.uint8)
+            rows = _IN_ORDER if self._rows is None else self._rows
+            _find(hashes, ends, utf8, self._hashes, rows, self._offsets, self._utf8, found)
+        else:
+            found[:] = -1
+        return found
 
     def save(self, folder: Path, name: str) -> None:
         """Write ``<name>.arrow``: columns id, hash and (unless in hash order) row."""
@@ -133,6 +146,52 @@ class Identifiers:
         except (pa.ArrowInvalid, OSError, KeyError) as error:
             raise ArtifactCorrupt(f"{path} is not a table of identifiers: {error}") from error
         return cls(ids, hashes, rows)
+
+
+@compiled
+def _find(
+    wanted: NDArray[np.uint64],
+    ends: NDArray[np.int64],
+    wanted_utf8: NDArray[np.uint8],
+    hashes: NDArray[np.uint64],
+    rows: NDArray[np.int32],
+    offsets: NDArray[np.integer],
+    utf8: NDArray[np.uint8],
+    found: NDArray[np.int32],
+) -> None:
+    """Each wanted id's row, or -1: all binary searches side by side, so that they wait for memory together."""
+    low = np.zeros(len(wanted), np.int64)
+    length = len(hashes)
+    while length > 1:
+        half = length // 2
+        for one in range(len(wanted)):
+            low[one] += half * (hashes[low[one] + half - 1] < wanted[one])
+        length -= half
+    for one in range(len(wanted)):
+        start = ends[one - 1] if one else 0
+        n_bytes = ends[one] - start
+        at = low[one] + (hashes[low[one]] < wanted[one])
+        found[one] = -1
+        while at < len(hashes) and hashes[at] == wanted[one]:
+            row = rows[at] if len(rows) else at
+            own = offsets[row]
+            same = offsets[row + 1] - own == n_bytes
+            for byte in range(n_bytes if same else 0):
+                same &= utf8[own + byte] == wanted_utf8[start + byte]
+            if same:
+                found[one] = row
+                break
+            at += 1
+
+
+def _constant(array: NDArray[Any]) -> NDArray[Any]:
+    """A view that cannot be written through: loops are compiled for one kind of array."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
+_IN_ORDER = _constant(np.empty(0, np.int32))
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

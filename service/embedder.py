@@ -170,7 +170,7 @@ class Embedder:
 
     async def all_known(self, user_ids: Sequence[str]) -> list[Known | LurmError]:
         """Users as of now, in order; or why there is none, see ``known``."""
-        known = self.known_of
+        known = self.known_of if len(user_ids) == 1 else self._known_as
         return [known(one) if isinstance(one, Standing) else one for one in await self._histories.standings(user_ids)]
 
     async def embed_one(self, known: Known) -> Embedded:
@@ -198,6 +198,8 @@ class Embedder:
         at_hand = [look(one.provenance) if isinstance(one, Known) else None for one in wanted]
         missing = [one for one, found in zip(wanted, at_hand, strict=True) if found is None]
         self._telemetry.hit(len(wanted) - len(missing))
+        if len(missing) == len(wanted):
+            return await self._fly(missing)
         flown = iter(await self._fly(missing) if missing else ())
         return [next(flown) if found is None else Embedded(found, "cache") for found in at_hand]
 
@@ -286,14 +288,17 @@ class Embedder:
         ]
 
     def known_of(self, standing: Standing) -> Known:
-        """A user as they stand."""
+        """A user as they stand; remembered, for as long as nobody comes to the same place."""
         slot = hash(standing.user_id) % _REMEMBERED
         known = self._known[slot]
         if known is None or known.standing is not standing:
-            seq = standing.live.seq
-            base, seq = (self._moved, seq) if seq else (self._base, standing.n_base)
-            known = self._known[slot] = Known(Provenance(standing.user_id, base, seq, self._space_id), standing)
+            known = self._known[slot] = self._known_as(standing)
         return known
+
+    def _known_as(self, standing: Standing) -> Known:
+        user_id, _, n_base, live, _ = standing
+        base, seq = (self._moved, live.seq) if live.seq else (self._base, n_base)
+        return Known(Provenance(user_id, base, seq, self._space_id), standing)
 
     def _put(self, landed: Sequence[tuple[Asked, Embedded | LurmError]]) -> None:
         known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]

