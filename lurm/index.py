@@ -4,7 +4,8 @@ A score is a cosine: larger is nearer. Up to ``EXACT_USERS`` users the scan is e
 broadly that it misses fewer than one in 200 of the ten nearest.
 
 Among some users, ``Nearest`` goes the way that costs less: a scan of just them, exact, or the graph, which is asked for
-more than k. If k of the first few that it finds are among them, they are the answer; else the scan is.
+more than k and searched so broadly that it misses hardly anybody. If k of the first few that it finds are among them,
+they are the answer; else the scan is.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from lurm.filters import Passing
 KIND = "index"
 FILE = "users.faiss"
 EXACT_USERS = 200_000
-_ROW_NS, _GRAPH_NS = 12.0, 1_500.0  # what a scan takes for a row, the graph for one of those it keeps in sight
+_ROW_NS, _GRAPH_NS = 9.0, 1_500.0  # what a scan takes for a row, the graph for one of those it keeps in sight
+_BROADLY = 4  # times what a search of everybody keeps in sight, where the other way, the scan, would miss nobody
 _FRONT = 4  # of what the graph is asked for, the first part of so many is taken for all that is there
 _FEW = 128  # left out
 _AHEAD, _LINE = 32, 16  # rows that are fetched early, and numbers that come at once
@@ -111,11 +113,17 @@ class UserIndex:
         unit_e: NDArray[np.float32] = query / norm
         return unit_e
 
-    def first(self, query_e: NDArray[np.float32], n: int) -> Neighbors:
-        """The first n that the index finds for a query of unit length; fewer where a graph ends."""
+    def first(self, query_e: NDArray[np.float32], n: int, in_sight: int = 0) -> Neighbors:
+        """The first n that the index finds for a query of unit length; fewer where a graph ends.
+
+        Args:
+            query_e: (E,).
+            n: how many.
+            in_sight: candidates that a graph is to keep at least, more than it does by itself.
+        """
         parameters = None
         if self.is_graph:
-            parameters = faiss.SearchParametersHNSW(efSearch=max(n, self.in_sight))
+            parameters = faiss.SearchParametersHNSW(efSearch=max(n, in_sight, self.in_sight))
         scores, rows = self._index.search(query_e[None], n, params=parameters)
         there = rows[0] >= 0
         return Neighbors(rows[0][there], scores[0][there])
@@ -160,7 +168,7 @@ class Nearest:
         if not n_among:
             return Neighbors(np.empty(0, np.int64), np.empty(0, np.float32))
         if n_front := self._front(k + min(len(left_out), k), n_among):
-            found = self._index.first(query_e, _FRONT * n_front)
+            found = self._index.first(query_e, _FRONT * n_front, 0 if n_among == n_users else self._broadly)
             front = found.rows[:n_front]
             passes = np.ones(len(front), bool) if among is None else among.mask_u[front]
             if len(left_out):
@@ -182,8 +190,12 @@ class Nearest:
         if not self._index.is_graph:
             return 0
         n_front = max(round((wanted + 3 * wanted**0.5) * len(self._index) / n_among), _FEW // _FRONT)
-        asked = max(_FRONT * n_front, self._index.in_sight)
+        asked = max(_FRONT * n_front, self._index.in_sight if n_among == len(self._index) else self._broadly)
         return n_front if asked < len(self._index) and asked * _GRAPH_NS < n_among * _ROW_NS else 0
+
+    @property
+    def _broadly(self) -> int:
+        return _BROADLY * self._index.in_sight
 
     def _scan(self, query_e: NDArray[np.float32], n: int, among: Passing | None) -> Neighbors:
         """The nearest n of those who pass, exactly; ties in the order of rows."""
