@@ -242,11 +242,11 @@ def next_of(
     from lurm import settings
     from lurm.errors import UnknownUser, UsageError
     from lurm.history import HistoryBatch
-    from lurm.moments import LATEST, iso_ms
+    from lurm.moments import LATEST, in_words, iso_ms
     from lurm.prospect import Occasion
     from lurm.release import Release
     from service.foreteller import required
-    from service.futures import imagined, seen_from, told_next
+    from service.futures import imagined, not_before, seen_from, told_next
     from service.offline import histories_now
     from service.schemas import RolloutRequest, validated
 
@@ -266,7 +266,10 @@ def next_of(
 
     then = moment("--at", at)
     seen = int(time.time() * 1000) if as_of == "now" else moment("--as-of", as_of)
-    wanted = {"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed, "as_of": seen}
+    not_before(then, seen)
+    wanted: dict[str, object] = {"steps": rollout, "paths": paths, "horizon_days": days, "seed": seed}
+    if seen is not None:
+        wanted["as_of"] = in_words(seen)
     asked = validated(RolloutRequest, wanted, ("rollout",)) if rollout else None
     known, strangers = histories_now(opened, user_ids, config.live_folder, config.live_url)
     if asked is not None:

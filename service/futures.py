@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBase, HistoryBatch
-from lurm.moments import LATEST
+from lurm.moments import LATEST, in_words
 from lurm.prospect import Imagined, NextModel, Plan, Prospect
 from service.schemas import RolloutRequest, iso_of
 
@@ -40,6 +41,19 @@ def seen_from(base: HistoryBase, history: History, moment: int | None) -> tuple[
     if moment is not None:
         return history.before(moment), moment
     return history, max(base.watermark, int(history.timestamps[-1]) if len(history) else 0)
+
+
+def not_before(at: int | None, as_of: int | None) -> None:
+    """Whether it can be asked what is done at a moment, by what is known at another one.
+
+    Raises:
+        Unfulfillable: that one is later, and what was done in between would be known.
+    """
+    if at is not None and as_of is not None and at < as_of:
+        raise Unfulfillable(
+            f"asked is what is done at {in_words(at)}, given that nothing was until {in_words(as_of)}; give an as_of "
+            "that is no later than at"
+        )
 
 
 def _facts(history: History) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
-from service.futures import imagined, seen_from, told_next
+from service.futures import imagined, not_before, seen_from, told_next
 from service.keys import needs
 from service.schemas import known_id, parse_rollout
 
@@ -32,7 +32,7 @@ AsOf = Annotated[
     _TEXT,
     Query(
         description="Only events before it count, and nothing else is known to have happened until then. Default: the "
-        "end of the release's log, or the user's newest event if that is later."
+        "end of the release's log, or the user's newest event if that is later. With at: no later than that."
     ),
 ]
 Place = Annotated[str, Query(max_length=MAX_ID_BYTES, description="Given that it happens there; '': nowhere known.")]
@@ -56,10 +56,12 @@ async def next_of(
     """The likeliest next behaviours of a user, in words and with probabilities.
 
     Whenever and wherever it comes, given that it has not come until a moment; or given that it comes at a time or a
-    place. Probabilities are among the behaviours that the model tells apart. 409 where the release has no such model.
+    place. Probabilities are among the behaviours that the model tells apart. 409 where the release has no such model,
+    or at is earlier than as_of.
     """
     serving = serving_of(request)
     serving.foreteller.of_release()
+    not_before(at, as_of)
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
     base = serving.release.history

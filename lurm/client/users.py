@@ -247,14 +247,14 @@ class UserMethods(ABC):
         Args:
             user_id: whose.
             k: at most 1000.
-            at: given that it happens then: a datetime, ISO 8601 or epoch ms.
+            at: given that it happens then: a datetime, ISO 8601 or epoch ms; UTC unless it says otherwise.
             location: given that it happens there; "": nowhere known.
-            as_of: only events before it count, and nothing further has happened until then; None: the end of the
-                release's log, or the user's newest event if that is later.
+            as_of: only events before it count, and nothing further has happened until then, likewise; None: the end of
+                the release's log, or the user's newest event if that is later.
 
         Raises:
             UnknownUser: no history is known.
-            Unfulfillable: the release has no such model.
+            Unfulfillable: the release has no such model, or ``at`` is earlier than ``as_of``.
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)

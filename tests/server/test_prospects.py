@@ -159,6 +159,28 @@ def test_what_cannot_be_asked_is_refused(asked: httpx.Client, release: Release) 
         problem(asked.post(f"/v1/users/{user}/rollout", json=body), 422, "malformed-request")
 
 
+def test_what_is_done_before_it_is_known_is_not_asked(
+    asked: httpx.Client, release: Release, release_root: Path
+) -> None:
+    """``at`` is no earlier than ``as_of``; a moment of the seventies is one, for the command as for the service."""
+    user, watermark = release.history.users[4], release.history.watermark
+    asked_of = f"/v1/users/{user}/next"
+    said = problem(asked.get(asked_of, params={"at": watermark - 1, "as_of": watermark}), 409, "unfulfillable")
+    assert in_words(watermark) in str(said["detail"]) and "no later than at" in str(said["detail"])
+    assert asked.get(asked_of, params={"at": watermark, "as_of": watermark}).status_code == 200
+    command = [sys.executable, "-m", "lurm", "next", user, "--artifacts-dir", str(release_root), "--json"]
+    refused = subprocess.run(
+        [*command, "--at", "2001-01-01", "--as-of", "2001-01-02"], capture_output=True, text=True, timeout=120
+    )
+    assert refused.returncode == Unfulfillable.exit_code and "2001-01-02" in refused.stderr
+    early = subprocess.run(
+        [*command, "--as-of", "1975-03-01", "--rollout", "2"], capture_output=True, text=True, timeout=120, check=True
+    )
+    wanted = {"steps": 2, "as_of": "1975-03-01"}
+    paths = asked.post(f"/v1/users/{user}/rollout", json=wanted).json()["paths"]
+    assert json.loads(early.stdout)["users"][0]["paths"] == paths and len(paths[0]) == 2
+
+
 def test_a_release_without_the_model_says_what_to_do(without: Path, release: Release) -> None:
     user = release.history.users[0]
     with running_server(without) as server, server.client() as client:
