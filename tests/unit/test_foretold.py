@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,10 @@ from lurm.progress import Silent
 from tests.chains import chained, small
 from training.behave import BehaveTrainConfig, packed, stretches
 from training.foretold import DISJOINT, FORWARD, Repeated, Trial, Verdict, judge_next
+from training.foretold.abroad import Abroad, Point
 from training.foretold.measures import Tally
+from training.foretold.newcomers import Adopted, Newcomers
+from training.foretold.realism import Realism
 from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 
 Log = tuple[HistoryBase, InterestVocabulary]
@@ -120,7 +125,31 @@ def test_seeds_together_tell_means_and_how_sure_they_are() -> None:
     mean, half = together.gains()[FORWARD]["weighted_recall"]
     assert mean == pytest.approx(0.4) and half == pytest.approx(12.706 * 0.2, rel=1e-3)
     assert together.summary()[DISJOINT]["BehaveGPT plain"]["weighted_recall"][1] == 0
-    assert set(together.to_json()) == {"summary", "gains", "runs"} and len(together.to_json()["runs"]) == 2
+    assert set(together.to_json()) == {"summary", "gains", "further", "runs"} and len(together.to_json()["runs"]) == 2
     assert together.to_table().row_count == 2 * 2 + 2
     alone = Verdict(0, 2, {}, {FORWARD: {"BehaveGPT plain": together.runs[0].measures[FORWARD]["BehaveGPT plain"]}}, {})
     assert Repeated([alone, alone]).gains() == {}
+
+
+def test_seeds_together_tell_of_futures_new_behaviours_and_another_log() -> None:
+    def verdict(x: float) -> Verdict:
+        adopted = [Adopted(n, x * n, x, x, x, x) for n in (1, 10)]
+        new = Newcomers(5, 100, x / 2, x, x, x, x, adopted)
+        points = [Point(0.05, 10, way, x, x, x, 4 + x) for way in ("from nothing", "full")]
+        futures = {"BehaveGPT": Realism(*[x] * 7), "Markov": Realism(*[2 * x] * 7)}
+        measures = {FORWARD: {"BehaveGPT plain": Tally(np.ones(2, np.int64)).measures()}}
+        return Verdict(0, 2, {}, measures, futures, new, Abroad("other", x, points))
+
+    together = Repeated([verdict(0.02), verdict(0.04)])
+    half = 12.706 * 0.01
+    told = {(of, who): row for of, who, row in together.further()}
+    assert told["futures", "Markov"]["transitions"] == pytest.approx((0.06, 2 * half), rel=1e-3)
+    assert told["new behaviours", "by frequency"]["recall"] == pytest.approx((0.015, half / 2), rel=1e-3)
+    assert told["new behaviours", "by frequency"]["among"] == pytest.approx((0.03, half), rel=1e-3)
+    assert told["new behaviours", "10 examples"]["recall"] == pytest.approx((0.3, 10 * half), rel=1e-3)
+    assert told["another log", "full, 5% of users"]["nats"] == pytest.approx((4.03, half), rel=1e-3)
+    assert len(told) == 2 + 3 + 2
+    assert together.to_json()["further"]["futures"]["BehaveGPT"]["copied"] == pytest.approx((0.03, half), rel=1e-3)
+    assert together.to_table().row_count == 1 + len(told)
+    partly = Repeated([verdict(0.02), replace(verdict(0.04), newcomers=None)])
+    assert {of for of, _, _ in partly.further()} == {"futures", "new behaviours", "another log"}

@@ -159,9 +159,40 @@ class Repeated:
             for split in splits
         }
 
+    def further(self) -> list[tuple[str, str, dict[str, tuple[float, float]]]]:
+        """What else was judged: of what, of whom, and measures likewise, over the runs that judged it.
+
+        Futures of each model; new behaviours, by examples of each; and each way from a model of another log, by the
+        share of users learned from.
+        """
+        found: dict[tuple[str, str], dict[str, list[float]]] = {}
+        for run in self.runs:
+            rows = [("futures", name, asdict(one)) for name, one in run.futures.items()]
+            if (new := run.newcomers) is not None:
+                words = {"recall": new.frequency, "among": new.most_frequent}
+                rows.append(("new behaviours", "by frequency", words))
+                rows += [("new behaviours", f"{one.examples} examples", asdict(one)) for one in new.adopted]
+            if run.abroad is not None:
+                rows += [
+                    ("another log", f"{one.way}, {one.share:.0%} of users", asdict(one)) for one in run.abroad.points
+                ]
+            for of, who, measures in rows:
+                row = found.setdefault((of, who), {})
+                for word, value in measures.items():
+                    if isinstance(value, float):
+                        row.setdefault(word, []).append(value)
+        return [
+            (of, who, {word: _over_seeds(values) for word, values in row.items() if word != "share"})
+            for (of, who), row in found.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {"summary": self.summary(), "gains": self.gains(), "runs": [run.to_json() for run in self.runs]}
+        further: dict[str, dict[str, Any]] = {}
+        for of, who, row in self.further():
+            further.setdefault(of, {})[who] = row
+        runs = [run.to_json() for run in self.runs]
+        return {"summary": self.summary(), "gains": self.gains(), "further": further, "runs": runs}
 
     def to_table(self) -> Table:
         """For people."""
@@ -171,6 +202,9 @@ class Repeated:
                 table.add_row(split, name, *(f"{mean:.4f} ± {half:.4f}" for mean, half in row.values()))
         for split, words in self.gains().items():
             table.add_row(split, "over plain", *(f"{mean:+.1%} ± {half:.1%}" for mean, half in words.values()))
+        for of, who, row in self.further():
+            told = [f"{word.replace('_', ' ')} {mean:.3f} ± {half:.3f}" for word, (mean, half) in row.items()]
+            table.add_row(of, who, *told[: len(_WORDS)])
         return table
 
 
