@@ -2,9 +2,10 @@
 
 The limit of training is a bare loop over the very rows the trainer made, ready as tensors: a plain stack of blocks of
 the same shape with fused attention, cross-entropy, backward, AdamW. It reads no history, packs no rows, masks no
-neighbours, foretells no gaps, weighs no behaviours. The limit of a question is a forward pass over its steps, ready as
-tensors, and the scores of the last. A rollout without kept keys and values reads everything anew at every step. All
-compute with one thread.
+neighbours, foretells no gaps, weighs no behaviours. A question is asked as a service asks it, of a user who has been
+silent for a day: what comes next is a mean over moments. Its limit is a forward pass over its steps, ready as tensors,
+and the scores of the last, told neither time nor silence. A rollout without kept keys and values reads everything anew
+at every step. All compute with one thread.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.rollout import rollout
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook
 from lurm.errors import LurmError
+from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
@@ -34,7 +36,7 @@ from training.bench.race import Figures, Timing, Track, Turn, race
 _SIZES = {
     "tiny": (LogSize(4_000, 100, 200, 20), BehaveGptConfig(window=64), 16),
     "small": (LogSize(120_000, 1_200, 5_000, 300), BehaveGptConfig(), 256),
-    "full": (LogSize(3_000_000, 30_000, 50_000, 1_000), BehaveGptConfig(size="10M"), 256),
+    "full": (LogSize(60_000, 600, 20_000, 1_000), BehaveGptConfig(size="3M"), 256),
 }
 _MEMORY_LIMIT_BYTES = 2**32
 _QUESTIONS = 20
@@ -139,10 +141,14 @@ def _questions(
     batch = _long(base, shape.window)
     streams = torch.from_numpy(codebook.steps(batch, vocabulary).last(shape.window).streams)[:, None]
 
+    def told(occasion: Occasion) -> NDArray[np.float32]:
+        (found,) = model.next(batch, [occasion], 10)
+        return np.array([one.probability for one in found], np.float32)
+
     def asked(turn: Turn) -> NDArray[np.float32]:
         for _ in range(_QUESTIONS):
-            (found,) = model.next(batch, [Occasion()], 10)
-        return np.array([one.probability for one in found], np.float32)
+            found = told(Occasion(quiet_until=int(batch.last_at[0]) + DAY_MS))
+        return found
 
     def bare_forward(turn: Turn) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -151,9 +157,11 @@ def _questions(
         return np.sort(chances[0].numpy())[::-1][:10]
 
     timings, answers = race(track, _QUESTIONS, {"next": asked, "bare_forward": bare_forward})
-    apart = float(np.abs(answers["next"] - answers["bare_forward"]).max())
+    apart = float(np.abs(told(Occasion()) - answers["bare_forward"]).max())
     if not apart < 1e-5:
         raise LurmError(f"behavegpt: the answer and the bare forward are {apart:.1g} apart")
+    if np.array_equal(answers["next"], answers["bare_forward"]):
+        raise LurmError("behavegpt: a day of silence changes no answer")
     return timings
 
 
