@@ -37,7 +37,7 @@ from training.behave import Mode, Packed, known_at, packed, stretches
 
 _RANK = 8  # of what an adapter adds to a matrix
 _ROUNDS = 4
-_OF_THE_LOG = ("streams.2.", "streams.3.", "streams.4.", "head.2.", "gap_head.", "place_head.")
+_OF_THE_LOG = ("streams.2.", "streams.3.", "streams.4.", "whole.", "head.2.", "gap_head.", "place_head.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,16 @@ class AdoptConfig:
     """How rows of new behaviours are fit.
 
     Attributes:
-        pull: how strongly a row of the head is held to where it starts; an example weighs 1.
+        pull: how strongly a row of the head is held to where it starts, where an example weighs 1 and what the row is
+            held against varies by 1; where that varies more, a row need not go as far for the same scores, so it is
+            held as much more.
         bias_pull: the same of its bias.
         most_lost: share of the steps on which an old behaviour was foretold that may go over to a new one; each new
             one has its part of them by frequency, and its bias is lowered where the fit asks for more.
         iterations: of L-BFGS, at most.
     """
 
-    pull: float = 100.0
+    pull: float = 5.0
     bias_pull: float = 1.0
     most_lost: float = 0.01
     iterations: int = 100
@@ -225,9 +227,10 @@ def _fit(
     """Put the most probable rows from ``n_old`` on into the head; ``share_k`` of what may be lost goes to each."""
     start_kd, start_k = network.head_weight[n_old:].detach().clone(), network.head_bias[n_old:].detach().clone()
     with torch.no_grad():
-        old_nc = known_nd @ network.head_weight[:n_old].T + network.head_bias[:n_old]
+        old_nc = known_nd @ network.head_weight[:n_old].T + (network.head_bias + network.tilt_c)[:n_old]
         others_n1 = torch.logsumexp(old_nc, 1, keepdim=True)
         highest_n, likeliest_n = old_nc.max(1)
+        pull = config.pull * float(known_nd[target_n < n_old].var(0, correction=0).mean())
     column_n = (target_n - n_old + 1).clamp_min(0)  # an old one: the first, which is all of them
     rows_kd, bias_k = start_kd.clone().requires_grad_(), start_k.clone().requires_grad_()
     fitting = torch.optim.LBFGS([rows_kd, bias_k], max_iter=config.iterations, line_search_fn="strong_wolfe")
@@ -236,7 +239,7 @@ def _fit(
         fitting.zero_grad()
         scores = torch.cat([others_n1, known_nd @ rows_kd.T + bias_k], dim=1)
         wrong = (nn.functional.cross_entropy(scores, column_n, reduction="none") * weight_n).sum()
-        held = config.pull * (rows_kd - start_kd).square().sum() + config.bias_pull * (bias_k - start_k).square().sum()
+        held = pull * (rows_kd - start_kd).square().sum() + config.bias_pull * (bias_k - start_k).square().sum()
         total: Tensor = wrong + held / 2
         total.backward()  # type: ignore[no-untyped-call]
         return total
@@ -258,7 +261,7 @@ def _examples(network: BehaveGpt, lessons: Iterable[Lesson]) -> tuple[Tensor, Te
         hidden_nd = known_at(network, part)[asked_n]
         told = part.target[:4, asked_n]
         for context in (torch.zeros_like(told), told):
-            known.append(network.head[:2](network.asked(hidden_nd, context)))
+            known.append(network.weighed(hidden_nd, context))
             targets.append(part.target[EVENT][asked_n] - FIRST)
     return torch.cat(known or [torch.empty(0, network.config.shape.width)]), torch.cat(
         targets or [torch.empty(0).long()]

@@ -22,7 +22,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.ahead import ahead
 from lurm.behavegpt.network import BehaveGpt
-from lurm.behavegpt.objective import Objective, ObjectiveConfig
+from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.errors import DataError
@@ -37,6 +37,7 @@ Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _STRIDE = 64  # lengths of rows are multiples of it
 _SAMPLE_FOR_MEAN = 4096
+_TILTED_BY = 256  # held-out users by whom a tilt is chosen
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +244,7 @@ class BehaveTrainer:
         self._epochs = config.epochs_for(history.n_events)
 
     def fit(self) -> BehaveOutcome:
-        """Train until the passes are done or the held-out loss stops falling, and keep the best weights.
+        """Train until the passes are done or the held-out loss stops falling; keep the best weights, and tilt them.
 
         Raises:
             DataError: no held-out user has done anything that can be foretold.
@@ -260,6 +261,8 @@ class BehaveTrainer:
             ranks=self._ranks,
         )
         self._network.load_state_dict(passed.best)
+        if config.objective.tilts and not self._in_sample:
+            self._network.tilt_c.copy_(self._tilt())
         self._network.cpu()
         return BehaveOutcome(
             passed.epochs,
@@ -358,15 +361,9 @@ class BehaveTrainer:
     def held_out_loss(self) -> float:
         """Cross-entropy of the next behaviour of users that never train, told nothing but the past."""
         total = torch.zeros(2, dtype=torch.float64)
-        self._network.eval()
-        own = self._held_rows[self._ranks.share(len(self._held_rows))]
-        with closing(ahead(self._held_out(own))) as ready:
-            for part in ready:
-                on = part.to(self._device)
-                is_ours = on.target[EVENT] >= FIRST
-                scores_nc = self._network.scores(known_at(self._network, on)[is_ours])
-                loss = F.cross_entropy(scores_nc, on.target[EVENT][is_ours] - FIRST, reduction="sum")
-                total += torch.tensor([float(loss), float(is_ours.sum())], dtype=torch.float64)
+        for scores_nc, target_n in self._foretold(self._held_rows):
+            loss = F.cross_entropy(scores_nc, target_n, reduction="sum")
+            total += torch.tensor([float(loss), len(target_n)], dtype=torch.float64)
         self._ranks.add_up(total)
         if not total[1]:
             raise DataError(
@@ -374,6 +371,25 @@ class BehaveTrainer:
                 f"that occur at least {self._codebook.config.least_events} times"
             )
         return self._finite(float(total[0] / total[1]), "held-out users")
+
+    @torch.no_grad()
+    def _tilt(self) -> Tensor:
+        """(C,) of a network without one, the same at every rank."""
+        tilt = Tilt(self._objective.p_c, self._config.objective.spend)
+        for scores_nc, _ in self._foretold(self._held_rows[:_TILTED_BY]):
+            tilt.add(scores_nc)
+        self._ranks.add_up(tilt.expected_k)
+        return tilt.chosen()
+
+    def _foretold(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(n, C) scores of what comes next, told nothing but the past, and (n,) what came, of this rank's share."""
+        self._network.eval()
+        with closing(ahead(self._held_out(rows[self._ranks.share(len(rows))]))) as ready:
+            for part in ready:
+                on = part.to(self._device)
+                is_ours = on.target[EVENT] >= FIRST
+                scores_nc = self._network.scores(known_at(self._network, on)[is_ours])
+                yield scores_nc, on.target[EVENT][is_ours] - FIRST
 
     def _held_out(self, rows: NDArray[np.int64]) -> Iterator[Packed]:
         for some in chunks(rows, 256):

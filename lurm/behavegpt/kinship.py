@@ -124,8 +124,8 @@ def take_over(
 ) -> None:
     """Let a network that has been started go on from what an older one learned; in place.
 
-    A behaviour that is wholly an old one gets its rows bit for bit. The bias of others is how frequent they are, and
-    what training made of their kin's beyond that.
+    A behaviour that is wholly an old one gets its rows bit for bit; the bias of others is how frequent they are, and
+    what training made of their kin's beyond that. No tilt is taken over.
 
     Args:
         old: of ``kin``'s older codebook.
@@ -152,16 +152,18 @@ def take_over(
             "place_head.weight": (1, kin.place_p),
             "place_head.bias": (1, kin.place_p),
         }
-        rows = {"streams.4.weight", "head.2.weight", "head.2.bias"}
+        rows = {"streams.4.weight", "whole.weight", "head.2.weight", "head.2.bias"}
         for name in ours.keys() - tables.keys() - rows:
             ours[name].copy_(theirs[name])
         for name, (n_front, old_row) in tables.items():
             ours[name][:n_front] = theirs[name][:n_front]
             has = torch.from_numpy(old_row >= 0)
             ours[name][n_front:][has] = theirs[name][n_front:][torch.from_numpy(old_row[old_row >= 0])]
-        ours["streams.4.weight"][:FIRST] = theirs["streams.4.weight"][:FIRST]
+        for name in ("streams.4.weight", "whole.weight"):
+            ours[name][:FIRST] = theirs[name][:FIRST]
         trust_c1 = torch.from_numpy(np.asarray(kin.behavior_cc.sum(1), np.float32)).clamp(0, 1)
-        for mine, its in ((new.event_weight, old.event_weight), (new.head_weight, old.head_weight)):
+        both = ((one.event_weight, one.whole_weight, one.head_weight) for one in (new, old))
+        for mine, its in zip(*both, strict=True):
             mixed = torch.from_numpy(kin.behavior_cc @ its.detach().numpy())
             mine.copy_(mixed + (1 - trust_c1) * mine)
         known, before = (torch.from_numpy(np.log(n / n.sum())).float() for n in (counts_c, old_counts_c))
@@ -185,11 +187,13 @@ def grow(network: BehaveGpt, old: Codebook, grown: Codebook, vocabulary: Interes
     made.start(grown.counts_c, grown.meanings(vocabulary), 0)
     with torch.no_grad():
         made.event_weight[old.n_behaviors :] = network.get_parameter(f"streams.{EVENT}.weight")[0]
+        made.whole_weight[old.n_behaviors :] = network.whole.weight[0]
+        made.tilt_c[: old.n_behaviors] = network.tilt_c
     itself = sp.identity(old.n_behaviors, np.float32, "csr")
     further = _of_behaviors(by_meaning(vocabulary), old, grown)[old.n_behaviors :]
     codes = (np.arange(n - FIRST) for n in grown.n_codes[1:4])
     take_over(network, made, Kin(sp.vstack([itself, further], "csr"), *codes), grown.counts_c, old.counts_c)
-    made.load_state_dict(dict(network.named_buffers()), strict=False)
+    made.load_state_dict({name: one for name, one in network.named_buffers() if name != "tilt_c"}, strict=False)
     return made.eval()
 
 

@@ -26,8 +26,8 @@ from lurm.interests import InterestVocabulary
 from lurm.prospect import Imagined, Occasion, Plan, Prospect
 
 WEIGHTS, CODES, SHAPE = "behavegpt.safetensors", "codebook.safetensors", "behavegpt.json"
-# Raised when the same weights and history would give another answer.
-REVISION = 1
+# Raised when the same weights, history and question would give another answer, or weights have other shapes.
+REVISION = 2
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64

@@ -1,12 +1,16 @@
 """The network of BehaveGPT: four streams side by side, causal blocks, heads over what, when and where comes next.
 
-    x_t = [weekday, slot + gap, place, event]         each d wide, concatenated to D = 4d
+    x_t = [weekday, slot + gap, place, event] + whole event       streams d wide, concatenated to D = 4d
     h   = causal blocks(x)
-    m   = W2 gelu(W1 (h + Q c) + b1) + b2             over behaviours; c: the time and place of what is foretold
+    a   = h + Q c                                                 c: the time and place of what is foretold
+    m   = W2 (a + gelu(W1 a + b1)) + b2 + tilt                    over behaviours
 
 Paper: BehaveGPT, model and head. Our reading: c, "not given" by default, is told by the same embeddings as a step's own
-time and place, and comes in after the blocks, so that it may differ from step to step. Departure: two further heads
-foretell the gap to the next event and its place, which a rollout needs.
+time and place, and comes in after the blocks, so that it may differ from step to step. Departures: an event is told D
+wide beside its stream, starting from the head's rows, and the head adds to what it reads, so that what was done comes
+through to the scores and blocks can hand on what was done before: a stream of d = 16 does not tell 2,000 behaviours
+apart (see training/LOG.md). Two further heads foretell the gap to the next event and its place, which a rollout needs.
+The tilt is what scores of rare behaviours are raised by (see ``Tilt``); 0 in training, and in futures.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.behavegpt.steps import EVENT, FIRST, StepConfig
 from lurm.bounds import Bound, check
@@ -85,6 +90,7 @@ class BehaveGpt(nn.Module):
 
     mean_d: Tensor
     known_until: Tensor
+    tilt_c: Tensor
 
     def __init__(self, config: BehaveGptConfig, n_codes: tuple[int, int, int, int, int]) -> None:
         super().__init__()
@@ -92,6 +98,7 @@ class BehaveGpt(nn.Module):
         shape = config.shape
         d, width = shape.width // 4, shape.width
         self.streams = nn.ModuleList(nn.Embedding(n, d) for n in n_codes)
+        self.whole = nn.Embedding(n_codes[EVENT], width)
         self.blocks = Transformer(shape)
         self.query = nn.Linear(3 * d, width)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, n_codes[EVENT] - FIRST))
@@ -99,6 +106,7 @@ class BehaveGpt(nn.Module):
         self.place_head = nn.Linear(width, n_codes[3] - 1)  # none, and those known
         self.register_buffer("mean_d", torch.zeros(width))
         self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("tilt_c", torch.zeros(self.n_behaviors))
 
     @property
     def n_behaviors(self) -> int:
@@ -125,6 +133,11 @@ class BehaveGpt(nn.Module):
         """(C, d) embeddings of behaviours in the stream of events."""
         return self.get_parameter(f"streams.{EVENT}.weight")[FIRST:]
 
+    @property
+    def whole_weight(self) -> Tensor:
+        """(C, D) embeddings of behaviours beside the streams."""
+        return self.whole.weight[FIRST:]
+
     def start(self, counts_c: NDArray[np.int64], meanings_cm: NDArray[np.float32], seed: int) -> None:
         """Initialise; the head begins with how frequent behaviours are, and both its ends with what they mean.
 
@@ -149,6 +162,8 @@ class BehaveGpt(nn.Module):
             for weight, spread in ((self.event_weight, 0.5), (self.head_weight, 0.05)):
                 told = _principal(known, weight.shape[1])
                 weight.mul_(0.3).add_(told, alpha=spread / float(told.square().mean().sqrt().clamp_min(1e-6)))
+            self.whole_weight.copy_(self.head_weight * (0.5 / self.head_weight.square().mean().sqrt()))
+            self.tilt_c.zero_()
             self.head_bias.copy_(torch.from_numpy(np.log(counts_c / counts_c.sum())).float())
 
     def hidden(self, streams_bt: Tensor, mask: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
@@ -163,7 +178,7 @@ class BehaveGpt(nn.Module):
         weekday, slot, gap, place, event = (
             stream(codes) for stream, codes in zip(self.streams, streams_bt, strict=True)
         )
-        x_btd = torch.cat([weekday, slot + gap, place, event], dim=-1)
+        x_btd = torch.cat([weekday, slot + gap, place, event], dim=-1) + self.whole(streams_bt[EVENT])
         hidden: Tensor = self.blocks(x_btd, causal=True, mask=mask, cache=cache)
         return hidden
 
@@ -174,8 +189,13 @@ class BehaveGpt(nn.Module):
             hidden_nd: (n, D) of ``hidden``.
             context_n: (4, n) weekday, slot, gap and place codes of what is foretold, 0 where not given; None: nowhere.
         """
-        scores: Tensor = self.head(self.asked(hidden_nd, context_n))
-        return scores
+        return F.linear(self.weighed(hidden_nd, context_n), self.head_weight, self.head_bias + self.tilt_c)
+
+    def weighed(self, hidden_nd: Tensor, context_n: Tensor | None = None) -> Tensor:
+        """(n, D) what the rows of W2 are held against."""
+        asked_nd = self.asked(hidden_nd, context_n)
+        weighed: Tensor = asked_nd + self.head[:2](asked_nd)
+        return weighed
 
     def gap_scores(self, hidden_nd: Tensor) -> Tensor:
         """(n, G) scores of the gap to what comes next."""

@@ -11,6 +11,9 @@ most of them; weights are constant in the gradient. Departure: above_c is eps_c,
 both are eps_c, half of the rare behaviours weigh nothing at any time (see training/LOG.md). Rivals stand behind the
 same switch: focal (Lin et al. 2017), class-balanced (Cui et al. 2019), logit-adjusted (Menon et al. 2021), and a
 Kullback-Leibler ball (Q ~ P exp(l / tau)).
+
+What training leaves to rare behaviours, a tilt adds: after it, scores are raised by -t log P (Menon et al. 2021, after
+training), with the largest t that, as the network itself expects of users who do not train, costs little recall.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, Bound, check
 from lurm.errors import UsageError
 
+_TILTS = tuple(k / 40 for k in range(25))
 ObjectiveKind = Literal["dro", "plain", "focal", "balanced", "adjusted", "kl"]
 
 
@@ -47,18 +51,20 @@ class ObjectiveConfig:
         gamma: of "focal".
         beta: of "balanced".
         tau: of "adjusted", and the temperature of "kl".
+        spend: share of its weighed recall that the tilt may cost; 0, and "plain": there is none.
     """
 
     kind: ObjectiveKind = "dro"
-    radius: float = 0.1
-    most: float = 1.0
-    spare: float = 0.1
+    radius: float = 0.03
+    most: float = 0.3
+    spare: float = 0.03
     smoothing: float = 0.9
     warmup: int = 100
     clip: float = 10.0
     gamma: float = 2.0
     beta: float = 0.999
     tau: float = 1.0
+    spend: float = 0.007
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ObjectiveKind):
@@ -66,6 +72,45 @@ class ObjectiveConfig:
         check(self, radius=AT_LEAST_ZERO, most=Bound(least=0, most=100), spare=Bound(least=0, most=1))
         check(self, smoothing=Bound(least=0, below=1), warmup=AT_LEAST_ZERO)
         check(self, clip=Bound(least=1), gamma=AT_LEAST_ZERO, beta=Bound(least=0, below=1), tau=POSITIVE)
+        check(self, spend=Bound(least=0, below=1))
+
+    @property
+    def tilts(self) -> bool:
+        """Whether scores are raised after training; never where training itself is plain."""
+        return self.spend > 0 and self.kind != "plain" and (self.kind != "dro" or self.radius > 0)
+
+
+class Tilt:
+    """How far the scores of rare behaviours may be raised.
+
+    Recall is what the network expects it to be: the probability of the behaviour it puts first, before the tilt. So no
+    labels are asked, and what is compared differs by the tilt alone, not by luck.
+
+    Attributes:
+        expected_k: sums of the recall of each tilt; those of all processes are added up before one is chosen.
+
+    Args:
+        p_c: (C,) how frequent behaviours are.
+        spend: share of the recall that it may cost.
+    """
+
+    def __init__(self, p_c: Tensor, spend: float) -> None:
+        rare_c = -p_c.log()
+        self._rare_c, self._spend = (rare_c - p_c @ rare_c).float(), spend  # a softmax knows nothing of the middle
+        self.expected_k = torch.zeros(len(_TILTS), dtype=torch.float64, device=p_c.device)
+
+    def add(self, scores_nc: Tensor) -> None:
+        """Take (n, C) scores without a tilt."""
+        chances_nc = torch.softmax(scores_nc.float(), dim=1)
+        for k, tilt in enumerate(_TILTS):
+            first_n1 = torch.add(scores_nc, self._rare_c, alpha=tilt).argmax(1, keepdim=True)
+            self.expected_k[k] += chances_nc.gather(1, first_n1).double().sum()
+
+    def chosen(self) -> Tensor:
+        """(C,) what is added to scores."""
+        borne = (self.expected_k >= (1 - self._spend) * self.expected_k[0]).tolist()
+        within = borne.index(False) if False in borne else len(borne)
+        return self._rare_c * _TILTS[within - 1]
 
 
 def worst_mixture(p_c: Tensor, loss_c: Tensor, below_c: Tensor, above_c: Tensor) -> Tensor:

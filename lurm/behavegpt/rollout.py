@@ -123,7 +123,8 @@ def rollout(
             context[3] = _drawn(_probabilities(place_scores), chance[:, 2]) + 1
         else:
             context[3] = 1
-        chances_rc = _probabilities(network.scores(hidden, _tensor(context, hidden)) / plan.temperature)
+        scores_rc = network.scores(hidden, _tensor(context, hidden)) - network.tilt_c
+        chances_rc = _probabilities(scores_rc / plan.temperature)
         event = _drawn(_likeliest(chances_rc, plan), chance[:, 3])
         alive = at_r <= until
         if not alive.all():
@@ -142,8 +143,8 @@ def gaps_after(
 ) -> NDArray[np.int64]:
     """(n,) ms between a user's last event and the next one, given that it was not within a silence.
 
-    A bucket's gaps are as likely as each other. After a silence longer than any gap that is known, the wait goes on for
-    one of the longest.
+    A bucket's gaps are as likely as each other. In the last one, where few gaps and then none are longer, the wait has
+    no memory: it goes on for what such gaps have beyond the bucket's edge; where that is nothing, for one of them.
 
     Args:
         silence: ms since the last event, above 0.
@@ -151,10 +152,16 @@ def gaps_after(
         codebook: of the buckets.
         chance_n: (n,) in [0, 1) which gap, in order of length; even ones give quantiles.
     """
-    values = codebook.values_gs.ravel()
-    later = np.where(values >= silence, np.repeat(chances_g, codebook.values_gs.shape[1]), 0.0)
-    if not later.sum():
-        later[-codebook.values_gs.shape[1] :], values = 1.0, values + silence
+    values, per_bucket = codebook.values_gs.ravel(), codebook.values_gs.shape[1]
+    longest, edge = values[-per_bucket:], int(codebook.edges_g[-1])
+    if longest.max() > edge:
+        beyond = longest - edge
+    else:
+        beyond, edge = longest, int(longest.max())
+    later = np.where(values >= silence, np.repeat(chances_g, per_bucket), 0.0)
+    if silence > edge:
+        values = np.append(values[:-per_bucket], silence + beyond)
+        later = np.repeat([0.0, 1.0], [len(later) - per_bucket, per_bucket])
     gap_n: NDArray[np.int64] = values[_drawn(np.broadcast_to(later, (len(chance_n), len(values))), chance_n)]
     return gap_n
 

@@ -97,20 +97,22 @@ def test_a_codebook_less_some_behaviours_grows_to_the_same(log: Log) -> None:
 def test_a_new_behaviour_is_learned_and_scores_of_old_ones_stay_to_the_bit(log: Log, without_one) -> None:
     network, known, every, new = without_one
     grown = known.grown(every.kind_c[[new]], every.interest_c[[new]], every.counts_c[[new]])
-    steps = grown.steps(log[0].batch(np.arange(60, 160)), log[1])
-    code = steps.streams[EVENT] - FIRST
-    examples = np.flatnonzero(code == known.n_behaviors)[:10]
-    asked = (code >= 0) & (code < known.n_behaviors)
-    asked[examples] = True
-    made = adopt(network, known, grown, log[1], [Lesson(steps, asked)])
-    scores, target = scored(made, grown, log)
-    is_new = target == known.n_behaviors
-    right = (scores.argmax(1) == target).float()
-    frequency = float(is_new.float().mean())
-    assert float(right[is_new].mean()) > max(0.6, 2 * frequency)
     before, old_target = scored(network, known, log)
     was_right = float((before.argmax(1) == old_target).float().mean())
-    assert float(right[~is_new].mean()) > was_right - 0.05
+    found = []
+    for first in (60, 80, 100):  # ten examples say more or less, by whose they are
+        steps = grown.steps(log[0].batch(np.arange(first, first + 100)), log[1])
+        code = steps.streams[EVENT] - FIRST
+        examples = np.flatnonzero(code == known.n_behaviors)[:10]
+        asked = (code >= 0) & (code < known.n_behaviors)
+        asked[examples] = True
+        made = adopt(network, known, grown, log[1], [Lesson(steps, asked)])
+        scores, target = scored(made, grown, log)
+        is_new = target == known.n_behaviors
+        right = (scores.argmax(1) == target).float()
+        found.append(float(right[is_new].mean()))
+        assert float(right[~is_new].mean()) > was_right - 0.05
+    assert np.mean(found) > max(0.6, 2 * float(is_new.float().mean())), found
     old_only = torch.tensor([[0, 2], [0, 3], [0, 4], [1, 1], [1, FIRST]])[:, None]
     assert torch.equal(made.scores(made.hidden(old_only)[0])[:, :-1], network.scores(network.hidden(old_only)[0]))
     for name, parameter in network.named_parameters():

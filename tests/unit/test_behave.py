@@ -15,7 +15,7 @@ from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
-from lurm.prospect import Occasion
+from lurm.prospect import Occasion, Plan
 from tests.chains import N_GROUPS, chained, small
 from training.behave import BehaveOutcome, BehaveTrainConfig, BehaveTrainer
 
@@ -101,6 +101,23 @@ def test_radius_zero_trains_the_weights_of_plain_cross_entropy(log: Log) -> None
     other, _ = trained(log, objective=ObjectiveConfig("dro", radius=0.2, warmup=0))
     assert same(plain, zero)
     assert not same(plain, other)
+
+
+def test_what_is_trained_fairly_is_tilted_by_users_who_never_train(log: Log) -> None:
+    """The tilt raises what is rare, costs about what it may, and futures know nothing of it."""
+    network, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.2)
+    straight, _ = trained(log, objective=ObjectiveConfig("dro", spend=0), holdout=0.2)
+    counts_c = small(*log)[1].counts_c
+    assert float(network.tilt_c[counts_c.argmin()]) > 0 > float(network.tilt_c[counts_c.argmax()])
+    assert not straight.tilt_c.any()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), straight.parameters(), strict=True))
+    batch, plan = log[0].batch(np.arange(20)), Plan(steps=4)
+    models = [BehaveGptModel(one, small(*log)[1], log[1]) for one in (network, straight)]
+    assert models[0].rollout(batch, plan, 0) == models[1].rollout(batch, plan, 0)
+    chances = [one.chances(batch, [Occasion()] * 20) for one in models]
+    assert (chances[0][:, counts_c.argmin()] > chances[1][:, counts_c.argmin()]).all()
+    few, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.0)
+    assert not few.tilt_c.any(), "who trains does not judge"
 
 
 def test_half_the_precision_learns_as_well(log: Log) -> None:

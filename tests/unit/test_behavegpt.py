@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -247,10 +249,27 @@ def test_gaps_after_a_silence_are_those_it_does_not_rule_out(model: BehaveGptMod
     assert (found >= silence).all()
     all_gaps, weights = values_gs.ravel(), np.repeat(chances_g, values_gs.shape[1])
     if not (all_gaps >= silence).any():
-        assert np.isin(found - silence, values_gs[-1]).all()
+        assert np.isin(found - silence, values_gs[-1]).all(), "all gaps of the last bucket are alike here"
         return
     mean = np.average(all_gaps, weights=weights * (all_gaps >= silence))
     assert abs(found.mean() - mean) < 0.002 * all_gaps.max()
+
+
+def test_a_silence_near_the_longest_gap_leaves_as_many_futures_as_before(model: BehaveGptModel) -> None:
+    """A log of gaps from an hour to a hundred days: nobody's wait ends on one moment, and longer silence is longer."""
+    bounds = np.geomspace(HOUR_MS, 2400 * HOUR_MS, 12).astype(np.int64)
+    edges_g, values_gs = bounds[:-1], np.zeros((12, 32), np.int64)
+    values_gs[1:] = np.linspace(bounds[:-1], bounds[1:], 32, endpoint=False, axis=1)
+    book = copy.copy(model.codebook)
+    book.edges_g, book.values_gs = edges_g, values_gs
+    chances_g, quantiles = np.full(len(values_gs), 1 / len(values_gs)), (np.arange(500) + 0.5) / 500
+    edge, longest = int(edges_g[-1]), int(values_gs.max())
+    silences = [edge // 2, edge, edge + 1, longest - HOUR_MS, longest - 1, longest, longest + 1, 3 * longest]
+    found = [gaps_after(silence, chances_g, book, quantiles) for silence in silences]
+    for silence, gap_n in zip(silences, found, strict=True):
+        assert (gap_n >= silence).all() and len(np.unique(gap_n)) >= values_gs.shape[1] - 1
+    assert all((np.median(b) >= np.median(a)) for a, b in itertools.pairwise(found))
+    assert abs(found[2].mean() - found[1].mean()) < 2, "nothing jumps where the memory ends"
 
 
 def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_path: Path) -> None:
@@ -274,6 +293,7 @@ def test_sizes_are_what_their_names_say() -> None:
         million = float(name.removesuffix("M"))
         with torch.device("meta"):
             network = BehaveGpt(BehaveGptConfig(size=name), (9, 26, 50, 100, 1002))
-        assert million * 0.8 < network.n_parameters / 1e6 < million * 1.35, name
+        of_the_log = network.whole.weight.numel()
+        assert million * 0.8 < (network.n_parameters - of_the_log) / 1e6 < million * 1.35, name
     with pytest.raises(UsageError, match="size is '7B', expected one of 0"):
         BehaveGptConfig(size="7B")

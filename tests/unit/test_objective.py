@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from lurm.behavegpt.objective import Objective, ObjectiveConfig, worst_mixture
+from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt, worst_mixture
 from lurm.errors import UsageError
 
 COUNTS = np.array([900, 90, 9, 1])
@@ -53,7 +53,7 @@ def test_radius_zero_is_plain_cross_entropy_bit_for_bit() -> None:
 
 
 def test_rare_behaviours_of_high_loss_weigh_more_once_it_is_warm() -> None:
-    objective = Objective(ObjectiveConfig("dro", radius=0.05, warmup=4, spare=1), COUNTS)
+    objective = Objective(ObjectiveConfig("dro", radius=0.05, most=1, warmup=4, spare=1), COUNTS)
     target_n = torch.arange(4)
     assert objective.weights().tolist() == [1, 1, 1, 1]
     seen = []
@@ -115,3 +115,38 @@ def test_an_objective_nobody_knows_is_refused() -> None:
         ObjectiveConfig("fair")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="radius"):
         ObjectiveConfig(radius=-1)
+
+
+@given(seed=st.integers(0, 2**16), spend=st.floats(0.001, 0.3), n_parts=st.integers(1, 3))
+@settings(deadline=None, max_examples=20)
+def test_a_tilt_goes_as_far_as_recall_bears_and_no_further(seed: int, spend: float, n_parts: int) -> None:
+    """Scores are the truth here, so what the tilt expects to lose is what is lost."""
+    rng = np.random.default_rng(seed)
+    p_c = torch.from_numpy(rng.dirichlet(np.full(12, 0.3)) + 1e-3)
+    p_c /= p_c.sum()
+    scores = torch.from_numpy(rng.normal(0, 1.5, (400, 12))).float() + p_c.log().float()
+    tilt = Tilt(p_c, spend)
+    for part in scores.tensor_split(n_parts):
+        tilt.add(part)
+    added_c = tilt.chosen()
+    order = torch.argsort(p_c)
+    assert (added_c[order].diff() <= 1e-6).all(), "what is rarer gains more"
+    assert abs(float(p_c.float() @ added_c)) < 1e-4
+
+    def recall(added: torch.Tensor) -> float:
+        chances, first = torch.softmax(scores.double(), 1), (scores + added).argmax(1, keepdim=True)
+        return float(chances.gather(1, first).mean())
+
+    assert recall(added_c) >= (1 - spend) * recall(torch.zeros(12)) - 1e-6
+    step = Tilt(p_c, 0.999999).chosen() / 24
+    if float(added_c.abs().max()) < float(24 * step.abs().max()) * 0.99:
+        assert recall(added_c + step) < (1 - spend) * recall(torch.zeros(12)) + 1e-6
+
+
+def test_who_does_not_train_fairly_is_not_tilted() -> None:
+    assert ObjectiveConfig().tilts and ObjectiveConfig("kl").tilts
+    assert not ObjectiveConfig("plain").tilts
+    assert not ObjectiveConfig("dro", radius=0).tilts
+    assert not ObjectiveConfig(spend=0).tilts
+    with pytest.raises(UsageError, match="spend is 1"):
+        ObjectiveConfig(spend=1)
