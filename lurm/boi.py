@@ -14,13 +14,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, check
-from lurm.compiled import compiled, compiled_sums, lowest_bit
+from lurm.compiled import compiled, compiled_sums, lowest_bit, prefetch
 from lurm.errors import UsageError
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Placement, Scale, life, trailing
 
+_AHEAD = 32  # events whose cells are asked for
 _FEW = 32  # events that are sorted where they lie
 _DIGIT_BITS = 6  # of cells, when there are more
 _LOG1P = np.log1p(np.arange(1024, dtype=np.float32))
@@ -73,7 +74,12 @@ class BagOfInterests:
         self.config = config or BagConfig()
         self.width = vocabulary.n_grains if self.config.grains else len(vocabulary)
         self.cells_of = vocabulary.grain_of if self.config.grains else vocabulary.interest_of
-        self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
+        self._cell_n = vocabulary.item_grain_n if self.config.grains else vocabulary.item_interest_n
+        self._n_bits = max(self.width - 1, 1).bit_length()
+        self._is_log, self._is_count = self.config.weighting == "log", self.config.weighting == "count"
+        self._idf = np.ones(1, np.float32)
+        if self.config.idf:
+            self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
             for name in self.config.behavior_weights:
@@ -88,12 +94,14 @@ class BagOfInterests:
         Events with no interest, or of weight 0, are left out. Counts over disjoint sets of events add up to the
         counts of their union.
         """
-        indptr, columns, counts = self._counted(batch, placement)
-        return sp.csr_matrix((counts, columns, indptr), shape=(len(indptr) - 1, self.width))
+        indptr, columns, counts = _room(placement)
+        starts_bw, stops_bw, weights = placement.starts_bw, placement.stops_bw, self._weights(batch)
+        nnz = _tally(starts_bw, stops_bw, batch.item_rows, self._cell_n, weights, self._n_bits, indptr, columns, counts)
+        return sp.csr_matrix((counts[:nnz], columns[:nnz], indptr), shape=(len(indptr) - 1, self.width))
 
     def weigh(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         """g of raw counts, element by element: same shape, same sparsity."""
-        weighed = self._weighed(counts.indices, counts.data)
+        weighed = _weigh(counts.indices, counts.data, self._is_log, self._is_count, self._idf, _LOG1P)
         return sp.csr_matrix((weighed, counts.indices, counts.indptr), shape=counts.shape)
 
     def encode(self, batch: HistoryBatch, placement: Placement) -> sp.csr_matrix:
@@ -107,26 +115,23 @@ class BagOfInterests:
 
         A matrix of scipy checks itself, which takes longer than the bags of one user.
         """
-        indptr, columns, counts = self._counted(batch, placement)
-        shares = self._weighed(columns, counts)
-        _unit(indptr, shares, shares)
-        return indptr, columns, shares
-
-    def _counted(
-        self, batch: HistoryBatch, placement: Placement
-    ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
-        cells, weights = self.cells_of(batch.item_rows), self._weights(batch)
-        starts_bw, stops_bw = placement.starts_bw, placement.stops_bw
-        indptr = np.zeros(starts_bw.size + 1, np.int64)
-        n_most = int((stops_bw - starts_bw).sum())
-        columns, counts = np.empty(n_most, np.int32), np.empty(n_most, np.float32)
-        n_bits = max(self.width - 1, 1).bit_length()
-        nnz = _tally(starts_bw, stops_bw, cells, weights, n_bits, indptr, columns, counts)
-        return indptr, columns[:nnz], counts[:nnz]
-
-    def _weighed(self, columns: NDArray[np.int32], counts: NDArray[np.float32]) -> NDArray[np.float32]:
-        idf = self._idf if self.config.idf else np.ones(1, np.float32)
-        return _weigh(columns, counts, self.config.weighting == "log", self.config.weighting == "count", idf, _LOG1P)
+        indptr, columns, counts = _room(placement)
+        shares = _tally_unit(
+            placement.starts_bw,
+            placement.stops_bw,
+            batch.item_rows,
+            self._cell_n,
+            self._weights(batch),
+            self._n_bits,
+            self._is_log,
+            self._is_count,
+            self._idf,
+            _LOG1P,
+            indptr,
+            columns,
+            counts,
+        )
+        return indptr, columns[: len(shares)], shares
 
     def _weights(self, batch: HistoryBatch) -> NDArray[np.float64] | None:
         """(E,) weight of each event; None when all are 1."""
@@ -140,6 +145,12 @@ class BagOfInterests:
         return weights
 
 
+def _room(placement: Placement) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
+    """Bounds, columns and counts to be filled in, as many as there can be."""
+    n_most = int((placement.stops_bw - placement.starts_bw).sum())
+    return np.zeros(placement.starts_bw.size + 1, np.int64), np.empty(n_most, np.int32), np.empty(n_most, np.float32)
+
+
 def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
     """The bags at unit length, row by row; empty ones stay empty."""
     unit = np.empty(bags.nnz, np.float32)
@@ -148,10 +159,34 @@ def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
 
 
 @compiled
+def _tally_unit(
+    starts_bw: NDArray[np.int64],
+    stops_bw: NDArray[np.int64],
+    item_rows: NDArray[np.int32],
+    cell_n: NDArray[np.int32],
+    weights: NDArray[np.float64] | None,
+    n_bits: int,
+    is_log: bool,
+    is_count: bool,
+    idf: NDArray[np.float32],
+    log1p: NDArray[np.float32],
+    indptr: NDArray[np.int64],
+    columns: NDArray[np.int32],
+    counts: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    """What is tallied, weighed, at unit length; in one call, for every call gives the interpreter's lock away."""
+    nnz = _tally(starts_bw, stops_bw, item_rows, cell_n, weights, n_bits, indptr, columns, counts)
+    shares = _weigh(columns[:nnz], counts[:nnz], is_log, is_count, idf, log1p)
+    _unit(indptr, shares, shares)
+    return shares
+
+
+@compiled
 def _tally(
     starts_bw: NDArray[np.int64],
     stops_bw: NDArray[np.int64],
-    cells: NDArray[np.int32],
+    item_rows: NDArray[np.int32],
+    cell_n: NDArray[np.int32],
     weights: NDArray[np.float64] | None,
     n_bits: int,
     indptr: NDArray[np.int64],
@@ -165,7 +200,8 @@ def _tally(
 
     Args:
         starts_bw, stops_bw: (B, W) the windows.
-        cells: (E,) cell of each event, of so many bits; negative: of none.
+        item_rows: (E,) item of each event; negative: none.
+        cell_n: (N,) cell of each item, of so many bits.
         weights: (E,), or None: all 1.
         indptr, indices, counts: what is filled in, as a CSR matrix.
     """
@@ -179,13 +215,15 @@ def _tally(
     windows_of = np.zeros(most_events, np.uint64)  # a bit for each window that an event is in
     cells_of, sums_of = np.empty(most_room, np.int32), np.empty(most_room, np.float64)
     begins, ends = np.empty(n_windows, np.int64), np.empty(n_windows, np.int64)
-    nnz = 0
+    nnz, last_event = 0, len(item_rows) - 1
     for row in range(len(starts_bw)):
         first, end, _ = _extent(starts_bw[row], stops_bw[row])
         n = 0
         for event in range(first, end):
-            if cells[event] >= 0 and (weights is None or weights[event] > 0.0):
-                keys[n] = (np.int64(cells[event]) << 32) | (event - first)
+            prefetch(cell_n, item_rows[min(event + _AHEAD, last_event)])
+            item = item_rows[event]
+            if 0 <= item < len(cell_n) and (weights is None or weights[event] > 0.0):
+                keys[n] = (np.int64(cell_n[item]) << 32) | (event - first)
                 n += 1
         if n > _FEW:
             _sort(keys[:n], n_bits, spare, places)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from lurm.arrays import map_array
 from lurm.artifacts import Artifact, open_artifact
-from lurm.compiled import compiled
+from lurm.compiled import compiled_brief
 from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
 from lurm.events import Event
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
@@ -367,7 +367,7 @@ def _laid(lengths: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
     return offsets
 
 
-@compiled
+@compiled_brief
 def _copied(column: NDArray[Any], starts: NDArray[np.int64], offsets: NDArray[np.int64]) -> NDArray[Any]:
     """Runs of a column one after another: run b, from ``starts[b]``, fills ``offsets[b]:offsets[b + 1]``."""
     copied = np.empty(offsets[-1], column.dtype)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ONE, Bound
-from lurm.compiled import compiled
+from lurm.compiled import compiled, compiled_brief
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
@@ -95,7 +95,7 @@ def life(batch: HistoryBatch) -> Placement:
     return Placement(batch.offsets[:-1, None], batch.offsets[1:, None])
 
 
-@compiled
+@compiled_brief
 def _look_back(
     offsets: NDArray[np.int64],
     timestamps: NDArray[np.int64],
