@@ -69,7 +69,8 @@ class Histories:
         self.live = live
         self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
-        self._standing = functools.lru_cache(_REMEMBERED)(self._standing_of)
+        # Of a function, not a method: that would hold what holds it, and with it the base, beyond its time.
+        self._standing = functools.lru_cache(_REMEMBERED)(functools.partial(_standing, base, self._through))
 
     async def standing(self, user_id: str) -> Standing:
         """How one user stands.
@@ -148,28 +149,11 @@ class Histories:
             return 0, 0
         return len(history), int(history.timestamps[-1]) if len(history) else 0
 
-    def _standing_of(self, user_id: str, tail: LiveTail) -> Standing | None:
-        row = self.base.users.row(user_id)
-        return self._standing_at(user_id, tail, row, self.base.n_events_of(row) if row >= 0 else 0)
-
     def _standings(self, user_ids: Sequence[str], tails: Sequence[LiveTail]) -> list[Standing | None]:
         rows = self.base.users.rows(user_ids)
         n_events = np.where(rows < 0, 0, self.base.lengths(rows))
-        return list(map(self._standing_at, user_ids, tails, rows.tolist(), n_events.tolist()))
-
-    def _standing_at(self, user_id: str, tail: LiveTail, row: int, n_whole: int) -> Standing | None:
-        """How a user stands who has this tail, and so many events in this row of the base; None: nothing of theirs."""
-        if tail is NOTHING:
-            return tuple.__new__(Standing, (user_id, row, n_whole, tail, True)) if n_whole else None  # in half the time
-        n_base = n_whole
-        if tail.erased_at and row >= 0:
-            n_base -= int(self.base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
-        is_live = tail.seq > self._through
-        if not n_base and not (is_live and tail.seq > tail.erased_seq):
-            return None
-        # An erasure the base has not seen leaves a life that is not the base's.
-        moved = is_live or n_base != n_whole
-        return Standing(user_id, row, n_base, tail if moved or not tail.seq else tail._replace(seq=0))
+        standing_at = functools.partial(_standing_at, self.base, self._through)
+        return list(map(standing_at, user_ids, tails, rows.tolist(), n_events.tolist()))
 
     def _of_base(self, standing: Standing) -> History:
         return self.base.at(standing.row)
@@ -183,6 +167,32 @@ class Histories:
             whole = self.base.at(standing.row)
             own = whole.after(tail.erased_at) if tail.erased_at else whole
         return merge(self.base, standing.user_id, own, events)
+
+
+def _standing(base: HistoryBase, through: int, user_id: str, tail: LiveTail) -> Standing | None:
+    row = base.users.row(user_id)
+    return _standing_at(base, through, user_id, tail, row, base.n_events_of(row) if row >= 0 else 0)
+
+
+def _standing_at(
+    base: HistoryBase, through: int, user_id: str, tail: LiveTail, row: int, n_whole: int
+) -> Standing | None:
+    """How a user with this tail stands, on a base that holds arrivals up to ``through``; None: nothing of theirs.
+
+    Args:
+        row, n_whole: of the user in the base, and how many events that has.
+    """
+    if tail is NOTHING:
+        return tuple.__new__(Standing, (user_id, row, n_whole, tail, True)) if n_whole else None  # in half the time
+    n_base = n_whole
+    if tail.erased_at and row >= 0:
+        n_base -= int(base.at(row).timestamps.searchsorted(tail.erased_at, side="right"))
+    is_live = tail.seq > through
+    if not n_base and not (is_live and tail.seq > tail.erased_seq):
+        return None
+    # An erasure the base has not seen leaves a life that is not the base's.
+    moved = is_live or n_base != n_whole
+    return Standing(user_id, row, n_base, tail if moved or not tail.seq else tail._replace(seq=0))
 
 
 def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence[Event]) -> History:
