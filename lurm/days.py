@@ -133,6 +133,13 @@ class DayFeatures:
         """The columns that count the groups, in their order."""
         return range(self.width - len(self.groups), self.width)
 
+    @property
+    def sized_columns(self) -> NDArray[np.bool_]:
+        """(F,) columns that are amounts: counts of all there is to count, and sums of values."""
+        is_sized = np.zeros(self.width, bool)
+        is_sized[[*self.count_columns.values(), *self.value_columns.values()]] = True
+        return is_sized
+
     def scaled(self, raw_sf: NDArray[np.float32]) -> NDArray[np.float32]:
         """(S, F) the columns as a model reads them: logarithms that keep the sign, of unit spread."""
         units, spreads = np.array(self.unit_f, np.float32), np.array(self.spread_f, np.float32)

@@ -33,7 +33,7 @@ from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 3
+REVISION = 4
 """Of the arithmetic; weights of another one mean something else."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]

@@ -19,6 +19,7 @@ from lurm.calendars import Calendar, Days
 from lurm.days import DayGrid, DayView
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
+from lurm.rhythm import rhythm_features
 
 _MOST_VALUES = 16
 
@@ -59,7 +60,7 @@ class StaticFeatures:
     Attributes:
         categories: name -> values with a column of their own; others share none.
         numbers: name -> (mean, spread).
-        life_mean, life_scale: of the activity features of lives, mean and one over the spread.
+        life_mean, life_scale: of the features of lives, mean and one over the spread.
     """
 
     categories: Mapping[str, tuple[str, ...]]
@@ -73,7 +74,7 @@ class StaticFeatures:
 
         Args:
             attributes: of all users.
-            lives_ba: (B, A) activity features of some users at some times.
+            lives_ba: (B, A) of some users at some times; see ``lives_of``.
         """
         categories, numbers = {}, {}
         for column in attributes:
@@ -84,6 +85,10 @@ class StaticFeatures:
                 numbers[column.name] = (float(cells_u.mean()), max(float(cells_u.std()), 1e-6))
         mean_a, scale_a = spread_of(lives_ba)
         return cls(categories, numbers, tuple(mean_a.tolist()), tuple(scale_a.tolist()))
+
+    def standard(self, lives_ba: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(B, A) lives, of unit variance."""
+        return standardised(lives_ba, np.array(self.life_mean), np.array(self.life_scale))
 
     @property
     def width(self) -> int:
@@ -170,12 +175,25 @@ class Reader:
         recent = np.flatnonzero(grid.days_s >= first_day)
         place_s = grid.user_of_day[recent] * n_days + grid.days_s[recent] - first_day
         real_bt = first_day + np.arange(n_days) >= grid.born_b[:, None]
-        static_bs = np.column_stack([self.statics.of_users(self.attributes, rows), self.lives(past, cut)])
+        standard = self.statics.standard(lives_of(self.view, past, grid, cut_day))
+        lives_ba = np.where(past.n_events[:, None] > 0, standard, 0.0)
+        static_bs = np.column_stack([self.statics.of_users(self.attributes, rows), lives_ba])
         activity_sf = self.view.features.scaled(grid.raw_sf[recent])
         return Tokens(place_s, activity_sf, real_bt, static_bs.astype(np.float32), days, grid)
 
-    def lives(self, past: HistoryBatch, as_of: int) -> NDArray[np.float64]:
-        """(B, A) what whole lives are like at a moment (epoch ms), of unit variance; 0 of those that have not begun."""
-        lives_ba = activity_features(past, as_of, self.view.n_behaviors)
-        standard = standardised(lives_ba, np.array(self.statics.life_mean), np.array(self.statics.life_scale))
-        return np.where(past.n_events[:, None] > 0, standard, 0.0)
+
+def lives_of(view: DayView, past: HistoryBatch, grid: DayGrid, cut_day: int) -> NDArray[np.float32]:
+    """(B, A) what whole lives are like at the begin of a day: activity, then rhythm; all 0 before the first event.
+
+    Args:
+        view: of days.
+        past: B histories before the day.
+        grid: their days.
+        cut_day: epoch day.
+    """
+    features = view.features
+    activity_ba = activity_features(past, cut_day * DAY_MS, view.n_behaviors)
+    units, is_sized = np.array(features.unit_f), features.sized_columns
+    return np.column_stack(
+        [activity_ba, rhythm_features(grid.offsets, grid.days_s, grid.raw_sf, units, is_sized, cut_day)]
+    )

@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lurm.activity import activity_features
 from lurm.ahead import ahead
 from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
@@ -31,10 +30,10 @@ from lurm.events import DAY_MS
 from lurm.forecasts import Calibration, Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
-from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
+from lurm.lumos import REVISION, Beginning, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
-from lurm.tokens import Reader, StaticFeatures
+from lurm.tokens import Reader, StaticFeatures, lives_of
 from training.calibrating import calibrations_of
 from training.passes import finite, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
@@ -42,6 +41,7 @@ from training.rates import beginning
 
 _LOOKED_AT = 8192  # users that decide when to stop
 _MOST_EPOCHS = 40
+_YEAR = 364  # days back from which is learned; what habits say of the future moves on
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,14 @@ class Pupil:
 
     def start(self) -> None:
         """Initialise."""
-        begin = None
-        if self._recipe.start == "rates" and self._network.config.head == "sequence":
-            span = {"first_day": self._first_day, "until_day": self._until_day}
-            begin = beginning(self._history, self._reader, self._questions, self._calendar, **span)
-        self._network.start(self._recipe.seed, begin)
+        self._network.start(self._recipe.seed, self.beginning(self._until_day))
+
+    def beginning(self, until_day: int) -> Beginning | None:
+        """Where closed forms start that know the days until then; None where the recipe starts at random."""
+        if self._recipe.start != "rates" or self._network.config.head != "sequence":
+            return None
+        parts = self._history, self._reader, self._questions, self._calendar
+        return beginning(*parts, first_day=self._first_day, until_day=until_day)
 
     def train(self, epoch: int) -> None:
         """One pass over the users, each step at a cut of its own."""
@@ -210,7 +213,7 @@ class Pupil:
 
     def _steps(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[tuple[Inputs, Labels], None, None]:
         last = self._until_day - self._network.config.horizon
-        first = min(self._first_day + min(30, (last - self._first_day) // 2), last)
+        first = max(min(self._first_day + min(30, (last - self._first_day) // 2), last), last - _YEAR)
 
         def prepare(at: int) -> tuple[Inputs, Labels]:
             cut_day = int(np.random.default_rng([self._recipe.seed, epoch, at]).integers(first, last + 1))
@@ -279,8 +282,8 @@ def train(
     )
     targets = recipe.targets or usual_targets(features, sorted(calendar.targeted_kinds), network_config.horizon)
     questions = Questions(targets, features, calendar.kinds)
-    statics = StaticFeatures.of(attributes, lives_of(history, first_day, learn_until))
     view = DayView(features, history, vocabulary)
+    statics = StaticFeatures.of(attributes, some_lives(view, history, first_day, learn_until))
     reader = Reader(view, statics, attributes, network_config.days, network_config.horizon)
     network = Lumos(network_config, questions, (features.width, reader.static_width, calendar.n_features))
     pupil = Pupil(
@@ -300,7 +303,28 @@ def train(
     network.load_state_dict(dict(passed.best))
     raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
     forecaster = with_calibrations(raw, calibrations_of(raw, history, first_day, learn_until), history)
+    if (before := pupil.beginning(learn_until)) and (after := pupil.beginning(until_day)):
+        rows = np.arange(min(len(history), _LOOKED_AT))
+        _carry_on(network, before, after, reader.read(history.batch(rows), rows, calendar, until_day).static_bs)
     return forecaster, Trained(passed.epochs, passed.held_out, passed.best_epoch)
+
+
+def _carry_on(network: Lumos, before: Beginning, after: Beginning, static_bs: NDArray[np.float32]) -> None:
+    """Let a trained network know what the last days say of users, those that it was not trained on.
+
+    The linear part of rates moves as closed forms move when they see these days, too; their level stays, as it is
+    calibrated.
+
+    Args:
+        network: changed in place.
+        before, after: closed forms without and with these days.
+        static_bs: of users as they are now.
+    """
+    moved_hs = (after.static_xs - before.static_xs)[: network.n_channels]
+    with torch.no_grad():
+        weight, bias = network.wide_static.weight, network.wide_static.bias
+        weight[: network.n_channels] += torch.from_numpy(moved_hs)
+        bias[: network.n_channels] -= torch.from_numpy(moved_hs @ static_bs.mean(0))
 
 
 def days_of(history: HistoryBase) -> int:
@@ -308,13 +332,13 @@ def days_of(history: HistoryBase) -> int:
     return day_of(history.watermark) + 1 - day_of(history.first_at)
 
 
-def lives_of(history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:
-    """(B, A) activity features of some users at some days."""
+def some_lives(view: DayView, history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:
+    """(B, A) what lives of some users are like at some days."""
     batch = history.batch(np.arange(min(len(history), 4000)))
     lives = []
     for day in np.linspace(first_day + (until_day - first_day) // 3, until_day, 4).astype(np.int64).tolist():
         past = batch.before(day * DAY_MS)
-        lives.append(activity_features(past, day * DAY_MS, len(history.behaviors))[past.n_events > 0])
+        lives.append(lives_of(view, past, view.grid(past), day)[past.n_events > 0])
     return np.concatenate(lives)
 
 

@@ -29,10 +29,11 @@ from lurm.tokens import Reader
 
 _MOST_USERS = 4000
 _BLOCK = 28  # days that share a level of their own
-_CUTS = 12
+_CUTS = 8  # a horizon apart, the last ones: what habits say of the future moves on
 _STEPS = 12  # of Newton
+_FARTHEST = 2.0  # that a step may move a log rate of somebody
 _GROUPS_AT_ONCE = 256
-_PRIOR_BLOCK, _PRIOR_EVENT, _PRIOR_STATIC = 10.0, 1.0, 20.0  # precision: 1 / variance of what is believed beforehand
+_PRIOR_BLOCK, _PRIOR_EVENT, _PRIOR_STATIC = 10.0, 1.0, 200.0  # precision: 1 / variance of what is believed beforehand
 _LEAST_APART = 0.05  # log factors of one event on different channels
 _WEEKDAYS = 7  # features of a day, the first ones
 _PACE = 56  # days that tell how busy somebody is
@@ -243,11 +244,12 @@ def _by_user(
 ) -> tuple[Matrix, Matrix]:
     """(X, S') log factors of rates by what users are, and signed logs of amounts; and where they begin."""
     horizon, n_channels, n_amounts = reader.horizon, questions.n_channels, questions.n_amounts
-    earliest = min(first_day + max(reader.n_days // 2, 28), until_day - horizon)
-    cuts = np.unique(np.linspace(earliest, until_day - horizon, _CUTS).astype(np.int64))
+    last = until_day - horizon
+    earliest = min(first_day + max(reader.n_days // 2, 28), last)
+    cuts = [cut for cut in range(last, last - _CUTS * horizon, -horizon) if cut >= earliest]
     batch = history.batch(rows)
     statics, acted, logs, amounts = [], [], [], []
-    for cut in cuts.tolist():
+    for cut in cuts:
         tokens = reader.read(batch, rows, calendar, cut)
         ahead = tokens.days.contexts_uwc[:, reader.n_days :].astype(np.float64)
         grid = reader.view.grid(batch)
@@ -267,7 +269,8 @@ def _by_user(
             log_rate = x_bs @ found[channel] + log_bh[:, channel]
             _, score_b, weight_b = _likelihood(log_rate, np.full(len(x_bs), float(horizon)), acted_bh[:, channel])
             curvature = (x_bs * weight_b[:, None]).T @ x_bs + np.diag(prior)
-            found[channel] += np.clip(np.linalg.solve(curvature, x_bs.T @ score_b - prior * found[channel]), -1, 1)
+            step = np.linalg.solve(curvature, x_bs.T @ score_b - prior * found[channel])
+            found[channel] += step / max(1.0, float(np.abs(x_bs @ step).max()) / _FARTHEST)
     for amount in range(n_amounts):
         channel = int(questions.channel_q[np.flatnonzero(questions.amount_q == amount)[0]])
         some = (amount_ba[:, amount] != 0) & (acted_bh[:, channel] > 0)

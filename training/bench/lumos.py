@@ -27,7 +27,7 @@ from lurm.targets import Questions, usual_targets
 from lurm.tokens import Reader, StaticFeatures
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
-from training.forecasting import LumosRecipe, Pupil, lives_of, step_loss
+from training.forecasting import LumosRecipe, Pupil, some_lives, step_loss
 
 _SIZES = {
     "tiny": LogSize(5_000, 300, 200, 20),
@@ -51,8 +51,9 @@ def bench(track: Track, scale: str) -> Figures:
     features = DayFeatures.of(base, vocabulary, n_groups=12, until=base.watermark, seed=0)
     questions = Questions(usual_targets(features, (), config.horizon), features, calendar.kinds)
     attributes, learn_until = Attributes(len(base)), end_day - config.horizon
-    statics = StaticFeatures.of(attributes, lives_of(base, first_day, learn_until))
-    reader = Reader(DayView(features, base, vocabulary), statics, attributes, config.days, config.horizon)
+    view = DayView(features, base, vocabulary)
+    statics = StaticFeatures.of(attributes, some_lives(view, base, first_day, learn_until))
+    reader = Reader(view, statics, attributes, config.days, config.horizon)
     network = Lumos(config, questions, (features.width, reader.static_width, calendar.n_features))
     network.start(0)
     days = {"first_day": first_day, "until_day": learn_until}
