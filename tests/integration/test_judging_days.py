@@ -16,7 +16,7 @@ from lurm.days import day_of
 from lurm.errors import DataError, UsageError
 from tests.integration.conftest import Built
 from training.__main__ import evaluate
-from training.evaluate.foretold import Days, Score, calibration_error, chance_error
+from training.evaluate.foretold import Days, Score, calibration_error, chance_error, squared_error
 from training.evaluate.rivals import Leaning
 
 pytestmark = pytest.mark.slow
@@ -69,7 +69,9 @@ def test_all_ways_are_asked_the_same_and_the_last_value_is_what_one_counts(small
     history = release.history
     cut = day_of(history.watermark) + 1 - 14
     assert {one["cut_day"] for one in scores} == {cut}
-    assert {one["way"] for one in scores} == {"lumos", "no calendar", "trees", "dense net", "last value", "a year ago"}
+    assert {one["way"] for one in scores} == {
+        *("lumos", "no calendar", "trees", "rhythm trees", "dense net", "last value", "a year ago")
+    }
     days = [history.at(row).timestamps // 86_400_000 for row in range(len(history))]
     begun = [day for day in days if (day < cut).any()]
     before = np.array([((day >= cut - 14) & (day < cut)).any() for day in begun])
@@ -97,7 +99,7 @@ def test_all_ways_are_asked_the_same_and_the_last_value_is_what_one_counts(small
 def test_people_get_a_table_and_may_leave_trees_out(small: Built, tmp_path: Path) -> None:
     """Cuts, seeds and ablations make it longer."""
     lines = run(small, tmp_path, "--quick", "--seeds", "2", "--ablate", "--axis", "targets").splitlines()
-    assert lines[0].split()[:7] == ["users", "way", "AUC", "ECE", "by", "chance", "MAPE"]
+    assert lines[0].split()[:8] == ["users", "way", "AUC", "ECE", "by", "chance", "without", "MAPE"]
     assert lines[1].split()[:2] == ["all", "lumos"]
     assert "±" in lines[1]
     (apart,) = (line for line in lines if line.startswith("all") and "a network each" in line)
@@ -114,12 +116,13 @@ def test_scores_are_compared_run_by_run() -> None:
     """By hand: two cuts, two seeds; LUMOS has .02 more than the other on one target, and .01 less on another."""
     noise = {(cut, seed): 0.03 * cut + 0.01 * seed for cut in (1, 2) for seed in (0, 1)}
     scores = [
-        Score(cut, seed, target, way, "all", 0.7 + off + gain, 0.01, 0.005, None)
+        Score(cut, seed, target, way, "all", 0.7 + off + gain, 0.01, 0.005, 0.0002, None)
         for (cut, seed), off in noise.items()
         for way, gains in (("lumos", (0.02, -0.01)), ("trees", (0.0, 0.0)))
         for target, gain in zip(("one", "two"), gains, strict=True)
     ]
     lumos, trees = Days(scores).summary()
+    assert lumos["calibration_error"] == pytest.approx(0.0002**0.5)
     assert lumos["mean_gain"] == pytest.approx(0.005)
     assert lumos["gain_interval"] == pytest.approx(0, abs=1e-9)  # what is common to a run is no doubt about the gain
     assert lumos["least_gain"] == pytest.approx(-0.01)
@@ -137,6 +140,21 @@ def test_what_of_the_calibration_error_is_chance_is_what_right_probabilities_hav
         errors = [calibration_error(said, (rng.random(n) < said).astype(np.float64)) for _ in range(400)]
         assert chance_error(said) == pytest.approx(np.mean(errors), rel=0.06)
     assert calibration_error(np.array([0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0])) == pytest.approx(1 / 3)  # edges
+
+
+def test_without_chance_the_calibration_error_is_the_true_one_however_few_are_asked() -> None:
+    rng = np.random.default_rng(6)
+    for n in (100, 3000):
+        right, off = [], []
+        for _ in range(600):
+            said = rng.random(n)
+            right.append(squared_error(said, (rng.random(n) < said).astype(np.float64)))
+            off.append(squared_error(said, (rng.random(n) < 0.05 + 0.9 * said).astype(np.float64)))
+        assert np.mean(right) == pytest.approx(0, abs=3 * np.std(right) / 600**0.5 + 2e-4)
+        assert np.mean(off) == pytest.approx(
+            0.01 / 12 - 1e-5, abs=3 * np.std(off) / 600**0.5 + 2e-4
+        )  # within bins it evens out
+    assert squared_error(np.array([0.3]), np.array([1.0])) == 0  # of one nothing is known
 
 
 def test_guesses_lean_more_the_less_sure_they_are() -> None:

@@ -2,8 +2,9 @@
 
 lumos          trained on what came before the day, calibrated
 no calendar    the same network, nothing of the calendar known
-trees          gradient-boosted, one per target: activity features, attributes, and what is on in the horizon
-dense net      a network of as many parameters as LUMOS on the same features, without attention
+trees          gradient-boosted, one per target: recency, frequency and value, attributes, and what is on in the horizon
+rhythm trees   likewise, and they know pace and gaps, all that LUMOS has been told of lives
+dense net      a network of as many parameters as LUMOS on the features of these, without attention
 last value     the same in as many days before
 a year ago     the same in the days 364 earlier, where the log is long enough
 
@@ -34,6 +35,7 @@ from lurm.interests import InterestVocabulary
 from lurm.lumos import Context
 from lurm.phrases import likest
 from lurm.progress import Reporter
+from lurm.rhythm import rhythm_width
 from lurm.targets import Labels
 from lurm.transformer import PositionKind
 from training.evaluate.rivals import Answers, Leaning, Lesson, dense_net, trees
@@ -62,6 +64,7 @@ class Score:
         auc: of whether it happened; of amounts, whether there was one. None where all or none did.
         ece: expected calibration error, ten bins, edges included.
         ece_by_chance: what that would be on average, were every probability right: of few users it is not small.
+        squared_error: of calibration, chance taken out: on average it is the true one, and so may be below 0.
         mape: of amounts that were not nothing; None of other targets.
     """
 
@@ -73,6 +76,7 @@ class Score:
     auc: float | None
     ece: float | None
     ece_by_chance: float | None
+    squared_error: float | None
     mape: float | None
 
 
@@ -89,9 +93,10 @@ class Days:
     def summary(self, segment: str = "all") -> list[dict[str, Any]]:
         """By way, means over targets, cuts and seeds, each None where nothing could be measured.
 
-        AUC, ECE and what of it is chance, MAPE, and half the width of the 95 % interval of the AUC, over cuts and
-        seeds. What of AUC it has over trees: mean, interval, and least of any target. Over LUMOS: mean, interval, and
-        in how many targets of how many LUMOS is not below it.
+        AUC and half the width of its 95 % interval over cuts and seeds; ECE, what of it is chance, and the calibration
+        error without chance, the root of the mean of squared ones, rather above what ECE would be of very many users;
+        MAPE. What of AUC it has over trees: mean, interval, and least of any target. Over LUMOS: mean, interval, and in
+        how many targets of how many LUMOS is not below it.
         """
         some = [one for one in self.scores if one.segment == segment]
         rows = []
@@ -108,6 +113,7 @@ class Days:
                     "auc_interval": _interval((one, one.auc) for one in own if one.auc is not None),
                     "ece": _mean(one.ece for one in own),
                     "ece_by_chance": _mean(one.ece_by_chance for one in own),
+                    "calibration_error": _root(_mean(one.squared_error for one in own)),
                     "mape": _mean(one.mape for one in own),
                     "mean_gain": _mean(gain for _, gain in over_trees),
                     "gain_interval": _interval(over_trees),
@@ -126,7 +132,19 @@ class Days:
 
     def to_table(self) -> Table:
         """For people."""
-        words = ("users", "way", "AUC", "ECE", "by chance", "MAPE", "over trees", "least", "over lumos", "lumos holds")
+        words = (
+            "users",
+            "way",
+            "AUC",
+            "ECE",
+            "by chance",
+            "without",
+            "MAPE",
+            "over trees",
+            "least",
+            "over lumos",
+            "lumos holds",
+        )
         table = Table(*words, box=None, pad_edge=False)
         for segment in ("all", *_SEGMENTS):
             for row in self.summary(segment):
@@ -138,10 +156,11 @@ class Days:
                         ("over_lumos", "over_lumos_interval"),
                     )
                 )
-                ece, chance, mape, least = (_told(row[name]) for name in ("ece", "ece_by_chance", "mape", "least_gain"))
+                errors = (_told(row[name]) for name in ("ece", "ece_by_chance", "calibration_error", "mape"))
+                least = _told(row["least_gain"])
                 held, n = row["lumos_holds"]
                 holds = f"{held} of {n}" if row["way"] != "lumos" else ""
-                table.add_row(segment, row["way"], auc, ece, chance, mape, trees_, least, lumos, holds)
+                table.add_row(segment, row["way"], auc, *errors, trees_, least, lumos, holds)
         return table
 
 
@@ -155,6 +174,10 @@ def _gains(own: Sequence[Score], among: Sequence[Score], other: str) -> list[tup
 def _mean(of: Iterable[float | None]) -> float | None:
     known = [x for x in of if x is not None]
     return float(np.mean(known)) if known else None
+
+
+def _root(square: float | None) -> float | None:
+    return None if square is None else float(np.sqrt(max(square, 0.0)))
 
 
 def _interval(of: Iterable[tuple[Score, float]]) -> float | None:
@@ -260,19 +283,21 @@ class _Cut:
                 for at, target in enumerate(self.targets):
                     did_b = truth.happened_bq[:, at].astype(np.float64)
                     known = chosen & ~np.isnan(did_b) & ~np.isnan(said_bq[:, at])
-                    auc = ece = chance = mape = None
+                    auc = ece = chance = squared = mape = None
                     if known.any() and 0 < did_b[known].mean() < 1:
                         auc = float(roc_auc_score(did_b[known], said_bq[known, at]))
                         if way not in _COUNTED:
                             ece = calibration_error(said_bq[known, at], did_b[known])
                             chance = chance_error(said_bq[known, at])
+                            squared = squared_error(said_bq[known, at], did_b[known])
                     if target.is_amount:
                         true_b = truth.amount_bq[:, at].astype(np.float64)
                         some = known & (true_b != 0) & ~np.isnan(amount_bq[:, at])
                         if some.any():
                             off_b = np.abs(amount_bq[some, at] - true_b[some]) / np.abs(true_b[some])
                             mape = float(off_b.mean())
-                    scores.append(Score(self._cut_day, self._seed, target.name, way, segment, auc, ece, chance, mape))
+                    found = auc, ece, chance, squared, mape
+                    scores.append(Score(self._cut_day, self._seed, target.name, way, segment, *found))
         return scores
 
     def ways(self, *, rivals: bool) -> dict[str, Said]:
@@ -338,10 +363,11 @@ class _Cut:
         return happened, labels.amount_bq.astype(np.float64)
 
     def _features(self, cut_day: int) -> NDArray[np.float64]:
+        """(B, F) what is on, what users are, and the rhythm of their lives."""
         reader, calendar = self._forecaster.reader, self._forecaster.calendar
         tokens = reader.read(self._batch, self._rows, calendar, cut_day)
         ahead_uc = tokens.days.contexts_uwc[:, reader.n_days :].mean(1)
-        return np.column_stack([tokens.static_bs, ahead_uc[tokens.days.group_b]]).astype(np.float64)
+        return np.column_stack([ahead_uc[tokens.days.group_b], tokens.static_bs]).astype(np.float64)
 
     def _rivals(self) -> dict[str, Said]:
         """Models that learn from the days before, a horizon apart."""
@@ -358,9 +384,14 @@ class _Cut:
             rows_of(lambda nth: labels[nth].happened_bq),
             rows_of(lambda nth: labels[nth].amount_bq),
         )
-        asked = lesson, self._features(self._cut_day), self.targets, self._seed
+        now_bf, asked = self._features(self._cut_day), (self.targets, self._seed)
+        plain = slice(now_bf.shape[1] - rhythm_width(self._forecaster.reader.view.features.sized_columns))
         n_parameters = sum(parameter.numel() for parameter in self._forecaster.network.parameters())
-        return {"trees": trees(*asked), "dense net": dense_net(*asked, n_parameters)}
+        return {
+            "trees": trees(replace(lesson, x_bf=lesson.x_bf[:, plain]), now_bf[:, plain], *asked),
+            "rhythm trees": trees(lesson, now_bf, *asked),
+            "dense net": dense_net(lesson, now_bf, *asked, n_parameters),
+        }
 
 
 def calibration_error(said_b: Answers, did_b: Answers) -> float:
@@ -376,6 +407,17 @@ def chance_error(said_b: Answers) -> float:
     """
     variance = np.bincount(_bins(said_b), said_b * (1 - said_b), minlength=_BINS)
     return float(np.sqrt(2 / np.pi * variance).sum() / len(said_b))
+
+
+def squared_error(said_b: Answers, did_b: Answers) -> float:
+    """The squared calibration error in ten bins, less what chance adds to it: unbiased, and so below 0 at times.
+
+    Paper: Kumar, Liang and Ma (2019), Verified uncertainty calibration, the debiased estimator.
+    """
+    n, said, did = (np.bincount(_bins(said_b), w, minlength=_BINS) for w in (np.ones_like(said_b), said_b, did_b))
+    some = n > 1  # of one user nothing tells how much is chance
+    said_k, did_k, n_k = said[some] / n[some], did[some] / n[some], n[some]
+    return float((n_k * ((said_k - did_k) ** 2 - did_k * (1 - did_k) / (n_k - 1))).sum() / len(said_b))
 
 
 def _bins(said_b: Answers) -> NDArray[np.int64]:
