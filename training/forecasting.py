@@ -130,6 +130,7 @@ class Pupil:
         recipe: how.
         first_day, until_day: epoch days first_day <= d < until_day are trained on; the horizon after them decides when
             to stop.
+        rows: of the users who train; None: all.
         reporter: told about loss and speed.
     """
 
@@ -144,8 +145,10 @@ class Pupil:
         *,
         first_day: int,
         until_day: int,
+        rows: NDArray[np.int64] | None = None,
         reporter: Reporter,
     ) -> None:
+        self._rows = np.arange(len(history)) if rows is None else rows
         self._network, self._reader, self._questions = network, reader, questions
         self._calendar, self._history, self._recipe, self._reporter = calendar, history, recipe, reporter
         self._first_day, self._until_day = first_day, until_day
@@ -171,7 +174,7 @@ class Pupil:
     def train(self, epoch: int) -> None:
         """One pass over the users, each step at a cut of its own."""
         recipe, network = self._recipe, self._network
-        order = np.random.default_rng([recipe.seed, epoch]).permutation(len(self._history))
+        order = np.random.default_rng([recipe.seed, epoch]).permutation(self._rows)
         batches = [order[at : at + recipe.batch_users] for at in range(0, len(order), recipe.batch_users)]
         title, total = f"lumos {epoch + 1}/{self.epochs}", self.epochs * len(batches)
         network.train()

@@ -35,6 +35,7 @@ _SIZES = {
     "full": LogSize(5_000_000, 100_000, 50_000, 4_000),
 }
 _DAYS = {"tiny": 30, "small": 180, "full": 180}
+_TRAINED = {"tiny": 300, "small": 4_000, "full": 6_400}  # users of a pass; so many steps tell what one takes
 _REQUESTS = 31
 _SCALED_TO = 100_000
 
@@ -57,12 +58,13 @@ def bench(track: Track, scale: str) -> Figures:
     network = Lumos(config, questions, (features.width, reader.static_width, calendar.n_features))
     network.start(0)
     days = {"first_day": first_day, "until_day": learn_until}
-    pupil = Pupil(network, reader, questions, calendar, base, recipe, **days, reporter=Silent())
+    learners = np.arange(min(_TRAINED[scale], len(base)))
+    pupil = Pupil(network, reader, questions, calendar, base, recipe, **days, rows=learners, reporter=Silent())
     forecaster = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), base)
 
-    n_steps = -(-len(base) // recipe.batch_users)
+    n_steps = -(-len(learners) // recipe.batch_users)
     ready = [pupil.pair(np.arange(recipe.batch_users), learn_until - n) for n in range(8)]
-    everybody = [pupil.pair(rows, end_day)[0] for rows in np.array_split(np.arange(len(base)), -(-len(base) // 256))]
+    everybody = [pupil.pair(rows, end_day)[0] for rows in np.array_split(np.arange(len(base)), -(-len(base) // 64))]
 
     units_q = torch.tensor(questions.unit_q, dtype=torch.float32)
 
@@ -89,18 +91,17 @@ def bench(track: Track, scale: str) -> Figures:
         said = [forecaster.forecast(batch, end_day).probability for batch in base.scan(max_users=256)]
         return float(sum(map(len, said)))
 
-    contenders: dict[str, Callable[[Turn], float]] = {
-        "train": trained,
-        "bare_loop": bare_loop,
-        "forecast": forecast,
-        "bare_forward": bare_forward,
-    }
-    timings, _ = race(track, len(base), contenders)
+    learning: dict[str, Callable[[Turn], float]] = {"train": trained, "bare_loop": bare_loop}
+    foretelling: dict[str, Callable[[Turn], float]] = {"forecast": forecast, "bare_forward": bare_forward}
+    timings = race(track, len(learners), learning)[0] | race(track, len(base), foretelling)[0]
     one, alone = base.batch(np.array([0])), pupil.pair(np.array([0]), end_day)[0]
     request, forward = _median(lambda: forecaster.forecast(one, end_day)), _median(lambda: network(alone))
     best = {name: timing.best for name, timing in timings.items()}
     return Figures(
-        {"n_users": len(base), "n_events": base.n_events, "n_days": config.days, "horizon": config.horizon},
+        {
+            **{"n_users": len(base), "n_learners": len(learners), "n_events": base.n_events},
+            **{"n_days": config.days, "horizon": config.horizon},
+        },
         timings,
         {
             "vs_bare_loop": best["bare_loop"] / best["train"],
