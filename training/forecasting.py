@@ -30,7 +30,7 @@ from lurm.events import DAY_MS
 from lurm.forecasts import Calibration, Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
-from lurm.lumos import REVISION, Beginning, Inputs, Lumos, LumosConfig
+from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures, lives_of
@@ -162,14 +162,11 @@ class Pupil:
 
     def start(self) -> None:
         """Initialise."""
-        self._network.start(self._recipe.seed, self.beginning(self._until_day))
-
-    def beginning(self, until_day: int) -> Beginning | None:
-        """Where closed forms start that know the days until then; None where the recipe starts at random."""
-        if self._recipe.start != "rates" or self._network.config.head != "sequence":
-            return None
-        parts = self._history, self._reader, self._questions, self._calendar
-        return beginning(*parts, first_day=self._first_day, until_day=until_day)
+        begin = None
+        if self._recipe.start == "rates" and self._network.config.head == "sequence":
+            span = {"first_day": self._first_day, "until_day": self._until_day}
+            begin = beginning(self._history, self._reader, self._questions, self._calendar, **span)
+        self._network.start(self._recipe.seed, begin)
 
     def train(self, epoch: int) -> None:
         """One pass over the users, each step at a cut of its own."""
@@ -306,28 +303,7 @@ def train(
     network.load_state_dict(dict(passed.best))
     raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
     forecaster = with_calibrations(raw, calibrations_of(raw, history, first_day, learn_until), history)
-    if (before := pupil.beginning(learn_until)) and (after := pupil.beginning(until_day)):
-        rows = np.arange(min(len(history), _LOOKED_AT))
-        _carry_on(network, before, after, reader.read(history.batch(rows), rows, calendar, until_day).static_bs)
     return forecaster, Trained(passed.epochs, passed.held_out, passed.best_epoch)
-
-
-def _carry_on(network: Lumos, before: Beginning, after: Beginning, static_bs: NDArray[np.float32]) -> None:
-    """Let a trained network know what the last days say of users, those that it was not trained on.
-
-    The linear part of rates moves as closed forms move when they see these days, too; their level stays, as it is
-    calibrated.
-
-    Args:
-        network: changed in place.
-        before, after: closed forms without and with these days.
-        static_bs: of users as they are now.
-    """
-    moved_hs = (after.static_xs - before.static_xs)[: network.n_channels]
-    with torch.no_grad():
-        weight, bias = network.wide_static.weight, network.wide_static.bias
-        weight[: network.n_channels] += torch.from_numpy(moved_hs)
-        bias[: network.n_channels] -= torch.from_numpy(moved_hs @ static_bs.mean(0))
 
 
 def days_of(history: HistoryBase) -> int:
