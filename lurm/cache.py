@@ -75,12 +75,14 @@ class CachedEmbedding:
         vector_e: (E,) float32, unit length; not to be written to.
         n_events: events it knows.
         as_of: timestamp of the newest of them, epoch ms; 0 when there is none.
+        said: the same in words, kept by who first says it.
     """
 
-    __slots__ = ("as_of", "n_events", "vector_e")
+    __slots__ = ("as_of", "n_events", "said", "vector_e")
 
     def __init__(self, vector_e: NDArray[np.float32], n_events: int, as_of: int) -> None:
         self.vector_e, self.n_events, self.as_of = vector_e, n_events, as_of
+        self.said: str | None = None
 
 
 class EmbeddingCache(Protocol):

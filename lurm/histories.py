@@ -21,7 +21,6 @@ from lurm.history import History, HistoryBase, laid_together
 from lurm.live import NOTHING, Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
 
-_REMEMBERED = 2**16  # standings
 _LOOKED_AT = 2**15  # users
 
 
@@ -69,20 +68,41 @@ class Histories:
         self.live = live
         self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
-        # Of a function, not a method: that would hold what holds it, and with it the base, beyond its time.
-        self._standing = functools.lru_cache(_REMEMBERED)(functools.partial(_standing, base, self._through))
 
-    async def standing(self, user_id: str) -> Standing:
-        """How one user stands.
+    async def tail(self, user_id: str) -> tuple[LiveTail, Unavailable | None]:
+        """What has happened to a user since the live store was begun; if it does not answer, what is known without.
+
+        Returns:
+            The tail, and why the store could not be asked.
+        """
+        try:
+            (tail,) = await self.live.tails([user_id])
+        except Unavailable as error:
+            (tail,) = await self._without_live.tails([user_id])
+            return tail, error
+        return tail, None
+
+    def standing_at(self, user_id: str, tail: LiveTail, why_not_fresh: Unavailable | None = None) -> Standing:
+        """How a user stands who has this tail.
 
         Raises:
             UnknownUser: there is no event of theirs.
             Unavailable: the live store does not answer, and the base does not know them.
         """
-        (found,) = await self.standings([user_id])
-        if isinstance(found, LurmError):
-            raise found
-        return found
+        row = self.base.users.row(user_id)
+        n_whole = self.base.n_events_of(row) if row >= 0 else 0
+        found = _standing_at(self.base, self._through, user_id, tail, row, n_whole)
+        if found is None:
+            raise why_not_fresh or UnknownUser(user_id)
+        return found if why_not_fresh is None else found._replace(is_fresh=False)
+
+    async def standing(self, user_id: str) -> Standing:
+        """How one user stands now.
+
+        Raises:
+            UnknownUser, Unavailable: as ``standing_at``.
+        """
+        return self.standing_at(user_id, *await self.tail(user_id))
 
     async def standings(self, user_ids: Sequence[str]) -> list[Standing | LurmError]:
         """How each user stands, in order, or why that cannot be told; see ``standing``."""
@@ -91,8 +111,10 @@ class Histories:
             tails = await self.live.tails(user_ids)
         except Unavailable as error:
             tails, why = await self._without_live.tails(user_ids), error
-        # Who is asked for alone is mostly asked for again; many at once are looked up faster than they are remembered.
-        found = list(map(self._standing, user_ids, tails)) if len(user_ids) == 1 else self._standings(user_ids, tails)
+        rows = self.base.users.rows(user_ids)
+        n_events = np.where(rows < 0, 0, self.base.lengths(rows))
+        standing_at = functools.partial(_standing_at, self.base, self._through)
+        found = map(standing_at, user_ids, tails, rows.tolist(), n_events.tolist())
         if why is not None:
             return [why if one is None else one._replace(is_fresh=False) for one in found]
         return [UnknownUser(user_id) if one is None else one for one, user_id in zip(found, user_ids, strict=True)]
@@ -149,12 +171,6 @@ class Histories:
             return 0, 0
         return len(history), int(history.timestamps[-1]) if len(history) else 0
 
-    def _standings(self, user_ids: Sequence[str], tails: Sequence[LiveTail]) -> list[Standing | None]:
-        rows = self.base.users.rows(user_ids)
-        n_events = np.where(rows < 0, 0, self.base.lengths(rows))
-        standing_at = functools.partial(_standing_at, self.base, self._through)
-        return list(map(standing_at, user_ids, tails, rows.tolist(), n_events.tolist()))
-
     def _of_base(self, standing: Standing) -> History:
         return self.base.at(standing.row)
 
@@ -167,11 +183,6 @@ class Histories:
             whole = self.base.at(standing.row)
             own = whole.after(tail.erased_at) if tail.erased_at else whole
         return merge(self.base, standing.user_id, own, events)
-
-
-def _standing(base: HistoryBase, through: int, user_id: str, tail: LiveTail) -> Standing | None:
-    row = base.users.row(user_id)
-    return _standing_at(base, through, user_id, tail, row, base.n_events_of(row) if row >= 0 else 0)
 
 
 def _standing_at(

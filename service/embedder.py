@@ -21,6 +21,7 @@ from lurm.encoder import UserEncoder
 from lurm.errors import LurmError, Overloaded
 from lurm.histories import Histories, Standing
 from lurm.history import History, HistoryBatch
+from lurm.live import NOTHING, LiveTail
 from service.batches import Batches
 from service.telemetry import Telemetry
 
@@ -73,10 +74,12 @@ class Known(NamedTuple):
     Attributes:
         provenance: what the embedding is computed from.
         standing: where that is to be read.
+        tail: of the user, where it was asked of them alone.
     """
 
     provenance: Provenance
     standing: Standing
+    tail: LiveTail
 
 
 class Seen(NamedTuple):
@@ -164,14 +167,21 @@ class Embedder:
             UnknownUser: there is no history.
             Unavailable: the release does not know them, and what came after it cannot be told.
         """
-        (found,) = await self.all_known([user_id])
-        if isinstance(found, LurmError):
-            raise found
-        return found
+        tail, why_not_fresh = await self._histories.tail(user_id)
+        slot = hash(user_id) % _REMEMBERED
+        known = self._known[slot]
+        if known is None or known.provenance.user_id != user_id or known.tail != tail or why_not_fresh is not None:
+            known = self.known_of(self._histories.standing_at(user_id, tail, why_not_fresh), tail)
+            if why_not_fresh is None:
+                self._known[slot] = known
+        return known
 
     async def all_known(self, user_ids: Sequence[str]) -> list[Known | LurmError]:
-        """Users as of now, in order; or why there is none, see ``known``."""
-        known = self.known_of if len(user_ids) == 1 else self._known_as
+        """Users as of now, in order; or why there is none, see ``known``.
+
+        Many at once are looked up faster than they are remembered.
+        """
+        known = self.known_of
         return [known(one) if isinstance(one, Standing) else one for one in await self._histories.standings(user_ids)]
 
     async def embed_one(self, known: Known) -> Embedded:
@@ -288,18 +298,11 @@ class Embedder:
             for one in asked
         ]
 
-    def known_of(self, standing: Standing) -> Known:
-        """A user as they stand; remembered, for as long as nobody comes to the same place."""
-        slot = hash(standing.user_id) % _REMEMBERED
-        known = self._known[slot]
-        if known is None or known.standing is not standing:
-            known = self._known[slot] = self._known_as(standing)
-        return known
-
-    def _known_as(self, standing: Standing) -> Known:
+    def known_of(self, standing: Standing, tail: LiveTail = NOTHING) -> Known:
+        """A user as they stand, by this tail."""
         user_id, _, n_base, live, _ = standing
         base, seq = (self._moved, live.seq) if live.seq else (self._base, n_base)
-        return _named(Known, (_named(Provenance, (user_id, base, seq, self._space_id)), standing))
+        return _named(Known, (_named(Provenance, (user_id, base, seq, self._space_id)), standing, tail))
 
     def _put(self, landed: Sequence[tuple[Asked, Embedded | LurmError]]) -> None:
         known = [(asked.provenance, answer) for asked, answer in landed if isinstance(asked, Known)]

@@ -25,7 +25,7 @@ from service.direct import STALE_HEADER, Answer, DirectRoute, UserId, as_json, i
 from service.embedder import Embedded, Known, Seen
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
-from service.schemas import InlineHistory, events_of, iso, iso_of, known_id, parse_embeddings
+from service.schemas import InlineHistory, events_of, iso, known_id, parse_embeddings
 
 BINARY = b"application/octet-stream"
 ARROW = b"application/vnd.apache.arrow.stream"
@@ -175,13 +175,12 @@ def _item(
     said: Callable[[NDArray[np.float32]], object],
 ) -> dict[str, Any]:
     """The answer to input number ``at``."""
-    n_events = embedding.n_events
     item: dict[str, Any] = {
         "object": "embedding",
         "index": at,
         "embedding": said(embedding.vector_e),
-        "n_events": n_events,
-        "as_of": iso_of(embedding.as_of) if n_events else None,
+        "n_events": embedding.n_events,
+        "as_of": iso(embedding),
         "source": source,
     }
     user_id = asked if isinstance(asked, str) else _name_of(asked)

@@ -346,7 +346,9 @@ def _day(number: int) -> str:
 
 def iso(embedding: CachedEmbedding) -> str | None:
     """The newest event an embedding knows, in ISO 8601; None when it knows none."""
-    return iso_of(embedding.as_of) if embedding.n_events else None
+    if embedding.said is None and embedding.n_events:
+        embedding.said = iso_of(embedding.as_of)
+    return embedding.said
 
 
 def parse_embeddings(
