@@ -24,7 +24,9 @@ class GuardedProtocol(HttpToolsProtocol):
     The deadline of a head, and of what is left of a body after the answer, is uvicorn's ``timeout_keep_alive``.
     """
 
+    _arrived_bytes = 0  # at once, the last time
     _head_bytes = 0
+    _most_head_bytes = 0  # with those of other requests that arrived at once with parts of this head
     _in_head = False
     _in_body = False
     _has_ended = False
@@ -51,8 +53,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Parse, and count what belongs to an unfinished head."""
         if self.transport.is_closing():
             return
+        self._arrived_bytes = len(data)
         if self._in_head:
             self._head_bytes += len(data)
+            self._most_head_bytes += len(data)
         super().data_received(data)
         if self._in_head:
             if self._head_bytes > HEAD_BYTES:
@@ -63,6 +67,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins; if its end is not among the bytes at hand, it is waited for."""
         super().on_message_begin()
+        self._most_head_bytes = self._arrived_bytes
         if not self._in_head:
             self._in_head, self._head_bytes = True, 0
             self._expect_within(None)
@@ -71,7 +76,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """The head is there; even if it came in one piece, it may be too large."""
         self._in_head, self._in_body = False, True
         self._expect_within(None)
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+        if self._most_head_bytes > HEAD_BYTES and self._is_head_too_large():
             self._refuse_head()
         else:
             super().on_headers_complete()
@@ -100,6 +105,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed in the shape all errors have."""
         self._refuse(BrokenRequest("what was sent is not an HTTP request"))
+
+    def _is_head_too_large(self) -> bool:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES
 
     def _expect_within(self, seconds: float | None) -> None:
         """Wait at most so long for the rest of what has begun; None: there is nothing to wait for."""
