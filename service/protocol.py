@@ -7,14 +7,19 @@ text, and goes on reading a body nobody wants.
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.problems import MEDIA_TYPE, BrokenRequest, HeadTooLarge, SlowRequest, body_of, new_request_id
 
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent, HTTPResponseStartEvent
+
 HEAD_BYTES = 64 * 1024
 _LINGER_S = 10.0
+_ORDINARY = bytes(range(0x20, 0x7F)) + bytes(range(0x80, 0x100)) + b"\t"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -80,6 +85,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().on_headers_complete()
+            self.cycle.__class__ = _Cycle  # it has not begun: uvicorn names the class of its own
             if self.cycle.scope["method"] != "HEAD":
                 self.cycle.transport = _Together(self.transport)
 
@@ -141,6 +147,41 @@ class GuardedProtocol(HttpToolsProtocol):
             head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
             self.transport.write(STATUS_LINE[problem["status"]] + head.encode() + body)
         self.transport.close()
+
+
+class _Cycle(RequestResponseCycle):
+    """Puts the head of an ordinary answer together at once, and looks through it as a whole instead of by header."""
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """As ASGI has it; names of headers are in lower case."""
+        if message["type"] == "http.response.start" and not self.response_started:
+            head = self._head(message)
+            if head is not None:
+                self.response_started, self.waiting_for_100_continue = True, False
+                self.chunked_encoding = False
+                self.transport.write(head)
+                return
+        await super().send(message)
+
+    def _head(self, message: HTTPResponseStartEvent) -> bytes | None:
+        """The head of an answer that says how long it is; None: uvicorn has to see to it."""
+        given = list(message.get("headers", ()))
+        known = dict(given)
+        length = known.get(b"content-length")
+        if length is None or b"connection" in known or b"transfer-encoding" in known:
+            return None
+        if not self.keep_alive or self.disconnected or self.flow.write_paused or self.access_log:
+            return None
+        parts = [STATUS_LINE[message["status"]]]
+        headers = self.default_headers + given
+        for name, value in headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n")
+        head = b"".join(parts)
+        if len(head.translate(None, _ORDINARY)) != len(b"\r\n") * (len(headers) + 2):
+            return None  # a line too many, or what no header may hold
+        self.expected_content_length = int(length)
+        return head
 
 
 class _Together(asyncio.Transport):
