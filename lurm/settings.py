@@ -131,6 +131,9 @@ class Settings(BaseSettings):
     )
 
     batch_users: int = Field(64, ge=1, le=4096, description="Most users one encoder call embeds.")
+    batch_events: int = Field(
+        100_000, ge=1, description="Most events of theirs, about 6 ms of work; a longer history is alone in its call."
+    )
     batch_wait_ms: float = Field(
         0.0,
         ge=0,

@@ -27,10 +27,21 @@ class Batches(Generic[One]):
         name: of the thread.
         most: in one batch.
         wait_s: how long the first of a batch waits for others, though the thread is free.
+        cost: of one.
+        most_cost: of a batch together, unless one alone costs more.
     """
 
-    def __init__(self, name: str, *, most: int, wait_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        most: int,
+        wait_s: float = 0.0,
+        cost: Callable[[One], int] = lambda _: 0,
+        most_cost: int = 0,
+    ) -> None:
         self._most, self._wait_s = most, wait_s
+        self._cost, self._most_cost = cost, most_cost
         self._queue: deque[tuple[float, One]] = deque()  # since when
         self._some = asyncio.Event()
         self._enough = asyncio.Event()
@@ -97,7 +108,14 @@ class Batches(Generic[One]):
             self._enough.clear()
             await self._enough.wait()
         await self._await_company(self._queue[0][0] + self._wait_s - asyncio.get_running_loop().time())
-        return [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
+        batch = [self._queue.popleft()]
+        left = self._most_cost - self._cost(batch[0][1])
+        while self._queue and len(batch) < self._most:
+            left -= self._cost(self._queue[0][1])
+            if left < 0:
+                break
+            batch.append(self._queue.popleft())
+        return batch
 
     async def _await_company(self, at_most_s: float) -> None:
         """Wait until the batch is full, or its first has waited long enough."""

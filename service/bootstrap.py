@@ -122,6 +122,7 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
         shared.cache,
         shared.telemetry,
         batch_users=settings.batch_users,
+        batch_events=settings.batch_events,
         batch_wait_s=settings.batch_wait_ms / 1000,
         queue_users=settings.queue_users,
     )

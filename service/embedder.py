@@ -102,6 +102,14 @@ class _Waiting(NamedTuple):
     flight: Flight
 
 
+def _n_events(waiting: _Waiting) -> int:
+    """About as many as have to be read; what has arrived since the base counts as one."""
+    asked = waiting.asked
+    if isinstance(asked, Known):
+        return asked.standing.n_base + 1
+    return len(asked if isinstance(asked, History) else asked.history)
+
+
 class Embedder:
     """Embeds known users and inline histories; open it with ``async with``.
 
@@ -111,6 +119,7 @@ class Embedder:
         cache: asked first, and given what had to be computed; whoever opened it closes it.
         telemetry: counts what happens.
         batch_users: most histories in one encoder call.
+        batch_events: most events in one, unless a single history has more.
         batch_wait_s: how long the first of a batch waits for others.
         queue_users: once so many wait, further requests are ``Overloaded``.
     """
@@ -124,6 +133,7 @@ class Embedder:
         telemetry: Telemetry,
         *,
         batch_users: int,
+        batch_events: int,
         batch_wait_s: float,
         queue_users: int,
     ) -> None:
@@ -137,7 +147,9 @@ class Embedder:
         self._cache = cache
         self._telemetry = telemetry
         self._queue_users = queue_users
-        self._batches = Batches[_Waiting]("encoder", most=batch_users, wait_s=batch_wait_s)
+        self._batches = Batches[_Waiting](
+            "encoder", most=batch_users, wait_s=batch_wait_s, cost=_n_events, most_cost=batch_events
+        )
         self._known: list[Known | None] = [None] * _REMEMBERED  # whoever comes next to a place takes it
         self._flights: dict[Provenance, Flight] = {}
         self._puts: set[asyncio.Task[None]] = set()

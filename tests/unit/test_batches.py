@@ -63,6 +63,26 @@ def test_a_full_batch_is_handed_over_while_another_is_computed_and_what_is_not_f
     asyncio.run(run())
 
 
+@given(st.integers(1, 5), st.integers(1, 40), st.lists(st.integers(0, 30), min_size=1, max_size=20))
+def test_a_batch_costs_no_more_than_it_may_unless_one_alone_does(most: int, most_cost: int, costs: list[int]) -> None:
+    async def run() -> None:
+        batches, take = Batches[int]("test", most=most, cost=costs.__getitem__, most_cost=most_cost), Taker()
+        batches.add(range(len(costs)))
+        batches.start(take)
+        while len(batches) or take.open:
+            await settled(lambda: len(take.taken))
+            take.finish_first()
+            await settled(lambda: len(take.taken))
+        assert [one for batch in take.taken for one in batch] == list(range(len(costs)))
+        for batch, after in zip(take.taken, [*take.taken[1:], []], strict=True):
+            together = sum(costs[one] for one in batch)
+            assert len(batch) == 1 or (together <= most_cost and len(batch) <= most)
+            assert not after or len(batch) == most or together + costs[after[0]] > most_cost, "as many as there may be"
+        await batches.end()
+
+    asyncio.run(run())
+
+
 @given(st.integers(1, 4), st.lists(st.one_of(st.integers(0, 9), st.none()), max_size=30))
 def test_all_are_taken_once_in_order_or_left_whatever_happens_when(most: int, happens: list[int | None]) -> None:
     async def run() -> None:

@@ -36,6 +36,7 @@ class Using(Protocol):
         *,
         queue_users: int = 1024,
         batch_users: int = 16,
+        batch_events: int = 10**6,
         batch_wait_s: float = 0.005,
     ) -> T: ...
 
@@ -115,6 +116,7 @@ def using(history: HistoryBase, encoder: WatchedEncoder, cache: MemoryCache, tel
         *,
         queue_users: int = 1024,
         batch_users: int = 16,
+        batch_events: int = 10**6,
         batch_wait_s: float = 0.005,
     ) -> T:
         async def opened() -> T:
@@ -125,6 +127,7 @@ def using(history: HistoryBase, encoder: WatchedEncoder, cache: MemoryCache, tel
                 cache,
                 telemetry,
                 batch_users=batch_users,
+                batch_events=batch_events,
                 batch_wait_s=batch_wait_s,
                 queue_users=queue_users,
             ) as embedder:
@@ -359,6 +362,7 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
             MemoryCache(0),
             telemetry,
             batch_users=1,
+            batch_events=1,
             batch_wait_s=0,
             queue_users=9,
         )
