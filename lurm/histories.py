@@ -69,18 +69,16 @@ class Histories:
         self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
 
-    async def tail(self, user_id: str) -> tuple[LiveTail, Unavailable | None]:
-        """What has happened to a user since the live store was begun; if it does not answer, what is known without.
+    async def tails(self, user_ids: Sequence[str]) -> tuple[list[LiveTail], Unavailable | None]:
+        """What has happened to users since the live store was begun; if it does not answer, what is known without.
 
         Returns:
-            The tail, and why the store could not be asked.
+            The tail of each, in order, and why the store could not be asked.
         """
         try:
-            (tail,) = await self.live.tails([user_id])
+            return await self.live.tails(user_ids), None
         except Unavailable as error:
-            (tail,) = await self._without_live.tails([user_id])
-            return tail, error
-        return tail, None
+            return await self._without_live.tails(user_ids), error
 
     def standing_at(self, user_id: str, tail: LiveTail, why_not_fresh: Unavailable | None = None) -> Standing:
         """How a user stands who has this tail.
@@ -102,15 +100,12 @@ class Histories:
         Raises:
             UnknownUser, Unavailable: as ``standing_at``.
         """
-        return self.standing_at(user_id, *await self.tail(user_id))
+        (tail,), why_not_fresh = await self.tails([user_id])
+        return self.standing_at(user_id, tail, why_not_fresh)
 
     async def standings(self, user_ids: Sequence[str]) -> list[Standing | LurmError]:
         """How each user stands, in order, or why that cannot be told; see ``standing``."""
-        why: Unavailable | None = None
-        try:
-            tails = await self.live.tails(user_ids)
-        except Unavailable as error:
-            tails, why = await self._without_live.tails(user_ids), error
+        tails, why = await self.tails(user_ids)
         rows = self.base.users.rows(user_ids)
         n_events = np.where(rows < 0, 0, self.base.lengths(rows))
         standing_at = functools.partial(_standing_at, self.base, self._through)

@@ -179,7 +179,7 @@ class Embedder:
             UnknownUser: there is no history.
             Unavailable: the release does not know them, and what came after it cannot be told.
         """
-        tail, why_not_fresh = await self._histories.tail(user_id)
+        (tail,), why_not_fresh = await self._histories.tails([user_id])
         slot = hash(user_id) % _REMEMBERED
         known = self._known[slot]
         if known is None or known.provenance.user_id != user_id or known.tail != tail or why_not_fresh is not None:

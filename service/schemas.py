@@ -32,7 +32,7 @@ from lurm import filters
 from lurm.cache import CachedEmbedding
 from lurm.definitions import NAME
 from lurm.erasure import Ledger
-from lurm.events import Event
+from lurm.events import DAY_MS, Event
 from lurm.filters import Filter
 from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
@@ -326,7 +326,7 @@ def known_id(user_id: str) -> str:
         raise Malformed(f"user_id: {error.message()}") from None
 
 
-_DAY_MS, _MINUTE_MS = 86_400_000, 60_000
+_MINUTE_MS = 60_000
 _MINUTES = [f"T{at // 60:02}:{at % 60:02}:" for at in range(24 * 60)]
 _SECONDS = [f"{at:02}." for at in range(60)]
 _MILLISECONDS = [f"{at:03}Z" for at in range(1000)]
@@ -334,8 +334,8 @@ _MILLISECONDS = [f"{at:03}Z" for at in range(1000)]
 
 def iso_of(at: int) -> str:
     """A moment in epoch ms as ISO 8601, UTC; a fifth of the time that ``datetime`` takes."""
-    day = at // _DAY_MS
-    at -= _DAY_MS * day
+    day = at // DAY_MS
+    at -= DAY_MS * day
     return f"{_day(day)}{_MINUTES[at // _MINUTE_MS]}{_SECONDS[at // 1000 % 60]}{_MILLISECONDS[at % 1000]}"
 
 
