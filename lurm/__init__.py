@@ -41,6 +41,7 @@ The map of the house, from the ground up. Each module may import only what stand
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on
     rhythm        how somebody comes back: pace, gaps and what is usual       (LUMOS)
+    stack         a trained transformer as compiled loops, for answers
     days          what each user did on each day, empty days left out          (LUMOS)
     boi           Bag-of-Interests: histories x windows -> sparse CSR          (LURM)
     inference     its vectors without gradients, compiled

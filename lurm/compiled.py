@@ -9,6 +9,7 @@ sizes) is kept with it. Who changes those here deletes what is kept elsewhere.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
@@ -211,8 +212,9 @@ def _products(context: Any, builder: Any, panels: Any, at: Any, codes: Any, rows
     return [[builder.load(total) for total in of_row] for of_row in sums]
 
 
-def _spread(builder: Any, number: Any) -> Any:
-    undefined, first = ir.Constant(_LANES_OF_32, ir.Undefined), ir.Constant(_LANES_OF_32, [0] * PANEL)
+def _spread(builder: Any, number: Any, kind: Any = None) -> Any:
+    """The number in every lane."""
+    undefined, first = ir.Constant(kind or _LANES_OF_32, ir.Undefined), ir.Constant(_LANES_OF_32, [0] * PANEL)
     return builder.shuffle_vector(builder.insert_element(undefined, number, _WORD(0)), undefined, first)
 
 
@@ -235,9 +237,135 @@ def _add_fours(context: Any, builder: Any, total: Any, unsigned: Any, signed: An
     return total
 
 
+def _products_of(n_panels: int) -> Callable[..., object]:
+    """The loop as instructions: compilers keep no block of sums in registers while they walk along rows and columns."""
+
+    def products(
+        _: object,
+        x: types.Array,
+        row: Any,
+        column: Any,
+        n: Any,
+        w: types.Array,
+        w_row: Any,
+        w_column: Any,
+        start: types.Array,
+        out: types.Array,
+        out_row: Any,
+        out_column: Any,
+    ) -> object:
+        signature = types.void(x, row, column, n, w, w_row, w_column, start, out, out_row, out_column)
+
+        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            def number(nth: int) -> Any:
+                return context.cast(builder, given[nth], signature.args[nth], types.intp)
+
+            def moved(pointer: Any, step: Any, n: int) -> Any:
+                return builder.gep(pointer, [builder.mul(step, _MANY(n))])
+
+            def lanes_at(pointer: Any, panel: int) -> Any:
+                return builder.bitcast(builder.gep(pointer, [_MANY(panel * PANEL)]), _FLOATS.as_pointer())
+
+            n_inner, out_row, out_column = number(3), number(9), number(10)
+            x_at, x_step = _place(context, builder, signature, given, 0, number(1), number(2))
+            w_at, w_step = _place(context, builder, signature, given, 4, number(5), number(6))
+            out_at, out_step = _place(context, builder, signature, given, 8, out_row, out_column)
+            n_starts = cgutils.unpack_tuple(builder, _array(context, builder, signature, given, 7).shape, 2)[0]  # type: ignore[no-untyped-call]
+            is_one = builder.icmp_signed("==", n_starts, _MANY(1))
+            start_row = builder.select(is_one, _MANY(0), out_row)
+            start_at, start_step = _place(context, builder, signature, given, 7, start_row, out_column)
+            start_step = builder.select(is_one, _MANY(0), start_step)
+            rows, panels = range(N_VECTORS), range(n_panels)
+            sums = {
+                (nth, panel): cgutils.alloca_once_value(  # type: ignore[no-untyped-call]
+                    builder, builder.load(lanes_at(moved(start_at, start_step, nth), panel), align=4)
+                )
+                for nth in rows
+                for panel in panels
+            }
+            own = [moved(x_at, x_step, nth) for nth in rows]
+            with cgutils.for_range(builder, n_inner) as loop:
+                line = builder.gep(w_at, [builder.mul(w_step, loop.index)])
+                columns = [builder.load(lanes_at(line, panel), align=4) for panel in panels]
+                for nth in rows:
+                    one = _spread(builder, builder.load(builder.gep(own[nth], [loop.index])), _FLOATS)
+                    for panel in panels:
+                        total = sums[nth, panel]
+                        builder.store(_multiply_add(builder, one, columns[panel], builder.load(total)), total)
+            for (nth, panel), total in sums.items():
+                builder.store(builder.load(total), lanes_at(moved(out_at, out_step, nth), panel), align=4)
+            return context.get_dummy_value()
+
+        return signature, code
+
+    return products
+
+
+def _array(context: Any, builder: Any, signature: Any, given: Any, nth: int) -> Any:
+    return context.make_array(signature.args[nth])(context, builder, given[nth])
+
+
+def _place(context: Any, builder: Any, signature: Any, given: Any, nth: int, row: Any, column: Any) -> tuple[Any, Any]:
+    """Where that place of an array is, and how far its rows are apart."""
+    array = _array(context, builder, signature, given, nth)
+    width = cgutils.unpack_tuple(builder, array.shape, 2)[1]  # type: ignore[no-untyped-call]
+    return builder.gep(array.data, [builder.add(builder.mul(row, width), column)]), width
+
+
+def _multiply_add(builder: Any, one: Any, other: Any, more: Any) -> Any:
+    shape = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return builder.call(builder.module.declare_intrinsic(f"llvm.fmuladd.v{PANEL}f32", (), shape), [one, other, more])
+
+
+def _soften(_: object, scores: types.Array, row: Any, n: Any) -> object:
+    """The loop as instructions: compilers do not take the largest of many numbers several at a time."""
+    signature = types.float32(scores, row, n)
+
+    def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        def every(of: float, kind: Any = _FLOATS) -> Any:
+            return ir.Constant(kind, [of] * PANEL)
+
+        def larger(one: Any, other: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", one, other), one, other)
+
+        def over_lanes(meet: Callable[[Any, Any], Any], x: Any) -> Any:
+            for away in (8, 4, 2, 1):
+                mask = ir.Constant(_LANES_OF_32, [lane ^ away for lane in range(PANEL)])
+                x = meet(x, builder.shuffle_vector(x, x, mask))
+            return x
+
+        row, n = (context.cast(builder, given[nth], signature.args[nth], types.intp) for nth in (1, 2))
+        first = _place(context, builder, signature, given, 0, row, _MANY(0))[0]
+        first = builder.bitcast(first, _FLOATS.as_pointer())
+        n_panels = builder.udiv(builder.add(n, _MANY(PANEL - 1)), _MANY(PANEL))
+        most, total = (cgutils.alloca_once_value(builder, every(of)) for of in (-math.inf, 0.0))  # type: ignore[no-untyped-call]
+        with cgutils.for_range(builder, n_panels) as loop:
+            here = builder.load(builder.gep(first, [loop.index]), align=4)
+            builder.store(larger(here, builder.load(most)), most)
+        largest = over_lanes(larger, builder.load(most))
+        with cgutils.for_range(builder, n_panels) as loop:
+            place = builder.gep(first, [loop.index])
+            x = larger(builder.fsub(builder.load(place, align=4), largest), every(_LEAST_EXPONENT))
+            # 2^twos · exp(rest), |rest| at most ln 2 / 2, the latter by its series
+            twos = builder.fptosi(_multiply_add(builder, x, every(math.log2(math.e)), every(-0.5)), _LANES_OF_32)
+            whole = builder.sitofp(twos, _FLOATS)
+            rest = _multiply_add(builder, whole, every(-_LN_2_HIGH), x)
+            rest = _multiply_add(builder, whole, every(_LN_2_HIGH - math.log(2)), rest)
+            series = every(1 / math.factorial(_TERMS))
+            for term in reversed(range(_TERMS)):
+                series = _multiply_add(builder, series, rest, every(1 / math.factorial(term)))
+            power = builder.shl(builder.add(twos, every(127, _LANES_OF_32)), every(23, _LANES_OF_32))
+            softened = builder.fmul(series, builder.bitcast(power, _FLOATS))
+            builder.store(softened, place, align=4)
+            builder.store(builder.fadd(builder.load(total), softened), total)
+        return builder.extract_element(over_lanes(builder.fadd, builder.load(total)), _WORD(0))
+
+    return signature, code
+
+
 _HALF, _WORD, _MANY = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 PANEL, _N_PANELS = 16, 2
-_LANES_OF_32 = ir.VectorType(_WORD, PANEL)
+_LANES_OF_32, _FLOATS = ir.VectorType(_WORD, PANEL), ir.VectorType(ir.FloatType(), PANEL)
 N_VECTORS, N_COLUMNS = 8, _N_PANELS * PANEL
 """Rows and columns of codes that are multiplied at a time, a panel of columns in one register."""
 any_above = cast(
@@ -258,3 +386,18 @@ multiply_codes = cast(
 )
 """In a compiled function, with panels, at, codes, first, products: (N_VECTORS, N_COLUMNS) products to fill in, of the
 rows of codes from the first on."""
+Floats = NDArray[np.float32]
+_Products = Callable[[Floats, int, int, int, Floats, int, int, Floats, Floats, int, int], None]
+products_wide = cast(_Products, intrinsic(_products_of(2)))
+"""In a compiled function, with x, row, column, n, w, w_row, w_column, start, out, out_row, out_column: ``N_VECTORS``
+rows of ``start + x[row:, column : column + n] @ w[w_row : w_row + n, w_column:]``, two ``PANEL`` columns wide, to
+``out[out_row:, out_column:]``. All arrays have two dimensions and no gaps; ``start`` is read where ``out`` is
+written, and may be ``out``, or have one row for all.
+"""
+products_narrow = cast(_Products, intrinsic(_products_of(1)))
+"""Likewise, one ``PANEL`` wide."""
+_LEAST_EXPONENT, _LN_2_HIGH, _TERMS = -87.0, 0.693359375, 6
+soften = cast(Callable[[Floats, int, int], np.float32], intrinsic(_soften))
+"""In a compiled function, with scores, row, n: the first n of a row become exp(score - the largest); the answer is
+their sum. Whole ``PANEL``s are taken: what stands beyond n in the last one has to be far below all others.
+"""

@@ -11,10 +11,10 @@ A forecast is a function of history, calendar, model and the day it is made for:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lurm.ahead import each
 from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
@@ -41,6 +42,7 @@ LEVEL = 0.9
 _SIDES = 1.645  # standard deviations to either side that hold so much
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ class Forecaster:
     ) -> None:
         self.network, self.reader, self.questions, self.calendar = network.eval(), reader, questions, calendar
         self.calibrations, self.watermark = tuple(calibrations), history.watermark
-        self._users = history.users
+        self._users, self._stacks = history.users, network.compiled()
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
         self._slope, self._intercept, self._factor, *rest = columns
         self._tilt, self._shift, self._width, self._least, *rest = rest
@@ -256,11 +258,12 @@ class Forecaster:
             Unfulfillable: an edit or the horizon is impossible.
         """
         calendar, questions = self.edited(edits, first_day), self._asking(days)
-        parts = []
-        for some in _chunks(len(batch)):
+
+        def forecast(some: slice) -> Forecast:
             said = self._say(batch.part(some.start, some.stop), calendar, first_day, questions)
-            parts.append(self._forecast_of(said, questions))
-        return _joined(parts)
+            return self._forecast_of(said, questions)
+
+        return _joined(_at_once(forecast, len(batch)))
 
     def compare(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
@@ -328,11 +331,14 @@ class Forecaster:
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], days: int | None
     ) -> Iterator[_Compared]:
         calendar, questions = self.edited(edits, first_day), self._asking(days)
-        for some in _chunks(len(batch)):
+
+        def compared(some: slice) -> _Compared:
             part = batch.part(some.start, some.stop)
             one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
             before, after = (self._forecast_of(said, questions) for said in (one, two))
-            yield _Compared(before, after, self._slopes(one, two))
+            return _Compared(before, after, self._slopes(one, two))
+
+        return _at_once(compared, len(batch))
 
     def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> _Said:
         rows = self._users.rows(batch.user_ids).astype(np.int64)
@@ -340,8 +346,8 @@ class Forecaster:
         inputs = self.network.seen(Inputs.of(tokens, questions))
         arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
         with torch.no_grad():
-            memory_bsd = self.network.remember(inputs)
-            foretold = self.network.foretell(inputs, memory_bsd)
+            memory_bsd = self.network.remember(inputs, self._stacks)
+            foretold = self.network.foretell(inputs, memory_bsd, self._stacks)
             burst_bh = self.network.burst(memory_bsd[:, 0])
         return _Said(
             *(inputs, arises_bq, foretold.rate_bfh, foretold.amount_bfa, burst_bh),
@@ -445,5 +451,10 @@ def _joined(parts: Iterable[Forecast]) -> Forecast:
     return Forecast(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _chunks(n: int) -> list[slice]:
-    return [slice(start, min(start + _AT_ONCE, n)) for start in range(0, n, _AT_ONCE)] or [slice(0, 0)]
+def _at_once(work: Callable[[slice], Answer], n_users: int) -> Iterator[Answer]:
+    """What is made of some users at a time, in their order, by as many threads as torch has."""
+    parts = [slice(at, min(at + _AT_ONCE, n_users)) for at in range(0, n_users, _AT_ONCE)] or [slice(0, 0)]
+    if len(parts) == 1:
+        return iter([work(parts[0])])
+    threads = torch.get_num_threads()
+    return each(work, parts, threads=threads, at_most=2 * threads)

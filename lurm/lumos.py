@@ -29,6 +29,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.bounds import AT_LEAST_ONE, Bound, check
 from lurm.errors import UsageError
+from lurm.stack import Stack
 from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
@@ -158,6 +159,13 @@ class Foretold(NamedTuple):
     amount_bfa: Tensor
 
 
+class Stacks(NamedTuple):
+    """Encoder and decoder as compiled loops."""
+
+    encoder: Stack
+    decoder: Stack
+
+
 class Lumos(nn.Module):
     """The network.
 
@@ -254,10 +262,22 @@ class Lumos(nn.Module):
             future_ufc = future_ufc * self.dates_c
         return inputs._replace(past_utc=past_utc, future_ufc=future_ufc)
 
-    def remember(self, inputs: Inputs) -> Tensor:
-        """(B, 1 + T, D) the history, read: the user first, then the days."""
+    def compiled(self) -> Stacks | None:
+        """The stacks as they are now, for answers without gradients; None: days are placed by rotation."""
+        config, found = self.config, []
+        for stack, n_blocks in ((self.encoder, config.encoder_blocks), (self.decoder, config.decoder_blocks)):
+            state = {name: tensor.detach().numpy() for name, tensor in stack.state_dict().items()}
+            if not Stack.fits(shape := config.stack(n_blocks)):
+                return None
+            found.append(Stack(shape, state, crossed=stack.crossed))
+        return Stacks(*found)
+
+    def remember(self, inputs: Inputs, stacks: Stacks | None = None) -> Tensor:
+        """(B, 1 + T, D) the history, read: the user first, then the days; by compiled stacks or with gradients."""
         x_btd = self.fused(inputs)
         is_real = F.pad(inputs.real_bt, (1, 0), value=True)
+        if stacks is not None:
+            return torch.from_numpy(stacks.encoder(x_btd.numpy(), is_real.numpy()))
         at = torch.arange(-1, inputs.real_bt.shape[1], device=x_btd.device) + 1
         memory: Tensor = self.encoder(x_btd, mask=seen_keys(is_real), at_bt=at)
         return memory
@@ -275,14 +295,19 @@ class Lumos(nn.Module):
         user_bd = F.relu(static_bd + nothing_d) + self.user_d
         return torch.cat([user_bd[:, None], x_btd], dim=1)
 
-    def foretell(self, inputs: Inputs, memory_bsd: Tensor) -> Foretold:
-        """What will happen, by histories that were read."""
+    def foretell(self, inputs: Inputs, memory_bsd: Tensor, stacks: Stacks | None = None) -> Foretold:
+        """What will happen, by histories that were read; by compiled stacks or with gradients."""
         config = self.config
         n_users, n_days = inputs.real_bt.shape
         at = torch.arange(n_days, n_days + config.horizon, device=memory_bsd.device)
         query_ufd = self.place(F.relu(self.query(self.event(inputs.future_ufc))), at)
         is_real = F.pad(inputs.real_bt, (1, 0), value=True)
-        z_bfd = self.decoder(query_ufd[inputs.group_b], memory_bsd, mask=seen_keys(is_real), at_bt=at + 1)
+        query_bfd = query_ufd[inputs.group_b]
+        if stacks is not None:
+            every_bf = np.ones(query_bfd.shape[:2], bool)
+            z_bfd = torch.from_numpy(stacks.decoder(query_bfd.numpy(), every_bf, memory_bsd.numpy(), is_real.numpy()))
+        else:
+            z_bfd = self.decoder(query_bfd, memory_bsd, mask=seen_keys(is_real), at_bt=at + 1)
         if config.head == "aggregated":
             out_bx = self.head(z_bfd.flatten(1))
             empty = z_bfd.new_zeros(n_users, 0, 0)

@@ -60,7 +60,6 @@ def bench(track: Track, scale: str) -> Figures:
     days = {"first_day": first_day, "until_day": learn_until}
     learners = np.arange(min(_TRAINED[scale], len(base)))
     pupil = Pupil(network, reader, questions, calendar, base, recipe, **days, rows=learners, reporter=Silent())
-    forecaster = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), base)
 
     n_steps = -(-len(learners) // recipe.batch_users)
     ready = [pupil.pair(np.arange(recipe.batch_users), learn_until - n) for n in range(8)]
@@ -93,7 +92,9 @@ def bench(track: Track, scale: str) -> Figures:
 
     learning: dict[str, Callable[[Turn], float]] = {"train": trained, "bare_loop": bare_loop}
     foretelling: dict[str, Callable[[Turn], float]] = {"forecast": forecast, "bare_forward": bare_forward}
-    timings = race(track, len(learners), learning)[0] | race(track, len(base), foretelling)[0]
+    timings = race(track, len(learners), learning)[0]
+    forecaster = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), base)
+    timings |= race(track, len(base), foretelling)[0]
     one, alone = base.batch(np.array([0])), pupil.pair(np.array([0]), end_day)[0]
     request, forward = _median(lambda: forecaster.forecast(one, end_day)), _median(lambda: network(alone))
     best = {name: timing.best for name, timing in timings.items()}
