@@ -16,6 +16,7 @@ The map of the house, from the ground up. Each module may import only what stand
     artifacts     immutable folders with a manifest: draft, publish, verify, open
     remote        Redis, never by its client's defaults
     arrays        plain arrays on disk: append, map
+    lanes         numbers side by side, as many as a processor takes at once
     identifiers   string id <-> row, memory-mapped
     texts         columns of texts as hashes and codes
     columns       cells of any type -> text, numbers, epoch milliseconds

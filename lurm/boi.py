@@ -24,6 +24,7 @@ from lurm.sequences import Placement, Scale, life, trailing
 _AHEAD = 32  # events whose cells are asked for
 _FEW = 32  # events that are sorted where they lie
 _DIGIT_BITS = 6  # of cells, when there are more
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: of neighbours far apart
 _LOG1P = np.log1p(np.arange(1024, dtype=np.float32))
 
 
@@ -113,25 +114,25 @@ class BagOfInterests:
     ) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.float32]]:
         """The bags of a batch as ``unit_rows`` makes them: bounds, columns and shares of the CSR matrix.
 
-        A matrix of scipy checks itself, which takes longer than the bags of one user.
+        But the columns of a bag are in the order of their first events in it, for nothing is sorted; and a matrix of
+        scipy checks itself, which takes longer than the bags of one user.
         """
-        indptr, columns, counts = _room(placement)
-        shares = _tally_unit(
+        indptr, columns, shares = _room(placement)
+        nnz = _share_out(
             placement.starts_bw,
             placement.stops_bw,
             batch.item_rows,
             self._cell_n,
             self._weights(batch),
-            self._n_bits,
             self._is_log,
             self._is_count,
             self._idf,
             _LOG1P,
             indptr,
             columns,
-            counts,
+            shares,
         )
-        return indptr, columns[: len(shares)], shares
+        return indptr, columns[:nnz], shares[:nnz]
 
     def _weights(self, batch: HistoryBatch) -> NDArray[np.float64] | None:
         """(E,) weight of each event; None when all are 1."""
@@ -159,26 +160,83 @@ def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
 
 
 @compiled
-def _tally_unit(
+def _share_out(
     starts_bw: NDArray[np.int64],
     stops_bw: NDArray[np.int64],
     item_rows: NDArray[np.int32],
     cell_n: NDArray[np.int32],
     weights: NDArray[np.float64] | None,
-    n_bits: int,
     is_log: bool,
     is_count: bool,
     idf: NDArray[np.float32],
     log1p: NDArray[np.float32],
     indptr: NDArray[np.int64],
     columns: NDArray[np.int32],
-    counts: NDArray[np.float32],
-) -> NDArray[np.float32]:
-    """What is tallied, weighed, at unit length; in one call, for every call gives the interpreter's lock away."""
-    nnz = _tally(starts_bw, stops_bw, item_rows, cell_n, weights, n_bits, indptr, columns, counts)
-    shares = _weigh(columns[:nnz], counts[:nnz], is_log, is_count, idf, log1p)
-    _unit(indptr, shares, shares)
-    return shares
+    shares: NDArray[np.float32],
+) -> int:
+    """What ``_tally`` counts, weighed as by ``_weigh``, at unit length; the number of cells written.
+
+    The cells of a user are told apart once for all windows. In one call, for every call gives the interpreter's lock
+    away.
+
+    Args:
+        starts_bw, stops_bw, item_rows, cell_n, weights: as for ``_tally``.
+        is_log, is_count, idf, log1p: as for ``_weigh``.
+        indptr, columns, shares: what is filled in, as a CSR matrix.
+    """
+    n_windows, most_events = starts_bw.shape[1], 1
+    for row in range(len(starts_bw)):
+        first, end, _ = _extent(starts_bw[row], stops_bw[row])
+        most_events = max(most_events, end - first)
+    n_bits = 1
+    while 1 << n_bits < 2 * most_events:
+        n_bits += 1
+    row_of, nth_of = np.full(1 << n_bits, -1, np.int64), np.empty(1 << n_bits, np.int32)  # who has which of their cells
+    cells, rarities, sums = np.empty(most_events, np.int32), np.empty(most_events, np.float32), np.zeros(most_events)
+    of_event, met = np.empty(most_events, np.int32), np.empty(most_events, np.int32)
+    nnz, last_event = 0, len(item_rows) - 1
+    for row in range(len(starts_bw)):
+        first, end, _ = _extent(starts_bw[row], stops_bw[row])
+        while n_bits > 1 and 1 << (n_bits - 1) >= 2 * (end - first):
+            n_bits -= 1
+        while 1 << n_bits < 2 * (end - first):
+            n_bits += 1
+        n = 0
+        for event in range(first, end):
+            prefetch(cell_n, item_rows[min(event + _AHEAD, last_event)])
+            item = item_rows[event]
+            of_event[event - first] = -1
+            if 0 <= item < len(cell_n) and (weights is None or weights[event] > 0.0):
+                cell = cell_n[item]
+                slot = (np.uint64(cell) * _SPREAD) >> np.uint64(64 - n_bits)
+                while row_of[slot] == row and cells[nth_of[slot]] != cell:
+                    slot = (slot + np.uint64(1)) & np.uint64((1 << n_bits) - 1)
+                if row_of[slot] != row:
+                    row_of[slot], nth_of[slot] = row, n
+                    cells[n], rarities[n] = cell, idf[cell] if len(idf) > 1 else idf[0]
+                    n += 1
+                of_event[event - first] = nth_of[slot]
+        for window in range(n_windows):
+            n_met = 0
+            for event in range(starts_bw[row, window], stops_bw[row, window]):
+                nth = of_event[event - first]
+                if nth >= 0:
+                    met[n_met] = nth
+                    n_met += sums[nth] == 0
+                    sums[nth] += 1.0 if weights is None else weights[event]
+            begin, squares = nnz, 0.0
+            for at in range(n_met):
+                nth = met[at]
+                share = _weight(np.float32(sums[nth]), is_log, is_count, log1p) * rarities[nth]
+                columns[nnz], shares[nnz] = cells[nth], share
+                nnz += share > 0  # a tiny weight may be none as float32
+                squares += np.float64(share) * np.float64(share)  # not lost, however small
+                sums[nth] = 0
+            length = np.sqrt(squares)
+            for at in range(begin, nnz):
+                shares[at] /= length
+            indptr[row * n_windows + window + 1] = nnz
+    return nnz
 
 
 @compiled
@@ -324,14 +382,20 @@ def _weigh(
     """
     weights = np.empty_like(counts)
     for at in range(len(counts)):
-        weight = np.float32(1)
-        if is_log:
-            whole = np.uint32(min(counts[at], np.float32(len(log1p) - 1)))
-            weight = log1p[whole] if counts[at] == whole else np.log1p(counts[at])
-        elif is_count:
-            weight = counts[at]
+        weight = _weight(counts[at], is_log, is_count, log1p)
         weights[at] = weight * (idf[np.uint32(columns[at])] if len(idf) > 1 else idf[0])
     return weights
+
+
+@compiled
+def _weight(count: np.float32, is_log: bool, is_count: bool, log1p: NDArray[np.float32]) -> np.float32:
+    """g of one count."""
+    if is_log:
+        whole = np.uint32(min(count, np.float32(len(log1p) - 1)))
+        if count == whole:
+            return np.float32(log1p[whole])
+        return np.float32(np.log1p(count))
+    return count if is_count else np.float32(1)
 
 
 @compiled_sums

@@ -21,7 +21,7 @@ from lurm.prospect import NextModel
 from lurm.smen import KIND as ENCODER
 from lurm.smen import SmenEncoder
 
-_EVENTS_AT_ONCE = 2**18
+_EVENTS_AT_ONCE = 2**15
 _KNOWN = f"{SmenEncoder.kind!r} and {BehaveGptModel.kind!r}"
 
 
@@ -47,8 +47,8 @@ class UserEncoder(Protocol):
         Recency is measured from ``as_of`` (epoch ms, one for all or (B,)), None: from ``known_until``, so that a vector
         is a function of the history and the encoder alone.
 
-        A row depends on its own history alone: not on the other rows, nor on the order of events that share a
-        timestamp. A history without a single known item gets the vector of an unknown user (still unit length).
+        A row depends on its own history alone: not on the other rows nor, but for rounding, on the order of events that
+        share a timestamp. A history without a single known item gets the vector of an unknown user (still unit length).
         """
         ...
 

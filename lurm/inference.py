@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.compiled import LANES, N_ROWS, add_rows, compiled, compiled_sums, prefetch
+from lurm.compiled import compiled, compiled_sums, prefetch
+from lurm.lanes import LANES, N_ROWS, Layout, add_lanes, add_rows, raise_lanes, score_lanes
 
 _AHEAD = 24  # rows
 _MOST_STEPS = 2**15 - 1
@@ -26,7 +27,7 @@ class Table:
     A number is off by at most half a step, 1/65,534 of the largest one of its row.
 
     Attributes:
-        steps_hp: (H, P) int16; P is what numbers there are, and zeros up to whole lanes.
+        steps_hp: (H, P) int16, in the places of a ``Layout``, zeros in those of no number.
         step_h: (H,) float32, what one step is worth.
     """
 
@@ -34,19 +35,14 @@ class Table:
     step_h: NDArray[np.float32]
 
     @classmethod
-    def of(cls, rows_he: NDArray[np.float32]) -> Table:
-        """The table of these rows, read-only."""
+    def of(cls, rows_he: NDArray[np.float32], layout: Layout) -> Table:
+        """The table of these rows, M·D numbers each, read-only."""
         step_h = np.maximum(np.abs(rows_he).max(1, initial=0), np.float32(1e-30)) / np.float32(_MOST_STEPS)
-        steps_hp = np.zeros((len(rows_he), padded(rows_he.shape[1])), np.int16)
-        steps_hp[:, : rows_he.shape[1]] = np.rint(rows_he / step_h[:, None])
+        steps_hp = np.zeros((len(rows_he), layout.n_places), np.int16)
+        steps_hp[:, layout.places()] = np.rint(rows_he / step_h[:, None])
         for array in (steps_hp, step_h):
             array.setflags(write=False)  # as those that are mapped: loops are compiled for one kind of array
         return cls(steps_hp, step_h)
-
-
-def padded(width: int) -> int:
-    """P, the width of a table's rows for so many numbers."""
-    return width + -width % LANES
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +50,13 @@ class InferenceWeights:
     """What a trained SMEN knows; H columns, M anchors of D dimensions, S scales, W windows, A features, X of activity.
 
     Attributes:
+        layout: of what is P wide; L is one register of lanes for each of its groups.
+        places_e: (M·D,), of the layout.
         table: the anchored table.
         n_windows_s: (S,) windows of each scale.
-        query_smd: (S, M, D).
-        position_wm: (W, M).
-        gate_sm: (S, M).
+        query_sp: (S, P).
+        position_wl: (W, L), repeated in all lanes.
+        gate_sl: (S, L), likewise.
         mean_e: (M·D,).
         activity_mean_a, activity_scale_a: (A,) what makes features standard.
         activity_ax: (A, X).
@@ -67,11 +65,13 @@ class InferenceWeights:
         most_spreads: from the mean, of a standard feature.
     """
 
+    layout: Layout
+    places_e: NDArray[np.int64]
     table: Table
     n_windows_s: NDArray[np.int64]
-    query_smd: NDArray[np.float32]
-    position_wm: NDArray[np.float32]
-    gate_sm: NDArray[np.float32]
+    query_sp: NDArray[np.float32]
+    position_wl: NDArray[np.float32]
+    gate_sl: NDArray[np.float32]
     mean_e: NDArray[np.float32]
     activity_mean_a: NDArray[np.float32]
     activity_scale_a: NDArray[np.float32]
@@ -103,10 +103,13 @@ def served(
         shares,
         w.table.steps_hp,
         w.table.step_h,
+        w.places_e,
+        w.layout.run,
+        w.layout.period,
         w.n_windows_s,
-        w.query_smd,
-        w.position_wm,
-        w.gate_sm,
+        w.query_sp,
+        w.position_wl,
+        w.gate_sl,
         w.mean_e,
         features_ba,
         w.activity_mean_a,
@@ -127,10 +130,13 @@ def _served(
     shares: NDArray[np.float32],
     steps_hp: NDArray[np.int16],
     step_h: NDArray[np.float32],
+    places_e: NDArray[np.int64],
+    run: int,
+    period: int,
     n_windows_s: NDArray[np.int64],
-    query_smd: NDArray[np.float32],
-    position_wm: NDArray[np.float32],
-    gate_sm: NDArray[np.float32],
+    query_sp: NDArray[np.float32],
+    position_wl: NDArray[np.float32],
+    gate_sl: NDArray[np.float32],
     mean_e: NDArray[np.float32],
     features_ba: NDArray[np.float32],
     activity_mean_a: NDArray[np.float32],
@@ -141,41 +147,28 @@ def _served(
     most_spreads: np.float32,
     vectors_be: NDArray[np.float32],
 ) -> None:
-    n_windows, width = len(position_wm), len(mean_e)
-    v_wp = np.empty((n_windows, steps_hp.shape[1]), np.float32)
-    attention_w = np.empty(n_windows, np.float32)
+    n_windows, width = len(position_wl), len(mean_e)
+    v_wp, sum_p = np.empty((n_windows, steps_hp.shape[1]), np.float32), np.empty(steps_hp.shape[1], np.float32)
+    weights_wl, highest, totals = np.empty_like(position_wl), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for user in range(len(vectors_be)):
-        of_user = vectors_be[user]
-        of_user[:] = 0
         bag = user * n_windows
-        for window in range(n_windows):
-            start, stop = indptr[bag + window], indptr[bag + window + 1]
-            _gather(columns, shares, start, stop, steps_hp, step_h, v_wp[window])
-        window = 0
-        for scale in range(len(n_windows_s)):
-            stop = window + n_windows_s[scale]
-            _over_time(
-                v_wp,
-                window,
-                stop,
-                indptr[bag : bag + n_windows + 1],
-                query_smd[scale],
-                position_wm,
-                gate_sm[scale],
-                attention_w,
-                of_user,
-            )
-            window = stop
+        of_user, bounds = vectors_be[user], indptr[bag : bag + n_windows + 1]
+        acts = of_user[width:]
+        _gather(columns, shares, bounds, steps_hp, step_h, v_wp)
+        _over_time(
+            v_wp, bounds, n_windows_s, query_sp, position_wl, gate_sl, run, period, weights_wl, highest, totals, sum_p
+        )
         for e in range(width):
-            of_user[e] = (of_user[e] - mean_e[e]) * interest_share
+            of_user[e] = (sum_p[places_e[e]] - mean_e[e]) * interest_share
+        acts[:] = 0
         for feature in range(len(activity_mean_a)):
             standard = (features_ba[user, feature] - activity_mean_a[feature]) * activity_scale_a[feature]
             standard = min(max(standard, -most_spreads), most_spreads)
-            for x in range(activity_ax.shape[1]):
-                of_user[width + x] += standard * activity_ax[feature, x]
-        for x in range(activity_ax.shape[1]):
-            of_user[width + x] *= activity_share
-        squares, _ = _dots(of_user, of_user)
+            for x in range(len(acts)):
+                acts[x] += standard * activity_ax[feature, x]
+        for x in range(len(acts)):
+            acts[x] *= activity_share
+        squares = _squares(of_user)
         if squares < np.float32(NO_LENGTH * NO_LENGTH):
             of_user[:] = 1
             squares = np.float32(len(of_user))
@@ -188,81 +181,75 @@ def _served(
 def _gather(
     columns: NDArray[np.int32],
     shares: NDArray[np.float32],
-    start: int,
-    stop: int,
+    bounds: NDArray[np.integer],
     steps_hp: NDArray[np.int16],
     step_h: NDArray[np.float32],
-    sum_p: NDArray[np.float32],
+    sum_wp: NDArray[np.float32],
 ) -> None:
-    """The sum of a bag's rows of the table, each times its share; four rows at once, for the sum is then read less."""
-    sum_p[:] = 0
-    fours = stop - (stop - start) % N_ROWS
-    for at in range(start, fours, N_ROWS):
-        ahead = min(at + _AHEAD, len(columns) - N_ROWS)  # of the bags that follow, too
-        rows = columns[at], columns[at + 1], columns[at + 2], columns[at + 3]
-        of_rows = (
-            shares[at] * step_h[rows[0]],
-            shares[at + 1] * step_h[rows[1]],
-            shares[at + 2] * step_h[rows[2]],
-            shares[at + 3] * step_h[rows[3]],
-        )
-        next_ = columns[ahead], columns[ahead + 1], columns[ahead + 2], columns[ahead + 3]
-        for row in next_:
-            prefetch(step_h, row)
-        add_rows(steps_hp, rows, of_rows, next_, sum_p)
-    for at in range(fours, stop):
-        row, share = steps_hp[columns[at]], shares[at] * step_h[columns[at]]
-        for p in range(len(sum_p)):
-            sum_p[p] += share * np.float32(row[p])
+    """The sums of a user's bags, of the table's rows times their shares; four rows at once: the sum is read less."""
+    sum_wp[:] = 0
+    for window in range(len(sum_wp)):
+        start, stop, sum_p = bounds[window], bounds[window + 1], sum_wp[window]
+        fours = stop - (stop - start) % N_ROWS
+        for at in range(start, fours, N_ROWS):
+            ahead = min(at + _AHEAD, len(columns) - N_ROWS)  # of the bags that follow, too
+            rows = columns[at], columns[at + 1], columns[at + 2], columns[at + 3]
+            of_rows = (
+                shares[at] * step_h[rows[0]],
+                shares[at + 1] * step_h[rows[1]],
+                shares[at + 2] * step_h[rows[2]],
+                shares[at + 3] * step_h[rows[3]],
+            )
+            next_ = columns[ahead], columns[ahead + 1], columns[ahead + 2], columns[ahead + 3]
+            for row in next_:
+                prefetch(step_h, row)
+            add_rows(steps_hp, rows, of_rows, next_, sum_p)
+        for at in range(fours, stop):
+            row, share = steps_hp[columns[at]], shares[at] * step_h[columns[at]]
+            for p in range(len(sum_p)):
+                sum_p[p] += share * np.float32(row[p])
 
 
 @compiled
 def _over_time(
     v_wp: NDArray[np.float32],
-    first: int,
-    stop: int,
-    indptr: NDArray[np.integer],
-    query_md: NDArray[np.float32],
-    position_wm: NDArray[np.float32],
-    gate_m: NDArray[np.float32],
-    attention_w: NDArray[np.float32],
-    sum_e: NDArray[np.float32],
+    bounds: NDArray[np.integer],
+    n_windows_s: NDArray[np.int64],
+    query_sp: NDArray[np.float32],
+    position_wl: NDArray[np.float32],
+    gate_sl: NDArray[np.float32],
+    run: int,
+    period: int,
+    weights_wl: NDArray[np.float32],
+    highest: NDArray[np.float32],
+    totals: NDArray[np.float32],
+    sum_p: NDArray[np.float32],
 ) -> None:
-    """Add one scale's windows, attended to by each anchor, times its gate; empty windows weigh nothing."""
-    n_anchors, width = query_md.shape
-    for anchor in range(n_anchors):
-        own = slice(anchor * width, (anchor + 1) * width)
-        if stop - first == 1:
-            attention_w[first] = 1
-        else:
-            highest = np.float32(-np.inf)
+    """The windows of each scale, attended to by each anchor, times its gate; empty windows weigh nothing."""
+    sum_p[:] = 0
+    first = 0
+    for scale in range(len(n_windows_s)):
+        stop = first + n_windows_s[scale]
+        query_p, gate_l = query_sp[scale], gate_sl[scale]
+        for group in range(len(sum_p) // run):
+            place, lanes = group * run, group * LANES
+            highest[:], totals[:] = -np.inf, 0
             for window in range(first, stop):
-                if indptr[window] == indptr[window + 1]:
-                    continue
-                v_d = v_wp[window, own]
-                squares, product = _dots(v_d, query_md[anchor])
-                attention_w[window] = product / np.sqrt(squares + np.float32(1e-12)) + position_wm[window, anchor]
-                highest = max(highest, attention_w[window])
-            total = np.float32(0)
+                if bounds[window] != bounds[window + 1]:
+                    scores, v_p, position_l = weights_wl[window], v_wp[window], position_wl[window]
+                    score_lanes(v_p, query_p, place, run, period, position_l, lanes, scores, highest)
             for window in range(first, stop):
-                if indptr[window] != indptr[window + 1]:
-                    attention_w[window] = np.exp(attention_w[window] - highest)
-                    total += attention_w[window]
+                if bounds[window] != bounds[window + 1]:
+                    raise_lanes(weights_wl[window], lanes, highest, totals)
             for window in range(first, stop):
-                attention_w[window] /= total
-        for window in range(first, stop):
-            if indptr[window] == indptr[window + 1]:
-                continue
-            weight, v_d, sum_d = attention_w[window] * gate_m[anchor], v_wp[window, own], sum_e[own]
-            for d in range(width):
-                sum_d[d] += weight * v_d[d]
+                if bounds[window] != bounds[window + 1]:
+                    add_lanes(v_wp[window], place, run, weights_wl[window], gate_l, lanes, totals, sum_p)
+        first = stop
 
 
 @compiled_sums
-def _dots(one: NDArray[np.float32], two: NDArray[np.float32]) -> tuple[np.float32, np.float32]:
-    """one · one, one · two."""
-    squares, product = np.float32(0), np.float32(0)
+def _squares(one: NDArray[np.float32]) -> np.float32:
+    squares = np.float32(0)
     for at in range(len(one)):
         squares += one[at] * one[at]
-        product += one[at] * two[at]
-    return squares, product
+    return squares

@@ -36,8 +36,9 @@ from lurm.boi import BagConfig, BagOfInterests, unit_rows
 from lurm.bounds import POSITIVE, Bound, check
 from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
 from lurm.history import HistoryBatch
-from lurm.inference import NO_LENGTH, InferenceWeights, Table, padded, served
+from lurm.inference import NO_LENGTH, InferenceWeights, Table, served
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
+from lurm.lanes import Layout
 from lurm.sequences import Scale, scales_for, trailing
 from lurm.spectrum import directions, flattened, places, principal
 
@@ -47,7 +48,7 @@ TABLE, STEPS = "table.npy", "steps.npy"  # what inference makes of the weights, 
 SHAPE = "smen.json"
 # Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
 # of another revision is refused instead of being served beside vectors it does not agree with.
-REVISION = 4
+REVISION = 5
 _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
@@ -89,6 +90,11 @@ class SmenConfig:
     def width(self) -> int:
         """D, the width of one anchor's vector."""
         return (self.dim - min(_ACTIVITY_WIDTH, self.dim // 8)) // self.n_anchors
+
+    @property
+    def layout(self) -> Layout:
+        """Where inference keeps the numbers of anchors."""
+        return Layout(self.n_anchors, self.width)
 
     @property
     def activity_dim(self) -> int:
@@ -331,7 +337,7 @@ class Smen(nn.Module):
     def table(self) -> Table:
         """The anchored table of all columns; later training does not change it."""
         with torch.no_grad():
-            return Table.of(self.anchored(self.interests_he.weight).numpy())
+            return Table.of(self.anchored(self.interests_he.weight).numpy(), self.config.layout)
 
     def inference_weights(self, table: Table | None = None) -> InferenceWeights:
         """What ``inference`` needs to say what this network says; later training does not change it.
@@ -339,14 +345,16 @@ class Smen(nn.Module):
         Args:
             table: of ``table``, where it is at hand.
         """
-        config = self.config
+        config, layout = self.config, self.config.layout
         with torch.no_grad():
             return InferenceWeights(
+                layout=layout,
+                places_e=layout.places(),
                 table=table or self.table(),
                 n_windows_s=np.array([scale.n_windows for scale in config.scales]),
-                query_smd=self.query_smd.detach().numpy().copy(),
-                position_wm=self.position_wm.detach().numpy().copy(),
-                gate_sm=self.gate_sm.detach().numpy().copy(),
+                query_sp=layout.spread(self.query_smd.detach().flatten(1).numpy()),
+                position_wl=layout.repeated(self.position_wm.detach().numpy()),
+                gate_sl=layout.repeated(self.gate_sm.detach().numpy()),
                 mean_e=self.mean_e.detach().numpy().copy(),
                 activity_mean_a=self.activity_mean_a.detach().numpy().copy(),
                 activity_scale_a=self.activity_scale_a.detach().numpy().copy(),
@@ -421,8 +429,8 @@ class SmenEncoder:
             raise ArtifactCorrupt(f"{artifact.path / WEIGHTS} does not fit its manifest: {error}") from error
         steps_hp = map_array(artifact.path / TABLE, np.dtype("<i2"), 2)
         step_h = map_array(artifact.path / STEPS, np.dtype("<f4"))
-        n_columns, width = network.interests_he.weight.shape
-        if steps_hp.shape != (n_columns, padded(width)) or step_h.shape != (n_columns,):
+        n_columns = len(network.interests_he.weight)
+        if steps_hp.shape != (n_columns, config.layout.n_places) or step_h.shape != (n_columns,):
             raise ArtifactCorrupt(f"{artifact.path / TABLE} does not fit {WEIGHTS}; rebuild it")
         return cls(network, boi, Table(steps_hp, step_h))
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -158,9 +159,14 @@ def test_any_windows_of_any_lives_hold_what_one_would_count_by_hand(world: World
 def test_bags_of_unit_length_are_those_made_in_two_steps(world: World, config: BagConfig) -> None:
     batch, boi = random_lives(np.random.default_rng(0), 30), BagOfInterests(world[1], config)
     placement = trailing(batch, (Scale("life"), Scale("days", 3, 4)))
-    once, twice = boi.encode_unit(batch, placement), unit_rows(boi.encode(batch, placement))
-    for part, expected in zip(once, (twice.indptr, twice.indices, twice.data), strict=True):
-        assert np.array_equal(part, expected)
+    expected = unit_rows(boi.encode(batch, placement))
+    indptr, columns, shares = boi.encode_unit(batch, placement)
+    found = sp.csr_matrix((shares, columns, indptr), expected.shape)
+    assert not found.has_canonical_format, "else nothing here is told apart from sorted columns"
+    found.sort_indices()
+    assert np.array_equal(found.indptr, expected.indptr)
+    assert np.array_equal(found.indices, expected.indices)
+    assert found.data == pytest.approx(expected.data, rel=1e-6)
 
 
 def test_idf_makes_the_rare_interest_weigh_more(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lurm.activity import activity_width
 from lurm.boi import unit_rows
-from lurm.compiled import LANES
 from lurm.inference import InferenceWeights, Table, served
+from lurm.lanes import LANES, Layout
 from lurm.sequences import Scale
 from lurm.smen import Bags, Smen, SmenConfig
 
@@ -37,7 +37,10 @@ def of_bags(weights: InferenceWeights, bags: sp.csr_matrix, features: np.ndarray
     return served(weights, bags.indptr, bags.indices, bags.data, features)
 
 
-@pytest.mark.parametrize("shape", [{}, {"n_anchors": 1}, {"n_anchors": 5}, {"dim": 7, "n_anchors": 2}])
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"n_anchors": 1}, {"n_anchors": 5}, {"dim": 7, "n_anchors": 2}, {"dim": 90, "n_anchors": 39}],
+)
 def test_it_is_what_the_network_says(rng: np.random.Generator, shape: dict[str, object]) -> None:
     network = network_of(rng, **shape)
     bags = some_bags(rng, 60, len(network.position_wm))
@@ -54,12 +57,25 @@ def test_it_is_what_the_network_says(rng: np.random.Generator, shape: dict[str, 
 @given(seed=st.integers(0, 2**32), width=st.integers(1, 70), scale=st.sampled_from([0.0, 1e-35, 1e-6, 1.0, 1e6]))
 def test_a_table_is_off_by_half_a_step_of_a_row_at_most(seed: int, width: int, scale: float) -> None:
     rows = (np.random.default_rng(seed).standard_normal((9, width)) * scale).astype(np.float32)
-    table = Table.of(rows)
+    layout = Layout(1, width)
+    table = Table.of(rows, layout)
     told = table.steps_hp * table.step_h[:, None]
-    assert table.steps_hp.shape[1] % LANES == 0
-    assert not told[:, width:].any()
-    assert (np.abs(told[:, :width] - rows).max(1) <= table.step_h * 0.51).all()
+    assert (np.abs(told - layout.spread(rows)).max(1) <= table.step_h * 0.51).all()
     assert (table.step_h <= np.maximum(np.abs(rows).max(1), 1e-30) / 32_767 * 1.001).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(n_anchors=st.integers(1, 100), width=st.integers(1, 70))
+def test_every_number_has_a_place_in_a_lane_of_its_anchor(n_anchors: int, width: int) -> None:
+    layout = Layout(n_anchors, width)
+    anchor_e = np.repeat(np.arange(n_anchors, dtype=np.float32), width)
+    places = layout.places()
+    assert len(set(places)) == n_anchors * width
+    assert layout.n_places % LANES == 0
+    assert places.max() < layout.n_places
+    own = layout.repeated(np.arange(n_anchors, dtype=np.float32)[None] + 1).reshape(layout.n_groups, LANES)
+    assert (own[places // layout.run, places % layout.run % LANES] == anchor_e + 1).all()
+    assert layout.spread(anchor_e[None] + 1).sum() == (anchor_e + 1).sum()
 
 
 @settings(max_examples=25, deadline=None)

@@ -120,7 +120,11 @@ def agree(what: str, ours: NDArray[np.float32], expected: NDArray[np.float32]) -
 
 
 def _embedded(base: HistoryBase, encoder: SmenEncoder, threads: int) -> NDArray[np.float32]:
-    return np.concatenate([vectors_be for _, vectors_be in embed_all(encoder, base, threads)])
+    all_ue, row = np.empty((len(base), encoder.dim), np.float32), 0
+    for _, vectors_be in embed_all(encoder, base, threads):
+        all_ue[row : row + len(vectors_be)] = vectors_be
+        row += len(vectors_be)
+    return all_ue
 
 
 def _first_gathered(table_he: Tensor, bags: Sequence[Bags]) -> NDArray[np.float32]:
