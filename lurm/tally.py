@@ -401,36 +401,35 @@ def _count(
     indices: NDArray[np.int32],
     counts: NDArray[np.float32],
 ) -> int:
-    """Count events by bag and cell, as CSR; the number of cells written."""
+    """Count events by bag and cell, as CSR, of which indptr comes as zeros; the number of cells written."""
     n_bags, cell_mask = len(indptr) - 1, _U64((1 << cell_bits) - 1)
-    starts = np.zeros(n_bags + 2, np.int32)
     for at in range(len(events)):
-        starts[np.int64(events[at] >> _U64(cell_bits)) - first_bag + 2] += 1
+        indptr[np.int64(events[at] >> _U64(cell_bits)) - first_bag + 1] += 1
     for bag in range(n_bags):
-        starts[bag + 2] += starts[bag + 1]
-    cells = np.empty(len(events), np.int32)
+        indptr[bag + 1] += indptr[bag]
     for at in range(len(events)):
-        of_bag = np.int64(events[at] >> _U64(cell_bits)) - first_bag + 1
-        cells[starts[of_bag]] = np.int32(events[at] & cell_mask)
-        starts[of_bag] += 1
-    nnz = 0
+        bag = np.int64(events[at] >> _U64(cell_bits)) - first_bag
+        indices[indptr[bag]] = np.int32(events[at] & cell_mask)
+        indptr[bag] += 1  # which comes to be where the next bag begins
+    first = nnz = 0
     for bag in range(n_bags):
-        first, end = int(starts[bag]), int(starts[bag + 1])
+        end = int(indptr[bag])
         if end - first > 32:
-            cells[first:end].sort()
+            indices[first:end].sort()
         else:
             for last in range(first + 1, end):
-                cell, at = cells[last], last
-                while at > first and cells[at - 1] > cell:
-                    cells[at] = cells[at - 1]
+                cell, at = indices[last], last
+                while at > first and indices[at - 1] > cell:
+                    indices[at] = indices[at - 1]
                     at -= 1
-                cells[at] = cell
-        begin = nnz
+                indices[at] = cell
+        indptr[bag] = begin = nnz
         for at in range(first, end):
-            if nnz > begin and indices[nnz - 1] == cells[at]:
+            if nnz > begin and indices[nnz - 1] == indices[at]:
                 counts[nnz - 1] += 1
             else:
-                indices[nnz], counts[nnz] = cells[at], 1
+                indices[nnz], counts[nnz] = indices[at], 1
                 nnz += 1
-        indptr[bag + 1] = nnz
+        first = end
+    indptr[n_bags] = nnz
     return nnz
