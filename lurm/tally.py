@@ -408,9 +408,9 @@ def _count(
     for bag in range(n_bags):
         indptr[bag + 1] += indptr[bag]
     for at in range(len(events)):
-        bag = np.int64(events[at] >> _U64(cell_bits)) - first_bag
-        indices[indptr[bag]] = np.int32(events[at] & cell_mask)
-        indptr[bag] += 1  # which comes to be where the next bag begins
+        of_bag = np.int64(events[at] >> _U64(cell_bits)) - first_bag
+        indices[indptr[of_bag]] = np.int32(events[at] & cell_mask)
+        indptr[of_bag] += 1  # which comes to be where the next bag begins
     first = nnz = 0
     for bag in range(n_bags):
         end = int(indptr[bag])
