@@ -265,6 +265,16 @@ class Forecaster:
 
         return _joined(_at_once(forecast, len(batch)))
 
+    def uncorrected(self, batch: HistoryBatch, first_day: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        """(B, Q) logits as the network says them, before anything corrects them, and (B, S') what users are."""
+
+        def parts(some: slice) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+            said = self._say(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
+            return said.logit_bq.double().numpy(), said.inputs.static_bs.numpy()
+
+        logits, statics = zip(*_at_once(parts, len(batch)), strict=True)
+        return np.concatenate(logits), np.concatenate(statics)
+
     def compare(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
     ) -> tuple[Forecast, Forecast, Interval]:

@@ -10,7 +10,8 @@ Paper: LUMOS (arXiv 2512.08957).
 Departure: the user is a token of their own, so that somebody without a day has something to be read from; what happens
 within a horizon is made of its days, p = 1 - (1 + Λ/r)^-r with Λ the sum of daily rates (what is asked for at one
 horizon is learned at all others); and rates have a linear part, log λ_j = head(z_j) + w_c c_j + w_s s, from which the
-training starts (``training.rates``). So an event does on a day what it did on others, however far that day is.
+training starts (``training.rates``). So an event does on a day what it did on others, however far that day is. After
+the training each target has a line of its own by what the user is, o_q s, added to its logit (``training.amending``).
 
 Letters: B users, T days of the past, F of the future, U groups of users who see one calendar, C features of a day in
 the calendar, D width, Q targets, H channels, A amounts.
@@ -34,7 +35,7 @@ from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 4
+REVISION = 5
 """Of the arithmetic; weights of another one mean something else."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
@@ -176,6 +177,7 @@ class Lumos(nn.Module):
     """
 
     sign_q: Tensor
+    own_qs: Tensor
     doubt_hcc: Tensor
     channel_q: Tensor
     amount_q: Tensor
@@ -206,6 +208,7 @@ class Lumos(nn.Module):
         self.wide_event = nn.Linear(event, questions.n_channels, bias=False)
         self.wide_static = nn.Linear(static, n_out)
         self.burst = nn.Linear(config.width, questions.n_channels)
+        self.register_buffer("own_qs", torch.zeros(len(questions), static + 1))  # the last one is for everybody
         self.register_buffer("doubt_hcc", torch.zeros(questions.n_channels, event, event))
         self.weight_q = nn.Parameter(torch.zeros(2 * len(questions)))
         self.n_channels, self.n_targets = questions.n_channels, len(questions)
@@ -313,6 +316,7 @@ class Lumos(nn.Module):
             empty = z_bfd.new_zeros(n_users, 0, 0)
             logit_bq, amount_bq = out_bx.chunk(2, dim=-1)
             amount_bq = _from_signed_log(amount_bq) * (self.amount_q >= 0)
+            logit_bq = logit_bq + self._own(inputs)
             return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), empty, empty)
         out_bfx = self.head(z_bfd) + self.wide_static(inputs.static_bs)[:, None]
         wide_ufh = self.wide_event(inputs.future_ufc)
@@ -326,7 +330,7 @@ class Lumos(nn.Module):
         daily_bfq = rate_bfh.exp()[..., self.channel_q] * asked_bfq
         sum_bq = daily_bfq.sum(1)
         r_bq = F.softplus(burst_bh + 2.0)[:, self.channel_q] + 1e-2
-        logit_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q
+        logit_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q + self._own(inputs)
         is_amount = self.amount_q >= 0
         if amount_bfa.shape[2]:
             each_bfq = amount_bfa[..., self.amount_q.clamp_min(0)] * is_amount
@@ -334,6 +338,10 @@ class Lumos(nn.Module):
         else:
             expected_bq = torch.zeros_like(logit_bq)
         return Foretold(logit_bq, expected_bq, rate_bfh, amount_bfa)
+
+    def _own(self, inputs: Inputs) -> Tensor:
+        """(B, Q) what each target's own line says."""
+        return F.linear(inputs.static_bs, self.own_qs[:, :-1], self.own_qs[:, -1])
 
     def losses(self, foretold: Foretold, labels: Labels, units_q: Tensor) -> tuple[Tensor, Tensor]:
         """(2Q,) the loss of each target: of whether it happens, then of its amount; and of the days, ().

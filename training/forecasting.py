@@ -1,9 +1,10 @@
 """LUMOS trained, calibrated and written: what the ``lumos`` stage of a build does.
 
-    days -> where it starts (rates) -> passes over (user, cut) pairs -> calibration on the last stretch -> artifact
+    days -> where it starts (rates) -> passes over (user, cut) pairs -> lines of targets (amending)
+         -> calibration on the last stretch -> artifact
 
 Every step is one day on which the past of some users ends, drawn anew; the stretch before the end of the log is never
-trained on, and decides when to stop and how answers are corrected.
+trained on by gradients, and decides when to stop and how answers are corrected.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures, lives_of
+from training.amending import own_lines
 from training.calibrating import calibrations_of
 from training.passes import finite, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
@@ -302,8 +304,11 @@ def train(
     )
     network.load_state_dict(dict(passed.best))
     raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
-    forecaster = with_calibrations(raw, calibrations_of(raw, history, first_day, learn_until), history)
-    return forecaster, Trained(passed.epochs, passed.held_out, passed.best_epoch)
+    own = own_lines(raw, history, learn_until)
+    network.own_qs.copy_(torch.from_numpy(own.before_qs))  # the stretch that calibrates them must be new to them
+    calibrations = calibrations_of(raw, history, first_day, learn_until)
+    network.own_qs.copy_(torch.from_numpy(own.all_qs))
+    return with_calibrations(raw, calibrations, history), Trained(passed.epochs, passed.held_out, passed.best_epoch)
 
 
 def days_of(history: HistoryBase) -> int:
