@@ -12,6 +12,7 @@ A forecast is a function of history, calendar, model and the day it is made for:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -464,7 +465,23 @@ def _joined(parts: Iterable[Forecast]) -> Forecast:
 def _at_once(work: Callable[[slice], Answer], n_users: int) -> Iterator[Answer]:
     """What is made of some users at a time, in their order, by as many threads as torch has."""
     parts = [slice(at, min(at + _AT_ONCE, n_users)) for at in range(0, n_users, _AT_ONCE)] or [slice(0, 0)]
-    if len(parts) == 1:
-        return iter([work(parts[0])])
+    with _undivided() as threads:
+        if len(parts) == 1 or threads == 1:
+            yield from map(work, parts)
+        else:
+            yield from each(work, parts, threads=threads, at_most=2 * threads)
+
+
+@contextmanager
+def _undivided() -> Iterator[int]:
+    """Torch computes in the thread that asks; so many it had. Those begun meanwhile do likewise.
+
+    Products this small take longer to be shared than to be computed: whoever helps has fallen asleep between two of
+    them, and on a busy machine wakes up milliseconds later.
+    """
     threads = torch.get_num_threads()
-    return each(work, parts, threads=threads, at_most=2 * threads)
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)

@@ -142,6 +142,21 @@ def test_a_batch_is_its_users_one_by_one_whoever_stands_beside_them(forecaster, 
         assert np.allclose(alone, together[user], atol=1e-5, equal_nan=True)
 
 
+def test_threads_change_no_bit_and_are_given_back(forecaster, batch, today):
+    alone, before = forecaster.forecast(batch, today), torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        shared = forecaster.forecast(batch, today)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(Unfulfillable):
+            forecaster.compare(batch, today, [Edit("remove", event_id="of another log")])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, shared, strict=True):
+        assert np.array_equal(one, other, equal_nan=True)
+
+
 def test_nothing_that_is_known_later_moves_a_forecast(forecaster, release, batch, today):
     cut = today - 40
     as_it_was = forecaster.forecast(batch.before(cut * DAY), cut)

@@ -1,7 +1,7 @@
 """lumos: a pass of training, the forecasts of all users, and of one.
 
 ``bare_loop`` takes as many steps of the same network with ready-made tensors and labels: no histories, no calendar, no
-drawing. ``bare_forward`` is the network alone on the ready-made tensors of all users.
+drawing. ``bare_forward`` is the network alone, as torch computes it, on the ready-made tensors of all users.
 """
 
 from __future__ import annotations
