@@ -60,7 +60,7 @@ class InferenceWeights:
         mean_e: (M·D,).
         activity_mean_a, activity_scale_a: (A,) what makes features standard.
         activity_ax: (A, X).
-        interest_share: what multiplies interests, of usual length 1 then.
+        scale_e: (M·D,) what multiplies interests, in the order of ``mean_e``.
         activity_share: what multiplies activity.
         most_spreads: from the mean, of a standard feature.
     """
@@ -76,7 +76,7 @@ class InferenceWeights:
     activity_mean_a: NDArray[np.float32]
     activity_scale_a: NDArray[np.float32]
     activity_ax: NDArray[np.float32]
-    interest_share: float
+    scale_e: NDArray[np.float32]
     activity_share: float
     most_spreads: float
 
@@ -115,7 +115,7 @@ def served(
         w.activity_mean_a,
         w.activity_scale_a,
         w.activity_ax,
-        np.float32(w.interest_share),
+        w.scale_e,
         np.float32(w.activity_share),
         np.float32(w.most_spreads),
         vectors_be,
@@ -142,7 +142,7 @@ def _served(
     activity_mean_a: NDArray[np.float32],
     activity_scale_a: NDArray[np.float32],
     activity_ax: NDArray[np.float32],
-    interest_share: np.float32,
+    scale_e: NDArray[np.float32],
     activity_share: np.float32,
     most_spreads: np.float32,
     vectors_be: NDArray[np.float32],
@@ -159,7 +159,7 @@ def _served(
             v_wp, bounds, n_windows_s, query_sp, position_wl, gate_sl, run, period, weights_wl, highest, totals, sum_p
         )
         for e in range(width):
-            of_user[e] = (sum_p[places_e[e]] - mean_e[e]) * interest_share
+            of_user[e] = (sum_p[places_e[e]] - mean_e[e]) * scale_e[e]
         acts[:] = 0
         for feature in range(len(activity_mean_a)):
             standard = (features_ba[user, feature] - activity_mean_a[feature]) * activity_scale_a[feature]

@@ -40,7 +40,7 @@ from lurm.inference import NO_LENGTH, InferenceWeights, Table, served
 from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
 from lurm.lanes import Layout
 from lurm.sequences import Scale, scales_for, trailing
-from lurm.spectrum import directions, flattened, places, principal
+from lurm.spectrum import directions, evening, places, principal
 
 KIND = "encoder"
 WEIGHTS = "smen.safetensors"
@@ -53,7 +53,7 @@ _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
 _ROUTING_ROUNDS = 20
-_LEAST_USED = 1 / 8  # of the directions, as many as the users' places must take up at the start
+_IN_USE = 1 / 8  # of the directions, that users differ along: at least at the start, exactly when served
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +151,7 @@ class Smen(nn.Module):
     """
 
     known_until: Tensor
-    length: Tensor
+    scale_e: Tensor
     activity_mean_a: Tensor
     activity_scale_a: Tensor
     activity_ax: Tensor
@@ -170,7 +170,7 @@ class Smen(nn.Module):
         self.gate_sm = nn.Parameter(torch.zeros(n_scales, m))
         self.mean_e = nn.Parameter(torch.zeros(m * d))
         self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("length", torch.ones(()))
+        self.register_buffer("scale_e", torch.ones(m * d))
         self.register_buffer("activity_mean_a", torch.zeros(n_features))
         self.register_buffer("activity_scale_a", torch.ones(n_features))
         self.register_buffer("activity_ax", torch.zeros(n_features, config.activity_dim))
@@ -199,7 +199,7 @@ class Smen(nn.Module):
         bags_uh, stretches_sh = unit_rows(bags_uh), unit_rows(stretches_sh)
         halves = (unit_rows(halves[0]), unit_rows(halves[1]))
         w_he = directions(bags_uh, stretches_sh, halves, m * d, seed)[:, : (m - recent) * d]
-        w_he = flattened(w_he, places(bags_uh, w_he), least=w_he.shape[1] * _LEAST_USED)
+        w_he *= evening(places(bags_uh, w_he).var(0), least=w_he.shape[1] * _IN_USE)
         w_hmd = np.zeros((len(w_he), m, d), np.float32)
         for at in range(w_he.shape[1]):
             w_hmd[:, at % (m - recent), at // (m - recent)] = w_he[:, at]
@@ -268,6 +268,17 @@ class Smen(nn.Module):
         with torch.no_grad():
             self.activity_ax.copy_(torch.from_numpy(np.concatenate(parts, axis=1) / np.sqrt(len(parts))))
 
+    def know_interests(self, interests_be: Tensor) -> None:
+        """Centre (B, M·D) interests, scale them until an eighth of the dimensions is in use, to a usual length of 1."""
+        variance_e, mean_e = torch.var_mean(interests_be, dim=0, correction=0)
+        variances = variance_e.double().numpy()
+        in_use = max(_IN_USE * len(variances), 1.0)
+        scale_e = evening(variances, least=in_use, most=in_use)
+        scale_e /= np.sqrt(max(float((variances * scale_e**2).sum()), 1e-8))
+        with torch.no_grad():
+            self.mean_e.add_(mean_e)
+            self.scale_e.copy_(torch.from_numpy(scale_e))
+
     def routing(self, w_he: Tensor) -> Tensor:
         """(H', M) P_hm: how each interest's mass is split over the anchors; rows sum to 1."""
         cosine = F.normalize(w_he, dim=-1, eps=1e-6) @ F.normalize(self.anchors_me, dim=-1, eps=1e-6).T
@@ -330,7 +341,7 @@ class Smen(nn.Module):
         for feature_b, direction_x in zip(standard_ba.T, self.activity_ax, strict=True):
             activity_bx += feature_b[:, None] * direction_x  # in this order for every user: no matrix product
         share = self.config.activity_share
-        both = torch.cat([interests_be / self.length * (1 - share) ** 0.5, activity_bx * share**0.5], dim=1)
+        both = torch.cat([interests_be * self.scale_e * (1 - share) ** 0.5, activity_bx * share**0.5], dim=1)
         aimless = both.square().sum(1) < NO_LENGTH**2
         return F.normalize(torch.where(aimless[:, None], torch.ones_like(both), both), dim=-1, eps=1e-6)
 
@@ -359,7 +370,7 @@ class Smen(nn.Module):
                 activity_mean_a=self.activity_mean_a.detach().numpy().copy(),
                 activity_scale_a=self.activity_scale_a.detach().numpy().copy(),
                 activity_ax=self.activity_ax.detach().numpy().copy(),
-                interest_share=(1 - config.activity_share) ** 0.5 / float(self.length),
+                scale_e=self.scale_e.numpy() * np.float32((1 - config.activity_share) ** 0.5),
                 activity_share=config.activity_share**0.5,
                 most_spreads=MOST_SPREADS,
             )

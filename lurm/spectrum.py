@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
 _LEAST_SHARE = 1e-9  # of the widest direction's variance; less is rounding
+_MOST_STEEPENED = -1.0  # power of the variances that they are divided by
 
 
 def truncated_svd(
@@ -79,36 +80,36 @@ def directions(
     return _turned(np.concatenate(views, axis=1), np.concatenate(where, axis=1), k)
 
 
-def flattened(w_hk: NDArray[np.float64], place_uk: NDArray[np.float64], *, least: float) -> NDArray[np.float64]:
-    """(H, k) w whose columns are evened out, by one power of the spread along them, as little as needed.
+def evening(variance_k: NDArray[np.float64], *, least: float, most: float = np.inf) -> NDArray[np.float64]:
+    """(k,) what to multiply uncorrelated directions by, so that from ``least`` to ``most`` of them are in use.
 
-    Where users differ along a few directions and hardly along the others, a vector of unit length tells little else,
-    and simple models hear it least. How many directions are in use is the participation ratio of the variances along
-    them, (sum v)² / sum v².
+    It is one power of the spread along them, as near to 1 as can be. How many directions are in use is the
+    participation ratio of the variances, (sum v)² / sum v². Where users differ along a few directions and hardly along
+    the others, a vector of unit length tells little else, and simple models hear it least. Where they differ along all
+    of them alike, most of that is chance, for what many users share shows along few; but variances are squared at most,
+    since directions that are truly alike have no order.
 
     Args:
-        w_hk: uncorrelated directions.
-        place_uk: (U, k) where the users are along them, centred.
-        least: directions in use at least, fewer than there are with any spread.
+        variance_k: along each direction.
+        least: fewer than there are with any spread.
+        most: at least as many.
     """
-    variance_k = place_uk.var(0)
     share_k = variance_k / max(float(variance_k.max(initial=0)), 1e-300)
     told = share_k > _LEAST_SHARE
     if not told.any():
-        return w_hk
+        return np.ones(len(variance_k))
 
     def in_use(power: float) -> float:
         left = share_k[told] ** (1 - power)
         return float(left.sum() ** 2 / (left**2).sum())
 
-    low, high = 0.0, 1.0
-    if in_use(low) >= least:
-        return w_hk
+    wanted = min(max(in_use(0), least), most)
+    low, high = (0.0, 1.0) if wanted > in_use(0) else (_MOST_STEEPENED, 0.0)
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (low, middle) if in_use(middle) >= least else (middle, high)
-    even: NDArray[np.float64] = w_hk * np.where(told, share_k, 1) ** (-high / 2)
-    return even
+        low, high = (low, middle) if in_use(middle) >= wanted else (middle, high)
+    factors: NDArray[np.float64] = np.where(told, share_k, 1) ** (-high / 2)
+    return factors
 
 
 def places(bags_uh: sp.csr_matrix, w_hk: NDArray[np.float64]) -> NDArray[np.float64]:

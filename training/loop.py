@@ -207,7 +207,7 @@ class Trainer:
         )
 
     def _measure(self) -> None:
-        """Centre the network's output on a sample of users, and tell its usual length."""
+        """Tell the network what is usual among a sample of users."""
         network, ranks, some = self._network, self._ranks, list(chunks(self._train_rows[:8192], 1024))
 
         def own_bags(rows: NDArray[np.int64]) -> Bags:
@@ -216,10 +216,7 @@ class Trainer:
         with torch.no_grad(), closing(ahead(map(own_bags, some))) as ready:
             as_it_stands = self._as_it_stands()
             parts = [ranks.gathered(as_it_stands(bags), len(rows)) for rows, bags in zip(some, ready, strict=True)]
-            interests_be = torch.cat(parts)
-            network.mean_e.add_(interests_be.mean(0))
-            interests_be -= interests_be.mean(0)
-            network.length.copy_(interests_be.square().sum(1).mean().sqrt().clamp_min(1e-4))
+            network.know_interests(torch.cat(parts))
 
     def _as_it_stands(self) -> Callable[[Bags], Tensor]:
         """The network as a function of bags, its table anchored once for all of them; until the next step."""

@@ -194,7 +194,7 @@ def test_the_served_vector_is_interests_beside_activity(world: World, encoder: S
     )
     activity = np.clip((features - mean) * scale, -4, 4) @ directions
     share = CONFIG.activity_share
-    both = np.hstack([interests / float(network.length) * np.sqrt(1 - share), activity * np.sqrt(share)])
+    both = np.hstack([interests * network.scale_e.numpy() * np.sqrt(1 - share), activity * np.sqrt(share)])
     assert found == pytest.approx(both / np.linalg.norm(both, axis=1, keepdims=True), abs=1e-5)
 
 
@@ -205,7 +205,8 @@ def test_interests_and_activity_have_their_shares_of_the_usual_vector(world: Wor
     batch = everyone(world[0])
     with torch.inference_mode():
         interests = network(Bags.of(boi.encode(batch, trailing(batch, shape.scales)))).numpy()
-    assert (interests**2).sum(1).mean() == pytest.approx(float(network.length) ** 2, rel=1e-4)
+    interests = interests * network.scale_e.numpy()
+    assert (interests**2).sum(1).mean() == pytest.approx(1, rel=1e-4)
     features = activity_features(batch, world[0].watermark, 2)
     with torch.inference_mode():
         served = network.served(torch.zeros(interests.shape), features).numpy()
@@ -216,9 +217,7 @@ def test_interests_and_activity_have_their_shares_of_the_usual_vector(world: Wor
     assert served[:, own:] == pytest.approx(activity / np.linalg.norm(activity, axis=1, keepdims=True), abs=1e-4)
     whole = SmenEncoder(network, boi).embed(batch)
     ratio = (whole[:, own:] ** 2).sum(1) / (whole[:, :own] ** 2).sum(1)
-    assert ratio == pytest.approx(
-        3 / 7 * (activity**2).sum(1) / ((interests / float(network.length)) ** 2).sum(1), rel=1e-2
-    )
+    assert ratio == pytest.approx(3 / 7 * (activity**2).sum(1) / (interests**2).sum(1), rel=1e-2)
 
 
 def test_activity_is_told_along_its_principal_directions(rng: np.random.Generator) -> None:
@@ -355,7 +354,7 @@ def test_an_encoder_that_was_written_is_the_one_that_is_opened(world: World, tmp
     opened = open_encoder(folder, vocabulary)
     assert isinstance(opened, SmenEncoder)
     assert (opened.dim, opened.network.config, opened.network.n_behaviors) == (shape.dim, shape, 2)
-    assert {"known_until", "length", "activity_mean_a", "activity_scale_a", "activity_ax"} < set(network.state_dict())
+    assert {"known_until", "scale_e", "activity_mean_a", "activity_scale_a", "activity_ax"} < set(network.state_dict())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, opened.network.state_dict()[name]), name
     batch = HistoryBatch.of(some_histories(base))
@@ -365,7 +364,7 @@ def test_an_encoder_that_was_written_is_the_one_that_is_opened(world: World, tmp
     assert opened.anchor_usage() == ours.anchor_usage()
 
 
-@pytest.mark.parametrize("missing", ["known_until", "length", "activity_ax", "mean_e"])
+@pytest.mark.parametrize("missing", ["known_until", "scale_e", "activity_ax", "mean_e"])
 def test_an_encoder_that_lacks_a_part_is_refused(world: World, tmp_path: Path, missing: str) -> None:
     _, network, _ = trainer(world)
     parents = {"interests": world[1].artifact.manifest.fingerprint}

@@ -11,7 +11,7 @@ from lurm.smen import (
     Smen,
     SmenConfig,
 )
-from lurm.spectrum import agreement, directions, flattened, places
+from lurm.spectrum import agreement, directions, evening, places
 from tests.lively import CONFIG, SCALES, World, everyone, lively_world, trainer
 
 
@@ -138,7 +138,7 @@ def test_every_direction_is_dealt_to_one_anchor_and_the_first_to_the_recent_ones
     assert torch.equal(network.position_wm.argmax(0), torch.zeros(shape.n_anchors, dtype=torch.int64))
     found = directions(*at_unit_length(sample), shape.n_anchors * shape.width, 0)
     found = found[:, : old * shape.width]
-    found = flattened(found, places(unit_rows(sample[0]), found), least=found.shape[1] / 8)
+    found = found * evening(places(unit_rows(sample[0]), found).var(0), least=found.shape[1] / 8)
     wanted = dealt(found, old, recent, shape.width)
     seen = anchored(network).numpy().reshape(wanted.shape)
     scale = np.linalg.norm(seen[:, 0]) / np.linalg.norm(wanted[:, 0])
@@ -166,7 +166,7 @@ def test_fewer_interests_than_dimensions_still_start(rng: np.random.Generator, h
     assert len(network.interests_he.weight) == h
 
 
-def test_the_start_centres_what_the_network_says_of_its_users(world: World) -> None:
+def test_the_start_centres_and_scales_what_the_network_says_of_its_users(world: World) -> None:
     fit, network, boi = trainer(world, holdout=0.0)
     fit.start()
     batch = everyone(world[0])
@@ -174,7 +174,12 @@ def test_the_start_centres_what_the_network_says_of_its_users(world: World) -> N
         interests = network(Bags.of(boi.encode(batch, trailing(batch, CONFIG.scales)))).numpy()
     assert interests.mean(0) == pytest.approx(np.zeros(interests.shape[1]), abs=1e-5)
     assert float(network.mean_e.detach().norm()) > 0.1
-    assert float(network.length) ** 2 == pytest.approx((interests**2).sum(1).mean(), rel=1e-4)
+    scaled = interests * network.scale_e.numpy()
+    assert (scaled**2).sum(1).mean() == pytest.approx(1, rel=1e-4)
+    factor = evening(interests.var(0), least=scaled.shape[1] / 8, most=scaled.shape[1] / 8)
+    assert network.scale_e.numpy() / factor == pytest.approx(
+        np.full(len(factor), network.scale_e[0] / factor[0]), rel=1e-3
+    )
 
 
 def test_a_random_start_is_another_one_and_the_same_for_its_seed(world: World) -> None:
@@ -201,27 +206,32 @@ def in_use(place: NDArray[np.float64]) -> float:
     return float(variance.sum() ** 2 / (variance**2).sum())
 
 
-@pytest.mark.parametrize("steepness", [0.0, 0.05, 0.3, 1.0])
-def test_a_spectrum_is_evened_out_as_far_as_needed_and_no_further(rng: np.random.Generator, steepness: float) -> None:
-    n_users, k = 500, 40
-    scores, _ = np.linalg.qr(rng.standard_normal((n_users, k)))
+@pytest.mark.parametrize("steepness", [0.0, 0.05, 0.06, 0.08, 0.3, 1.0])
+@pytest.mark.parametrize(("least", "most"), [(10.0, np.inf), (10.0, 15.0), (10.0, 10.0)])
+def test_directions_are_evened_out_or_steepened_as_far_as_needed_and_no_further(
+    rng: np.random.Generator, steepness: float, least: float, most: float
+) -> None:
+    scores, _ = np.linalg.qr(rng.standard_normal((500, 40)))
     scores -= scores.mean(0)
-    w = rng.standard_normal((9, k))
-    place = scores * np.exp(-steepness * np.arange(k))
-    even = flattened(w, place, least=10)
-    factor = even / w
-    assert factor == pytest.approx(np.repeat(factor[:1], 9, 0)), "a direction stays what it is"
-    before, after = in_use(place), in_use(place * factor[0])
-    if before >= 10:
-        assert np.array_equal(even, w)
+    place = scores * np.exp(-steepness * np.arange(40))
+    factor = evening(place.var(0), least=least, most=most)
+    before, after = in_use(place), in_use(place * factor)
+    if least <= before <= most:
+        assert np.array_equal(factor, np.ones(40))
+    elif before < least:
+        assert after == pytest.approx(least, rel=1e-3)
+    elif in_use(place * place.std(0)) < most:
+        assert after == pytest.approx(most, rel=1e-3)
     else:
-        assert after == pytest.approx(10, rel=1e-3)
-        assert (np.diff((place * factor[0]).var(0)) < 0).all(), "what told users apart most still does"
+        assert factor == pytest.approx(place.std(0) / place.std(0).max(), rel=1e-4), "variances squared, and no more"
+    order = np.argsort(-place.var(0))
+    assert (np.diff((place * factor).var(0)[order]) <= 0).all(), "what told users apart most still does"
 
 
 def test_directions_without_any_spread_are_not_blown_up(rng: np.random.Generator) -> None:
     place = np.zeros((50, 6))
     place[:, :2] = rng.standard_normal((50, 2)) * [1, 0.001]
-    even = flattened(np.ones((3, 6)), place, least=5)
-    assert np.isfinite(even).all()
-    assert np.array_equal(flattened(np.ones((3, 6)), np.zeros((50, 6)), least=2), np.ones((3, 6)))
+    factor = evening(place.var(0), least=5)
+    assert np.isfinite(factor).all()
+    assert (factor[2:] == 1).all()
+    assert np.array_equal(evening(np.zeros(6), least=2), np.ones(6))
