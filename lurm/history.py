@@ -23,6 +23,8 @@ from lurm.events import Event
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
 
 KIND = "history"
+_AT_ONCE = 4_000_000  # events
+_END_BINS = 2**16
 
 # column -> dtype, in the order that breaks ties of equal timestamps
 COLUMNS: dict[str, np.dtype[Any]] = {
@@ -214,7 +216,28 @@ class HistoryBase:
         """From the first event to the last."""
         return self.watermark - self.first_at
 
-    def item_counts(self, *, max_events: int = 4_000_000) -> NDArray[np.int64]:
+    def complete_until(self, before: int | None = None) -> int:
+        """The end of the log, epoch ms: until when a user without an event is known to have been silent.
+
+        Its last event, but for stragglers: wrong clocks leave a few events weeks or years after all others, and until
+        then nobody is silent. Where the last thousandth of events takes more than 30 times as long as at the pace of
+        the tenth before it, the log ends with those 30 times.
+
+        Args:
+            before: the end of the log before a moment, epoch ms, which is known to have come; None: of the whole log.
+        """
+        end = self.watermark if before is None else before - 1
+        width = max(end - self.first_at, 0) // _END_BINS + 1
+        counts = np.zeros(_END_BINS, np.int64)
+        for start in range(0, self.n_events, _AT_ONCE):
+            times = self._columns["timestamps"][start : start + _AT_ONCE]
+            counts += np.bincount((times[times <= end] - self.first_at) // width, minlength=_END_BINS)
+        so_far = counts.cumsum()
+        nine_tenths, nearly_all = (int(so_far.searchsorted(share * so_far[-1])) + 1 for share in (0.9, 0.999))
+        usual = nearly_all + -(-30 * (nearly_all - nine_tenths) // 99)
+        return min(end, self.first_at + usual * width)
+
+    def item_counts(self, *, max_events: int = _AT_ONCE) -> NDArray[np.int64]:
         """(N,) events per catalog row, counted so many events at a time."""
         counts = np.zeros(len(self.items), np.int64)
         for start in range(0, self.n_events, max_events):

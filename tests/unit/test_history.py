@@ -293,3 +293,28 @@ def test_empty_histories_live_in_a_batch(tmp_path: Path) -> None:
     batch = HistoryBatch.of([empty, base.history("u"), empty])
     assert batch.n_events.tolist() == [0, 1, 0]
     assert batch.last_at.tolist() == [0, T, 0]
+
+
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 99), stragglers=st.integers(0, 4), later_days=st.integers(40, 4000))
+def test_a_log_ends_before_its_stragglers(seed: int, stragglers: int, later_days: int) -> None:
+    """Two in a thousand events a year late are wrong clocks; of a log without them the last event is the end."""
+    rng = np.random.default_rng(seed)
+    times = np.sort(T + rng.integers(100 * DAY_MS, size=5000))
+    late = times[-1] + rng.integers(later_days // 2, later_days, size=stragglers) * DAY_MS
+    events = [Event(f"u{at % 40}", "i", "view", int(at)) for at in [*times, *late]]
+    with tempfile.TemporaryDirectory() as folder:
+        base, _ = ingest(Path(folder) / "base", [clean_batch(events)])
+    if not stragglers:
+        assert base.complete_until() == base.watermark
+    assert times[-1] <= base.complete_until() <= min(base.watermark, times[-1] + 6 * DAY_MS)
+    middle = int(times[3000])
+    assert base.complete_until(middle) == middle - 1, "whatever comes later"
+
+
+def test_a_log_of_a_few_events_ends_with_the_last(tmp_path: Path) -> None:
+    events = [Event("ann", "i", "view", T), Event("ann", "i", "view", T + 1000 * DAY_MS)]
+    base, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    assert base.complete_until() == T + 1000 * DAY_MS
+    assert base.complete_until(T) == T - 1
+    assert base.complete_until(T + 500 * DAY_MS) <= T + 500 * DAY_MS
