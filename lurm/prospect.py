@@ -98,6 +98,11 @@ class NextModel(Protocol):
     kind: str
     n_behaviors: int
 
+    @property
+    def known_until(self) -> int:
+        """The end of the log it learned from, epoch ms, as ``HistoryBase.complete_until`` says."""
+        ...
+
     def next(self, batch: HistoryBatch, occasions: Sequence[Occasion], most: int) -> list[list[Prospect]]:
         """The likeliest behaviours of B users, likeliest first, at most so many of each.
 

@@ -21,7 +21,7 @@ def told_next(history: History, found: Sequence[Prospect]) -> dict[str, Any]:
 
 def imagined(model: NextModel, base: HistoryBase, history: History, asked: RolloutRequest) -> dict[str, Any]:
     """Futures of a user as of a moment. Slow."""
-    history, start_at = seen_from(base, history, asked.as_of)
+    history, start_at = seen_from(model.known_until, history, asked.as_of)
     until = LATEST
     if asked.horizon_days is not None:
         until = min(start_at + int(asked.horizon_days * DAY_MS), LATEST)
@@ -30,17 +30,17 @@ def imagined(model: NextModel, base: HistoryBase, history: History, asked: Rollo
     return {**_facts(history), "paths": [[_step(one, base) for one in path] for path in paths]}
 
 
-def seen_from(base: HistoryBase, history: History, moment: int | None) -> tuple[History, int]:
+def seen_from(known_until: int, history: History, moment: int | None) -> tuple[History, int]:
     """A history as it stood at a moment, and until when nothing further had happened, epoch ms.
 
     Args:
-        base: whose end is the moment where none is asked for, or the user's newest event if that is later.
+        known_until: the end of the model's log, the moment where none is asked for; the user's newest event if later.
         history: of the user.
         moment: epoch ms; only events before it count. None: see above.
     """
     if moment is not None:
         return history.before(moment), moment
-    return history, max(base.watermark, int(history.timestamps[-1]) if len(history) else 0)
+    return history, max(known_until, int(history.timestamps[-1]) if len(history) else 0)
 
 
 def not_before(at: int | None, as_of: int | None) -> None:

@@ -60,13 +60,13 @@ async def next_of(
     or at is earlier than as_of.
     """
     serving = serving_of(request)
-    serving.foreteller.of_release()
+    model = serving.foreteller.of_release()
     not_before(at, as_of)
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
     base = serving.release.history
     place = None if location is None else base.locations.row(location)
-    history, quiet_until = seen_from(base, history, as_of)
+    history, quiet_until = seen_from(model.known_until, history, as_of)
     found = await serving.foreteller.next(history, Occasion(at, place, quiet_until), k)
     return as_json(told_next(history, found), stale_of(standing))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.steps import Codebook, StepConfig
@@ -33,6 +34,24 @@ def chained_events(*, n_users: int = 60, n_events: int = 40, seed: int = 0) -> l
     return events
 
 
+def waning_events(*, n_users: int, stays: float, days: int, seed: int = 0) -> list[Event]:
+    """After every event a share stays away for good; others come back to the next group, after five days on average.
+
+    Users begin on any of so many days. Events after these days are part of it: they are what is foretold.
+    """
+    rng = np.random.default_rng(seed)
+    events = []
+    for user in range(n_users):
+        group, at = int(rng.integers(N_GROUPS)), BEGIN_AT + int(rng.integers(days * DAY_MS))
+        while at < BEGIN_AT + 2 * days * DAY_MS:
+            group = (group + 1) % N_GROUPS
+            events.append(Event(f"u{user:04d}", f"i{group * 12 + int(rng.integers(12)):03d}", "view", at))
+            if rng.random() < stays:
+                break
+            at += 1 + int(rng.exponential(5 * DAY_MS))
+    return events
+
+
 def chained(folder: Path, **options: int) -> tuple[HistoryBase, InterestVocabulary]:
     """The base of such a log and its groups as interests."""
     history, _ = ingest(folder / "base", [clean_batch(chained_events(**options))])
@@ -47,4 +66,6 @@ def small(
     codebook = Codebook.learn(history, vocabulary, config.steps)
     network = BehaveGpt(config, codebook.n_codes)
     network.start(codebook.counts_c, codebook.meanings(vocabulary), 0)
+    with torch.no_grad():
+        network.gap_head.bias[-1] = -30  # nobody stays away
     return network, codebook

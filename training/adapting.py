@@ -33,7 +33,8 @@ from lurm.errors import DataError, UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.release import Release
-from training.behave import Mode, Packed, known_at, packed, stretches
+from training.behave import Mode
+from training.packing import Packed, known_at, packed, stretches
 
 _RANK = 8  # of what an adapter adds to a matrix
 _ROUNDS = 4

@@ -1,13 +1,14 @@
 """Training BehaveGPT: users packed into rows, an objective fair to the tail, resumable to the bit.
 
-Users of a batch are cut into stretches of at most a window, and stretches share rows, each seeing only itself. Random
-choices are drawn from (seed, pass, step). Ranks train on their share of every batch: gradients and the losses of
-behaviours are added up, so all take one step and remember the same.
+Users of a batch are cut into stretches of at most a window, and stretches share rows, each seeing only itself. Of a gap
+that the log sees end, its length is learned; after a user's last step, that it is longer than the silence until the end
+of what is read, so that those who stay away count as those who come back do. Random choices are drawn from (seed, pass,
+step). Ranks train on their share of every batch: gradients and the losses of behaviours are added up, so all take one
+step and remember the same.
 """
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
@@ -29,13 +30,12 @@ from lurm.errors import DataError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
-from lurm.transformer import same_segment
+from training.packing import Packed, known_at, known_everywhere, packed, stretches
 from training.passes import Passed, chunks, finite, held_apart, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
 
 Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
-_STRIDE = 64  # lengths of rows are multiples of it
 _SAMPLE_FOR_MEAN = 4096
 _TILTED_BY = 256  # held-out users by whom a tilt is chosen
 
@@ -52,7 +52,7 @@ class BehaveTrainConfig:
         learning_rate: of AdamW, reached after ``warmup`` of the steps and then falling as a cosine.
         weight_decay: of matrices.
         given: share of targets whose time is told, and half as often their place; the others are foretold blindly.
-        gap_weight: of the losses of gap and place beside that of the behaviour; 0: they are not learned.
+        gap_weight: of the losses of gap, or silence, and place beside that of the behaviour; 0: they are not learned.
         shared_rows: lay several stretches into a row; False: each has its own, and is padded.
         longest_gradient: longer ones are cut to this length.
         holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
@@ -126,71 +126,6 @@ class BehaveOutcome:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Stretches of users in rows.
-
-    Attributes:
-        streams: (5, R, L) codes.
-        segment: (R, L) which stretch a step is of, -1 at padding; None where every row is one stretch.
-        at: (n,) positions in R·L of the steps after which something is foretold.
-        target: (5, n) the codes of what comes next there.
-    """
-
-    streams: Tensor
-    segment: Tensor | None
-    at: Tensor
-    target: Tensor
-
-    def to(self, device: torch.device) -> Packed:
-        """The same on a device."""
-        segment = None if self.segment is None else self.segment.to(device)
-        return Packed(self.streams.to(device), segment, self.at.to(device), self.target.to(device))
-
-
-def packed(steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], *, shared_rows: bool = True) -> Packed:
-    """Stretches of steps laid into rows: the longest first, each where the least room is left.
-
-    Args:
-        steps: of some users.
-        starts: (n,) of each stretch, in ``steps``; the step after its last is of the same user.
-        lengths: (n,) steps whose next one is foretold, 1 or more.
-        shared_rows: False: each stretch in a row of its own.
-    """
-    length = -(-int(lengths.max()) // _STRIDE) * _STRIDE
-    order = np.argsort(-lengths, kind="stable")
-    room: list[tuple[int, int]] = []  # left in each row that is not full, and the row
-    row_of, column_of = np.empty(len(lengths), np.int64), np.empty(len(lengths), np.int64)
-    n_rows = 0
-    for stretch in order.tolist():
-        own = int(lengths[stretch])
-        fits = bisect.bisect_left(room, (own, -1))
-        left, row = room.pop(fits) if fits < len(room) else (length, n_rows)
-        n_rows = max(n_rows, row + 1)
-        row_of[stretch], column_of[stretch] = row, length - left
-        if left > own and shared_rows:
-            bisect.insort(room, (left - own, row))
-    within = np.arange(int(lengths.sum())) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    source = np.repeat(starts, lengths) + within
-    place = np.repeat(row_of * length + column_of, lengths) + within
-    streams = np.zeros((5, n_rows * length), np.int64)
-    streams[:, place] = steps.streams[:, source]
-    segment = np.full(n_rows * length, -1, np.int64)
-    segment[place] = np.repeat(np.arange(len(lengths)), lengths)
-    return Packed(
-        torch.from_numpy(streams.reshape(5, n_rows, length)),
-        torch.from_numpy(segment.reshape(n_rows, length)) if n_rows < len(lengths) else None,
-        torch.from_numpy(place),
-        torch.from_numpy(steps.streams[:, source + 1]),
-    )
-
-
-def known_at(network: BehaveGpt, part: Packed) -> Tensor:
-    """(n, D) what is known after each step at which something is foretold."""
-    mask = None if part.segment is None else same_segment(part.segment)
-    return network.hidden(part.streams, mask).flatten(0, 1)[part.at]
-
-
 class BehaveTrainer:
     """Trains one network on one history base; a ``Learner``.
 
@@ -203,7 +138,8 @@ class BehaveTrainer:
         checkpoint: folder to resume from and save to after each pass; None: no checkpoints.
         reporter: told about loss and speed.
         ranks: that train together; the leader alone writes.
-        before: only events with timestamp < before (epoch ms) are read; None: all.
+        before: only events with timestamp < before (epoch ms) are read; None: all. Whoever has done nothing since their
+            last one is known to have been silent until then, or until the log's end (``HistoryBase.complete_until``).
         rows: users that are read; None: all.
         goes_on: the network knows something already, and is not started anew.
         judges: users who measure; None: some of ``rows``, held apart.
@@ -227,7 +163,7 @@ class BehaveTrainer:
     ) -> None:
         self._codebook, self._vocabulary, self._history, self._config = codebook, vocabulary, history, config
         self._checkpoint, self._reporter, self._ranks, self._before = checkpoint, reporter, ranks, before
-        self._goes_on = goes_on
+        self._goes_on, self._known_until = goes_on, history.complete_until(before)
         self._device = _device(config.device)
         self._network = network.to(self._device)
         self._objective = Objective(config.objective, codebook.counts_c).to(self._device)
@@ -333,7 +269,8 @@ class BehaveTrainer:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Sums of the losses of behaviour, gap and place; adds the behaviours' targets and plain losses to ``seen``."""
         network, target = self._network, part.target
-        hidden_nd = known_at(network, part)
+        known = known_everywhere(network, part)
+        hidden_nd = known[part.at]
         context = target[:4] * self._told(target.shape[1])
         is_ours = target[EVENT] >= FIRST
         ours = target[EVENT][is_ours] - FIRST
@@ -344,6 +281,8 @@ class BehaveTrainer:
         follows = target[GAP] >= FIRST
         gap_scores = network.gap_scores(hidden_nd[follows]).float()
         gap = F.cross_entropy(gap_scores, target[GAP][follows] - FIRST, reduction="sum")
+        quiet_scores = network.gap_scores(known[part.quiet]).float()
+        gap = gap + (quiet_scores.logsumexp(1) - (quiet_scores + part.lasting).logsumexp(1)).sum()
         if network.n_codes[PLACE] == FIRST:
             return event, gap, gap.new_zeros(())
         blind = torch.cat([target[:3], torch.zeros_like(target[:1])])  # a place is foretold at a time that is told
@@ -407,7 +346,7 @@ class BehaveTrainer:
             hidden = self._network.hidden(torch.from_numpy(streams).to(self._device))
             states.append(hidden[torch.arange(len(rows)), torch.from_numpy(is_real.sum(1) - 1)])
         self._network.mean_d.copy_(torch.cat(states).mean(0))
-        self._network.known_until.fill_(self._history.watermark if self._before is None else self._before - 1)
+        self._network.known_until.fill_(self._known_until)
         self._network.cpu()
 
     def batches(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -425,14 +364,25 @@ class BehaveTrainer:
             rng = np.random.default_rng([self._config.seed, epoch, at, self._ranks.rank])
             rows = np.sort(batches[at])
             steps = self._steps(rows[self._ranks.share(len(rows))])
-            starts, lengths = stretches(steps, self._network.config.window, rng, most=self._config.batch_events)
-            return list(_parts(steps, starts, lengths, self._config))
+            window, most = self._network.config.window, self._config.batch_events
+            if not self._config.gap_weight:
+                return list(_parts(steps, *stretches(steps, window, rng, most=most), self._config))
+            parts = stretches(steps, window, rng, most=most, to_the_end=True)
+            return list(_parts(steps, *parts, self._config, self._lasting(steps)))
 
         return ahead(map(prepare, range(len(batches))))
 
     def _steps(self, rows: NDArray[np.int64]) -> Steps:
         batch = self._history.batch(rows)
         return self._codebook.steps(batch if self._before is None else batch.before(self._before), self._vocabulary)
+
+    def _lasting(self, steps: Steps) -> NDArray[np.float32]:
+        """(B, G+1) as ``Packed.lasting`` says, of users' silence after their last step."""
+        silences = np.maximum(self._known_until - steps.times[steps.offsets[1:] - 1], 0)
+        lasting_bg = self._codebook.lasting(silences)
+        with np.errstate(divide="ignore"):
+            logs: NDArray[np.float32] = np.log(np.column_stack([lasting_bg, np.ones(len(steps))])).astype(np.float32)
+        return logs
 
     def _autocast(self) -> AbstractContextManager[object]:
         precision = self._config.precision
@@ -447,43 +397,26 @@ class BehaveTrainer:
 
 def _counts(part: Packed) -> list[int]:
     target = part.target
-    return [int((target[EVENT] >= FIRST).sum()), int((target[GAP] >= FIRST).sum()), target.shape[1]]
-
-
-def stretches(
-    steps: Steps, window: int, rng: np.random.Generator | None, most: int = 2**62
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Starts and lengths of stretches of at most a window that cover all but the last step of each user.
-
-    Args:
-        steps: of some users.
-        window: of the model.
-        rng: lets long lives be cut elsewhere every time; None: cut from the start.
-        most: steps of one user; of longer lives a run of so many is taken.
-    """
-    starts, lengths = [], []
-    for first, end in zip(steps.offsets[:-1].tolist(), (steps.offsets[1:] - 1).tolist(), strict=True):
-        if rng is not None and end - first > most:
-            first = int(rng.integers(first, end - most + 1))
-            end = first + most
-        at = first
-        step = window if rng is None or end - first <= window else int(rng.integers(1, window + 1))
-        while at < end:
-            starts.append(at)
-            lengths.append(min(step, end - at))
-            at, step = at + step, window
-    return np.array(starts, np.int64), np.array(lengths, np.int64)
+    return [
+        int((target[EVENT] >= FIRST).sum()),
+        int((target[GAP] >= FIRST).sum()) + len(part.quiet),
+        target.shape[1],
+    ]
 
 
 def _parts(
-    steps: Steps, starts: NDArray[np.int64], lengths: NDArray[np.int64], config: BehaveTrainConfig
+    steps: Steps,
+    starts: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    config: BehaveTrainConfig,
+    lasting_bg: NDArray[np.float32] | None = None,
 ) -> Iterator[Packed]:
     """Packed stretches, so many steps at a time, those of like length together."""
     order = np.argsort(-lengths, kind="stable")
     begins = np.cumsum(lengths[order]) - lengths[order]
     for some in np.split(order, np.flatnonzero(np.diff(begins // config.part_events)) + 1):
         if len(some):
-            yield packed(steps, starts[some], lengths[some], shared_rows=config.shared_rows)
+            yield packed(steps, starts[some], lengths[some], shared_rows=config.shared_rows, lasting_bg=lasting_bg)
 
 
 def _device(name: str) -> torch.device:

@@ -143,12 +143,13 @@ def take_over(
         )
     with torch.no_grad():
         theirs, ours = dict(old.named_parameters()), dict(new.named_parameters())
+        gap_or_never = np.append(kin.gap_g, len(old.gap_head.bias) - 1)
         tables = {
             "streams.1.weight": (FIRST, kin.slot_s),
             "streams.2.weight": (FIRST, kin.gap_g),
             "streams.3.weight": (FIRST, kin.place_p),
-            "gap_head.weight": (0, kin.gap_g),
-            "gap_head.bias": (0, kin.gap_g),
+            "gap_head.weight": (0, gap_or_never),
+            "gap_head.bias": (0, gap_or_never),
             "place_head.weight": (1, kin.place_p),
             "place_head.bias": (1, kin.place_p),
         }

@@ -27,7 +27,7 @@ from lurm.prospect import Imagined, Occasion, Plan, Prospect
 
 WEIGHTS, CODES, SHAPE = "behavegpt.safetensors", "codebook.safetensors", "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 2
+REVISION = 3
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -89,7 +89,7 @@ class BehaveGptModel:
 
     @property
     def known_until(self) -> int:
-        """The end of the log it was trained on, epoch ms."""
+        """The end of the log it was trained on, epoch ms, stragglers left out."""
         return int(self.network.known_until)
 
     def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
@@ -133,8 +133,9 @@ class BehaveGptModel:
         return chances_bc
 
     def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
-        """(C,) probabilities after a silence, ms: the mean over moments at which what comes next may come."""
+        """(C,) probabilities after a silence, ms, of what comes if something does: the mean over moments of it."""
         chances_g = torch.softmax(self.network.gap_scores(hidden_1d).double(), dim=1)[0].numpy()
+        chances_g[-1] = 0
         gap_n = gaps_after(silence, chances_g, self.codebook, (np.arange(_ROWS_AT_ONCE) + 0.5) / _ROWS_AT_ONCE)
         weekday, slot = self.codebook.calendar(last_at + gap_n)
         context = np.stack([weekday, slot, self.codebook.gap_code(gap_n), np.full_like(gap_n, place)])

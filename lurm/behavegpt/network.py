@@ -9,7 +9,8 @@ Paper: BehaveGPT, model and head. Our reading: c, "not given" by default, is tol
 time and place, and comes in after the blocks, so that it may differ from step to step. Departures: an event is told D
 wide beside its stream, starting from the head's rows, and the head adds to what it reads, so that what was done comes
 through to the scores and blocks can hand on what was done before: a stream of d = 16 does not tell 2,000 behaviours
-apart (see training/LOG.md). Two further heads foretell the gap to the next event and its place, which a rollout needs.
+apart (see training/LOG.md). Two further heads foretell the gap to the next event, or that there is none, and its place,
+which a rollout needs.
 The tilt is what scores of rare behaviours are raised by (see ``Tilt``); 0 in training, and in futures.
 """
 
@@ -102,7 +103,7 @@ class BehaveGpt(nn.Module):
         self.blocks = Transformer(shape)
         self.query = nn.Linear(3 * d, width)
         self.head = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, n_codes[EVENT] - FIRST))
-        self.gap_head = nn.Linear(width, n_codes[2] - FIRST)
+        self.gap_head = nn.Linear(width, n_codes[2] - FIRST + 1)  # and never again
         self.place_head = nn.Linear(width, n_codes[3] - 1)  # none, and those known
         self.register_buffer("mean_d", torch.zeros(width))
         self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
@@ -198,7 +199,7 @@ class BehaveGpt(nn.Module):
         return weighed
 
     def gap_scores(self, hidden_nd: Tensor) -> Tensor:
-        """(n, G) scores of the gap to what comes next."""
+        """(n, G+1) scores of the gap to what comes next; the last: nothing comes, or only after any gap of the log."""
         scores: Tensor = self.gap_head(hidden_nd)
         return scores
 

@@ -5,9 +5,9 @@ is then part of what the next one knows. Keys and values of what is known are ke
 fill the window, its later half is read anew.
 
 Who was last seen a while ago is known to have done nothing since: the first gap is drawn from those that are no shorter
-than this silence.
+than this silence. One of the gaps is "never", with which a path ends.
 
-Paper: BehaveGPT, long-term generation. Departure: the silence, of which the paper says nothing.
+Paper: BehaveGPT, long-term generation. Departures: the silence and the end, of which the paper says nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Codebook, Steps
 from lurm.prospect import Plan
 from lurm.transformer import KeyValues
 
-_NEVER = 2**62
+NEVER = 2**62  # ms, a gap after which nothing comes
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,9 @@ def rollout(
 ) -> Futures:
     """Futures of one user, who is imagined alone: nobody asked about beside can tip the last bit of a chance.
 
+    A path ends after the plan's steps, at its horizon, or where the user does not come back. Of whoever has not begun,
+    nothing tells whether they will; they are imagined to.
+
     Args:
         network: trained, in evaluation.
         codebook: of its codes.
@@ -99,25 +102,33 @@ def rollout(
     known = _Known(network, steps.streams, plan.paths, cached=cached)
     has_begun = steps.streams[EVENT, -1] != BEGINNING
     at_r = np.full(plan.paths, steps.times[-1] if has_begun else start_at, np.int64)
-    until = _NEVER if plan.until is None else plan.until
+    until = NEVER if plan.until is None else plan.until
     rng_r = [np.random.default_rng([plan.seed, path]) for path in range(plan.paths)]
     chance_rn = np.stack([rng.random((plan.steps, 4)) for rng in rng_r])
     futures = Futures(*(np.full((plan.paths, plan.steps), -1, np.int64) for _ in range(3)))
+    values_gs = np.vstack([codebook.values_gs, np.full_like(codebook.values_gs[:1], NEVER)])
     rows = np.arange(plan.paths)  # still under way
     silence = int(start_at - at_r[0])
     for nth in range(plan.steps):
         chance = chance_rn[rows, nth]
-        hidden = known.hidden_rd
-        gap_chances_rg = _probabilities(network.gap_scores(hidden))
+        gap_chances_rg = _probabilities(network.gap_scores(known.hidden_rd))
+        if nth == 0 and not has_begun:
+            gap_chances_rg[:, -1] = 0
         if nth == 0 and silence > 0:
             value_r = gaps_after(silence, gap_chances_rg[0], codebook, chance[:, 0])
-            gap = codebook.gap_code(value_r) - FIRST
         else:
             gap = _drawn(gap_chances_rg, chance[:, 0])
-            value_r = codebook.values_gs[gap, (chance[:, 1] * codebook.values_gs.shape[1]).astype(np.int64)]
+            value_r = values_gs[gap, (chance[:, 1] * values_gs.shape[1]).astype(np.int64)]
         at_r = at_r + value_r
+        alive = (value_r < NEVER) & (at_r <= until)
+        if not alive.all():
+            rows, at_r, value_r, chance = rows[alive], at_r[alive], value_r[alive], chance[alive]
+            if not len(rows):
+                break
+            known.keep(torch.from_numpy(np.flatnonzero(alive)).to(known.hidden_rd.device))
+        hidden = known.hidden_rd
         weekday, slot = codebook.calendar(at_r)
-        context = np.stack([weekday, slot, gap + FIRST, np.zeros_like(gap)])
+        context = np.stack([weekday, slot, codebook.gap_code(value_r), np.zeros_like(value_r)])
         if network.n_codes[3] > FIRST:
             place_scores = network.place_scores(hidden, _tensor(context, hidden))
             context[3] = _drawn(_probabilities(place_scores), chance[:, 2]) + 1
@@ -126,12 +137,6 @@ def rollout(
         scores_rc = network.scores(hidden, _tensor(context, hidden)) - network.tilt_c
         chances_rc = _probabilities(scores_rc / plan.temperature)
         event = _drawn(_likeliest(chances_rc, plan), chance[:, 3])
-        alive = at_r <= until
-        if not alive.all():
-            rows, at_r, context, event = rows[alive], at_r[alive], context[:, alive], event[alive]
-            if not len(rows):
-                break
-            known.keep(torch.from_numpy(np.flatnonzero(alive)).to(hidden.device))
         futures.at_rn[rows, nth], futures.place_rn[rows, nth], futures.event_rn[rows, nth] = at_r, context[3], event
         if nth + 1 < plan.steps:
             known.add(_tensor(np.concatenate([context, event[None] + FIRST]), hidden))
@@ -141,28 +146,28 @@ def rollout(
 def gaps_after(
     silence: int, chances_g: NDArray[np.float64], codebook: Codebook, chance_n: NDArray[np.float64]
 ) -> NDArray[np.int64]:
-    """(n,) ms between a user's last event and the next one, given that it was not within a silence.
+    """(n,) ms between a user's last event and the next one, given that it was not within a silence; ``NEVER``: none.
 
     A bucket's gaps are as likely as each other. In the last one, where few gaps and then none are longer, the wait has
-    no memory: it goes on for what such gaps have beyond the bucket's edge; where that is nothing, for one of them.
+    no memory (see ``Codebook.tail``), so the longer the silence, the likelier it is that nothing comes.
 
     Args:
         silence: ms since the last event, above 0.
-        chances_g: (G,) of the buckets, before anything is known of the silence.
+        chances_g: (G+1,) of the buckets and of never, before anything is known of the silence.
         codebook: of the buckets.
         chance_n: (n,) in [0, 1) which gap, in order of length; even ones give quantiles.
     """
-    values, per_bucket = codebook.values_gs.ravel(), codebook.values_gs.shape[1]
-    longest, edge = values[-per_bucket:], int(codebook.edges_g[-1])
-    if longest.max() > edge:
-        beyond = longest - edge
-    else:
-        beyond, edge = longest, int(longest.max())
-    later = np.where(values >= silence, np.repeat(chances_g, per_bucket), 0.0)
+    edge, beyond = codebook.tail
+    values_gs = codebook.values_gs.copy()
     if silence > edge:
-        values = np.append(values[:-per_bucket], silence + beyond)
-        later = np.repeat([0.0, 1.0], [len(later) - per_bucket, per_bucket])
-    gap_n: NDArray[np.int64] = values[_drawn(np.broadcast_to(later, (len(chance_n), len(values))), chance_n)]
+        values_gs[-1] = silence + beyond
+    is_later_gs = values_gs >= silence
+    later_g = chances_g[:-1] * codebook.lasting(np.array([silence]))[0]
+    weight_gs = is_later_gs * (later_g / np.maximum(is_later_gs.sum(1), 1))[:, None]
+    if not weight_gs.any() and not chances_g[-1]:
+        weight_gs[-1] = 1  # a silence so long that its chance is no number
+    values, weights = np.append(values_gs, NEVER), np.append(weight_gs, chances_g[-1])
+    gap_n: NDArray[np.int64] = values[_drawn(np.broadcast_to(weights, (len(chance_n), len(values))), chance_n)]
     return gap_n
 
 

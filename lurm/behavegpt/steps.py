@@ -280,6 +280,30 @@ class Codebook:
         """The codes of times between two events, ms."""
         return FIRST + self.edges_g.searchsorted(gap, side="right")
 
+    @property
+    def tail(self) -> tuple[int, NDArray[np.int64]]:
+        """Where the wait no longer has a memory, ms, and (32,) gaps beyond that.
+
+        That is the edge of the last bucket, in which few gaps are longer and then none; where its gaps are all alike,
+        these, and the wait is for another of them.
+        """
+        longest, edge = self.values_gs[-1], int(self.edges_g[-1])
+        return (edge, longest - edge) if longest.max() > edge else (int(longest.max()), longest)
+
+    def lasting(self, silences: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, G) share of the gaps of each bucket that are no shorter than n silences, ms.
+
+        Without a memory, beyond where the tail begins, that is exp(-x / mean). A silence is learned from by the same
+        shares as futures begin with one.
+        """
+        edge, beyond = self.tail
+        own_n = self.gap_code(silences) - FIRST
+        lasting_ng = (np.arange(len(self.values_gs)) > own_n[:, None]).astype(float)
+        lasting_ng[np.arange(len(own_n)), own_n] = (self.values_gs[own_n] >= silences[:, None]).mean(1)
+        further_n = np.maximum(silences - edge, 0) / float(beyond.mean())
+        lasting_ng[further_n > 0, -1] = np.exp(-further_n[further_n > 0])
+        return lasting_ng
+
     def place_code(self, location_rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """The codes of location rows of the log; -1: none, or unknown."""
         place = np.append(self.place_l, np.int32(-1))[location_rows].astype(np.int64)

@@ -7,17 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lurm.behavegpt.model import BehaveGptModel
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
+from lurm.behavegpt.steps import EVENT, FIRST, Codebook, StepConfig
 from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
 from lurm.prospect import Occasion, Plan
-from tests.chains import N_GROUPS, chained, small
+from lurm.transformer import same_segment
+from tests.chains import BEGIN_AT, HOUR_MS, N_GROUPS, chained, small, waning_events
+from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest
 from training.behave import BehaveOutcome, BehaveTrainConfig, BehaveTrainer
+from training.packing import packed, stretches
 
 Log = tuple[HistoryBase, InterestVocabulary]
 QUICK = {"batch_events": 512, "epochs": 2, "learning_rate": 5e-3}
@@ -118,6 +124,70 @@ def test_what_is_trained_fairly_is_tilted_by_users_who_never_train(log: Log) -> 
     assert (chances[0][:, counts_c.argmin()] > chances[1][:, counts_c.argmin()]).all()
     few, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.0)
     assert not few.tilt_c.any(), "who trains does not judge"
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 99), window=st.sampled_from([2, 5, 64]), most=st.sampled_from([6, 2**62]), cut=st.booleans())
+def test_each_silence_is_learned_from_once_and_as_alone(log: Log, seed: int, window: int, most: int, cut: bool) -> None:
+    """Stretches that go to the end hold each last step once, wherever they are cut and however they are packed."""
+    history, vocabulary = log
+    network, codebook = small(*log)
+    network.eval()
+    rng = np.random.default_rng(seed)
+    users = np.sort(rng.choice(len(history), 12, replace=False))
+    batch = history.batch(users).before(BEGIN_AT + int(rng.integers(20, 60)) * 24 * HOUR_MS)
+    steps = codebook.steps(batch, vocabulary)
+    mark_bg = np.arange(len(users), dtype=np.float32)[:, None]
+    starts, lengths = stretches(steps, window, rng if cut else None, most, to_the_end=True)
+    if not len(starts):
+        assert not batch.n_events.any()
+        return
+    assert lengths.max() <= window
+    part = packed(steps, starts, lengths, lasting_bg=mark_bg)
+    known = network.hidden(part.streams, None if part.segment is None else same_segment(part.segment)).flatten(0, 1)
+    quiet = part.lasting[:, 0].long().tolist()
+    assert len(set(quiet)) == len(quiet)
+    if most > 64:
+        assert set(quiet) == set(np.flatnonzero(batch.n_events).tolist()), "beginners have no silence"
+        assert len(part.at) + len(quiet) == int((np.diff(steps.offsets)[batch.n_events > 0]).sum())
+    for position, user in zip(part.quiet.tolist(), quiet, strict=True):
+        end = int(steps.offsets[user + 1])
+        (own,) = np.flatnonzero(starts + lengths == end)
+        alone = network.hidden(torch.from_numpy(steps.streams[:, None, starts[own] : end]))[0, -1]
+        torch.testing.assert_close(known[position], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_those_who_never_come_back_are_foretold_as_many_as_planted(tmp_path: Path) -> None:
+    """Three in ten stay away after each event, and the log ends while many are only waiting."""
+    days, stays = 60, 0.3
+    cut_at = BEGIN_AT + days * DAY_MS
+    history, _ = ingest(tmp_path / "base", [clean_batch(waning_events(n_users=1500, stays=stays, days=days))])
+    vocabulary = group_vocabulary(tmp_path / "interests", history, n_groups=N_GROUPS)
+    codebook = Codebook.learn(history, vocabulary, StepConfig(least_events=1, gaps=16), before=cut_at)
+    network = BehaveGpt(BehaveGptConfig(size="0.08M", window=64, steps=codebook.config), codebook.n_codes)
+    config = BehaveTrainConfig(epochs=10, objective=ObjectiveConfig("plain"), learning_rate=5e-3, gap_weight=1.0)
+    parts = network, codebook, vocabulary, history, config, None, Silent()
+    trainer = BehaveTrainer(*parts, before=cut_at)
+    trainer.fit()
+    trainer.settle()
+    assert int(network.known_until) == cut_at - 1
+    batch = history.batch(np.arange(len(history)))
+    before = batch.before(cut_at)
+    kept = np.flatnonzero(before.n_events)[:600]
+    whole, before = batch.users(kept), before.users(kept)
+    streams, is_real = codebook.steps(before, vocabulary).padded()
+    with torch.no_grad():
+        hidden = network.hidden(torch.from_numpy(streams))[torch.from_numpy(is_real & (streams[EVENT] >= FIRST))]
+        after_an_event = torch.softmax(network.gap_scores(hidden), 1)[:, -1].mean()
+    assert float(after_an_event) == pytest.approx(stays, abs=0.05)
+    came = whole.n_events > before.n_events
+    model, plan = BehaveGptModel(network, codebook, vocabulary), Plan(steps=40, paths=4, until=cut_at + days * DAY_MS)
+    n_events = [[len(path) for path in paths] for paths in model.rollout(before, plan, cut_at)]
+    assert 0.6 < np.mean(np.array(n_events) > 0) / came.mean() < 1.4
+    assert 0.6 < np.mean(n_events) / (whole.n_events - before.n_events).mean() < 1.4
+    asleep = before.last_at < cut_at - 25 * DAY_MS
+    assert np.mean(np.array(n_events)[asleep] > 0) < 0.1 < 0.3 < np.mean(np.array(n_events)[~asleep] > 0)
 
 
 def test_half_the_precision_learns_as_well(log: Log) -> None:

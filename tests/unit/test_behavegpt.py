@@ -18,14 +18,14 @@ from lurm.artifacts import draft
 from lurm.behavegpt import KIND
 from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.behavegpt.network import SIZES, BehaveGpt, BehaveGptConfig
-from lurm.behavegpt.rollout import gaps_after, rollout
+from lurm.behavegpt.rollout import NEVER, gaps_after, rollout
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, PLACE, Codebook, StepConfig
 from lurm.errors import ArtifactCorrupt, DataError, UsageError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.prospect import Occasion, Plan
 from tests.chains import BEGIN_AT, HOUR_MS, chained, small
-from training.behave import known_at, packed
+from training.packing import known_at, packed
 
 Log = tuple[HistoryBase, InterestVocabulary]
 
@@ -245,7 +245,7 @@ def test_gaps_after_a_silence_are_those_it_does_not_rule_out(model: BehaveGptMod
     values_gs = model.codebook.values_gs
     rng = np.random.default_rng(seed)
     chances_g = rng.dirichlet(np.ones(len(values_gs)))
-    found = gaps_after(silence, chances_g, model.codebook, (np.arange(4000) + 0.5) / 4000)
+    found = gaps_after(silence, np.append(chances_g, 0), model.codebook, (np.arange(4000) + 0.5) / 4000)
     assert (found >= silence).all()
     all_gaps, weights = values_gs.ravel(), np.repeat(chances_g, values_gs.shape[1])
     if not (all_gaps >= silence).any():
@@ -262,7 +262,7 @@ def test_a_silence_near_the_longest_gap_leaves_as_many_futures_as_before(model: 
     values_gs[1:] = np.linspace(bounds[:-1], bounds[1:], 32, endpoint=False, axis=1)
     book = copy.copy(model.codebook)
     book.edges_g, book.values_gs = edges_g, values_gs
-    chances_g, quantiles = np.full(len(values_gs), 1 / len(values_gs)), (np.arange(500) + 0.5) / 500
+    chances_g, quantiles = np.append(np.full(len(values_gs), 1 / len(values_gs)), 0), (np.arange(500) + 0.5) / 500
     edge, longest = int(edges_g[-1]), int(values_gs.max())
     silences = [edge // 2, edge, edge + 1, longest - HOUR_MS, longest - 1, longest, longest + 1, 3 * longest]
     found = [gaps_after(silence, chances_g, book, quantiles) for silence in silences]
@@ -270,6 +270,53 @@ def test_a_silence_near_the_longest_gap_leaves_as_many_futures_as_before(model: 
         assert (gap_n >= silence).all() and len(np.unique(gap_n)) >= values_gs.shape[1] - 1
     assert all((np.median(b) >= np.median(a)) for a, b in itertools.pairwise(found))
     assert abs(found[2].mean() - found[1].mean()) < 2, "nothing jumps where the memory ends"
+
+
+@given(silences=st.lists(st.integers(0, 80 * HOUR_MS), min_size=1, max_size=6))
+def test_a_silence_rules_out_the_gaps_that_it_is_learned_to_outlast(model: BehaveGptModel, silences: list[int]) -> None:
+    """What training takes for lasting is what a future draws from: never has the chance that Bayes gives it."""
+    book = model.codebook
+    lasting_ng = book.lasting(np.array(silences))
+    in_order = book.lasting(np.sort(silences))
+    assert (np.diff(in_order, axis=0) <= 0).all() and (np.diff(lasting_ng, axis=1) >= 0).all()
+    assert (book.lasting(np.zeros(1, np.int64)) == 1).all()
+    chances_g = np.append(np.full(len(book.values_gs), 0.7 / len(book.values_gs)), 0.3)
+    for silence, lasting_g in zip(silences, lasting_ng, strict=True):
+        later = float(chances_g[:-1] @ lasting_g)
+        found = gaps_after(silence, chances_g, book, (np.arange(4000) + 0.5) / 4000)
+        assert (found == NEVER).mean() == pytest.approx(0.3 / (0.3 + later), abs=1e-3)
+        assert (found >= silence).all()
+        alone = gaps_after(silence, np.append(chances_g[:-1], 0), book, (np.arange(400) + 0.5) / 400)
+        assert (alone < NEVER).all()
+    never = gaps_after(1, np.append(np.zeros(len(book.values_gs)), 1), book, np.array([0.0, 0.999]))
+    assert (never == NEVER).all()
+    after_all = gaps_after(2**50, np.append(np.full(len(book.values_gs), 0.1), 0), book, np.array([0.5]))
+    assert 2**50 <= after_all[0] < 2**51
+
+
+def test_a_path_ends_where_nobody_comes_back(log: Log) -> None:
+    history, vocabulary = log
+    network, codebook = small(*log)
+    network.eval()
+    steps = codebook.steps(HistoryBatch.of([history.at(0), history.inline("new", [])]), vocabulary)
+    with torch.no_grad():
+        network.gap_head.weight[-1] = 0
+        network.gap_head.bias[-1] = 30
+    assert (rollout(network, codebook, steps.of(0), Plan(steps=5, paths=3), 0).event_rn == -1).all()
+    begun = rollout(network, codebook, steps.of(1), Plan(steps=5, paths=3), BEGIN_AT).event_rn
+    assert (begun[:, 0] >= 0).all() and (begun[:, 1:] == -1).all(), "whoever is asked about begins"
+    chances_1g = torch.softmax(network.gap_scores(network.hidden(torch.from_numpy(steps.of(0).streams)[:, None])[0]), 1)
+    with torch.no_grad():
+        network.gap_head.bias[-1] = float(torch.logsumexp(network.gap_head.bias[:-1], 0)) - 1.1
+    ended = rollout(network, codebook, steps.of(0), Plan(steps=1, paths=400, seed=4), 0).event_rn == -1
+    assert chances_1g[-1, -1] > 0.999 and 0.17 < ended.mean() < 0.33, "one in four"
+    model = BehaveGptModel(network, codebook, vocabulary)
+    batch = history.batch(np.arange(1))
+    quiet = [Occasion(quiet_until=int(batch.last_at[0]) + 10 * HOUR_MS)]
+    before = model.chances(batch, quiet)
+    with torch.no_grad():
+        network.gap_head.bias[-1] = 500
+    assert np.array_equal(model.chances(batch, quiet), before), "what comes next is asked of those who come"
 
 
 def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_path: Path) -> None:

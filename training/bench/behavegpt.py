@@ -29,9 +29,10 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
 from lurm.prospect import Occasion, Plan
-from training.behave import BehaveTrainConfig, BehaveTrainer, Packed
+from training.behave import BehaveTrainConfig, BehaveTrainer
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Timing, Track, Turn, race
+from training.packing import Packed
 
 _SIZES = {
     "tiny": (LogSize(4_000, 100, 200, 20), BehaveGptConfig(window=64), 16),
@@ -115,6 +116,8 @@ def _rollouts(
     """As many steps as one reading of the window allows."""
     network = BehaveGpt(replace(shape, window=n_steps + 64), codebook.n_codes)
     network.start(codebook.counts_c, codebook.meanings(vocabulary), 0)
+    with torch.no_grad():
+        network.gap_head.bias[-1] = -1e9  # no path ends early
     network.eval()
     steps = codebook.steps(base.batch(np.arange(1)), vocabulary).last(32)
     plan = Plan(steps=n_steps, paths=_PATHS, seed=1)

@@ -8,7 +8,7 @@ the same network trained with these behaviours from the start.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
 from lurm.interests import InterestVocabulary
 from training.adapting import Lesson, adopt
-from training.behave import Packed, known_at
+from training.packing import Packed, known_at
 
 EXAMPLES = (1, 5, 10, 50)
 _MOST = 20  # behaviours held out
@@ -198,7 +198,7 @@ def _shown(
 def _recoded(part: Packed, code_of: torch.Tensor) -> Packed:
     streams, target = part.streams.clone(), part.target.clone()
     streams[EVENT], target[EVENT] = code_of[streams[EVENT]], code_of[target[EVENT]]
-    return Packed(streams, part.segment, part.at, target)
+    return replace(part, streams=streams, target=target)
 
 
 @torch.no_grad()

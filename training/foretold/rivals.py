@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Codebook, Steps
 from lurm.transformer import KeyValues, Place, Transformer, TransformerShape
-from training.behave import Packed
+from training.packing import Packed
 
 _LITTLE = 0.5  # events of what is frequent, by which counts of a few are smoothed
 _FOR_MARKOV = 20.0  # the same of transitions
