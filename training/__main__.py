@@ -266,7 +266,9 @@ def evaluate(
     its futures are held against what happened. Some behaviours are held out of another training, and then learned from
     1, 5, 10 and 50 examples: what is foretold of them, and what old ones lose. --quick leaves out all but counting.
     --seeds repeats all of it with other seeds and gives 95 % intervals over them, also of what the objective gains.
-    With --start-from: what a model of another log helps by how much of this one there is, 1, 5, 10 and 100 % of users.
+    What has been trained is kept beside the releases: a stopped run goes on, and --seeds 3 after --seeds 2 trains the
+    third alone. With --start-from: what a model of another log helps by how much of this one there is, 1, 5, 10 and
+    100 % of users.
 
     With --model lumos: how well is foretold what users will do in days to come? LUMOS is trained on the log before its
     last horizon and foretells that, beside itself without the calendar, gradient-boosted trees, a dense network of as
@@ -284,6 +286,7 @@ def evaluate(
       lurm evaluate data/ml100k --recipe ml100k --markdown >> README.md
       lurm evaluate data/ml100k --recipe ml100k --ablate --axis anchors --axis width
       lurm evaluate data/shop --model behavegpt --json
+      lurm evaluate data/shop --model behavegpt --seeds 3 --json > next.json
       lurm evaluate data/shop --model behavegpt --quick --start-from /srv/old-shop/artifacts
       lurm evaluate data/shop --model lumos --cuts 3 --seeds 2 --ablate --axis targets
     """

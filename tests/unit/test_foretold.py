@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,15 +15,16 @@ from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, StepConfig
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
-from lurm.progress import Silent
+from lurm.progress import Silent, Task
 from tests.chains import chained, small
-from training.behave import BehaveTrainConfig, packed, stretches
+from training.behave import BehaveTrainConfig
 from training.foretold import DISJOINT, FORWARD, Repeated, Trial, Verdict, judge_next
 from training.foretold.abroad import Abroad, Point
 from training.foretold.measures import Tally
 from training.foretold.newcomers import Adopted, Newcomers
 from training.foretold.realism import Realism
 from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
+from training.packing import packed, stretches
 
 Log = tuple[HistoryBase, InterestVocabulary]
 
@@ -106,7 +109,7 @@ def test_a_chain_is_foretold_by_who_knows_chains(log: Log) -> None:
     assert learned is not None and learned.n_new == 2
     by_examples = {one.examples: one for one in learned.adopted}
     assert by_examples[50].among > learned.most_frequent and by_examples[10].old_loss < 0.1
-    assert verdict.to_table().row_count == 2 * len(verdict.measures[DISJOINT]) + 2 + len(by_examples) + 2
+    assert verdict.to_table().row_count == 2 * len(verdict.measures[DISJOINT]) + 2 + len(by_examples) + 3
     assert set(verdict.to_json()["measures"]) == {DISJOINT, FORWARD}
 
 
@@ -136,7 +139,7 @@ def test_seeds_together_tell_of_futures_new_behaviours_and_another_log() -> None
         adopted = [Adopted(n, x * n, x, x, x, x) for n in (1, 10)]
         new = Newcomers(5, 100, x / 2, x, x, x, x, adopted)
         points = [Point(0.05, 10, way, x, x, x, 4 + x) for way in ("from nothing", "full")]
-        futures = {"BehaveGPT": Realism(*[x] * 7), "Markov": Realism(*[2 * x] * 7)}
+        futures = {"BehaveGPT": Realism(*[x] * 9), "Markov": Realism(*[2 * x] * 9)}
         measures = {FORWARD: {"BehaveGPT plain": Tally(np.ones(2, np.int64)).measures()}}
         return Verdict(0, 2, {}, measures, futures, new, Abroad("other", x, points))
 
@@ -153,3 +156,23 @@ def test_seeds_together_tell_of_futures_new_behaviours_and_another_log() -> None
     assert together.to_table().row_count == 1 + len(told)
     partly = Repeated([verdict(0.02), replace(verdict(0.04), newcomers=None)])
     assert {of for of, _, _ in partly.further()} == {"futures", "new behaviours", "another log"}
+
+
+class TrainsNothing(Silent):
+    """A reporter that no pass may tell anything."""
+
+    def task(self, title: str, total: int, unit: str) -> AbstractContextManager[Task]:
+        assert not title.startswith("train"), title
+        return super().task(title, total, unit)
+
+
+def test_a_trial_that_is_done_again_trains_nothing_and_says_the_same(log: Log, tmp_path: Path) -> None:
+    shape = BehaveGptConfig(size="0.08M", window=64, steps=StepConfig(least_events=1))
+    training = BehaveTrainConfig(epochs=1, batch_events=512)
+    trial = Trial(neural=False, newcomers=False, futures=4)
+    first = judge_next(*log, shape, training, trial, Silent(), folder=tmp_path)
+    again = judge_next(*log, shape, training, trial, TrainsNothing(), folder=tmp_path)
+    assert again == first == judge_next(*log, shape, training, trial, Silent())
+    for other in (replace(trial, seed=1), replace(trial, apart=0.3), replace(trial, ahead=0.3)):
+        with pytest.raises(AssertionError, match="train 1/1"):
+            judge_next(*log, shape, training, other, TrainsNothing(), folder=tmp_path)

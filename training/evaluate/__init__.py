@@ -165,7 +165,11 @@ class Judge:
         runs = []
         for seed in range(self._seed, self._seed + n_seeds):
             trial = Trial(objectives=objectives, seed=seed, **longer)
-            runs.append(judge_next(*parts, own.network, own.training, trial, self._reporter, origin))
+            runs.append(
+                judge_next(
+                    *parts, own.network, own.training, trial, self._reporter, origin, self._folder.parent / "next"
+                )
+            )
         return Repeated(runs) if n_seeds > 1 else runs[0]
 
     def judge(self, release: Release, extent: Extent = Extent(), before: Release | None = None) -> Findings:

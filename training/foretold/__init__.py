@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy import stats
 
+from lurm.artifacts import digest_of
+from lurm.behavegpt.model import REVISION
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
@@ -31,12 +34,13 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from training.adapting import Origin
-from training.behave import BehaveTrainConfig, BehaveTrainer, Packed, known_at, packed, stretches
+from training.behave import BehaveTrainConfig, BehaveTrainer
 from training.foretold.abroad import Abroad, abroad
 from training.foretold.measures import Measures, Tally
 from training.foretold.newcomers import Newcomers, held_out, newcomers
 from training.foretold.realism import Realism, realism
 from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
+from training.packing import Packed, known_at, packed, stretches
 from training.passes import chunks
 
 DISJOINT, FORWARD = "user-disjoint", "time-forward"
@@ -112,7 +116,7 @@ class Verdict:
                 table.add_row(split, name, *(f"{x:.3f}" for x in cells), f"{one.nats:.2f}")
         for name, future in self.futures.items():
             told = (f"{word.replace('_', ' ')} {value:.3f}" for word, value in asdict(future).items())
-            table.add_row("futures", name, *list(told)[:6])
+            table.add_row("futures", name, *list(told)[:8])
         if self.newcomers is not None:
             self.newcomers.add_to(table)
         if self.abroad is not None:
@@ -231,8 +235,10 @@ class _Trial:
         trial: Trial,
         reporter: Reporter,
         origin: Origin | None,
+        folder: Path | None,
     ) -> None:
         self._origin = origin
+        self._folder = folder
         self._history, self._vocabulary, self._network = history, vocabulary, network
         self._training, self._trial, self._reporter = replace(training, seed=trial.seed), trial, reporter
         self.cut_at = _moment(history, trial.ahead)
@@ -296,7 +302,7 @@ class _Trial:
             return None
         known = self.codebook.without(new)
         network = BehaveGpt(self._network, known.n_codes)
-        self._trained(network, self._training, known)
+        self._trained("without new behaviours", network, self._training, known)
         order = np.random.default_rng([self._trial.seed, 17]).permutation(self._rows)
 
         def users() -> Iterator[Steps]:
@@ -310,7 +316,8 @@ class _Trial:
     def _models(self) -> Iterator[tuple[str, _Made]]:
         for name, objective in self._trial.objectives.items():
             network = BehaveGpt(self._network, self.codebook.n_codes)
-            yield f"BehaveGPT {name}", self._trained(network, replace(self._training, objective=objective))
+            name = f"BehaveGPT {name}"
+            yield name, self._trained(name, network, replace(self._training, objective=objective))
         counted = Counted.of(self._steps_before(self._rows), self.codebook)
         for rival in (MostFrequent(counted), OwnMostFrequent(counted), counted):
             yield rival.name, _Made(rival.scores)
@@ -319,16 +326,19 @@ class _Trial:
             alone = replace(self._training, objective=ObjectiveConfig("plain"), gap_weight=0.0, shared_rows=False)
             for kind in (Gru, Sasrec):
                 network = shaped_like(kind, n_parameters, self._network, self.codebook.n_codes)
-                yield kind.name, self._trained(network, alone)
+                yield kind.name, self._trained(kind.name, network, alone)
 
-    def _trained(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook | None = None) -> _Made:
+    def _trained(
+        self, name: str, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook | None = None
+    ) -> _Made:
+        self._reporter.say(f"seed {self._trial.seed}, {name}: {network.n_parameters:,} parameters")
         trainer = BehaveTrainer(
             network,
             codebook or self.codebook,
             self._vocabulary,
             self._history,
             training,
-            None,
+            self._kept(network, training, codebook or self.codebook),
             self._reporter,
             before=self.cut_at,
             rows=self._rows,
@@ -342,6 +352,22 @@ class _Trial:
 
         is_ours = type(network) is BehaveGpt
         return _Made(scores, network.n_parameters, network if is_ours else None)
+
+    def _kept(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook) -> Path | None:
+        """Where a training goes on: of this network, on these users before this moment."""
+        if self._folder is None:
+            return None
+        made_by = {
+            "revision": REVISION,
+            "parents": [one.artifact.manifest.fingerprint for one in (self._history, self._vocabulary)],
+            "shapes": [[name, list(one.shape)] for name, one in network.named_parameters()],
+            "network": network.config.to_json(),
+            "behaviors": np.stack([codebook.kind_c, codebook.interest_c]).tolist(),
+            "training": asdict(training),
+            "before": self.cut_at,
+            "users": len(self._rows),
+        }
+        return self._folder / digest_of(made_by)[:16]
 
     def _some(self, rows: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         return np.sort(rng.permutation(rows)[: self._trial.max_users])
@@ -384,6 +410,7 @@ def judge_next(
     trial: Trial,
     reporter: Reporter,
     origin: Origin | None = None,
+    folder: Path | None = None,
 ) -> Verdict:
     """Train and judge BehaveGPT and its rivals on one log.
 
@@ -396,6 +423,8 @@ def judge_next(
         trial: what is judged.
         reporter: told about each model.
         origin: a model of another log, to see what it helps; None: none.
+        folder: where what has been trained is kept, so that a trial that was stopped goes on, and one that is done
+            again trains nothing; None: nowhere.
 
     Raises:
         DataError: nothing happens after the moment.
@@ -403,7 +432,7 @@ def judge_next(
     """
     if origin is not None and origin.history.artifact.manifest.fingerprint == history.artifact.manifest.fingerprint:
         raise UsageError(f"{origin.name} has learned from this very log, also what it would be asked; name another")
-    return _Trial(history, vocabulary, network, training, trial, reporter, origin).run()
+    return _Trial(history, vocabulary, network, training, trial, reporter, origin, folder).run()
 
 
 def _moment(history: HistoryBase, ahead: float) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.behavegpt.network import BehaveGpt
-from lurm.behavegpt.rollout import Futures, rollout
+from lurm.behavegpt.rollout import NEVER, Futures, rollout
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -20,6 +20,7 @@ _MOST_STEPS = 64
 _TOLD_APART = 50  # behaviours whose transitions are compared; the others are one
 _WINDOW = 8
 _TRAINING_USERS = 4000
+_PATHS = 4  # futures of each user
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,22 @@ class Realism:
         transitions: total variation of pairs of the 50 most frequent behaviours and the rest.
         gaps: Wasserstein distance of log10 of the seconds between events.
         counts: Wasserstein distance of events per user, as a share of their mean.
-        distinct_2: difference of the share of pairs of behaviours that are distinct.
+        busier: events of a user beyond those that happened, as a share of these; below 0: too few.
+        returning: share of users who do anything beyond that of those who did; below 0: too small.
         copied: share of runs of 8 behaviours that occur in training.
         copied_by_life: the same share of what happened.
+        distinct_2: difference of the share of pairs of behaviours that are distinct.
     """
 
     marginals: float
     transitions: float
     gaps: float
     counts: float
-    distinct_2: float
+    busier: float
+    returning: float
     copied: float
     copied_by_life: float
+    distinct_2: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,8 @@ def realism(
 ) -> dict[str, Realism]:
     """Futures of users from a moment to the end of the log, at most 64 steps; how long they have been idle is known.
 
+    Each user has four of them, and one life. Whatever stragglers the log has after its end is no part of it.
+
     Args:
         history, vocabulary: the log.
         network, codebook: trained on what is before the moment.
@@ -79,8 +86,9 @@ def realism(
     kept = np.flatnonzero(before.n_events > 0)
     whole, before = whole.users(kept), before.users(kept)
     steps = codebook.steps(before, vocabulary)
-    life = _happened(codebook.steps(whole, vocabulary), cut_at)
-    plan = Plan(steps=_MOST_STEPS, until=history.watermark, seed=seed)
+    until = history.complete_until()
+    life = _happened(codebook.steps(whole, vocabulary), cut_at, until)
+    plan = Plan(steps=_MOST_STEPS, paths=_PATHS, until=until, seed=seed)
     # each user by chances of their own
     imagined = _imagined(
         (
@@ -91,60 +99,91 @@ def realism(
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Counted.of([sample], codebook)
     rng = np.random.default_rng([seed, 12])
-    chain = _imagined([_markov(counted, sample, steps, plan, before.last_at, cut_at, rng)])
+    last_code = steps.streams[EVENT, steps.offsets[1:] - 1]
+    asked = np.repeat(last_code, _PATHS), np.repeat(before.last_at, _PATHS), cut_at, plan
+    every_gap, staying_away = _waits(sample, cut_at)
+    chains = {
+        "Markov": _imagined([_markov(counted, every_gap, *asked, rng)]),
+        "Markov, some stay away": _imagined([_markov(counted, staying_away, *asked, rng)]),
+    }
     runs = _runs([sample.streams[EVENT, a + 1 : b] for a, b in zip(sample.offsets, sample.offsets[1:], strict=False)])
     frequent = np.argsort(-codebook.counts_c, kind="stable")[:_TOLD_APART]
-    return {
-        "BehaveGPT": _compared(imagined, life, codebook.n_behaviors, frequent, runs),
-        "Markov": _compared(chain, life, codebook.n_behaviors, frequent, runs),
-    }
+    lives = {"BehaveGPT": imagined, **chains}
+    return {name: _compared(one, life, codebook.n_behaviors, frequent, runs) for name, one in lives.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Waits:
+    """Gaps that are drawn from.
+
+    Attributes:
+        gaps: (n,) sorted, ms.
+        heights: (n,) their chances, added up.
+        never: the chance that there is none.
+    """
+
+    gaps: NDArray[np.int64]
+    heights: NDArray[np.float64]
+    never: float
+
+    def drawn(self, silences: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """(B,) gaps no shorter than silences; where there is none, of the longest hundredth, after them."""
+        first = self.gaps.searchsorted(silences)
+        below = np.append(0.0, self.heights)[first]
+        place = self.heights.searchsorted(
+            below + rng.random(len(first)) * (self.heights[-1] + self.never - below), "right"
+        )
+        gaps = np.append(self.gaps, NEVER)[place]
+        n = len(self.gaps)
+        longest = silences + self.gaps[rng.integers(n - 1 - n // 100, n, len(first))]
+        drawn: NDArray[np.int64] = np.where((first == n) & (self.never == 0), longest, gaps)
+        return drawn
+
+
+def _waits(sample: Steps, cut_at: int) -> tuple[_Waits, _Waits]:
+    """From all gaps of the training alike, and as Kaplan and Meier (1958) estimate them, with silences."""
+    inner = np.diff(sample.times)
+    gaps = np.sort(inner[np.setdiff1d(np.arange(len(inner)), np.r_[sample.offsets[1:-1] - 1, sample.offsets[:-1]])])
+    begun = np.diff(sample.offsets) > 1
+    both = np.concatenate([gaps, cut_at - sample.times[sample.offsets[1:] - 1][begun]])
+    ended = np.arange(len(both)) < len(gaps)
+    order = np.lexsort((~ended, both))
+    hazard = ended[order] / (len(both) - np.arange(len(both)))
+    survived = np.cumprod(1 - hazard)
+    chances = (np.append(1.0, survived[:-1]) * hazard)[ended[order]]
+    alike = _Waits(gaps, np.arange(1, len(gaps) + 1) / max(len(gaps), 1), 0.0)
+    return alike, _Waits(gaps, chances.cumsum(), float(survived[-1]))
 
 
 def _markov(
     counted: Counted,
-    sample: Steps,
-    steps: Steps,
-    plan: Plan,
-    begins: NDArray[np.int64],
+    waits: _Waits,
+    last_code: NDArray[np.int64],
+    last_at: NDArray[np.int64],
     cut_at: int,
+    plan: Plan,
     rng: np.random.Generator,
 ) -> Futures:
-    """The same by a chain of behaviours, whose gaps are drawn from all gaps of the training.
-
-    The first is one of those no shorter than the silence; where there is none, of the longest hundredth, from the
-    moment on.
-    """
-    inner = np.diff(sample.times)
-    inner = inner[np.setdiff1d(np.arange(len(inner)), np.r_[sample.offsets[1:-1] - 1, sample.offsets[:-1]])]
-    code = steps.streams[EVENT, steps.offsets[1:] - 1]
+    """The same by a chain of behaviours, whose gaps know nothing of them; the first is no shorter than the silence."""
     n = len(counted.chance_c)
-    state, at = np.where(code >= FIRST, code - FIRST, n), begins.copy()
-    at_rn, event_rn = (np.full((len(steps), plan.steps), -1, np.int64) for _ in range(2))
+    state, at = np.where(last_code >= FIRST, last_code - FIRST, n), last_at.copy()
+    alive, until = np.ones(len(at), bool), plan.until or NEVER
+    at_rn, event_rn = (np.full((len(at), plan.steps), -1, np.int64) for _ in range(2))
     for nth in range(plan.steps):
         heights = np.cumsum(counted.chances(state), axis=1)
         state = np.minimum((heights <= rng.random(len(state))[:, None] * heights[:, -1:]).sum(1), n - 1)
-        at = at + rng.choice(inner, len(at)) if nth else _resumed(at, np.sort(inner), cut_at, rng)
-        alive = at <= (plan.until or 2**62)
+        gap = waits.drawn(np.zeros_like(at) if nth else cut_at - at, rng)
+        alive = alive & (gap < NEVER) & (at + gap <= until)
+        at = np.where(alive, at + gap, at)
         at_rn[alive, nth], event_rn[alive, nth] = at[alive], state[alive]
     return Futures(at_rn, np.ones_like(at_rn), event_rn)
 
 
-def _resumed(
-    last_at: NDArray[np.int64], gaps: NDArray[np.int64], cut_at: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """(B,) when users who did nothing until a moment go on; gaps are sorted."""
-    first = gaps.searchsorted(cut_at - last_at)
-    ruled_out = first == len(gaps)
-    drawn = gaps[rng.integers(np.where(ruled_out, len(gaps) - 1 - len(gaps) // 100, first), len(gaps))]
-    resumed: NDArray[np.int64] = np.where(ruled_out, cut_at, last_at) + drawn
-    return resumed
-
-
-def _happened(steps: Steps, cut_at: int) -> _Lives:
+def _happened(steps: Steps, cut_at: int, until: int) -> _Lives:
     events, times = [], []
     for a, b in zip(steps.offsets.tolist(), steps.offsets[1:].tolist(), strict=False):
         own = slice(a + 1, b)
-        later = steps.times[own] >= cut_at
+        later = (steps.times[own] >= cut_at) & (steps.times[own] <= until)
         events.append(steps.streams[EVENT, own][later][:_MOST_STEPS])
         times.append(steps.times[own][later][:_MOST_STEPS])
     return _Lives(events, times)
@@ -179,14 +218,20 @@ def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[n
         return np.array([len(one) for one in of.events], float)
 
     def distinct(of: _Lives) -> float:
-        seen = np.concatenate([one[:-1] * n_codes + one[1:] for one in of.events])
-        return len(np.unique(seen)) / max(len(seen), 1)
+        paths = len(of.events) // len(life.events)  # one at a time: of more pairs, fewer are distinct
+        shares = []
+        for path in range(paths):
+            seen = np.concatenate([one[:-1] * n_codes + one[1:] for one in of.events[path::paths]])
+            shares.append(len(np.unique(seen)) / max(len(seen), 1))
+        return float(np.mean(shares))
 
     return Realism(
         marginals=_variation(marginals(lives), marginals(life)),
         transitions=_variation(pairs(lives), pairs(life)),
         gaps=_moved(gaps(lives), gaps(life)),
         counts=_moved(counts(lives), counts(life)) / max(float(counts(life).mean()), 1e-9),
+        busier=float(counts(lives).mean()) / max(float(counts(life).mean()), 1e-9) - 1,
+        returning=float((counts(lives) > 0).mean() - (counts(life) > 0).mean()),
         distinct_2=abs(distinct(lives) - distinct(life)),
         copied=_copied(lives, runs),
         copied_by_life=_copied(life, runs),
