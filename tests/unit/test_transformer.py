@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lurm.errors import UsageError
-from lurm.transformer import KeyValues, Place, Transformer, TransformerShape, same_segment, seen_keys
+from lurm.transformer import Dropout, KeyValues, Place, Transformer, TransformerShape, same_segment, seen_keys
 
 SHAPE = TransformerShape(width=16, n_heads=2, n_blocks=2)
 ROTARY = TransformerShape(width=16, n_heads=2, n_blocks=2, rotary=True)
@@ -163,3 +163,21 @@ def test_a_shape_that_cannot_be_is_refused() -> None:
         TransformerShape(width=10, n_heads=2, n_blocks=1, dropout=1.0)
     with pytest.raises(ValueError, match="a crossed stack looks at a memory"):
         stack(crossed=True)(steps(1, 2, 16))
+
+
+@given(share=st.sampled_from([0.0, 0.1, 0.5, 0.99]), seed=st.integers(0, 2**30), odd=st.integers(1, 9))
+def test_dropout_leaves_out_a_share_by_the_seed_alone(share: float, seed: int, odd: int) -> None:
+    dropout, x = Dropout(share), torch.ones(odd, 1001, requires_grad=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        one, other = dropout(x), dropout(x)
+        torch.manual_seed(seed)
+        again = dropout(x)
+    assert torch.equal(one, again) and (not share or not torch.equal(one, other))
+    kept = one != 0
+    spread = 5 * (share * (1 - share) / one.numel()) ** 0.5
+    assert abs(float(kept.double().mean()) - (1 - share)) <= spread + 1e-4
+    torch.testing.assert_close(one[kept], torch.full_like(one[kept], 1 / (1 - share)), rtol=2e-3, atol=0)
+    (slope,) = torch.autograd.grad(one.sum(), x)
+    assert torch.equal(slope, one), "what is left out learns nothing"
+    assert dropout.eval()(x) is x or torch.equal(dropout(x), x)
