@@ -237,13 +237,14 @@ def test_what_comes_next_is_what_the_service_says(
     for given in ({}, {"at": at}, {"at": int(at.timestamp() * 1000)}, {"location": release.history.locations[0]}):
         raw = client.get(path + "/next", params={"k": 4} | {name: str(value) for name, value in given.items()}).json()
         assert [dataclasses.asdict(one) for one in ask("next", ids[5], 4, **given)] == raw["next"]
-    drawn = {"steps": 5, "paths": 2, "temperature": 0.8, "seed": 7}
+    drawn = {"steps": 5, "paths": 16, "temperature": 0.8, "seed": 7}
     raw = client.post(path + "/rollout", json=drawn).json()
     futures = ask("rollout", ids[5], **drawn)
     assert [[one.interest for one in future] for future in futures] == [
         [one["interest"] for one in future] for future in raw["paths"]
     ]
-    assert futures[0][0].at == datetime.fromisoformat(raw["paths"][0][0]["at"])
+    moments = [[datetime.fromisoformat(one["at"]) for one in future] for future in raw["paths"]]
+    assert [[one.at for one in future] for future in futures] == moments and len(moments) == 16 and any(moments)
     assert len(ask("rollout", ids[5])) == 1
     for method in ("next", "rollout", "forecast"):
         with pytest.raises(UnknownUser):

@@ -181,7 +181,7 @@ def test_what_is_done_before_it_is_known_is_not_asked(
     )
     wanted = {"steps": 2, "as_of": "1975-03-01"}
     paths = asked.post(f"/v1/users/{user}/rollout", json=wanted).json()["paths"]
-    assert json.loads(early.stdout)["users"][0]["paths"] == paths and len(paths[0]) == 2
+    assert json.loads(early.stdout)["users"][0]["paths"] == paths and 0 < len(paths[0]) <= 2
 
 
 def test_a_release_without_the_model_says_what_to_do(without: Path, release: Release) -> None:
@@ -202,8 +202,8 @@ def test_the_command_prints_what_the_service_answers(release_root: Path, without
     user = release.history.users[3]
     (row,) = lurm(release_root, user, "-k", "4")["users"]
     assert row["next"] == foretold(release, 3, k=4)
-    (row,) = lurm(release_root, user, "--rollout", "5", "--paths", "2")["users"]
-    assert [len(one) for one in row["paths"]] == [5, 5]
+    (row,) = lurm(release_root, user, "--rollout", "5", "--paths", "16")["users"]
+    assert len(row["paths"]) == 16 and max(map(len, row["paths"])) <= 5
     assert "--model behavegpt" in lurm(without, user, code=3)["error"]["message"]
     assert lurm(release_root, "nobody", code=3)["unknown"] == ["nobody"]
     nowhere = lurm(release_root, user, "--rollout", "3", "--days", "0", code=2)["error"]["message"]
