@@ -159,22 +159,22 @@ def test_each_silence_is_learned_from_once_and_as_alone(log: Log, seed: int, win
 
 @pytest.mark.slow
 def test_those_who_never_come_back_are_foretold_as_many_as_planted(tmp_path: Path) -> None:
-    """Three in ten stay away after each event, and the log ends while many are only waiting."""
+    """Three in ten stay away after each event, and the log ends while many are only waiting; asked of those apart."""
     days, stays = 60, 0.3
     cut_at = BEGIN_AT + days * DAY_MS
-    history, _ = ingest(tmp_path / "base", [clean_batch(waning_events(n_users=1500, stays=stays, days=days))])
+    history, _ = ingest(tmp_path / "base", [clean_batch(waning_events(n_users=2300, stays=stays, days=days))])
     vocabulary = group_vocabulary(tmp_path / "interests", history, n_groups=N_GROUPS)
     codebook = Codebook.learn(history, vocabulary, StepConfig(least_events=1, gaps=16), before=cut_at)
     network = BehaveGpt(BehaveGptConfig(size="0.08M", window=64, steps=codebook.config), codebook.n_codes)
-    config = BehaveTrainConfig(epochs=10, objective=ObjectiveConfig("plain"), learning_rate=5e-3, gap_weight=1.0)
+    config = BehaveTrainConfig(epochs=8, objective=ObjectiveConfig("plain"), learning_rate=5e-3, gap_weight=0.5)
     parts = network, codebook, vocabulary, history, config, None, Silent()
-    trainer = BehaveTrainer(*parts, before=cut_at)
+    trainer = BehaveTrainer(*parts, before=cut_at, rows=np.arange(1500))
     trainer.fit()
     trainer.settle()
     assert int(network.known_until) == cut_at - 1
-    batch = history.batch(np.arange(len(history)))
+    batch = history.batch(np.arange(1500, len(history)))
     before = batch.before(cut_at)
-    kept = np.flatnonzero(before.n_events)[:600]
+    kept = np.flatnonzero(before.n_events)
     whole, before = batch.users(kept), before.users(kept)
     streams, is_real = codebook.steps(before, vocabulary).padded()
     with torch.no_grad():
@@ -184,10 +184,11 @@ def test_those_who_never_come_back_are_foretold_as_many_as_planted(tmp_path: Pat
     came = whole.n_events > before.n_events
     model, plan = BehaveGptModel(network, codebook, vocabulary), Plan(steps=40, paths=4, until=cut_at + days * DAY_MS)
     n_events = [[len(path) for path in paths] for paths in model.rollout(before, plan, cut_at)]
-    assert 0.6 < np.mean(np.array(n_events) > 0) / came.mean() < 1.4
-    assert 0.6 < np.mean(n_events) / (whole.n_events - before.n_events).mean() < 1.4
+    come = np.mean(np.array(n_events) > 0, axis=1)
+    assert 0.5 < come.mean() / came.mean() < 1.5
+    assert 0.5 < np.mean(n_events) / (whole.n_events - before.n_events).mean() < 1.5
     asleep = before.last_at < cut_at - 25 * DAY_MS
-    assert np.mean(np.array(n_events)[asleep] > 0) < 0.1 < 0.3 < np.mean(np.array(n_events)[~asleep] > 0)
+    assert come[asleep].mean() < 0.1 < came[~asleep].mean() / 2 < come[~asleep].mean()
 
 
 def test_half_the_precision_learns_as_well(log: Log) -> None:
