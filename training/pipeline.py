@@ -41,7 +41,6 @@ from lurm.artifacts import (
     remove_drafts,
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
-from lurm.behavegpt.model import REVISION as BEHAVE_REVISION
 from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.dataset import Dataset
 from lurm.encoder import UserEncoder, embed_all, open_encoder
@@ -77,7 +76,7 @@ _VERSIONS = {
     "embeddings": 1,
     "index": 1,
     "lumos": 2,
-    "behavegpt": BEHAVE_REVISION,
+    "behavegpt": 3,
 }
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
