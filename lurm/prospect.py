@@ -54,7 +54,7 @@ class Plan:
         temperature: below 1 the likely becomes likelier.
         top_k: only the k likeliest behaviours of a step; None: all.
         top_p: only the likeliest that together have so much probability.
-        seed: the same one gives the same futures, whoever is asked about beside.
+        seed: the same one gives the same futures, whoever is asked about beside; users have chances of their own.
     """
 
     steps: int = 32
@@ -114,7 +114,7 @@ class NextModel(Protocol):
         """Futures of B users: ``plan.paths`` of each, in order of time.
 
         Args:
-            batch: B histories.
+            batch: B histories, with the ids of their users.
             plan: how they are drawn.
             start_at: epoch ms until which users have done nothing since their last event: futures begin later, and of
                 users whose last event is later still, with that.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -146,7 +147,10 @@ class BehaveGptModel:
         """Futures of B users; see ``NextModel.rollout``."""
         steps = self.codebook.steps(batch, self._vocabulary)
         with _THREADS.limit(limits=1, user_api="openmp"):
-            found = [rollout(self.network, self.codebook, steps.of(user), plan, start_at) for user in range(len(steps))]
+            found = [
+                rollout(self.network, self.codebook, steps.of(user), plan, start_at, lot=_lot(user_id))
+                for user, user_id in enumerate(batch.user_ids)
+            ]
         return [
             [
                 [self._imagined(*step) for step in zip(at_n, place_n, event_n, strict=True) if step[2] >= 0]
@@ -198,6 +202,11 @@ class BehaveGptModel:
     def _imagined(self, at: int, place: int, row: int) -> Imagined:
         one = self.codebook.behavior(row, self._vocabulary)
         return Imagined(at, self.codebook.location_of(place), one.behavior, one.interest, one.description)
+
+
+def _lot(user_id: str) -> int:
+    """A number of 64 bits that stands for a user, wherever they are asked about."""
+    return int.from_bytes(hashlib.blake2b(user_id.encode(), digest_size=8).digest(), "little")
 
 
 def write_model(folder: Path, network: BehaveGpt, codebook: Codebook) -> None:

@@ -83,7 +83,14 @@ class _Known:
 
 @torch.inference_mode()
 def rollout(
-    network: BehaveGpt, codebook: Codebook, steps: Steps, plan: Plan, start_at: int, *, cached: bool = True
+    network: BehaveGpt,
+    codebook: Codebook,
+    steps: Steps,
+    plan: Plan,
+    start_at: int,
+    *,
+    lot: int = 0,
+    cached: bool = True,
 ) -> Futures:
     """Futures of one user, who is imagined alone: nobody asked about beside can tip the last bit of a chance.
 
@@ -97,13 +104,14 @@ def rollout(
         plan: how futures are drawn.
         start_at: epoch ms until which nothing has happened since the user's last event: no future begins earlier. Where
             the last event is later, futures go on from that.
+        lot: of the user, 0 or more: each has other chances, or futures of many would lean the same way together.
         cached: keep keys and values; False: read everything anew at every step, for comparison.
     """
     known = _Known(network, steps.streams, plan.paths, cached=cached)
     has_begun = steps.streams[EVENT, -1] != BEGINNING
     at_r = np.full(plan.paths, steps.times[-1] if has_begun else start_at, np.int64)
     until = NEVER if plan.until is None else plan.until
-    rng_r = [np.random.default_rng([plan.seed, path]) for path in range(plan.paths)]
+    rng_r = [np.random.default_rng([plan.seed, path, lot]) for path in range(plan.paths)]
     chance_rn = np.stack([rng.random((plan.steps, 4)) for rng in rng_r])
     futures = Futures(*(np.full((plan.paths, plan.steps), -1, np.int64) for _ in range(3)))
     values_gs = np.vstack([codebook.values_gs, np.full_like(codebook.values_gs[:1], NEVER)])

@@ -188,6 +188,14 @@ def test_a_future_is_the_users_own_whoever_is_asked_about_beside(
     assert together == [model.rollout(HistoryBatch.of([user]), plan, BEGIN_AT)[0] for user in users]
 
 
+def test_users_who_did_the_same_have_chances_of_their_own(log: Log, model: BehaveGptModel) -> None:
+    """Else what many of them come to would hang on one throw."""
+    same = log[0].at(0)
+    twins = HistoryBatch.of([dataclasses.replace(same, user_id=f"twin-{n}") for n in range(40)])
+    futures = model.rollout(twins, Plan(steps=1, paths=1, seed=3), 0)
+    assert len({path[0].at for (path,) in futures}) > 1
+
+
 def test_a_future_is_the_plans(log: Log, model: BehaveGptModel) -> None:
     history = log[0]
     batch = HistoryBatch.of([history.at(0), history.at(1), history.inline("new", [])])
