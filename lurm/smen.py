@@ -53,7 +53,7 @@ _USERS_AT_ONCE = 512
 _ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
 _ROUTING_ROUNDS = 20
-_IN_USE = 1 / 8  # of the directions, that users differ along: at least at the start, exactly when served
+_LEAST_IN_USE, _MOST_IN_USE = 1 / 8, 1 / 4  # of the directions, that users differ along
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,7 @@ class Smen(nn.Module):
         bags_uh, stretches_sh = unit_rows(bags_uh), unit_rows(stretches_sh)
         halves = (unit_rows(halves[0]), unit_rows(halves[1]))
         w_he = directions(bags_uh, stretches_sh, halves, m * d, seed)[:, : (m - recent) * d]
-        w_he *= evening(places(bags_uh, w_he).var(0), least=w_he.shape[1] * _IN_USE)
+        w_he *= evening(places(bags_uh, w_he).var(0), least=w_he.shape[1] * _LEAST_IN_USE)
         w_hmd = np.zeros((len(w_he), m, d), np.float32)
         for at in range(w_he.shape[1]):
             w_hmd[:, at % (m - recent), at // (m - recent)] = w_he[:, at]
@@ -269,11 +269,11 @@ class Smen(nn.Module):
             self.activity_ax.copy_(torch.from_numpy(np.concatenate(parts, axis=1) / np.sqrt(len(parts))))
 
     def know_interests(self, interests_be: Tensor) -> None:
-        """Centre (B, M·D) interests, scale them until an eighth of the dimensions is in use, to a usual length of 1."""
+        """Centre (B, M·D) interests; scale them until an eighth to a quarter are in use, to a usual length of 1."""
         variance_e, mean_e = torch.var_mean(interests_be, dim=0, correction=0)
         variances = variance_e.double().numpy()
-        in_use = max(_IN_USE * len(variances), 1.0)
-        scale_e = evening(variances, least=in_use, most=in_use)
+        least, most = (max(share * len(variances), 1.0) for share in (_LEAST_IN_USE, _MOST_IN_USE))
+        scale_e = evening(variances, least=least, most=most)
         scale_e /= np.sqrt(max(float((variances * scale_e**2).sum()), 1e-8))
         with torch.no_grad():
             self.mean_e.add_(mean_e)

@@ -176,7 +176,7 @@ def test_the_start_centres_and_scales_what_the_network_says_of_its_users(world: 
     assert float(network.mean_e.detach().norm()) > 0.1
     scaled = interests * network.scale_e.numpy()
     assert (scaled**2).sum(1).mean() == pytest.approx(1, rel=1e-4)
-    factor = evening(interests.var(0), least=scaled.shape[1] / 8, most=scaled.shape[1] / 8)
+    factor = evening(interests.var(0), least=scaled.shape[1] / 8, most=scaled.shape[1] / 4)
     assert network.scale_e.numpy() / factor == pytest.approx(
         np.full(len(factor), network.scale_e[0] / factor[0]), rel=1e-3
     )
