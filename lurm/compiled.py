@@ -66,14 +66,19 @@ def _prefetch(_: object, array: types.Array, at: types.Integer) -> object:
         kind, (array, at) = signature.args[0], given
         found = context.make_array(kind)(context, builder, array)
         first = cgutils.get_item_pointer(context, builder, kind, found, [at], wraparound=False)  # type: ignore[no-untyped-call]
-        anything, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        shape = ir.FunctionType(ir.VoidType(), [anything, number, number, number])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [anything], shape)
-        to_read, near, of_data = number(0), number(3), number(1)
-        builder.call(fetch, [builder.bitcast(first, anything), to_read, near, of_data])
+        fetch(builder, first)
         return context.get_dummy_value()
 
     return signature, code
+
+
+def fetch(builder: Any, pointer: Any) -> None:
+    """Add the instruction that brings what is pointed at near, to be read."""
+    anything, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    shape = ir.FunctionType(ir.VoidType(), [anything, number, number, number])
+    found = builder.module.declare_intrinsic("llvm.prefetch", [anything], shape)
+    to_read, near, of_data = number(0), number(3), number(1)
+    builder.call(found, [builder.bitcast(pointer, anything), to_read, near, of_data])
 
 
 prefetch = cast(Callable[[NDArray[Any], int], None], intrinsic(_prefetch))
@@ -111,7 +116,7 @@ def _any_above(
         sums = _products(context, builder, array[0], given[1], array[2], own)
         anything, marks = _HALF(0), builder.bitcast(array[6].data, _HALF.as_pointer())
         for nth, (row, of_row) in enumerate(zip(own, sums, strict=True)):
-            limit = _spread(builder, builder.load(builder.gep(array[5].data, [row])))
+            limit = spread(builder, builder.load(builder.gep(array[5].data, [row])), _LANES_OF_32)
             for panel, total in enumerate(of_row):
                 mark = builder.bitcast(builder.icmp_signed(">", total, limit), _HALF)
                 builder.store(mark, builder.gep(marks, [_MANY(nth * _N_PANELS + panel)]), align=2)
@@ -149,15 +154,15 @@ def _products(context: Any, builder: Any, panels: Any, at: Any, codes: Any, rows
         places = [builder.add(loop.index, builder.mul(n_fours, _MANY(nth))) for nth in range(_N_PANELS)]
         columns = [builder.load(builder.gep(panel, [place]), align=1) for place in places]
         for four, of_row in zip(fours, sums, strict=True):
-            signed = _spread(builder, builder.load(builder.gep(four, [loop.index]), align=1))
+            signed = spread(builder, builder.load(builder.gep(four, [loop.index]), align=1), _LANES_OF_32)
             for unsigned, total in zip(columns, of_row, strict=True):
                 builder.store(_add_fours(context, builder, builder.load(total), unsigned, signed), total)
     return [[builder.load(total) for total in of_row] for of_row in sums]
 
 
-def _spread(builder: Any, number: Any, kind: Any = None) -> Any:
-    """The number in every lane."""
-    undefined, first = ir.Constant(kind or _LANES_OF_32, ir.Undefined), ir.Constant(_LANES_OF_32, [0] * PANEL)
+def spread(builder: Any, number: Any, kind: Any) -> Any:
+    """The number in every lane of a vector of that kind."""
+    undefined, first = ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(_WORD, kind.count), [0] * kind.count)
     return builder.shuffle_vector(builder.insert_element(undefined, number, _WORD(0)), undefined, first)
 
 
@@ -231,10 +236,10 @@ def _products_of(n_panels: int) -> Callable[..., object]:
                 line = builder.gep(w_at, [builder.mul(w_step, loop.index)])
                 columns = [builder.load(lanes_at(line, panel), align=4) for panel in panels]
                 for nth in rows:
-                    one = _spread(builder, builder.load(builder.gep(own[nth], [loop.index])), _FLOATS)
+                    one = spread(builder, builder.load(builder.gep(own[nth], [loop.index])), _FLOATS)
                     for panel in panels:
                         total = sums[nth, panel]
-                        builder.store(_multiply_add(builder, one, columns[panel], builder.load(total)), total)
+                        builder.store(multiply_add(builder, one, columns[panel], builder.load(total)), total)
             for (nth, panel), total in sums.items():
                 builder.store(builder.load(total), lanes_at(moved(out_at, out_step, nth), panel), align=4)
             return context.get_dummy_value()
@@ -255,9 +260,33 @@ def _place(context: Any, builder: Any, signature: Any, given: Any, nth: int, row
     return builder.gep(array.data, [builder.add(builder.mul(row, width), column)]), width
 
 
-def _multiply_add(builder: Any, one: Any, other: Any, more: Any) -> Any:
-    shape = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-    return builder.call(builder.module.declare_intrinsic(f"llvm.fmuladd.v{PANEL}f32", (), shape), [one, other, more])
+def multiply_add(builder: Any, one: Any, other: Any, more: Any) -> Any:
+    """one * other + more, of vectors of floats, as one instruction where the processor has it."""
+    kind = one.type
+    shape = ir.FunctionType(kind, [kind] * 3)
+    fused = builder.module.declare_intrinsic(f"llvm.fmuladd.v{kind.count}f32", (), shape)
+    return builder.call(fused, [one, other, more])
+
+
+def exponential(builder: Any, x: Any) -> Any:
+    """e^x of a vector of floats, at most 0: 2^twos · e^rest, |rest| at most ln 2 / 2, the latter by its series."""
+    kind = x.type
+    words = ir.VectorType(_WORD, kind.count)
+
+    def every(of: float, kind: Any = kind) -> Any:
+        return ir.Constant(kind, [of] * kind.count)
+
+    least = every(_LEAST_EXPONENT)
+    x = builder.select(builder.fcmp_ordered(">", x, least), x, least)
+    twos = builder.fptosi(multiply_add(builder, x, every(math.log2(math.e)), every(-0.5)), words)
+    whole = builder.sitofp(twos, kind)
+    rest = multiply_add(builder, whole, every(-_LN_2_HIGH), x)
+    rest = multiply_add(builder, whole, every(_LN_2_HIGH - math.log(2)), rest)
+    series = every(1 / math.factorial(_TERMS))
+    for term in reversed(range(_TERMS)):
+        series = multiply_add(builder, series, rest, every(1 / math.factorial(term)))
+    power = builder.shl(builder.add(twos, every(127, words)), every(23, words))
+    return builder.fmul(series, builder.bitcast(power, kind))
 
 
 def _soften(_: object, scores: types.Array, row: Any, n: Any) -> object:
@@ -265,8 +294,8 @@ def _soften(_: object, scores: types.Array, row: Any, n: Any) -> object:
     signature = types.float32(scores, row, n)
 
     def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        def every(of: float, kind: Any = _FLOATS) -> Any:
-            return ir.Constant(kind, [of] * PANEL)
+        def every(of: float) -> Any:
+            return ir.Constant(_FLOATS, [of] * PANEL)
 
         def larger(one: Any, other: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", one, other), one, other)
@@ -288,17 +317,7 @@ def _soften(_: object, scores: types.Array, row: Any, n: Any) -> object:
         largest = over_lanes(larger, builder.load(most))
         with cgutils.for_range(builder, n_panels) as loop:
             place = builder.gep(first, [loop.index])
-            x = larger(builder.fsub(builder.load(place, align=4), largest), every(_LEAST_EXPONENT))
-            # 2^twos · exp(rest), |rest| at most ln 2 / 2, the latter by its series
-            twos = builder.fptosi(_multiply_add(builder, x, every(math.log2(math.e)), every(-0.5)), _LANES_OF_32)
-            whole = builder.sitofp(twos, _FLOATS)
-            rest = _multiply_add(builder, whole, every(-_LN_2_HIGH), x)
-            rest = _multiply_add(builder, whole, every(_LN_2_HIGH - math.log(2)), rest)
-            series = every(1 / math.factorial(_TERMS))
-            for term in reversed(range(_TERMS)):
-                series = _multiply_add(builder, series, rest, every(1 / math.factorial(term)))
-            power = builder.shl(builder.add(twos, every(127, _LANES_OF_32)), every(23, _LANES_OF_32))
-            softened = builder.fmul(series, builder.bitcast(power, _FLOATS))
+            softened = exponential(builder, builder.fsub(builder.load(place, align=4), largest))
             builder.store(softened, place, align=4)
             builder.store(builder.fadd(builder.load(total), softened), total)
         return builder.extract_element(over_lanes(builder.fadd, builder.load(total)), _WORD(0))

@@ -19,6 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from lurm.compiled import exponential, fetch, multiply_add, spread
+
 LANES = 32
 """Numbers that are taken at a time: of 16 bits, they are one line of the caches."""
 N_ROWS = 4
@@ -27,11 +29,7 @@ N_ROWS = 4
 _T = TypeVar("_T")
 _WORD = ir.IntType(32)
 _NUMBERS, _WORDS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_WORD, LANES)
-_FUSED = ("contract",)  # multiply and add are one instruction
 _NEARLY_NOTHING = 1e-12  # added to squared lengths
-_LEAST_EXPONENT = -87.0
-_LOG2_E, _LN_2 = 1.4426950408889634, 0.6931471805599453
-_TAYLOR = (1 / 5040, 1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0)  # of e^x, for |x| <= ln 2 / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +111,11 @@ class _Code:
         lanes = self.builder.load(self.builder.bitcast(self.builder.gep(array, [at]), kind.as_pointer()), align=2)
         return self.builder.sitofp(self.builder.sext(lanes, _WORDS), _NUMBERS)
 
-    def spread(self, number: Any) -> Any:
-        undefined, first = ir.Constant(_NUMBERS, ir.Undefined), ir.Constant(_WORDS, [0] * LANES)
-        return self.builder.shuffle_vector(self.builder.insert_element(undefined, number, _WORD(0)), undefined, first)
-
-    def prefetch(self, array: Any, at: Any) -> None:
-        byte, to_read, near, of_data = ir.IntType(8).as_pointer(), _WORD(0), _WORD(3), _WORD(1)
-        shape = ir.FunctionType(ir.VoidType(), [byte, _WORD, _WORD, _WORD])
-        fetch = self.builder.module.declare_intrinsic("llvm.prefetch", [byte], shape)
-        self.builder.call(fetch, [self.builder.bitcast(self.builder.gep(array, [at]), byte), to_read, near, of_data])
-
     def store(self, lanes: Any, array: Any, at: Any) -> None:
         self.builder.store(lanes, self._lanes(array, at), align=4)
 
     def fused(self, one: Any, two: Any, added: Any) -> Any:
-        return self.builder.fadd(self.builder.fmul(one, two, flags=_FUSED), added, flags=_FUSED)
+        return multiply_add(self.builder, one, two, added)
 
     def call(self, name: str, *lanes: Any) -> Any:
         shape = ir.FunctionType(_NUMBERS, [_NUMBERS] * len(lanes))
@@ -144,19 +132,6 @@ class _Code:
             sums = self.builder.select(self.builder.icmp_signed("<=", period, self.whole(half)), added, sums)
             half //= 2
         return sums
-
-    def exponential(self, lanes: Any) -> Any:
-        """e to the power of what is at most 0, off by a few 1e-8 of itself."""
-        build = self.builder
-        binary = build.fmul(self.call("llvm.maxnum", lanes, self.same(_LEAST_EXPONENT)), self.same(_LOG2_E))
-        whole = self.call("llvm.floor", build.fadd(binary, self.same(0.5)))
-        rest = build.fmul(build.fsub(binary, whole), self.same(_LN_2))
-        power = self.same(_TAYLOR[0])
-        for factor in _TAYLOR[1:]:
-            power = self.fused(power, rest, self.same(factor))
-        exponent = build.add(build.fptosi(whole, _WORDS), ir.Constant(_WORDS, [127] * LANES))
-        scale = build.bitcast(build.shl(exponent, ir.Constant(_WORDS, [23] * LANES)), _NUMBERS)
-        return build.fmul(power, scale)
 
     def _lanes(self, array: Any, at: Any) -> Any:
         return self.builder.bitcast(self.builder.gep(array, [at]), _NUMBERS.as_pointer())
@@ -176,11 +151,11 @@ def _add_rows(_: object, table: Any, rows: Any, weights: Any, ahead: Any, totals
             each = cgutils.unpack_tuple(builder, rows, N_ROWS)  # type: ignore[no-untyped-call]
             return [builder.mul(context.cast(builder, row, kind, types.intp), width) for row in each]
 
-        weighed = [code.spread(one) for one in cgutils.unpack_tuple(builder, weights, N_ROWS)]  # type: ignore[no-untyped-call]
+        weighed = [spread(builder, one, _NUMBERS) for one in cgutils.unpack_tuple(builder, weights, N_ROWS)]  # type: ignore[no-untyped-call]
         read, fetched = list(zip(starts(rows), weighed, strict=True)), starts(ahead)
         with cgutils.for_range_slice(builder, code.whole(0), width, code.whole(LANES)) as (at, _):
             for row in fetched:
-                code.prefetch(table, builder.add(row, at))
+                fetch(builder, builder.gep(table, [builder.add(row, at)]))
             total = code.load(totals, at)
             for row, weight in read:
                 total = code.fused(weight, code.load_whole(table, builder.add(row, at)), total)
@@ -227,7 +202,7 @@ def _raise_lanes(_: object, scores: Any, lanes: Any, highest: Any, totals: Any) 
         code = _Code(context, builder, signature.args, given)
         scores, lanes, highest, totals = code.given
         zero = code.whole(0)
-        weight = code.exponential(builder.fsub(code.load(scores, lanes), code.load(highest, zero)))
+        weight = exponential(builder, builder.fsub(code.load(scores, lanes), code.load(highest, zero)))
         code.store(weight, scores, lanes)
         code.store(builder.fadd(code.load(totals, zero), weight), totals, zero)
         return context.get_dummy_value()
