@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,12 +89,8 @@ def realism(
     until = history.complete_until()
     life = _happened(codebook.steps(whole, vocabulary), cut_at, until)
     plan = Plan(steps=_MOST_STEPS, paths=_PATHS, until=until, seed=seed)
-    # each user by chances of their own
     imagined = _imagined(
-        (
-            rollout(network, codebook, steps.of(user), replace(plan, seed=seed + user), cut_at)
-            for user in range(len(steps))
-        ),
+        rollout(network, codebook, steps.of(user), plan, cut_at, lot=user) for user in range(len(steps))
     )
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Counted.of([sample], codebook)
