@@ -3,7 +3,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,7 @@ from safetensors.torch import save_file
 
 from lurm.activity import activity_features, activity_width
 from lurm.artifacts import draft
-from lurm.boi import BagConfig, BagOfInterests, unit_rows
+from lurm.boi import BagConfig, BagOfInterests
 from lurm.encoder import open_encoder
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
@@ -451,45 +450,6 @@ def test_the_sparse_path_equals_the_dense_formula(world: World) -> None:
                 weight = {t: np.exp(x) for t, x in score.items()}
                 total[a] += gates[s, a] * sum(weight[t] * v[t] for t in windows) / max(sum(weight.values()), 1e-12)
         assert found[user] == pytest.approx(total.ravel() - network.mean_e.detach().numpy(), abs=1e-4)
-
-
-@st.composite
-def bags(draw: st.DrawFn) -> sp.csr_matrix:
-    """Rows of no to 24 cells."""
-    sizes, seed = (
-        draw(st.lists(st.integers(0, 24) | st.sampled_from([8, 16, 24]), max_size=8)),
-        draw(st.integers(0, 999)),
-    )
-    rng = np.random.default_rng(seed)
-    dense = np.zeros((len(sizes), 24), np.float32)
-    for row, size in zip(dense, sizes, strict=True):
-        row[rng.permutation(24)[:size]] = rng.lognormal(0, 2, size)
-    return sp.csr_matrix(dense)
-
-
-@given(bags())
-def test_bags_are_made_unit_row_by_row(bags: sp.csr_matrix) -> None:
-    found = unit_rows(bags)
-    assert found.dtype == np.float32
-    assert np.array_equal(found.indptr, bags.indptr)
-    assert np.array_equal(found.indices, bags.indices)
-    dense = bags.toarray().astype(np.float64)
-    lengths = np.linalg.norm(dense, axis=1, keepdims=True)
-    assert found.toarray() == pytest.approx(dense / np.where(lengths > 0, lengths, 1), rel=1e-5, abs=1e-9)
-    for at in range(len(dense)):
-        assert np.array_equal(unit_rows(bags[at]).data, found[at].data), "bit for bit, whatever the other rows"
-    tensors = Bags.of(bags)
-    assert np.array_equal(tensors.weights.numpy(), found.data)
-    assert tensors.starts.tolist() == bags.indptr.tolist()
-
-
-@given(bags(), st.floats(-40, 18))
-def test_how_heavy_a_bag_is_does_not_matter_however_little_or_much(bags: sp.csr_matrix, power: float) -> None:
-    """A bag of events many half-lives old weighs next to nothing, and still is somebody's bag."""
-    scaled = sp.csr_matrix((bags.data * np.float32(10.0**power), bags.indices, bags.indptr), shape=bags.shape)
-    sound = scaled.data > 1e-37  # below, a weight has lost digits of its own
-    assert unit_rows(scaled).data[sound] == pytest.approx(unit_rows(bags).data[sound], rel=1e-4)
-    assert np.isfinite(unit_rows(scaled).data).all()
 
 
 def test_anchors_that_are_used_alike_cost_nothing_and_only_anchors_are_moved(world: World) -> None:
