@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.compiled import compiled
+from lurm.compiled import SPREAD, compiled
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
 
@@ -18,7 +18,6 @@ MOST_SPREADS = 4.0  # from the mean, of a standardised feature
 _RECENT_DAYS = (365, 90, 28, 7, 1)
 _DAYS_KNOWN = 64  # whose logarithms are looked up
 _HOURS = 4  # of one part of the day
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: of neighbours far apart
 _MONDAY = 3  # epoch day 0 was a Thursday
 
 
@@ -114,7 +113,7 @@ def _describe(
             parts[(at - day_begins) // (_HOURS * 3_600_000)] += 1
             item = item_rows[event]
             if item >= 0:
-                slot = (np.uint64(item) * _SPREAD) >> np.uint64(64 - n_bits)
+                slot = (np.uint64(item) * SPREAD) >> np.uint64(64 - n_bits)
                 while user_of[slot] == user and item_of[slot] != item:
                     slot = (slot + np.uint64(1)) & np.uint64((1 << n_bits) - 1)
                 n_items += user_of[slot] != user

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, check
-from lurm.compiled import compiled, compiled_sums, lowest_bit, prefetch
+from lurm.compiled import SPREAD, compiled, compiled_sums, lowest_bit, prefetch
 from lurm.errors import UsageError
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
@@ -24,7 +24,6 @@ from lurm.sequences import Placement, Scale, life, trailing
 _AHEAD = 32  # events whose cells are asked for
 _FEW = 32  # events that are sorted where they lie
 _DIGIT_BITS = 6  # of cells, when there are more
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio: of neighbours far apart
 _LOG1P = np.log1p(np.arange(1024, dtype=np.float32))
 
 
@@ -188,27 +187,21 @@ def _share_out(
     for row in range(len(starts_bw)):
         first, end, _ = _extent(starts_bw[row], stops_bw[row])
         most_events = max(most_events, end - first)
-    n_bits = 1
-    while 1 << n_bits < 2 * most_events:
-        n_bits += 1
-    row_of, nth_of = np.full(1 << n_bits, -1, np.int64), np.empty(1 << n_bits, np.int32)  # who has which of their cells
+    n_slots = 1 << _bits_for(most_events)
+    row_of, nth_of = np.full(n_slots, -1, np.int64), np.empty(n_slots, np.int32)  # who has which of their cells
     cells, rarities, sums = np.empty(most_events, np.int32), np.empty(most_events, np.float32), np.zeros(most_events)
     of_event, met = np.empty(most_events, np.int32), np.empty(most_events, np.int32)
     nnz, last_event = 0, len(item_rows) - 1
     for row in range(len(starts_bw)):
         first, end, _ = _extent(starts_bw[row], stops_bw[row])
-        while n_bits > 1 and 1 << (n_bits - 1) >= 2 * (end - first):
-            n_bits -= 1
-        while 1 << n_bits < 2 * (end - first):
-            n_bits += 1
-        n = 0
+        n_bits, n = _bits_for(end - first), 0
         for event in range(first, end):
             prefetch(cell_n, item_rows[min(event + _AHEAD, last_event)])
             item = item_rows[event]
             of_event[event - first] = -1
             if 0 <= item < len(cell_n) and (weights is None or weights[event] > 0.0):
                 cell = cell_n[item]
-                slot = (np.uint64(cell) * _SPREAD) >> np.uint64(64 - n_bits)
+                slot = (np.uint64(cell) * SPREAD) >> np.uint64(64 - n_bits)
                 while row_of[slot] == row and cells[nth_of[slot]] != cell:
                     slot = (slot + np.uint64(1)) & np.uint64((1 << n_bits) - 1)
                 if row_of[slot] != row:
@@ -237,6 +230,15 @@ def _share_out(
                 shares[at] /= length
             indptr[row * n_windows + window + 1] = nnz
     return nnz
+
+
+@compiled
+def _bits_for(n: int) -> int:
+    """Bits of the slots of a table, at least one, of which n take up half at most."""
+    n_bits = 1
+    while 1 << n_bits < 2 * n:
+        n_bits += 1
+    return n_bits
 
 
 @compiled

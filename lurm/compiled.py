@@ -23,6 +23,8 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 Loop = TypeVar("Loop", bound=Callable[..., object])
+SPREAD = np.uint64(0x9E3779B97F4A7C15)
+"""2^64 over the golden ratio: the upper bits of what is multiplied by it are far apart for neighbours."""
 
 
 def compiled(loop: Loop) -> Loop:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lurm.ahead import ahead, each
 from lurm.boi import BagOfInterests
-from lurm.compiled import compiled, prefetch
+from lurm.compiled import SPREAD, compiled, prefetch
 from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
 from lurm.texts import SHORT, Texts, views_of
@@ -256,7 +256,7 @@ def _any_longer(views: NDArray[np.uint64]) -> bool:
 
 @compiled
 def _slot(key: np.uint64, more: np.uint64, mask: np.uint64) -> np.uint64:
-    mixed = (key * _U64(0x9E3779B97F4A7C15)) ^ more
+    mixed = (key * SPREAD) ^ more
     mixed = (mixed ^ (mixed >> _U64(32))) * _U64(0xD6E8FEB86659FD93)
     return (mixed ^ (mixed >> _U64(32))) & mask
 
