@@ -270,14 +270,16 @@ def test_processes_that_die_while_others_go_on_lose_and_double_nothing(
 
     with ThreadPoolExecutor(4) as pool:
         writing = [pool.submit(write, servers[n % n_servers]) for n in range(4)]
-        for _ in range(3):
-            enough = len(acknowledged) + 200
-            until(lambda enough=enough: len(acknowledged) >= enough or any(one.done() for one in writing))  # type: ignore[misc]
-            if n_servers == 1:
-                old = workers_of(servers[0])
-                os.kill(int(min(old)), signal.SIGKILL)
-                until(lambda old=old: len(workers_of(servers[0]) - old) >= 1 or any(o.done() for o in writing))  # type: ignore[misc]
-        ends.set()
+        try:
+            for _ in range(3):
+                enough = len(acknowledged) + 200
+                until(lambda enough=enough: len(acknowledged) >= enough or any(one.done() for one in writing))  # type: ignore[misc]
+                if n_servers == 1:
+                    old = workers_of(servers[0])
+                    os.kill(int(min(old)), signal.SIGKILL)
+                    until(lambda old=old: len(workers_of(servers[0]) - old) >= 1 or any(o.done() for o in writing))  # type: ignore[misc]
+        finally:
+            ends.set()
         for one in writing:
             one.result()
     number = next(numbers)

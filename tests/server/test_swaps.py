@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -353,7 +353,12 @@ def test_a_release_that_is_asked_for_by_name_stays(own: tuple[Path, str, str], s
 
 def workers_of(server: RunningServer) -> set[str]:
     children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    return {child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()}
+    found = set()
+    for child in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.add(child)
+    return found
 
 
 def test_every_worker_follows_and_one_that_is_started_later_begins_with_the_last_sound_release(
