@@ -11,8 +11,7 @@ SHELL         := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint fast bench quality format clean redis python
 
-# One numeric thread per process: tests run in $(JOBS) processes.
-PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 POLARS_MAX_THREADS=1 $(BIN)/pytest -n $(JOBS)
+PYTEST := $(BIN)/pytest -n $(JOBS)
 
 # $(call need,PACKAGE,COMMAND) - Debian's PACKAGE, unless COMMAND already succeeds. Root installs it; others
 # are told how.

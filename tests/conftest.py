@@ -14,10 +14,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Several test processes share few cores.
-for library in ("OMP", "OPENBLAS", "MKL"):
-    os.environ.setdefault(f"{library}_NUM_THREADS", "2")
-os.environ.setdefault("POLARS_MAX_THREADS", "2")
+# Several test processes share few cores: one numeric thread in each. torch asks MKL before it asks OpenMP.
+for library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
+# A thread that waits for others lets them have its core. By default it spins, and what takes two processes of two
+# threads 8 seconds on two cores takes more than 100.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest

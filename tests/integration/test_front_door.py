@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lurm import __main__ as front_door
 from tests.integration.conftest import Built
 
 pytestmark = pytest.mark.slow
@@ -59,13 +60,23 @@ def test_export_writes_what_a_data_scientist_joins(small: Built, tmp_path: Path)
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(
-    small: Built, words: list[str], code: int, message: str, tmp_path: Path
+    small: Built,
+    words: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    ran = lurm(*words, "--json", root=small.root, cwd=tmp_path)
-    assert ran.returncode == code
-    assert message in ran.stderr
-    assert "Traceback" not in ran.stderr
-    assert json.loads(ran.stdout)["error"]["exit_code"] == code
+    monkeypatch.setenv("LURM_ARTIFACTS_DIR", str(small.root))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ending:
+        front_door.main([*words, "--json"])
+    told = capfd.readouterr()
+    assert ending.value.code == code
+    assert message in told.err
+    assert "Traceback" not in told.err
+    assert json.loads(told.out)["error"]["exit_code"] == code
 
 
 def test_a_build_tells_people_on_stderr_and_programs_on_stdout(small: Built) -> None:

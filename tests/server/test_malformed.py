@@ -188,6 +188,12 @@ _CONFIG = """
 include-path-regex = "/v1/(events|embeddings)"
 checks.negative_data_rejection.expected-statuses = [200, 401, 403, 404, 413, 422]
 """
+# Filters within filters: its systematic part alone sends 47,000 requests, all but a thousand of them here.
+_LESS = """
+[[operations]]
+include-path-regex = "^/v1/(lookalikes|neighbors|audiences/{name})$"
+phases.coverage.enabled = false
+"""
 
 
 @pytest.fixture
@@ -202,7 +208,7 @@ def key(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def test_schemathesis_finds_nothing_that_is_not_as_described(
     release_root: Path, tmp_path: Path, key: tuple[str, Path]
 ) -> None:
-    (tmp_path / "schemathesis.toml").write_text(_CONFIG)
+    (tmp_path / "schemathesis.toml").write_text(_CONFIG if N_REQUESTS >= 10_000 else _CONFIG + _LESS)
     with running_server(release_root, live_dir=tmp_path / "live", api_keys_file=key[1]) as server:
         n_examples = max(10, N_REQUESTS // 100)
         start = "import sys; sys.setrecursionlimit(20_000); from schemathesis.cli import schemathesis as run; run()"
