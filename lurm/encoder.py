@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Protocol
 
 import numpy as np
@@ -13,16 +14,17 @@ from lurm.ahead import each
 from lurm.alignment import ROTATION, rotated
 from lurm.arrays import map_array
 from lurm.artifacts import read_manifest
-from lurm.behavegpt.model import BehaveGptModel
+from lurm.behavegpt import KIND as BEHAVEGPT
 from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.prospect import NextModel
-from lurm.smen import KIND as ENCODER
-from lurm.smen import SmenEncoder
+from lurm.smen.config import ARTIFACT
+from lurm.smen.config import KIND as SMEN
 
 _EVENTS_AT_ONCE = 2**15
-_KNOWN = f"{SmenEncoder.kind!r} and {BehaveGptModel.kind!r}"
+# Where a release holds a model, its code is loaded: torch takes every process a second and a hundred megabytes.
+_CODE = {SMEN: "lurm.smen.encoder:SmenEncoder", BEHAVEGPT: "lurm.behavegpt.model:BehaveGptModel"}
 
 
 class UserEncoder(Protocol):
@@ -100,13 +102,10 @@ def open_encoder(folder: Path, vocabulary: InterestVocabulary, *, verify: bool =
     """
     manifest = read_manifest(folder)
     kind = manifest.config.get("model")
-    encoder: UserEncoder
-    if kind == SmenEncoder.kind:
-        encoder = SmenEncoder.open(folder, vocabulary, verify=verify)
-    elif kind == BehaveGptModel.kind:
-        encoder = BehaveGptModel.open(folder, vocabulary, kind=ENCODER, verify=verify)
-    else:
-        raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {_KNOWN}; upgrade lurm")
+    if kind not in _CODE:
+        known = " and ".join(map(repr, _CODE))
+        raise ArtifactError(f"{folder} holds an encoder {kind!r}, this lurm knows {known}; upgrade lurm")
+    encoder: UserEncoder = resolve_name(_CODE[kind]).open(folder, vocabulary, kind=ARTIFACT, verify=verify)
     if ROTATION not in manifest.files:
         return encoder
     rotation_ee = map_array(folder / ROTATION, np.dtype("<f4"), 2)
@@ -121,4 +120,5 @@ def open_next(folder: Path, vocabulary: InterestVocabulary, *, verify: bool = Tr
     Raises:
         ArtifactError: the folder holds no such model this lurm knows.
     """
-    return BehaveGptModel.open(folder, vocabulary, verify=verify)
+    model: NextModel = resolve_name(_CODE[BEHAVEGPT]).open(folder, vocabulary, verify=verify)
+    return model

@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,11 +35,13 @@ from lurm.artifacts import (
 from lurm.attributes import Attributes
 from lurm.encoder import UserEncoder, open_encoder, open_next
 from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, Unfulfillable
-from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.index import UserIndex
 from lurm.interests import InterestVocabulary
 from lurm.prospect import NextModel
+
+if TYPE_CHECKING:
+    from lurm.forecasts import Forecaster
 
 KIND = "release"
 _VERIFIED_USERS = 256
@@ -165,9 +168,11 @@ class Release:
         attributes = Attributes(len(history))
         if "attributes" in manifest.parents:
             attributes = Attributes.open(path / "attributes", verify=verify)
-        forecaster = None
+        forecaster: Forecaster | None = None
         if "lumos" in manifest.parents:
-            forecaster = Forecaster.open(path / "lumos", history, vocabulary, attributes, verify=verify)
+            forecaster = resolve_name("lurm.forecasts:Forecaster").open(
+                path / "lumos", history, vocabulary, attributes, verify=verify
+            )
         release = cls(
             release_id=id_,
             space_id=str(manifest.config["space_id"]),

@@ -15,10 +15,8 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter, Silent
 from lurm.sequences import Scale
-from lurm.smen import (
-    Smen,
-    SmenConfig,
-)
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Smen
 from tests.worlds import clean_batch, grouped_events, ingest, vocabulary_of
 from training.loop import TrainConfig, Trainer
 from training.ranks import ALONE, Ranks

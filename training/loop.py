@@ -27,7 +27,7 @@ from lurm.errors import UsageError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.progress import Reporter
 from lurm.sequences import life, trailing
-from lurm.smen import Bags, Smen
+from lurm.smen.network import Bags, Smen
 from training.foresight import foresight
 from training.passes import between, chunks, finite, held_apart, passes, schedule, set_rate
 from training.ranks import ALONE, Ranks

@@ -14,7 +14,7 @@ from lurm.boi import BagOfInterests
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter, Silent
-from lurm.smen import Smen
+from lurm.smen.network import Smen
 from training.adapting import Origin, adaptable, merged
 from training.behave import BehaveOutcome, BehaveTrainer
 from training.loop import Outcome, Trainer

@@ -55,7 +55,8 @@ from lurm.live.segments import Living
 from lurm.meanings import name_interests
 from lurm.progress import Reporter, resident_at_most
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
-from lurm.smen import REVISION, SmenEncoder, write_encoder
+from lurm.smen.config import KIND, REVISION
+from lurm.smen.network import write_encoder
 from training import forecasting
 from training.adapting import Origin
 from training.aligning import align
@@ -78,6 +79,7 @@ _VERSIONS = {
     "lumos": 2,
     "behavegpt": 3,
 }
+_OF_TRAINING = ("held_out", "recall_at_1", "anchor_usage", "alignment")  # what a release tells of it
 _STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
@@ -336,7 +338,7 @@ class _Build:
             self._stage("encoder", config, (*parents, recipe.embeddings), self._encoder_of_behavegpt)
             return
         config = {
-            "model": SmenEncoder.kind,
+            "model": KIND,
             "revision": REVISION,
             "network": recipe.encoder.for_log(history.span_ms).to_json(),
             "training": asdict(recipe.training),
@@ -378,9 +380,9 @@ class _Build:
 
     def _encoder(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
         checkpoint = self._shared_checkpoint(work)
-        network, boi, outcome = train_smen(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
+        network, _, outcome = train_smen(history, vocabulary, self._recipe, checkpoint, self._reporter, self._ranks)
         write_encoder(work.path, network, history.behaviors.ids.to_pylist())
-        usage = SmenEncoder(network, boi).anchor_usage()
+        usage = network.usage().mean(0).tolist()
         work.metrics.update(asdict(outcome), anchor_usage=usage)
         self._reporter.say(f"  {outcome}, anchors used {', '.join(f'{u:.0%}' for u in usage)}")
 
@@ -469,11 +471,7 @@ class _Build:
             "n_bad": ingested["n_bad"],
             "n_duplicates": ingested["n_duplicates"],
             "interests": dict(self._done["interests"].manifest.metrics),
-            **{
-                name: trained[name]
-                for name in ("held_out", "recall_at_1", "anchor_usage", "alignment")
-                if name in trained
-            },
+            **{name: trained[name] for name in _OF_TRAINING if name in trained},
             **{name: dict(self._done[name].manifest.metrics) for name in self._recipe.beside},
         }
 

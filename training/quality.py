@@ -18,7 +18,7 @@ from lurm.artifacts import digest_of, write_durably
 from lurm.dataset import Dataset
 from lurm.errors import DataError
 from lurm.progress import Reporter
-from lurm.smen import REVISION
+from lurm.smen.config import REVISION
 from training import recipes
 from training.evaluate import Extent, Judge
 from training.evaluate.audiences import Reach, planted

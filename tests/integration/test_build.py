@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from lurm import sequences, smen
+from lurm import sequences
 from lurm.artifacts import read_manifest
 from lurm.dataset import Dataset
 from lurm.errors import ArtifactError, ArtifactMissing, DataError, LurmError, UsageError
@@ -24,6 +24,7 @@ from lurm.export import export
 from lurm.history import HistoryBatch
 from lurm.progress import Silent
 from lurm.release import Release, activate, current, list_releases, rollback, verify, withdraw
+from lurm.smen import encoder as smen
 from tests.integration.conftest import Built, build
 
 STAGES = ["history", "attributes", "items", "interests", "encoder", "embeddings", "index"]

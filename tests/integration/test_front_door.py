@@ -87,6 +87,22 @@ def test_a_build_tells_people_on_stderr_and_programs_on_stdout(small: Built) -> 
     assert "sort by user and time" in ran.stderr
 
 
+@pytest.mark.parametrize("command", ["embed", "lookalike"])
+def test_who_only_asks_does_not_wait_for_the_code_that_trains(small: Built, command: str, tmp_path: Path) -> None:
+    seeds = small.release().history.users.take(np.arange(120))
+    (tmp_path / "seeds.txt").write_text("\n".join(seeds))
+    audience = [str(tmp_path / name) for name in ("seeds.txt", "audience.parquet")]
+    words = {"embed": ["embed", seeds[0]], "lookalike": ["lookalike", *audience, "--percent", "10"]}[command]
+    code = (
+        f"import sys\nfrom lurm.__main__ import main\ntry:\n    main({[*words, '--json']})\n"
+        "except SystemExit as ending:\n    assert not ending.code\n"
+        "assert 'lurm.release' in sys.modules\nassert {'torch', 'sklearn', 'pandas'} & set(sys.modules) == set()"
+    )
+    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(small.root)}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
 def children_of(pid: int) -> dict[int, int]:
     """Process -> a descriptor that can be read once it has ended, of all that descend from a process."""
     parents = {}

@@ -11,7 +11,7 @@ import pytest
 from lurm import __main__ as front_door
 from lurm.errors import GateClosed
 from lurm.release import Release, current, list_releases, verify
-from lurm.smen import SmenEncoder
+from lurm.smen.encoder import SmenEncoder
 from tests.integration.conftest import Built, build
 from tests.integration.test_build import STAGES
 
@@ -51,7 +51,7 @@ def test_a_release_remembers_what_it_was_found_to_be(small: Built) -> None:
     assert all(anchor["interests"] for anchor in found["anchors"])
     release = small.release()
     assert isinstance(release.encoder, SmenEncoder)
-    width, variances = release.encoder.network.config.width, release.embeddings.vectors_ue.var(0)
+    width, variances = release.encoder.config.width, release.embeddings.vectors_ue.var(0)
     for m, anchor in enumerate(found["anchors"]):
         of_block = variances[m * width : (m + 1) * width].sum() / variances.sum()
         assert anchor["variance"] == pytest.approx(of_block, rel=1e-4)

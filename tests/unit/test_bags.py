@@ -13,7 +13,7 @@ from lurm.events import Event
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Scale, between, life, trailing
-from lurm.smen import Bags
+from lurm.smen.network import Bags
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest, vocabulary_of
 
 T = 1_600_000_000_000

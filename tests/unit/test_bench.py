@@ -28,8 +28,9 @@ from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase
 from lurm.progress import Silent
 from lurm.sequences import trailing
-from lurm.smen import Bags as Tensors
-from lurm.smen import Smen, SmenConfig, SmenEncoder
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Bags as Tensors
+from lurm.smen.network import Smen
 from training import __main__ as commands
 from training import bench
 from training.bench import boi, embed, history, interests, made, serve, train
@@ -408,7 +409,7 @@ def test_the_network_of_the_benchmark_serves_activity_too(log: made.MadeLog, bas
     boi_ = BagOfInterests(made.vocabulary_of(log, tmp_path), shape.bag)
     network = embed.random_network(shape, boi_.width, base)
     batch = base.batch(np.arange(50))
-    embedded = SmenEncoder(network, boi_).embed(batch)
+    embedded = network.encoder(boi_).embed(batch)
     with torch.no_grad():
         interests = network(Tensors.of(boi_.encode(batch, trailing(batch, shape.scales))))
         now, then = (

@@ -12,7 +12,8 @@ from lurm.artifacts import draft
 from lurm.encoder import UserEncoder, open_encoder
 from lurm.errors import ArtifactCorrupt
 from lurm.inference import Table
-from lurm.smen import STEPS, TABLE, WEIGHTS, Smen, SmenEncoder, write_encoder
+from lurm.smen.config import STEPS, TABLE
+from lurm.smen.network import Smen, write_encoder
 from tests.lively import World, everyone, lively_world, randomised, trainer
 
 
@@ -33,15 +34,15 @@ def published(world: World, folder: Path, network: Smen, table: Table | None = N
     return open_encoder(folder, vocabulary)
 
 
-def test_weights_and_table_are_mapped(world: World, tmp_path: Path) -> None:
+def test_tables_are_mapped(world: World, tmp_path: Path) -> None:
     _, network, boi = trainer(world)
     randomised(network)
     batch = everyone(world[0])
-    expected = SmenEncoder(network, boi).embed(batch)
+    expected = network.encoder(boi).embed(batch)
     opened = published(world, tmp_path / "mapped", network)
     assert opened.embed(batch).tobytes() == expected.tobytes()
     maps = Path("/proc/self/maps").read_text()
-    for name in (TABLE, STEPS, WEIGHTS):
+    for name in (TABLE, STEPS):
         assert str(tmp_path / "mapped" / name) in maps
     del opened
     assert str(tmp_path) not in Path("/proc/self/maps").read_text(), "it must be gone without being looked for"

@@ -12,7 +12,8 @@ from lurm.boi import unit_rows
 from lurm.inference import InferenceWeights, Table, served
 from lurm.lanes import LANES, Layout
 from lurm.sequences import Scale
-from lurm.smen import Bags, Smen, SmenConfig
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Bags, Smen
 
 SCALES = (Scale("life"), Scale("quarter", 91, 4), Scale("month", 28, 6))
 

@@ -21,7 +21,7 @@ from lurm.errors import DataError, LurmError, UsageError
 from lurm.events import Event
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.past import BackThen, Known, Moments
-from lurm.smen import SmenEncoder
+from lurm.smen.encoder import SmenEncoder
 from tests.lively import lively_events, lively_world, randomised, trainer
 from tests.worlds import DAY_MS, clean_batch, ingest
 
@@ -75,7 +75,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     learner, network, boi = trainer(made)
     learner.fit()
     known_until = int(network.known_until)
-    encoder = SmenEncoder(randomised(network), boi)
+    encoder = randomised(network).encoder(boi)
     assert encoder.known_until == known_until > START
     return World(made[0], encoder, made[0].items.ids.to_pylist())
 

@@ -18,14 +18,9 @@ from lurm.events import Event
 from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.sequences import Scale, trailing
-from lurm.smen import (
-    WEIGHTS,
-    Bags,
-    Smen,
-    SmenConfig,
-    SmenEncoder,
-    write_encoder,
-)
+from lurm.smen.config import WEIGHTS, SmenConfig
+from lurm.smen.encoder import SmenEncoder
+from lurm.smen.network import Bags, Smen, write_encoder
 from tests.lively import CONFIG, SCALES, World, everyone, lively_events, lively_world, randomised, trainer
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest, vocabulary_of
 
@@ -36,10 +31,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def encoder(world: World) -> SmenEncoder:
+def taught(world: World) -> tuple[Smen, BagOfInterests]:
     fit, network, boi = trainer(world)
     fit.fit()
-    return SmenEncoder(network, boi)
+    return network, boi
+
+
+@pytest.fixture(scope="module")
+def encoder(taught: tuple[Smen, BagOfInterests]) -> SmenEncoder:
+    network, boi = taught
+    return network.encoder(boi)
 
 
 # The served vector
@@ -104,7 +105,7 @@ def test_a_vector_is_of_unit_length_and_depends_on_its_history_alone(
 def test_no_shape_and_no_size_of_a_batch_changes_a_bit(world: World, shape: SmenConfig) -> None:
     fit, network, boi = trainer(world, shape=shape)
     fit.start()
-    encoder = SmenEncoder(randomised(network), boi)
+    encoder = randomised(network).encoder(boi)
     histories = some_histories(world[0])
     order = np.random.default_rng(5).permutation(np.repeat(np.arange(N_SOME), 12))
     assert len(order) > 600, "more than are done at once"
@@ -158,7 +159,7 @@ def test_a_log_of_one_item_tells_users_by_how_they_act(tmp_path: Path) -> None:
     fit, network, boi = trainer((base, vocabulary, np.zeros(20, np.int64)))
     fit.start()
     batch = HistoryBatch.of([base.history("u3"), base.history("u4"), base.history("u19"), base.inline("nobody", [])])
-    vectors = SmenEncoder(network, boi).embed(batch)
+    vectors = network.encoder(boi).embed(batch)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(4), abs=1e-6)
     bags = Bags.of(boi.encode(batch, trailing(batch, CONFIG.scales)))
     interests = network(bags).detach().numpy()
@@ -170,7 +171,7 @@ def test_a_log_of_one_item_tells_users_by_how_they_act(tmp_path: Path) -> None:
 def test_nobody_gets_a_vector_even_where_the_mean_is_nothing(world: World) -> None:
     base, vocabulary, _ = world
     boi = BagOfInterests(vocabulary)
-    vectors = SmenEncoder(Smen(CONFIG, boi.width, 2), boi).embed(HistoryBatch.of([base.inline("nobody", [])]))
+    vectors = Smen(CONFIG, boi.width, 2).encoder(boi).embed(HistoryBatch.of([base.inline("nobody", [])]))
     assert np.array_equal(vectors[0], np.full(CONFIG.dim, 1 / np.sqrt(CONFIG.dim), np.float32))
 
 
@@ -182,8 +183,8 @@ def test_users_of_one_group_are_near(world: World, encoder: SmenEncoder) -> None
     assert (groups[scores.argmax(1)] == groups).mean() > 0.97
 
 
-def test_the_served_vector_is_interests_beside_activity(world: World, encoder: SmenEncoder) -> None:
-    base, network = world[0], encoder.network
+def test_the_served_vector_is_interests_beside_activity(world: World, taught: tuple[Smen, BagOfInterests]) -> None:
+    base, (network, _) = world[0], taught
     features = activity_features(everyone(base), base.watermark, 2)
     interests = np.random.default_rng(0).standard_normal((len(base), CONFIG.n_anchors * CONFIG.width))
     with torch.inference_mode():
@@ -214,7 +215,7 @@ def test_interests_and_activity_have_their_shares_of_the_usual_vector(world: Wor
     assert (activity**2).sum(1).mean() == pytest.approx(1, rel=1e-4)
     own = shape.n_anchors * shape.width
     assert served[:, own:] == pytest.approx(activity / np.linalg.norm(activity, axis=1, keepdims=True), abs=1e-4)
-    whole = SmenEncoder(network, boi).embed(batch)
+    whole = network.encoder(boi).embed(batch)
     ratio = (whole[:, own:] ** 2).sum(1) / (whole[:, :own] ** 2).sum(1)
     assert ratio == pytest.approx(3 / 7 * (activity**2).sum(1) / (interests**2).sum(1), rel=1e-2)
 
@@ -291,7 +292,7 @@ def test_odd_histories_leave_every_vector_whole(tmp_path: Path, bag: BagConfig, 
     fit.fit()
     for name, tensor in network.state_dict().items():
         assert torch.isfinite(tensor).all(), name
-    vectors = SmenEncoder(network, boi).embed(everyone(base))
+    vectors = network.encoder(boi).embed(everyone(base))
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(base)), abs=1e-5)
 
 
@@ -302,7 +303,7 @@ def test_recency_is_measured_from_the_end_of_the_log_unless_told(world: World, e
     base = world[0]
     batch = everyone(base)
     vectors = encoder.embed(batch)
-    assert int(encoder.network.known_until) == base.watermark
+    assert encoder.known_until == base.watermark
     assert np.array_equal(vectors, encoder.embed(batch, base.watermark))
     later = encoder.embed(batch, as_of=base.watermark + 100 * DAY_MS)
     own = CONFIG.n_anchors * CONFIG.width
@@ -311,8 +312,11 @@ def test_recency_is_measured_from_the_end_of_the_log_unless_told(world: World, e
     assert directions[0] == pytest.approx(directions[1], abs=1e-5), "interests are a function of the history alone"
 
 
-def test_a_past_moment_gives_what_a_log_cut_there_gives(world: World, encoder: SmenEncoder, tmp_path: Path) -> None:
-    base = world[0]
+def test_a_past_moment_gives_what_a_log_cut_there_gives(
+    world: World, taught: tuple[Smen, BagOfInterests], tmp_path: Path
+) -> None:
+    base, (network, boi) = world[0], taught
+    encoder = network.encoder(boi)
     moment = base.watermark - 100 * DAY_MS
     events = [event for event in lively_events()[0] if event.timestamp < moment]
     cut, _ = ingest(tmp_path / "cut", [clean_batch(events)], catalog=base.items.ids.to_pylist())
@@ -323,11 +327,10 @@ def test_a_past_moment_gives_what_a_log_cut_there_gives(world: World, encoder: S
     assert np.array_equal(before, encoder.embed(everyone(cut), as_of=cut.watermark))
     whole = encoder.embed(base.batch(rows), as_of=cut.watermark)
     assert not np.allclose(before, whole, atol=1e-2), "as_of moves the clock, it does not forget events"
-    knows = Smen(CONFIG, encoder.network.interests_he.num_embeddings, 2)
-    knows.load_state_dict(encoder.network.state_dict())
+    knows = Smen(CONFIG, boi.width, 2)
+    knows.load_state_dict(network.state_dict())
     knows.known_until.fill_(cut.watermark)
-    boi = BagOfInterests(world[1], CONFIG.bag)
-    assert np.array_equal(before, SmenEncoder(knows, boi).embed(everyone(cut)))
+    assert np.array_equal(before, knows.encoder(boi).embed(everyone(cut)))
 
 
 # An encoder on disk
@@ -352,15 +355,14 @@ def test_an_encoder_that_was_written_is_the_one_that_is_opened(world: World, tmp
     folder = published(tmp_path / "encoder", network, vocabulary, base.behaviors.ids.to_pylist())
     opened = open_encoder(folder, vocabulary)
     assert isinstance(opened, SmenEncoder)
-    assert (opened.dim, opened.network.config, opened.network.n_behaviors) == (shape.dim, shape, 2)
-    assert {"known_until", "scale_e", "activity_mean_a", "activity_scale_a", "activity_ax"} < set(network.state_dict())
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, opened.network.state_dict()[name]), name
+    assert (opened.dim, opened.config, opened.known_until) == (shape.dim, shape, base.watermark)
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert shapes == shape.arrays(boi.width, 2)
     batch = HistoryBatch.of(some_histories(base))
-    ours = SmenEncoder(network, boi)
+    ours = network.encoder(boi)
     for moment in (None, base.watermark - 50 * DAY_MS):
         assert np.array_equal(opened.embed(batch, moment), ours.embed(batch, moment))
-    assert opened.anchor_usage() == ours.anchor_usage()
+    assert opened.anchor_shares() == pytest.approx(ours.anchor_shares(), abs=1e-6)
 
 
 @pytest.mark.parametrize("missing", ["known_until", "scale_e", "activity_ax", "mean_e"])
@@ -385,8 +387,10 @@ def test_an_encoder_of_other_behaviors_or_another_vocabulary_is_refused(world: W
         open_encoder(right, group_vocabulary(tmp_path / "v", base))
 
 
-def test_the_anchors_share_every_interest_as_its_grains_do_on_average(world: World, encoder: SmenEncoder) -> None:
-    vocabulary, network = world[1], encoder.network
+def test_the_anchors_share_every_interest_as_its_grains_do_on_average(
+    world: World, taught: tuple[Smen, BagOfInterests], encoder: SmenEncoder
+) -> None:
+    vocabulary, (network, _) = world[1], taught
     shares = encoder.anchor_shares()
     assert (shares.dtype, shares.shape) == (np.float32, (8, 4))
     assert shares.sum(1) == pytest.approx(np.ones(8), abs=1e-6)
@@ -395,7 +399,7 @@ def test_the_anchors_share_every_interest_as_its_grains_do_on_average(world: Wor
         its = vocabulary.interest_of_grain() == interest
         assert its.sum() > 1
         assert shares[interest] == pytest.approx(routing[its].mean(0), abs=1e-6)
-    assert encoder.anchor_usage() == pytest.approx(routing.mean(0), abs=1e-6)
+    assert network.usage().numpy() == pytest.approx(routing, abs=1e-6)
 
 
 # The network

@@ -4,7 +4,8 @@ from lurm.activity import activity_width
 from lurm.boi import BagConfig
 from lurm.errors import UsageError
 from lurm.sequences import Scale
-from lurm.smen import Smen, SmenConfig
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Smen
 from tests.worlds import DAY_MS
 
 

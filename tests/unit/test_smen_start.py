@@ -6,11 +6,8 @@ from numpy.typing import NDArray
 
 from lurm.boi import unit_rows
 from lurm.sequences import Scale, trailing
-from lurm.smen import (
-    Bags,
-    Smen,
-    SmenConfig,
-)
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Bags, Smen
 from lurm.spectrum import agreement, directions, evening, places
 from tests.lively import CONFIG, SCALES, World, everyone, lively_world, trainer
 

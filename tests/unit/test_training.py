@@ -13,10 +13,8 @@ from lurm.errors import LurmError, UsageError
 from lurm.interests import InterestVocabulary, rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Silent
-from lurm.smen import (
-    Smen,
-    SmenConfig,
-)
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Smen
 from tests.lively import CONFIG, World, lively_world, trainer
 from training.loop import TrainConfig, Trainer, contrastive_loss
 

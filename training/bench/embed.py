@@ -21,7 +21,9 @@ from lurm.encoder import embed_all
 from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.sequences import trailing
-from lurm.smen import Bags, Smen, SmenConfig, SmenEncoder
+from lurm.smen.config import SmenConfig
+from lurm.smen.encoder import SmenEncoder
+from lurm.smen.network import Bags, Smen
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
 
@@ -48,7 +50,7 @@ def bench(track: Track, scale: str) -> Figures:
     shape = SmenConfig().for_log(base.span_ms)
     boi = BagOfInterests(vocabulary, shape.bag)
     network = random_network(shape, boi.width, base)
-    encoder = SmenEncoder(network, boi)
+    encoder = network.encoder(boi)
     torch.set_num_threads(track.threads)
     matrices, features = [], []
     for batch in base.scan(max_users=_USERS_AT_ONCE):

@@ -29,7 +29,7 @@ from lurm.export import PARQUET, ROWS, batches, export, export_moments
 from lurm.history import HistoryBase
 from lurm.identifiers import Identifiers
 from lurm.progress import Silent, Task, resident_bytes
-from lurm.smen import SmenConfig, SmenEncoder
+from lurm.smen.config import SmenConfig
 from training.bench.embed import agree, random_network
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
@@ -99,7 +99,7 @@ def _race_back(track: Track, scale: str) -> tuple[dict[str, Any], int, int]:
     base = ingest(made, folder, _MEMORY_LIMIT_BYTES)
     boi = BagOfInterests(vocabulary_of(made, folder), SmenConfig().bag)
     network = random_network(SmenConfig().for_log(base.span_ms), boi.width, base)
-    encoder = SmenEncoder(network, boi)
+    encoder = network.encoder(boi)
     release: Any = SimpleNamespace(history=base, encoder=encoder, release_id="bench", space_id="0" * 16)
     rows_n, moments_n = _moments(base, n_asked)
     asked = folder / "asked.parquet"

@@ -24,7 +24,7 @@ from lurm.arrays import ArrayWriter
 from lurm.boi import BagOfInterests
 from lurm.encoder import embed_all
 from lurm.progress import resident_bytes
-from lurm.smen import SmenConfig, SmenEncoder
+from lurm.smen.config import SmenConfig
 from training.bench.embed import random_network
 from training.bench.made import LogSize, MadeLog, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Timing, Track
@@ -127,7 +127,7 @@ def _path(made: MadeLog, room: Path, memory_limit_bytes: int, threads: int) -> P
         base = ingest(made, room, memory_limit_bytes, threads)
     shape = SmenConfig().for_log(base.span_ms)
     boi = BagOfInterests(vocabulary_of(made, room), shape.bag)
-    encoder = SmenEncoder(random_network(shape, boi.width, base), boi)
+    encoder = random_network(shape, boi.width, base).encoder(boi)
     file = room / "vectors.npy"
     with watched(stages, "embed"), ArrayWriter(file, np.dtype("<f4"), encoder.dim) as vectors:
         for _, vectors_be in embed_all(encoder, base, threads):

@@ -24,7 +24,9 @@ from lurm.index import write_index
 from lurm.progress import resident_bytes
 from lurm.release import PARTS, EmbeddingsWriter, Release, publish
 from lurm.settings import environment_of
-from lurm.smen import SmenConfig, SmenEncoder, write_encoder
+from lurm.smen.config import KIND, SmenConfig
+from lurm.smen.encoder import SmenEncoder
+from lurm.smen.network import write_encoder
 from training.bench.embed import random_network
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 
@@ -42,7 +44,7 @@ def release_of(size: LogSize, root: Path, threads: int) -> Release:
     shape = SmenConfig().for_log(base.span_ms)
     boi = BagOfInterests(vocabulary, shape.bag)
     network = random_network(shape, boi.width, base)
-    model, parents = {"model": SmenEncoder.kind}, {"interests": vocabulary.artifact.manifest.fingerprint}
+    model, parents = {"model": KIND}, {"interests": vocabulary.artifact.manifest.fingerprint}
     with draft(stages / "encoder", kind="encoder", key="bench", config=model, parents=parents) as work:
         write_encoder(work.path, network, base.behaviors.ids.to_pylist())
     encoder = SmenEncoder.of(open_artifact(stages / "encoder", "encoder"), vocabulary)

@@ -21,7 +21,8 @@ from lurm.boi import BagOfInterests
 from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.progress import Silent, Task
-from lurm.smen import Bags, Smen, SmenConfig
+from lurm.smen.config import SmenConfig
+from lurm.smen.network import Bags, Smen
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
 from training.loop import TrainConfig, Trainer, contrastive_loss

@@ -17,7 +17,7 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
 from lurm.release import Release
-from lurm.smen import SmenEncoder
+from lurm.smen.encoder import SmenEncoder
 from training.diagnostics.change import Drift, Stability, stabilities
 from training.diagnostics.vectors import Cosines, EffectiveRank, Hubness, Norms, neighbors
 from training.subject import Subject
@@ -210,7 +210,7 @@ def _anchors(subject: Subject, mass_k: NDArray[np.int64], variance_e: NDArray[np
         return ()
     mass_km = encoder.anchor_shares() * mass_k[:, None]
     usage_m = mass_km.sum(0) / max(mass_km.sum(), 1)
-    width = encoder.network.config.width if isinstance(encoder, SmenEncoder) and not aligned else 0
+    width = encoder.config.width if isinstance(encoder, SmenEncoder) and not aligned else 0
     total = variance_e.sum()
     anchors = []
     for m, usage in enumerate(usage_m.tolist()):

@@ -37,7 +37,7 @@ from lurm.live.segments import Living
 from lurm.progress import Reporter
 from lurm.release import Release, withdraw
 from lurm.settings import one_thread_per_child
-from lurm.smen import REVISION
+from lurm.smen.config import REVISION
 from training import pipeline
 from training.adapting import Origin
 from training.diagnostics import examine

@@ -37,7 +37,7 @@ from lurm.dataset import Dataset, laid_over
 from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
-from lurm.smen import SmenConfig
+from lurm.smen.config import SmenConfig
 from training.behave import BehaveTrainConfig
 from training.forecasting import LumosRecipe
 from training.loop import TrainConfig

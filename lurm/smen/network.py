@@ -1,119 +1,31 @@
-"""SMEN, the Self-supervised Multi-anchor Encoder Network: bags of interests -> one dense vector per user.
-
-    P_hm   = softmax_m(cos(W_h, A_m) / tau_a)         an interest's mass is split over anchors, none is dropped
-    v_m(t) = sum_h B_h(t) M P_hm W_h^m / |B(t)|       one vector per anchor and window, O(nnz·M·D)
-    u_m^s  = attention over the windows t of scale s  time aggregation
-    u_m    = gated sum over scales s                  multi-scale aggregation
-    e      = unit([u_1 … u_M] - mean, activity)       the served vector
-
-Paper: LURM, SMEN. Our reading where its text is not available to us: the attention's queries and positions are
-learned constants per anchor; gates are learned constants per anchor and scale. Departures: no projection head, for
-a head throws information away: the contrastive loss sits on the served vector itself. W starts from the singular
-vectors of the users' bags, each weighed by how well it agrees between two halves of a life. Every anchor sees an
-interest by its own slice W^m of the embedding. Beside what a user is interested in, e tells how they act.
-"""
+"""The network of SMEN, as it starts and learns; see the package for its equations."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
 import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
-from lurm.activity import MOST_SPREADS, activity_features, activity_width, spread_of
-from lurm.arrays import map_array
-from lurm.artifacts import Artifact, open_artifact
-from lurm.boi import BagConfig, BagOfInterests, unit_rows
-from lurm.bounds import POSITIVE, Bound, check
-from lurm.errors import ArtifactCorrupt, ArtifactError, UsageError
-from lurm.history import HistoryBatch
-from lurm.inference import NO_LENGTH, InferenceWeights, Table, served
-from lurm.interests import InterestVocabulary, VocabularyConfig, cluster
-from lurm.lanes import Layout
-from lurm.sequences import Scale, scales_for, trailing
+from lurm.activity import MOST_SPREADS, spread_of
+from lurm.boi import BagOfInterests, unit_rows
+from lurm.inference import NO_LENGTH, InferenceWeights, Table
+from lurm.interests import VocabularyConfig, cluster
+from lurm.smen.config import REVISION, SHAPE, STEPS, TABLE, WEIGHTS, WIDE, SmenConfig
+from lurm.smen.encoder import SmenEncoder, weights_of
 from lurm.spectrum import directions, evening, places, principal
 
-KIND = "encoder"
-WEIGHTS = "smen.safetensors"
-TABLE, STEPS = "table.npy", "steps.npy"  # what inference makes of the weights, so that processes can share it
-SHAPE = "smen.json"
-# Raised when the same weights and history would give another vector. It is part of an encoder's content, so a release
-# of another revision is refused instead of being served beside vectors it does not agree with.
-REVISION = 5
-_USERS_AT_ONCE = 512
-_ACTIVITY_WIDTH = 32
 _RECENT_SHARE = 0.2  # of the squared length of the others' part, for anchors that start from the recent scales
 _ROUTING_ROUNDS = 20
 _LEAST_IN_USE, _MOST_IN_USE = 1 / 8, 1 / 4  # of the directions, that users differ along
-
-
-@dataclass(frozen=True, slots=True)
-class SmenConfig:
-    """The shape of a SMEN.
-
-    Attributes:
-        dim: E, width of the served vector; an eighth of it, at most 16, and what the anchors cannot share evenly,
-            tells activity.
-        n_anchors: M.
-        scales: windows to look at; none: by rule, from the length of the log (``for_log``). The last anchor (of four
-            and more; an eighth of many) starts from all but the first, the others from the first.
-        anchor_temperature: tau_a; small sends an interest to one anchor, large to all of them.
-        activity_share: of the served vector's squared length, before it is made unit.
-        bag: what is counted, and how counts become weights.
-    """
-
-    dim: int = 256
-    n_anchors: int = 8
-    scales: tuple[Scale, ...] = ()
-    anchor_temperature: float = 1.0
-    activity_share: float = 0.1
-    bag: BagConfig = field(default_factory=BagConfig)
-
-    def __post_init__(self) -> None:
-        if self.n_anchors < 1 or self.dim < 1 or not self.width:
-            raise UsageError(
-                f"dim is {self.dim} and n_anchors {self.n_anchors}; every anchor needs at least one dimension, "
-                "beside the eighth that tells activity"
-            )
-        check(self, anchor_temperature=POSITIVE, activity_share=Bound(least=0, below=1))
-
-    @property
-    def width(self) -> int:
-        """D, the width of one anchor's vector."""
-        return (self.dim - min(_ACTIVITY_WIDTH, self.dim // 8)) // self.n_anchors
-
-    @property
-    def layout(self) -> Layout:
-        """Where inference keeps the numbers of anchors."""
-        return Layout(self.n_anchors, self.width)
-
-    @property
-    def activity_dim(self) -> int:
-        """X, dimensions that tell activity."""
-        return self.dim - self.n_anchors * self.width
-
-    def for_log(self, span_ms: int) -> SmenConfig:
-        """The same shape with its scales settled for a log of such a span."""
-        return self if self.scales else replace(self, scales=scales_for(span_ms))
-
-    @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> SmenConfig:
-        """The configuration a manifest holds."""
-        scales = tuple(Scale(**s) for s in raw["scales"])
-        return cls(**{**raw, "scales": scales, "bag": BagConfig(**raw["bag"])})
-
-    def to_json(self) -> dict[str, Any]:
-        """JSON values for a manifest."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +73,17 @@ class Smen(nn.Module):
             raise ValueError("the scales are not settled; give some, or ask for_log")
         super().__init__()
         self.config, self.n_behaviors = config, n_behaviors
-        m, d, n_scales = config.n_anchors, config.width, len(config.scales)
-        n_windows, n_features = sum(s.n_windows for s in config.scales), activity_width(n_behaviors)
-        self.interests_he = nn.Embedding(n_columns, m * d, sparse=True, _weight=w_he)
-        self.anchors_me = nn.Parameter(torch.zeros(m, m * d))
-        self.query_smd = nn.Parameter(torch.zeros(n_scales, m, d))
-        self.position_wm = nn.Parameter(torch.zeros(n_windows, m))
-        self.gate_sm = nn.Parameter(torch.zeros(n_scales, m))
-        self.mean_e = nn.Parameter(torch.zeros(m * d))
+        shapes = config.arrays(n_columns, n_behaviors)
+        self.interests_he = nn.Embedding(n_columns, config.n_anchors * config.width, sparse=True, _weight=w_he)
+        self.anchors_me, self.query_smd, self.position_wm, self.gate_sm, self.mean_e = (
+            nn.Parameter(torch.zeros(shapes[name]))
+            for name in ("anchors_me", "query_smd", "position_wm", "gate_sm", "mean_e")
+        )
         self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("scale_e", torch.ones(m * d))
-        self.register_buffer("activity_mean_a", torch.zeros(n_features))
-        self.register_buffer("activity_scale_a", torch.ones(n_features))
-        self.register_buffer("activity_ax", torch.zeros(n_features, config.activity_dim))
+        for name in ("activity_mean_a", "activity_ax"):
+            self.register_buffer(name, torch.zeros(shapes[name]))
+        for name in ("scale_e", "activity_scale_a"):
+            self.register_buffer(name, torch.ones(shapes[name]))
 
     def start_from(
         self,
@@ -356,24 +266,20 @@ class Smen(nn.Module):
         Args:
             table: of ``table``, where it is at hand.
         """
-        config, layout = self.config, self.config.layout
-        with torch.no_grad():
-            return InferenceWeights(
-                layout=layout,
-                places_e=layout.places(),
-                table=table or self.table(),
-                n_windows_s=np.array([scale.n_windows for scale in config.scales]),
-                query_sp=layout.spread(self.query_smd.detach().flatten(1).numpy()),
-                position_wl=layout.repeated(self.position_wm.detach().numpy()),
-                gate_sl=layout.repeated(self.gate_sm.detach().numpy()),
-                mean_e=self.mean_e.detach().numpy().copy(),
-                activity_mean_a=self.activity_mean_a.detach().numpy().copy(),
-                activity_scale_a=self.activity_scale_a.detach().numpy().copy(),
-                activity_ax=self.activity_ax.detach().numpy().copy(),
-                scale_e=self.scale_e.numpy() * np.float32((1 - config.activity_share) ** 0.5),
-                activity_share=config.activity_share**0.5,
-                most_spreads=MOST_SPREADS,
-            )
+        learned = {name: tensor.numpy().copy() for name, tensor in self.state_dict().items() if name not in WIDE}
+        return weights_of(self.config, learned, table or self.table())
+
+    def encoder(self, boi: BagOfInterests) -> SmenEncoder:
+        """What serves this network's vectors, of the bags it was trained on; later training does not change them."""
+        routing = self.usage().numpy()
+        return SmenEncoder(
+            self.config, boi, self.n_behaviors, self.inference_weights(), int(self.known_until), lambda: routing
+        )
+
+    def usage(self) -> Tensor:
+        """(H, M) ``routing`` of all columns, without a gradient."""
+        with torch.inference_mode():
+            return self.routing(self.interests_he.weight)
 
     def _standard(self, features_ba: Tensor) -> Tensor:
         standard: Tensor = (features_ba - self.activity_mean_a) * self.activity_scale_a
@@ -387,99 +293,6 @@ class Smen(nn.Module):
         score_bwm = (v_bwmd * self.query_smd[s]).sum(-1) * scale_bwm + self.position_wm[window]
         score_bwm = score_bwm.masked_fill(empty_bw[:, :, None], -1e9)
         return (torch.softmax(score_bwm, dim=1)[..., None] * v_bwmd).sum(1)
-
-
-class SmenEncoder:
-    """A trained SMEN behind the ``UserEncoder`` protocol.
-
-    Attributes:
-        dim: E.
-    """
-
-    kind = "smen"
-
-    def __init__(self, network: Smen, boi: BagOfInterests, table: Table | None = None) -> None:
-        self.network = network.eval()
-        self.dim = network.config.dim
-        self._boi = boi
-        self._weights = network.inference_weights(table)
-
-    @classmethod
-    def open(cls, folder: Path, vocabulary: InterestVocabulary, *, verify: bool = True) -> SmenEncoder:
-        """Map a published encoder.
-
-        Raises:
-            ArtifactError: the folder is not an intact encoder, was trained with another vocabulary, or by a lurm whose
-                arithmetic was another.
-        """
-        artifact = open_artifact(folder, KIND, verify=verify)
-        return cls.of(artifact, vocabulary)
-
-    @classmethod
-    def of(cls, artifact: Artifact, vocabulary: InterestVocabulary) -> SmenEncoder:
-        """The encoder of an opened artifact."""
-        if artifact.manifest.parents.get("interests") != vocabulary.artifact.manifest.fingerprint:
-            raise ArtifactCorrupt(f"{artifact.path} was trained with another interest vocabulary; rebuild it")
-        try:
-            shape = orjson.loads((artifact.path / SHAPE).read_bytes())
-            revision = shape["revision"]
-        except (OSError, ValueError, KeyError) as error:
-            raise ArtifactCorrupt(f"{artifact.path / SHAPE} does not say what encoder this is: {error!r}") from error
-        if revision != REVISION:
-            raise ArtifactError(
-                f"{artifact.path} was trained for revision {revision} of the encoder, this lurm computes revision "
-                f"{REVISION}; build the release anew, or serve it with the lurm that made it"
-            )
-        config = SmenConfig.from_json(shape["network"])
-        boi = BagOfInterests(vocabulary, config.bag, tuple(shape["behaviors"]))
-        nothing_he = torch.empty(boi.width, config.n_anchors * config.width, device="meta")  # until W is mapped
-        network = Smen(config, boi.width, len(shape["behaviors"]), nothing_he)
-        try:
-            network.load_state_dict(load_file(artifact.path / WEIGHTS), assign=True)
-        except Exception as error:
-            raise ArtifactCorrupt(f"{artifact.path / WEIGHTS} does not fit its manifest: {error}") from error
-        steps_hp = map_array(artifact.path / TABLE, np.dtype("<i2"), 2)
-        step_h = map_array(artifact.path / STEPS, np.dtype("<f4"))
-        n_columns = len(network.interests_he.weight)
-        if steps_hp.shape != (n_columns, config.layout.n_places) or step_h.shape != (n_columns,):
-            raise ArtifactCorrupt(f"{artifact.path / TABLE} does not fit {WEIGHTS}; rebuild it")
-        return cls(network, boi, Table(steps_hp, step_h))
-
-    @property
-    def known_until(self) -> int:
-        """The end of the log it was trained on, epoch ms."""
-        return int(self.network.known_until)
-
-    def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
-        network = self.network
-        moment = self.known_until if as_of is None else as_of
-        features_ba = activity_features(batch, moment, network.n_behaviors)
-        rows = []
-        for start in range(0, len(batch), _USERS_AT_ONCE):
-            some = batch.part(start, start + _USERS_AT_ONCE) if len(batch) > _USERS_AT_ONCE else batch
-            bags = self._boi.encode_unit(some, trailing(some, network.config.scales))
-            rows.append(served(self._weights, *bags, features_ba[start : start + _USERS_AT_ONCE]))
-        if len(rows) == 1:
-            return rows[0]
-        return np.concatenate(rows) if rows else np.empty((0, self.dim), np.float32)
-
-    def anchor_usage(self) -> list[float]:
-        """M shares of the bags' columns; even shares mean that every anchor earns its place."""
-        with torch.inference_mode():
-            return [float(x) for x in self.network.routing(self.network.interests_he.weight).mean(0)]
-
-    def anchor_shares(self) -> NDArray[np.float32]:
-        """(K, M) how each interest's mass is split over the anchors: the mean over its grains; rows sum to 1."""
-        with torch.inference_mode():
-            shares = self.network.routing(self.network.interests_he.weight).numpy()
-        if not self.network.config.bag.grains:
-            return shares
-        vocabulary = self._boi.vocabulary
-        interest = vocabulary.interest_of_grain()
-        total_km = np.zeros((len(vocabulary), shares.shape[1]))
-        np.add.at(total_km, interest, shares)
-        return (total_km / np.bincount(interest, minlength=len(vocabulary))[:, None]).astype(np.float32)
 
 
 def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None:
