@@ -3,6 +3,7 @@
     probability   that a target happens within its days, calibrated on the last stretch of the log
     amount        given that there is one, on average
     typical       half of the amounts are larger; low and high hold nine of ten, as measured on that stretch
+    guess         the amount whose error, as a share of the true one, is least; below the typical one
     expected      probability × amount
     difference    what an edited calendar changes; its interval tells how well the log knows what its events do
 
@@ -12,7 +13,6 @@ A forecast is a function of history, calendar, model and the day it is made for:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -28,14 +28,15 @@ from lurm.ahead import each
 from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
-from lurm.days import DayFeatures, DayView, day_of, from_signed_log, signed_log
+from lurm.days import DayFeatures, DayView, day_of, from_signed_log
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
-from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
+from lurm.lumos import FINE, REVISION, Amounts, Inputs, Lumos, LumosConfig
 from lurm.targets import Questions, Target
 from lurm.tokens import Reader, StaticFeatures
+from lurm.transformer import UNDIVIDED
 
 KIND = "lumos"
 LEVEL = 0.9
@@ -53,8 +54,8 @@ class Calibration:
     Attributes:
         slope, intercept: of logits.
         factor: of expected amounts.
-        tilt, shift: signed logs of typical amounts are those of average ones, times and plus this.
-        width: signed logs of amounts lie so far from typical ones in nine cases of ten.
+        tilt, shift: signed logs of typical amounts are those of the network, times and plus this.
+        width: signed logs of amounts lie so many spreads from typical ones in nine cases of ten.
         least: amount there was, which no amount is below.
         dispersion: variance of an answer, over its mean.
         shock: spread of the log of what everybody did together, over what was foretold.
@@ -66,7 +67,7 @@ class Calibration:
     factor: float = 1.0
     tilt: float = 1.0
     shift: float = 0.0
-    width: float = 0.0
+    width: float = 1.0
     least: float = -1e300
     dispersion: float = 1.0
     shock: float = 0.0
@@ -80,6 +81,7 @@ class Forecast(NamedTuple):
         probability: that the target happens; of an amount, that there is one.
         amount, typical, low, high: of amounts, given that there is one: the mean, the median, and between which nine of
             ten lie; NaN of other targets.
+        guess: likewise, whose error as a share of the truth is least on average.
         expected: probability × amount; of other targets the probability.
     """
 
@@ -88,6 +90,7 @@ class Forecast(NamedTuple):
     typical: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    guess: NDArray[np.float64]
     expected: NDArray[np.float64]
 
     @property
@@ -147,6 +150,7 @@ class _Said(NamedTuple):
     burst_bh: Tensor
     logit_bq: Tensor
     expected_bq: Tensor
+    amounts: Amounts
 
 
 class Forecaster:
@@ -266,15 +270,14 @@ class Forecaster:
 
         return _joined(_at_once(forecast, len(batch)))
 
-    def uncorrected(self, batch: HistoryBatch, first_day: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-        """(B, Q) logits as the network says them, before anything corrects them, and (B, S') what users are."""
+    def uncorrected(self, batch: HistoryBatch, first_day: int) -> tuple[NDArray[np.float32], ...]:
+        """Logits and signed logs of amounts, (B, Q), before anything corrects them, and (B, S') what users are."""
 
-        def parts(some: slice) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        def parts(some: slice) -> tuple[NDArray[np.float32], ...]:
             said = self._say(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
-            return said.logit_bq.double().numpy(), said.inputs.static_bs.numpy()
+            return said.logit_bq.numpy(), said.amounts.log_bq, said.inputs.static_bs.numpy()
 
-        logits, statics = zip(*_at_once(parts, len(batch)), strict=True)
-        return np.concatenate(logits), np.concatenate(statics)
+        return tuple(map(np.concatenate, zip(*_at_once(parts, len(batch)), strict=True)))
 
     def compare(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
@@ -360,9 +363,10 @@ class Forecaster:
             memory_bsd = self.network.remember(inputs, self._stacks)
             foretold = self.network.foretell(inputs, memory_bsd, self._stacks)
             burst_bh = self.network.burst(memory_bsd[:, 0])
+            amounts = self.network.amounts(inputs, foretold.given_bq)
         return _Said(
             *(inputs, arises_bq, foretold.rate_bfh, foretold.amount_bfa, burst_bh),
-            *(foretold.logit_bq, foretold.expected_bq),
+            *(foretold.logit_bq, foretold.expected_bq, amounts),
         )
 
     def _forecast_of(self, said: _Said, questions: Questions) -> Forecast:
@@ -373,11 +377,13 @@ class Forecaster:
         is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
         raw = said.expected_bq.double().numpy() * self._factor
         mean = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
-        logs = signed_log(mean) * self._tilt + self._shift
-        around = (from_signed_log(logs + side * self._width) for side in (0, -1, 1))
-        amount, typical, low, high = (np.maximum(one * unit_q, self._least) for one in (mean, *around))
+        log_bq, spread_bq, guess_bq = (x_bq.astype(np.float64) for x_bq in said.amounts)
+        logs = np.where(np.isnan(mean), np.nan, log_bq * self._tilt + self._shift)
+        around = (from_signed_log(logs + side * self._width * spread_bq) / FINE for side in (0, -1, 1))
+        given = mean, *around, np.where(np.isnan(mean), np.nan, guess_bq)
+        amount, typical, low, high, guess = (np.maximum(one * unit_q, self._least) for one in given)
         expected = np.where(is_amount, probability * amount, probability)
-        return Forecast(probability, amount, typical, low, high, expected)
+        return Forecast(probability, amount, typical, low, high, guess, expected)
 
     def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on.
@@ -465,23 +471,8 @@ def _joined(parts: Iterable[Forecast]) -> Forecast:
 def _at_once(work: Callable[[slice], Answer], n_users: int) -> Iterator[Answer]:
     """What is made of some users at a time, in their order, by as many threads as torch has."""
     parts = [slice(at, min(at + _AT_ONCE, n_users)) for at in range(0, n_users, _AT_ONCE)] or [slice(0, 0)]
-    with _undivided() as threads:
+    with UNDIVIDED() as threads:
         if len(parts) == 1 or threads == 1:
             yield from map(work, parts)
         else:
             yield from each(work, parts, threads=threads, at_most=2 * threads)
-
-
-@contextmanager
-def _undivided() -> Iterator[int]:
-    """Torch computes in the thread that asks; so many it had. Those begun meanwhile do likewise.
-
-    Products this small take longer to be shared than to be computed: whoever helps has fallen asleep between two of
-    them, and on a busy machine wakes up milliseconds later.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)

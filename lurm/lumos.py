@@ -11,7 +11,8 @@ Departure: the user is a token of their own, so that somebody without a day has 
 within a horizon is made of its days, p = 1 - (1 + Λ/r)^-r with Λ the sum of daily rates (what is asked for at one
 horizon is learned at all others); and rates have a linear part, log λ_j = head(z_j) + w_c c_j + w_s s, from which the
 training starts (``training.rates``). So an event does on a day what it did on others, however far that day is. After
-the training each target has a line of its own by what the user is, o_q s, added to its logit (``training.amending``).
+the training each target has a line of its own by what the user is, o_q s, added to its logit, and an amount three more:
+for its log, for how far amounts lie from that, and for what of both is guessed (``training.amending``).
 
 Letters: B users, T days of the past, F of the future, U groups of users who see one calendar, C features of a day in
 the calendar, D width, Q targets, H channels, A amounts.
@@ -29,20 +30,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.bounds import AT_LEAST_ONE, Bound, check
+from lurm.days import signed_log
 from lurm.errors import UsageError
 from lurm.stack import Stack
 from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 5
+REVISION = 6
 """Of the arithmetic; weights of another one mean something else."""
+FINE = 30.0
+"""Lines tell amounts in logs of so small a part of their unit: half a purchase less is no small error."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
 Context = Literal["both", "past", "future", "none"]
 _ACTIVITY, _EVENT, _STATIC = 128, 128, 64  # widths of the pathways
 _MOST_RATE = 6.0  # log of most happenings per day
 _MOST_AMOUNT = 12.0  # signed log of most units
+_MOST_FINE = 20.0  # signed log of most parts of them
+LEAST_SPREAD = 0.25
+"""Of what is usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,43 @@ class Beginning(NamedTuple):
     doubt_hcc: NDArray[np.float32]
 
 
+class Lines(NamedTuple):
+    """What is left over of each target, by what users are; float32, Q rows each. The last number is for everybody.
+
+    Attributes:
+        own_qs: (Q, S' + 1), added to logits.
+        typical_qx: (Q, 3 S' + 1), added to logs of amounts, by ``bent`` features.
+        spread_qx: (Q, 3 S' + 1), how far amounts lie from these, over what is usual, likewise.
+        lean_qk: (Q, 4), the guess of least relative error, by ``leaning``.
+    """
+
+    own_qs: NDArray[np.float32]
+    typical_qx: NDArray[np.float32]
+    spread_qx: NDArray[np.float32]
+    lean_qk: NDArray[np.float32]
+
+    @classmethod
+    def none(cls, n_targets: int, n_static: int) -> Self:
+        """Those that leave everything as it is."""
+        level_x, first_k = np.eye(3 * n_static + 1, dtype=np.float32)[-1], np.eye(4, dtype=np.float32)[0]
+        nothing = np.zeros((n_targets, n_static + 1), np.float32), np.zeros((n_targets, len(level_x)), np.float32)
+        return cls(*nothing, np.tile(level_x, (n_targets, 1)), np.tile(first_k, (n_targets, 1)))
+
+
+class Amounts(NamedTuple):
+    """What lines say of amounts, given that there is one; (B, Q) each.
+
+    Attributes:
+        log_bq: signed log of the typical one, in parts of its unit (``FINE``).
+        spread_bq: how far from that others lie, over what is usual.
+        guess_bq: whose error as a share of the truth is least, in its unit.
+    """
+
+    log_bq: NDArray[np.float32]
+    spread_bq: NDArray[np.float32]
+    guess_bq: NDArray[np.float32]
+
+
 class Inputs(NamedTuple):
     """Tokens as tensors.
 
@@ -149,6 +193,7 @@ class Foretold(NamedTuple):
     Attributes:
         logit_bq: that a target happens; of amounts, that there is one.
         expected_bq: of an amount, in its units; 0 for other targets.
+        given_bq: likewise, given that there is one, by the days alone.
         rate_bfh: logs of daily rates, (B, F, H); empty under the head "aggregated".
         amount_bfa: amounts of what happens once, (B, F, A), in their units; empty likewise. Who is there twice as often
             leaves twice as much, however seldom that is on two days.
@@ -156,6 +201,7 @@ class Foretold(NamedTuple):
 
     logit_bq: Tensor
     expected_bq: Tensor
+    given_bq: Tensor
     rate_bfh: Tensor
     amount_bfa: Tensor
 
@@ -178,6 +224,9 @@ class Lumos(nn.Module):
 
     sign_q: Tensor
     own_qs: Tensor
+    typical_qx: Tensor
+    spread_qx: Tensor
+    lean_qk: Tensor
     doubt_hcc: Tensor
     channel_q: Tensor
     amount_q: Tensor
@@ -208,7 +257,8 @@ class Lumos(nn.Module):
         self.wide_event = nn.Linear(event, questions.n_channels, bias=False)
         self.wide_static = nn.Linear(static, n_out)
         self.burst = nn.Linear(config.width, questions.n_channels)
-        self.register_buffer("own_qs", torch.zeros(len(questions), static + 1))  # the last one is for everybody
+        for name, array in Lines.none(len(questions), static)._asdict().items():
+            self.register_buffer(name, torch.from_numpy(array))
         self.register_buffer("doubt_hcc", torch.zeros(questions.n_channels, event, event))
         self.weight_q = nn.Parameter(torch.zeros(2 * len(questions)))
         self.n_channels, self.n_targets = questions.n_channels, len(questions)
@@ -317,7 +367,7 @@ class Lumos(nn.Module):
             logit_bq, amount_bq = out_bx.chunk(2, dim=-1)
             amount_bq = _from_signed_log(amount_bq) * (self.amount_q >= 0)
             logit_bq = logit_bq + self._own(inputs)
-            return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), empty, empty)
+            return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), amount_bq, empty, empty)
         out_bfx = self.head(z_bfd) + self.wide_static(inputs.static_bs)[:, None]
         wide_ufh = self.wide_event(inputs.future_ufc)
         rate_bfh = (out_bfx[..., : self.n_channels] + wide_ufh[inputs.group_b]).clamp(-20.0, _MOST_RATE)
@@ -330,14 +380,29 @@ class Lumos(nn.Module):
         daily_bfq = rate_bfh.exp()[..., self.channel_q] * asked_bfq
         sum_bq = daily_bfq.sum(1)
         r_bq = F.softplus(burst_bh + 2.0)[:, self.channel_q] + 1e-2
-        logit_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q + self._own(inputs)
-        is_amount = self.amount_q >= 0
+        days_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q
+        logit_bq, is_amount = days_bq + self._own(inputs), self.amount_q >= 0
         if amount_bfa.shape[2]:
             each_bfq = amount_bfa[..., self.amount_q.clamp_min(0)] * is_amount
             expected_bq = (daily_bfq * each_bfq).sum(1)
         else:
             expected_bq = torch.zeros_like(logit_bq)
-        return Foretold(logit_bq, expected_bq, rate_bfh, amount_bfa)
+        given_bq = expected_bq / torch.sigmoid(days_bq).clamp_min(1e-6)
+        return Foretold(logit_bq, expected_bq, given_bq, rate_bfh, amount_bfa)
+
+    def amounts(self, inputs: Inputs, given_bq: Tensor) -> Amounts:
+        """What lines say of amounts that are given as days have them; without gradients."""
+        bent_bx = torch.from_numpy(bent(inputs.static_bs.numpy()))
+        typical_bq, spread_bq = (
+            F.linear(bent_bx, line_qx[:, :-1], line_qx[:, -1]).numpy() for line_qx in (self.typical_qx, self.spread_qx)
+        )
+        log_bq, spread_bq = signed_log(given_bq.numpy() * FINE) + typical_bq, np.maximum(spread_bq, LEAST_SPREAD)
+        return Amounts(log_bq, spread_bq, (leaning(log_bq, spread_bq) * self.lean_qk.numpy()).sum(-1))
+
+    def amend(self, lines: Lines) -> None:
+        """Take these lines for those it has."""
+        for name, array in lines._asdict().items():
+            self.get_buffer(name).copy_(torch.from_numpy(array))
 
     def _own(self, inputs: Inputs) -> Tensor:
         """(B, Q) what each target's own line says."""
@@ -379,6 +444,22 @@ class Lumos(nn.Module):
             return (losses_q * torch.exp(-2 * weight_q) / (1 + is_amount) + weight_q).sum()
         share_q = torch.softmax(weight_q, 0) * len(weight_q)
         return (share_q * losses_q - share_q.log()).sum()
+
+
+def bent(static_bs: NDArray[Any]) -> NDArray[Any]:
+    """(B, 3 S') features, how far they are from 0, and what of them is above 1: lines of these have knees."""
+    return np.concatenate([static_bs, np.abs(static_bs), np.maximum(static_bs - 1, 0)], axis=1)
+
+
+def leaning(log: NDArray[Any], spread: NDArray[Any]) -> NDArray[Any]:
+    """(..., 4) of what a guess is made: the typical amount and its root, in units, each by itself and by the spread.
+
+    A guess can be too large by any multiple of the truth, and too small by all of it at most. So it is the lower the
+    less sure it is, and grows more slowly than amounts do.
+    """
+    size = np.expm1(np.minimum(np.abs(log), _MOST_FINE)) / FINE
+    own = np.stack([np.sign(log) * size, np.sign(log) * np.sqrt(size)], axis=-1)
+    return np.concatenate([own, own * spread[..., None]], axis=-1)
 
 
 def _pathway(width_in: int, width: int) -> nn.Sequential:

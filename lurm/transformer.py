@@ -14,11 +14,15 @@ Letters beside the house's: T steps that ask, S steps that are looked at, A head
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from threadpoolctl import ThreadpoolController
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
@@ -363,3 +367,38 @@ def _turned(x_batc: Tensor, turn: Tensor) -> Tensor:
     cosine, sine = turn.to(x_batc.dtype)
     one, two = x_batc.chunk(2, dim=-1)
     return torch.cat([one * cosine - two * sine, two * cosine + one * sine], dim=-1)
+
+
+class Undivided:
+    """Where torch computes in the thread that asks.
+
+    Small products take longer to be shared than to be computed: whoever helps has fallen asleep between two of them,
+    and on a busy machine wakes up milliseconds later. Of products MKL decides, for the whole process; of the rest
+    OpenMP, for each thread. So those who are here at once share one limit, and the last to leave lifts it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._controller = Lock(), ThreadpoolController()
+        self._within, self._threads = 0, 1
+
+    @contextmanager
+    def __call__(self) -> Iterator[int]:
+        """How many threads torch has outside; those begun meanwhile compute by themselves, too."""
+        with self._lock:
+            if not self._within:
+                self._threads = torch.get_num_threads()
+            self._within += 1
+            threads = self._threads
+            torch.set_num_threads(1)
+        try:
+            yield threads
+        finally:
+            with self._lock:
+                self._within -= 1
+                if self._within:
+                    self._controller.limit(limits=threads, user_api="openmp")
+                else:
+                    torch.set_num_threads(threads)
+
+
+UNDIVIDED = Undivided()

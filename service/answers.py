@@ -425,6 +425,7 @@ class TargetAnswer(BaseModel):
     typical: float | None = Field(description="Half of such amounts are larger; nine of ten lie between low and high.")
     low: float | None
     high: float | None
+    guess: float | None = Field(description="Of amounts, whose error as a share of the truth is least on average.")
     expected: float | None = Field(description="probability × amount; of other targets the probability.")
 
 

@@ -40,8 +40,8 @@ async def forecast(request: Request, user_id: UserId, days: Days = None) -> Resp
     """Every target of the release, from the day after the newest event on, live events included.
 
     A probability is calibrated; an amount is given that there is one, on average; half of them are above `typical`,
-    nine of ten between `low` and `high`; `expected` is probability × amount. `events` is what is on for this user, as
-    far as it is known by then.
+    nine of ten between `low` and `high`, and the error of `guess`, as a share of the truth, is least; `expected` is
+    probability × amount. `events` is what is on for this user, as far as it is known by then.
     """
 
     def told(forecaster: Forecaster, history: History) -> dict[str, Any]:

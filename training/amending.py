@@ -1,8 +1,13 @@
-"""A line of its own for each target, by what users are: what a network that all targets share leaves over.
+"""Lines of its own for each target, by what users are: what a network that all targets share leaves over.
 
 A network foretells days, and a target is made of them; how somebody comes back says other things of 7 days than of 28,
-and other things of churn than of buying. The lines are logistic regressions on what is left over, so what is on moves
-an answer as before, at any horizon. What habits say of the future moves on: the newer a stretch, the more it says.
+and other things of churn than of buying. The lines are regressions on what is left over, so what is on moves an answer
+as before, at any horizon. What habits say of the future moves on: the newer a stretch, the more it says.
+
+    logits    a logistic regression
+    amounts   ridges of logs, by features with knees: on what is left over; then on how far from that amounts lie
+    guess     the amount and its root, by the spread, with the weights of least relative error; learned of users by whom
+              the ridges were not, for what was seen varies less than what comes
 
 Departure: LUMOS's heads share everything but their last layer, and learn all of it by gradients.
 """
@@ -15,10 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.days import day_of
+from lurm.days import day_of, signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase
+from lurm.lumos import FINE, LEAST_SPREAD, Lines, bent, leaning
 
 _MOST_USERS = 8192
 _CUTS = 8  # a horizon apart, the last ones
@@ -27,23 +33,46 @@ _PRIOR, _PRIOR_LEVEL = 300.0, 1.0  # precision: 1 / variance of what is believed
 _FEWEST = 50  # answers to learn from
 _STEPS = 15  # of Newton
 _FARTHEST = 2.0  # that a step may move somebody's logit
+_FOLDS = 5  # of users
+_ROUNDS = 80  # of weighing anew
+_NEAR = 0.02  # of the truth; errors below this count alike
 Array = NDArray[np.float64]
 
 
-class Lines(NamedTuple):
-    """(Q, S' + 1) float32 each: what is added to the logits of each target, by what users are and for everybody.
+class Stretch(NamedTuple):
+    """What was said of B users who had begun, and what happened.
 
     Attributes:
-        before_qs: by what is known where the last stretch begins; by these that stretch can be foretold.
-        all_qs: by the last stretch as well.
+        row_b: of users.
+        static_bs: what they are.
+        logit_bq, log_bq: of the network; amounts in parts of their units (``FINE``).
+        happened_bq, amount_bq: as of ``Labels``; amounts in their units.
     """
 
-    before_qs: NDArray[np.float32]
-    all_qs: NDArray[np.float32]
+    row_b: NDArray[np.int64]
+    static_bs: NDArray[np.float32]
+    logit_bq: NDArray[np.float32]
+    log_bq: NDArray[np.float32]
+    happened_bq: NDArray[np.float32]
+    amount_bq: NDArray[np.float64]
 
 
-def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> Lines:
+class Ridge(NamedTuple):
+    """A regression on features of B answers.
+
+    Attributes:
+        line_x: weights.
+        crossed_b: what weights say that were learned from other users.
+    """
+
+    line_x: Array
+    crossed_b: Array
+
+
+def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Lines, Lines]:
     """The lines of a forecaster that corrects nothing, and whose network has none.
+
+    First by what is known where the last stretch begins, so that this can be foretold by them; then by this as well.
 
     Args:
         raw: see above.
@@ -58,27 +87,35 @@ def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> Lines:
     stretches = []
     for cut in cuts:
         begun = np.flatnonzero(grid.born_b < cut)
-        logit_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
-        days = raw.calendar.days(rows, cut, horizon, as_of=cut * DAY_MS)
-        x_bs = np.column_stack([static_bs.astype(np.float64), np.ones(len(begun))])
-        stretches.append((x_bs, logit_bq, questions.labels(grid, days, cut).happened_bq[begun]))
-    width = raw.reader.static_width + 1
-    return Lines(*(_lines(some, len(questions), width) for some in (stretches[1:], stretches[:_CUTS])))
+        logit_bq, log_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
+        labels = questions.labels(grid, raw.calendar.days(rows, cut, horizon, as_of=cut * DAY_MS), cut)
+        happened_bq, amount_bq = labels.happened_bq[begun], labels.amount_bq[begun] / questions.unit_q
+        stretches.append(Stretch(begun, static_bs, logit_bq, log_bq, happened_bq, amount_bq))
+    sizes = len(questions), raw.reader.static_width
+    return lines(stretches[1:], *sizes), lines(stretches[:_CUTS], *sizes)
 
 
-def _lines(stretches: Sequence[tuple[Array, Array, NDArray[np.float32]]], n: int, width: int) -> NDArray[np.float32]:
-    """(Q, S' + 1) by features, logits and what happened in stretches, the newest first."""
-    own_qs = np.zeros((n, width), np.float32)
+def lines(stretches: Sequence[Stretch], n_targets: int, n_static: int) -> Lines:
+    """The lines by what was said in stretches, the newest first, and what happened."""
+    found = Lines.none(n_targets, n_static)
     if not stretches:
-        return own_qs
-    x_bs, logit_bq, happened_bq = (np.concatenate(parts) for parts in zip(*stretches, strict=True))
-    weight_b = np.repeat(_FADES ** np.arange(len(stretches)), [len(x_bs) for x_bs, *_ in stretches])
-    for at in range(n):
+        return found
+    row_b, static_bs, logit_bq, log_bq, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
+    weight_b = np.repeat(_FADES ** np.arange(len(stretches)), [len(one.row_b) for one in stretches])
+    level_b = np.ones((len(static_bs), 1))
+    x_bs = np.hstack([static_bs.astype(np.float64), level_b])
+    for at in range(n_targets):
         known = ~np.isnan(happened_bq[:, at])
         did_b = happened_bq[known, at].astype(np.float64)
         if len(did_b) >= _FEWEST and 0 < did_b.mean() < 1:
-            own_qs[at] = left_over(x_bs[known], logit_bq[known, at], did_b, weight_b[known])
-    return own_qs
+            found.own_qs[at] = left_over(x_bs[known], logit_bq[known, at], did_b, weight_b[known])
+        some = np.flatnonzero(np.nan_to_num(amount_bq[:, at]) != 0)
+        if len(some) >= _FEWEST:
+            bent_bx = np.hstack([bent(x_bs[some, :-1]), level_b[some]])
+            said_b, true_b = log_bq[some, at].astype(np.float64), amount_bq[some, at]
+            rest = amounts_left_over(bent_bx, said_b, true_b, weight_b[some], row_b[some] % _FOLDS)
+            found.typical_qx[at], found.spread_qx[at], found.lean_qk[at] = rest
+    return found
 
 
 def left_over(x_bs: Array, logit_b: Array, did_b: Array, weight_b: Array) -> Array:
@@ -90,7 +127,7 @@ def left_over(x_bs: Array, logit_b: Array, did_b: Array, weight_b: Array) -> Arr
         did_b: 1 or 0.
         weight_b: what answers count.
     """
-    prior = np.append(np.full(x_bs.shape[1] - 1, _PRIOR), _PRIOR_LEVEL)
+    prior = _prior(x_bs.shape[1])
     line = np.zeros(x_bs.shape[1])
     for _ in range(_STEPS):
         p_b = 1 / (1 + np.exp(-np.clip(logit_b + x_bs @ line, -30, 30)))
@@ -100,3 +137,53 @@ def left_over(x_bs: Array, logit_b: Array, did_b: Array, weight_b: Array) -> Arr
         if np.abs(step).max() < 1e-4:
             break
     return line
+
+
+def amounts_left_over(
+    x_bx: Array, log_b: Array, true_b: Array, weight_b: Array, fold_b: NDArray[np.int64]
+) -> tuple[Array, Array, Array]:
+    """(X,) the line that is best added to logs of amounts, (X,) that of their spread, and (4,) how a guess leans.
+
+    Args:
+        x_bx: features of B amounts; the last is 1 for all.
+        log_b: what is known already, signed logs of parts of a unit.
+        true_b: what there was, in units, never 0.
+        weight_b: what amounts count.
+        fold_b: 0 to 4, of whom an amount is.
+    """
+    true_log_b = signed_log(true_b * FINE)
+    typical = ridge(x_bx, true_log_b - log_b, weight_b, fold_b)
+    log_b = log_b + typical.crossed_b
+    off_b = np.abs(true_log_b - log_b)
+    spread = ridge(x_bx, off_b / max(float(np.average(off_b, weights=weight_b)), 1e-9), weight_b, fold_b)
+    return typical.line_x, spread.line_x, lean(log_b, np.maximum(spread.crossed_b, LEAST_SPREAD), true_b)
+
+
+def ridge(x_bx: Array, y_b: Array, weight_b: Array, fold_b: NDArray[np.int64]) -> Ridge:
+    """The line of least squares, and what those say that are learned without a fold each, of that fold."""
+    chosen = [fold_b == fold for fold in range(_FOLDS)]
+    weighed = [(x_bx[some] * weight_b[some, None]).T for some in chosen]
+    curvatures = [x_xb @ x_bx[some] for x_xb, some in zip(weighed, chosen, strict=True)]
+    moments = [x_xb @ y_b[some] for x_xb, some in zip(weighed, chosen, strict=True)]
+    curvature, moment = sum(curvatures) + np.diag(_prior(x_bx.shape[1])), sum(moments)
+    crossed_b = np.zeros(len(y_b))
+    for some, own, own_moment in zip(chosen, curvatures, moments, strict=True):
+        crossed_b[some] = x_bx[some] @ np.linalg.solve(curvature - own, moment - own_moment)
+    return Ridge(np.linalg.solve(curvature, moment), crossed_b)
+
+
+def lean(log_b: Array, spread_b: Array, true_b: Array) -> Array:
+    """(4,) the weights of ``leaning`` by which guesses have the least error as a share of the truth."""
+    x_bk = leaning(log_b, spread_b)
+    believed, size_b = np.eye(x_bk.shape[1])[0], np.abs(true_b)
+    found: Array = believed.copy()
+    for _ in range(_ROUNDS):  # an absolute error is a square over itself
+        off_b = true_b - x_bk @ found
+        own_b = 1 / (size_b * np.maximum(np.abs(off_b), _NEAR * size_b))
+        curvature = (x_bk * own_b[:, None]).T @ x_bk + np.eye(len(believed))
+        found += np.linalg.solve(curvature, x_bk.T @ (own_b * off_b) + believed - found)
+    return found
+
+
+def _prior(n: int) -> Array:
+    return np.append(np.full(n - 1, _PRIOR), _PRIOR_LEVEL)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from lurm.days import signed_log
 from lurm.events import DAY_MS
-from lurm.forecasts import LEVEL, Calibration, Forecaster, with_calibrations
+from lurm.forecasts import LEVEL, Calibration, Forecast, Forecaster, with_calibrations
 from lurm.history import HistoryBase
+from lurm.lumos import FINE
 from lurm.targets import Target
 
 _MOST_USERS = 32_768
@@ -38,21 +39,23 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         cut_day: where the stretch begins that was not trained on; stretches before it tell how much years, weeks and
             moods make everybody differ at once from what was foretold.
     """
-    probability_bq, raw_bq, happened_bq, amount_bq = _answers(raw, history, cut_day)
+    forecast, happened_bq, amount_bq = _answers(raw, history, cut_day)
+    probability_bq, raw_bq, parts_q = forecast.probability, forecast.expected, raw.questions.unit_q / FINE
+    log_bq, high_bq = (signed_log(x_bq / parts_q) for x_bq in (forecast.typical, forecast.high))
     found = []
     for at, (slope, intercept) in enumerate(lines(raw.targets, probability_bq, happened_bq)):
         target = raw.targets[at]
         logit_b = slope * _logit(probability_bq[:, at]) + intercept
         said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
-        factor, tilt, shift, width, least = 1.0, 1.0, 0.0, 0.0, Calibration().least
+        factor, tilt, shift, width, least = 1.0, 1.0, 0.0, 1.0, Calibration().least
         if target.is_amount:
             did_b = amount_bq[:, at].astype(np.float64)
             total = float(raw_bq[:, at].sum())
             factor = float(np.clip(did_b.sum() / total, 0.1, 10.0)) if total * did_b.sum() > 0 else 1.0
-            some_b, unit = did_b != 0, float(raw.questions.unit_q[at])
-            given_b = factor * raw_bq[some_b, at] / np.maximum(said_b[some_b], 1e-9)
+            some_b = did_b != 0
             least = float(did_b[some_b].min()) if some_b.any() else least
-            tilt, shift, width = _typical(signed_log(given_b / unit), signed_log(did_b[some_b] / unit))
+            log_b, true_b = log_bq[some_b, at], signed_log(did_b[some_b] / parts_q[at])
+            tilt, shift, width = typical(log_b, true_b, high_bq[some_b, at] - log_b)
             said_b = factor * raw_bq[:, at]
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
@@ -72,8 +75,8 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
 
 def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> NDArray[np.float64]:
     """(Q,) the log of what everybody together did, over what was foretold; NaN where the question does not arise."""
-    _, said_bq, happened_bq, amount_bq = _answers(forecaster, history, cut_day)
-    is_amount = forecaster.questions.amount_q >= 0
+    forecast, happened_bq, amount_bq = _answers(forecaster, history, cut_day)
+    said_bq, is_amount = forecast.expected, forecaster.questions.amount_q >= 0
     did_bq = np.where(is_amount, amount_bq, happened_bq)
     known_bq = ~np.isnan(did_bq) & ~np.isnan(said_bq)
     did_q, said_q = (np.where(known_bq, x_bq, 0).sum(0) for x_bq in (did_bq, said_bq))
@@ -83,8 +86,8 @@ def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> N
 
 def _answers(
     forecaster: Forecaster, history: HistoryBase, cut_day: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float32], NDArray[np.float32]]:
-    """(B, Q) probabilities and what is expected, of users who had begun, and what happened: whether, and how much."""
+) -> tuple[Forecast, NDArray[np.float32], NDArray[np.float32]]:
+    """A forecast of users who had begun, and what happened, (B, Q): whether, and how much."""
     rows = np.arange(min(len(history), _MOST_USERS))
     batch = history.batch(rows)
     grid = forecaster.reader.view.grid(batch)
@@ -93,7 +96,8 @@ def _answers(
     n_days = forecaster.reader.horizon
     days = forecaster.calendar.days(rows, cut_day, n_days, as_of=cut_day * DAY_MS)
     labels = forecaster.questions.labels(grid, days, cut_day)
-    return forecast.probability[begun], forecast.expected[begun], labels.happened_bq[begun], labels.amount_bq[begun]
+    said = Forecast(*(answers_bq[begun] for answers_bq in forecast))
+    return said, labels.happened_bq[begun], labels.amount_bq[begun]
 
 
 def lines(
@@ -135,18 +139,26 @@ def _platt(
     return float(np.clip(weights[0], 0.1, 5.0)), float(weights[1])
 
 
-def _typical(given_b: NDArray[np.float64], true_b: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Tilt and shift from given amounts to the median of true ones, and how far nine of ten lie from it; signed logs.
+def typical(
+    log_b: NDArray[np.float64], true_b: NDArray[np.float64], spread_b: NDArray[np.float64]
+) -> tuple[float, float, float]:
+    """Tilt and shift from told amounts to the median of true ones, and how many spreads hold nine of ten.
 
-    Paper: split conformal prediction (Vovk et al. 2005), on the stretch that also decided when to stop.
+    Args:
+        log_b: signed logs of amounts as they are told.
+        true_b: those of true ones.
+        spread_b: how far from what is told they may lie, to some measure.
+
+    Paper: split conformal prediction (Vovk et al. 2005) of scores over a spread (Lei et al. 2018), on the stretch that
+    also decided when to stop.
     """
-    if len(given_b) < 20:
-        return 1.0, 0.0, float(np.abs(given_b - true_b).max(initial=0.0))
-    off_b = given_b - given_b.mean()
+    if len(log_b) < 20:
+        return 1.0, 0.0, float((np.abs(log_b - true_b) / spread_b).max(initial=0.0))
+    off_b = log_b - log_b.mean()
     tilt = float(np.clip((off_b @ true_b + 10.0) / (off_b @ off_b + 10.0), 0.1, 2.0))
-    shift = float(np.median(true_b - tilt * given_b))
+    shift = float(np.median(true_b - tilt * log_b))
     level = min(1.0, LEVEL * (1 + 1 / len(true_b)))
-    return tilt, shift, float(np.quantile(np.abs(true_b - tilt * given_b - shift), level))
+    return tilt, shift, float(np.quantile(np.abs(true_b - tilt * log_b - shift) / spread_b, level))
 
 
 def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:

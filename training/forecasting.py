@@ -304,10 +304,10 @@ def train(
     )
     network.load_state_dict(dict(passed.best))
     raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
-    own = own_lines(raw, history, learn_until)
-    network.own_qs.copy_(torch.from_numpy(own.before_qs))  # the stretch that calibrates them must be new to them
+    before, after = own_lines(raw, history, learn_until)
+    network.amend(before)  # the stretch that calibrates them must be new to them
     calibrations = calibrations_of(raw, history, first_day, learn_until)
-    network.own_qs.copy_(torch.from_numpy(own.all_qs))
+    network.amend(after)
     return with_calibrations(raw, calibrations, history), Trained(passed.epochs, passed.held_out, passed.best_epoch)
 
 

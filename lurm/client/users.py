@@ -124,6 +124,7 @@ class Foretold:
         probability: calibrated; of an amount, that there is one.
         amount: given that there is one, on average; None of other targets.
         typical: half of such amounts are larger; nine of ten lie between low and high.
+        guess: of such an amount, whose error as a share of the truth is least on average.
         expected: probability × amount; of other targets the probability.
     """
 
@@ -135,6 +136,7 @@ class Foretold:
     typical: float | None
     low: float | None
     high: float | None
+    guess: float | None
     expected: float | None
 
 

@@ -17,7 +17,6 @@ from lurm.errors import DataError, UsageError
 from tests.integration.conftest import Built
 from training.__main__ import evaluate
 from training.evaluate.foretold import Days, Score, calibration_error, chance_error, squared_error
-from training.evaluate.rivals import Leaning
 
 pytestmark = pytest.mark.slow
 
@@ -155,27 +154,6 @@ def test_without_chance_the_calibration_error_is_the_true_one_however_few_are_as
             0.01 / 12 - 1e-5, abs=3 * np.std(off) / 600**0.5 + 2e-4
         )  # within bins it evens out
     assert squared_error(np.array([0.3]), np.array([1.0])) == 0  # of one nothing is known
-
-
-def test_guesses_lean_more_the_less_sure_they_are() -> None:
-    """By hand: whoever comes seldom leaves amounts that vary more; one factor for all is worse, and none much worse."""
-    rng = np.random.default_rng(3)
-    chance = rng.random(3000)
-    said = np.exp(rng.normal(2, 0.5, 3000))
-    true = said * np.exp(rng.normal(0, 0.2 + 1.2 * (chance < 0.3)))
-    learned, judged = slice(0, 2000), slice(2000, None)
-
-    def error(guess: Any) -> float:
-        return float(np.mean(np.abs(guess - true[judged]) / true[judged]))
-
-    lean = Leaning.of(said[learned], chance[learned], true[learned])
-    leaned = lean(said[judged], chance[judged])
-    assert error(leaned) < 0.97 * min(error(factor * said[judged]) for factor in np.linspace(0.2, 1.2, 60))
-    assert error(leaned) < 0.8 * error(said[judged])
-    sure = chance[judged] > 0.3
-    assert np.mean(leaned[sure] / said[judged][sure]) > 1.3 * np.mean(leaned[~sure] / said[judged][~sure])
-    few = Leaning.of(said[:3], chance[:3], true[:3])
-    assert few(said, chance) == pytest.approx(said)  # too few to tell
 
 
 def test_a_log_too_short_for_the_horizon_is_refused(small: Built, tmp_path: Path) -> None:

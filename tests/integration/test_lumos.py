@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +14,15 @@ from threadpoolctl import threadpool_limits
 from lurm.artifacts import draft
 from lurm.calendars import Calendar, Edit
 from lurm.dataset import Dataset
-from lurm.days import day_of
-from lurm.errors import DataError, Unfulfillable, UsageError
+from lurm.days import day_of, signed_log
+from lurm.errors import ArtifactCorrupt, DataError, Unfulfillable, UsageError
 from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBatch
-from lurm.lumos import LumosConfig
+from lurm.lumos import FINE, REVISION, LumosConfig
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.targets import Target
+from lurm.transformer import UNDIVIDED
 from tests.integration.conftest import Built
 from training.forecasting import LumosRecipe, train
 from training.world.planted import _WEEKDAYS as WEEKDAYS
@@ -89,11 +91,28 @@ def test_what_is_foretold_hangs_together(forecaster, batch, today):
         assert (found.low[:, amount] <= found.typical[:, amount]).all()
         assert (found.typical[:, amount] <= found.high[:, amount]).all()
         assert np.allclose(found.expected[:, amount], found.probability[:, amount] * found.amount[:, amount])
-        for much in (found.low, found.amount):
+        assert np.nanmean(found.guess[:, amount]) < np.nanmean(found.typical[:, amount])
+        for much in (found.low, found.amount, found.guess):
             assert (much[:, amount] >= forecaster.calibrations[amount].least).all()
     assert forecaster.calibrations[VIEWS].least == 1  # a view
     assert forecaster.calibrations[SPEND].least > 0
     assert np.isnan(found.amount[:, ACTIVE]).all()
+    assert np.isnan(found.guess[:, ACTIVE]).all()
+
+
+def test_intervals_are_as_wide_as_amounts_vary_and_no_calendar_moves_that(forecaster, batch, today):
+    """What users are decides how sure an amount is; a sale moves the amount alone, all of it by as much."""
+    sale = Edit("add", kind="sale", start=today * DAY, end=(today + 5) * DAY)
+    for amount in (VIEWS, SPEND):
+        unit = forecaster.questions.unit_q[amount] / FINE
+        widths, logs = [], []
+        for found in forecaster.compare(batch, today, [sale])[:2]:
+            typical, high = (signed_log(x[:, amount] / unit) for x in (found.typical, found.high))
+            widths.append(high - typical)
+            logs.append(typical)
+        assert np.std(widths[0]) > 0.05 * np.mean(widths[0])
+        assert widths[1] == pytest.approx(widths[0], abs=1e-4)
+        assert np.abs(logs[1] - logs[0]).max() > 0
 
 
 @pytest.mark.parametrize("days", [None, 5])
@@ -155,6 +174,27 @@ def test_threads_change_no_bit_and_are_given_back(forecaster, batch, today):
         torch.set_num_threads(before)
     for one, other in zip(alone, shared, strict=True):
         assert np.array_equal(one, other, equal_nan=True)
+
+
+def test_requests_that_overlap_give_every_thread_back_what_it_had():
+    """Whoever comes second finds one thread, and must not leave that behind."""
+    before, pools = torch.get_num_threads(), [ThreadPoolExecutor(1) for _ in range(3)]
+    torch.set_num_threads(3)
+    try:
+        first, second, third = ((lambda work, pool=pool: pool.submit(work).result()) for pool in pools)
+        one, two = UNDIVIDED(), UNDIVIDED()
+        assert first(one.__enter__) == second(two.__enter__) == 3
+        assert [ask(torch.get_num_threads) for ask in (first, second, third)] == [1, 1, 1]
+        first(lambda: one.__exit__(None, None, None))
+        assert [ask(torch.get_num_threads) for ask in (first, second)] == [3, 1]
+        second(lambda: two.__exit__(None, None, None))
+        assert [ask(torch.get_num_threads) for ask in (first, second)] == [3, 3]
+        with ThreadPoolExecutor(1) as fresh:
+            assert fresh.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+        for pool in pools:
+            pool.shutdown()
 
 
 def test_nothing_that_is_known_later_moves_a_forecast(forecaster, release, batch, today):
@@ -350,7 +390,10 @@ def test_a_written_forecaster_foretells_the_same(forecaster, release, batch, tod
     with draft(tmp_path / "lumos", kind="lumos", key="test", config={}) as work:
         forecaster.write(work.path)
     again = Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes)
-    assert np.array_equal(
-        again.forecast(batch, today).expected, forecaster.forecast(batch, today).expected, equal_nan=True
-    )
+    for one, other in zip(again.forecast(batch, today), forecaster.forecast(batch, today), strict=True):
+        assert np.array_equal(one, other, equal_nan=True)
+    told = tmp_path / "lumos" / "lumos.json"
+    told.write_bytes(told.read_bytes().replace(b'"revision":%d' % REVISION, b'"revision":%d' % (REVISION - 1)))
+    with pytest.raises(ArtifactCorrupt, match=f"computes by revision {REVISION - 1}, this lurm by {REVISION}"):
+        Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes, verify=False)
     assert day_of(release.history.watermark) + 1 == today

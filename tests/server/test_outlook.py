@@ -47,7 +47,7 @@ def test_the_table_holds_what_the_library_says_of_everybody(
     for at, target in enumerate(forecaster.targets):
         own = table.filter(pl.col("target") == target.name)
         assert own["days"].unique().to_list() == [target.days]
-        for name in ("probability", "amount", "typical", "low", "high", "expected"):
+        for name in ("probability", "amount", "typical", "low", "high", "guess", "expected"):
             numbers = own[name].fill_null(np.nan).to_numpy()
             assert np.allclose(numbers, getattr(found, name)[:, at], rtol=1e-3, atol=1e-6, equal_nan=True), name
         assert told["totals"][at]["target"] == target.name

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lurm.targets import Target
-from training.calibrating import lines
+from training.calibrating import lines, typical
 
 TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
 N = 4000
@@ -49,3 +49,19 @@ def test_what_happened_to_all_or_to_none_makes_nothing_certain() -> None:
     happened_bq[:30, 2] = 0
     slope, intercept = lines(TARGETS, probability_bq, happened_bq)[2]
     assert 0.1 <= slope <= 5 and -2 < intercept < 0
+
+
+def test_nine_of_ten_lie_within_also_of_those_that_vary_little_and_much() -> None:
+    rng = np.random.default_rng(5)
+
+    def told(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        log_b, spread_b = rng.normal(3, 1, n), np.where(rng.random(n) < 0.3, 2.0, 0.5)
+        return log_b, 0.8 * log_b + 0.3 + spread_b * rng.normal(size=n), spread_b
+
+    tilt, shift, width = typical(*told(4000))
+    assert (tilt, shift) == pytest.approx((0.8, 0.3), abs=0.1)
+    log_b, true_b, spread_b = told(40_000)
+    within_b = np.abs(true_b - tilt * log_b - shift) <= width * spread_b
+    for spread in (0.5, 2.0):
+        assert within_b[spread_b == spread].mean() == pytest.approx(0.9, abs=0.02)
+    assert typical(log_b[:5], true_b[:5], spread_b[:5])[:2] == (1.0, 0.0)  # too few to tell

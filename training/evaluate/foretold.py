@@ -38,12 +38,11 @@ from lurm.progress import Reporter
 from lurm.rhythm import rhythm_width
 from lurm.targets import Labels
 from lurm.transformer import PositionKind
-from training.evaluate.rivals import Answers, Leaning, Lesson, dense_net, trees
+from training.evaluate.rivals import Answers, Lesson, dense_net, trees
 from training.forecasting import LumosRecipe, train
 
 AXES = ("calendar", "positions", "targets")
 _LESSONS = 8  # cuts that rivals learn from
-_LEANS_ON = 3  # stretches that tell how what LUMOS says of amounts is best turned into guesses
 _BINS = 10
 _YEAR = 364
 _SEGMENTS = ("new", "dormant", "heavy")
@@ -323,26 +322,9 @@ class _Cut:
         return np.column_stack([one for one, _ in said]), np.column_stack([one for _, one in said])
 
     def _said(self, forecaster: Forecaster) -> Said:
-        """Probabilities, and amounts that lean as would have been right in the stretches before."""
-        own, horizon = forecaster.forecast(self._batch, self._cut_day), forecaster.reader.horizon
-        amount_bq = np.full_like(own.typical, np.nan)
-        if not any(target.is_amount for target in forecaster.targets):
-            return own.probability, amount_bq
-        cuts = [self._cut_day - horizon * (n + 1) for n in range(_LEANS_ON)]
-        before = [self._before(forecaster, cut) for cut in cuts if cut > day_of(self._history.first_at)]
-        said_bq, chance_bq, true_bq = (np.concatenate(parts) for parts in zip(*before, strict=True))
-        for at, target in enumerate(forecaster.targets):
-            if target.is_amount:
-                lean = Leaning.of(said_bq[:, at], chance_bq[:, at], true_bq[:, at])
-                amount_bq[:, at] = lean(own.typical[:, at], own.probability[:, at])
-        return own.probability, amount_bq
-
-    def _before(self, forecaster: Forecaster, cut_day: int) -> tuple[Answers, Answers, Answers]:
-        """(B', Q) typical amounts and probabilities from an earlier day, of users who had one, and the amounts."""
-        true_bq = self._labels(cut_day, forecaster).amount_bq.astype(np.float64)
-        who = np.flatnonzero((self._grid.born_b < cut_day) & (np.nan_to_num(true_bq) != 0).any(1))
-        said = forecaster.forecast(self._history.batch(who), cut_day)
-        return said.typical, said.probability, true_bq[who]
+        """Probabilities, and guesses at amounts."""
+        own = forecaster.forecast(self._batch, self._cut_day)
+        return own.probability, own.guess
 
     def _segments(self, begun: NDArray[np.bool_]) -> list[tuple[str, NDArray[np.bool_]]]:
         past = self._batch.before(self._cut_day * DAY_MS)
@@ -351,8 +333,8 @@ class _Cut:
         new = self._grid.born_b >= self._cut_day - 28
         return list(zip(_SEGMENTS, (begun & new, begun & asleep, begun & heavy), strict=True))
 
-    def _labels(self, cut_day: int, forecaster: Forecaster | None = None) -> Labels:
-        asked = forecaster or self._forecaster
+    def _labels(self, cut_day: int) -> Labels:
+        asked = self._forecaster
         days = asked.calendar.days(self._rows, cut_day, asked.reader.horizon, as_of=cut_day * DAY_MS)
         return asked.questions.labels(self._grid, days, cut_day)
 

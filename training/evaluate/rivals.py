@@ -22,7 +22,6 @@ from lurm.targets import Target
 
 _TREES: dict[str, Any] = {"learning_rate": 0.05, "max_iter": 200, "early_stopping": True}
 _FEWEST = 20  # amounts to learn from
-_ROUNDS = 60
 _HELD_OUT, _PATIENCE, _PASSES, _BATCH = 0.1, 5, 60, 256
 Answers = NDArray[np.float64]
 
@@ -124,52 +123,6 @@ def dense_net(
         logit_bq, amount_bq = net(now).double().chunk(2, dim=1)
     learned_q = is_some_bq.sum(0).numpy() > _FEWEST
     return torch.sigmoid(logit_bq).numpy(), np.where(learned_q, from_signed_log(amount_bq.numpy()), np.nan)
-
-
-@dataclass(frozen=True, slots=True)
-class Leaning:
-    """What brings amounts that are said nearest to true ones, as a share of these: by size, and how likely one is.
-
-    A guess may be too large by any multiple of the amount and too small by all of it at most, so it should be the lower
-    the less sure it is; and who comes often leaves amounts that vary less.
-
-    Attributes:
-        weights: of 1, the log of what is said, and the logit of the probability, in the log of the guess over that.
-    """
-
-    weights: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, said_b: Answers, chance_b: Answers, true_b: Answers) -> Leaning:
-        """What would have been right; fitted as trees and dense net are, by absolute errors of logs over the amount.
-
-        Args:
-            said_b, chance_b: amounts that were said, and probabilities that there is one.
-            true_b: amounts there were; what is NaN or 0 teaches nothing.
-        """
-        some = np.isfinite(said_b) & (said_b != 0) & np.isfinite(true_b) & (true_b != 0)
-        if some.sum() <= _FEWEST:
-            return cls((0.0, 0.0, 0.0))
-        x_b3, weight_b = cls._features(said_b[some], chance_b[some]), _weights(true_b[some])
-        off_b = signed_log(true_b[some]) - signed_log(said_b[some])
-        found = np.zeros(3)
-        for _ in range(_ROUNDS):  # an absolute error is a square over itself
-            own_b = weight_b / np.maximum(np.abs(off_b - x_b3 @ found), 0.02)
-            curvature = (x_b3 * own_b[:, None]).T @ x_b3 + np.diag([1e-6, 3.0, 3.0])
-            found = np.linalg.solve(curvature, x_b3.T @ (own_b * off_b))
-        return cls((float(found[0]), float(found[1]), float(found[2])))
-
-    def __call__(self, said_b: Answers, chance_b: Answers) -> Answers:
-        """Guesses."""
-        guess_b: Answers = from_signed_log(
-            signed_log(said_b) + self._features(said_b, chance_b) @ np.array(self.weights)
-        )
-        return guess_b
-
-    @staticmethod
-    def _features(said_b: Answers, chance_b: Answers) -> Answers:
-        chance_b = np.clip(chance_b, 1e-6, 1 - 1e-6)
-        return np.column_stack([np.ones(len(said_b)), signed_log(said_b), np.log(chance_b / (1 - chance_b))])
 
 
 def _weights(true_b: Answers) -> Answers:
