@@ -328,6 +328,37 @@ class Forecaster:
         known = self.edited(edits, first_day).known(row, first_day, self.reader.horizon, as_of=first_day * DAY_MS)
         return list(known.iter_rows(named=True))
 
+    def as_json(self, forecast: Forecast, user: int, days: int | None = None) -> list[dict[str, Any]]:
+        """One user's forecast, a target each; what does not arise, or is not asked, is null.
+
+        Args:
+            forecast: that was told.
+            user: row of the forecast.
+            days: that were asked for; targets that then are one are told once. None: those of each target.
+        """
+        return [
+            {
+                "target": target.name,
+                "kind": target.kind,
+                "days": target.days,
+                **_numbers_at(forecast._asdict(), (user, at)),
+            }
+            for target, at in self._told(days).items()
+        ]
+
+    def interval_as_json(self, interval: Interval, days: int | None = None) -> list[dict[str, Any]]:
+        """(Q,) each, a target each; null where the question does not arise. ``days`` as for ``as_json``."""
+        return [
+            {"target": target.name, **_numbers_at(interval._asdict(), at)} for target, at in self._told(days).items()
+        ]
+
+    def _told(self, days: int | None) -> dict[Target, int]:
+        """The different targets, and where each stands."""
+        told: dict[Target, int] = {}
+        for at, target in enumerate(self.targets):
+            told.setdefault(target if days is None else target.over(days), at)
+        return told
+
     def _asking(self, days: int | None) -> Questions:
         """The questions at another horizon."""
         most = self.network.config.horizon
@@ -424,40 +455,6 @@ def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration
     """The same forecaster, corrected otherwise."""
     one = forecaster
     return Forecaster(one.network, one.reader, one.questions, one.calendar, calibrations, history)
-
-
-def interval_as_json(forecaster: Forecaster, interval: Interval, days: int | None = None) -> list[dict[str, Any]]:
-    """(Q,) each, a target each; null where the question does not arise. ``days`` as for ``as_json``."""
-    return [
-        {"target": target.name, **_numbers_at(interval._asdict(), at)} for target, at in _told(forecaster, days).items()
-    ]
-
-
-def as_json(forecaster: Forecaster, forecast: Forecast, user: int, days: int | None = None) -> list[dict[str, Any]]:
-    """One user's forecast, a target each; what does not arise, or is not asked, is null.
-
-    Args:
-        forecaster, forecast: who told what.
-        user: row of the forecast.
-        days: that were asked for; targets that then are one are told once. None: those of each target.
-    """
-    return [
-        {
-            "target": target.name,
-            "kind": target.kind,
-            "days": target.days,
-            **_numbers_at(forecast._asdict(), (user, at)),
-        }
-        for target, at in _told(forecaster, days).items()
-    ]
-
-
-def _told(forecaster: Forecaster, days: int | None) -> dict[Target, int]:
-    """The different targets, and where each stands."""
-    told: dict[Target, int] = {}
-    for at, target in enumerate(forecaster.targets):
-        told.setdefault(target if days is None else target.over(days), at)
-    return told
 
 
 def _numbers_at(arrays: Mapping[str, NDArray[np.float64]], place: int | tuple[int, int]) -> dict[str, float | None]:

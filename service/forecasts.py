@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm import forecasts
 from lurm.calendars import Edit
 from lurm.days import day_of
 from lurm.events import DAY_MS
-from lurm.forecasts import Forecaster, Interval
 from lurm.history import History, HistoryBatch
 from service.answers import ForecastAnswer, ScenarioAnswer
 from service.bootstrap import serving_of
@@ -22,6 +20,9 @@ from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, sta
 from service.keys import needs
 from service.scenarios import ForecastRequest, parse_forecast
 from service.schemas import iso_of, known_id
+
+if TYPE_CHECKING:
+    from lurm.forecasts import Forecaster
 
 router = APIRouter(prefix="/v1/users", tags=["users"])
 
@@ -47,7 +48,7 @@ async def forecast(request: Request, user_id: UserId, days: Days = None) -> Resp
     def told(forecaster: Forecaster, history: History) -> dict[str, Any]:
         first_day = forecaster.day_for(_last_of(history))
         found = forecaster.forecast(HistoryBatch.of([history]), first_day, days=days)
-        targets = forecasts.as_json(forecaster, found, 0, days)
+        targets = forecaster.as_json(found, 0, days)
         return {**_head(forecaster, history, first_day, ()), "targets": targets}
 
     return await _answer(request, user_id, told)
@@ -82,13 +83,14 @@ async def _answer(request: Request, user_id: str, tell: Callable[[Forecaster, Hi
 def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) -> dict[str, Any]:
     first_day = forecaster.day_for(_last_of(history)) if asked.as_of is None else day_of(asked.as_of)
     edits = [Edit(**edit.model_dump()) for edit in asked.edits]
-    baseline, scenario, difference = forecaster.compare(HistoryBatch.of([history]), first_day, edits, days=asked.days)
+    baseline, scenario, changed = forecaster.compare(HistoryBatch.of([history]), first_day, edits, days=asked.days)
+    difference = type(changed)(*(array_bq[0] for array_bq in changed))
     return {
         **_head(forecaster, history, first_day, edits),
-        "baseline": forecasts.as_json(forecaster, baseline, 0, asked.days),
-        "scenario": forecasts.as_json(forecaster, scenario, 0, asked.days),
-        "difference": forecasts.interval_as_json(
-            forecaster, Interval(*(array_bq[0] for array_bq in difference)), asked.days
+        "baseline": forecaster.as_json(baseline, 0, asked.days),
+        "scenario": forecaster.as_json(scenario, 0, asked.days),
+        "difference": forecaster.interval_as_json(
+            type(difference)(*(array_bq[0] for array_bq in difference)), asked.days
         ),
     }
 

@@ -19,7 +19,7 @@ from lurm.calendars import Edit
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
-from lurm.forecasts import Forecast, Forecaster, interval_as_json
+from lurm.forecasts import Forecast, Forecaster
 from lurm.histories import erased_up_to
 from lurm.progress import Reporter
 from lurm.release import Release
@@ -134,8 +134,8 @@ def foretell(
             file.write_table(_table(forecaster, batch.user_ids, part))
             together_q += part.together_q
             task.advance(len(batch))
-    difference = interval_as_json(forecaster, forecaster.together(changes)) if edits else []
-    return Outlook(len(rows), n_unknown, interval_as_json(forecaster, forecaster.totals(together_q)), difference)
+    difference = forecaster.interval_as_json(forecaster.together(changes)) if edits else []
+    return Outlook(len(rows), n_unknown, forecaster.interval_as_json(forecaster.totals(together_q)), difference)
 
 
 _SCHEMA = pa.schema(

@@ -47,6 +47,10 @@ def test_the_client_loads_what_it_needs_and_scikit_learn_where_asked_for(reposit
     assert "sklearn" in loaded_by("from lurm.client import UserEmbeddings", repository)
 
 
+def test_a_service_loads_no_training_code_before_it_holds_such_a_model(repository: Path) -> None:
+    assert loaded_by("import service.server", repository) & {"torch", "sklearn", "pandas"} == set()
+
+
 def test_who_does_not_trace_loads_nothing_for_it(repository: Path) -> None:
     code = (
         "import sys\nfrom service import server, tracing\nfrom lurm.settings import Settings\n"
