@@ -89,9 +89,7 @@ def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) 
         **_head(forecaster, history, first_day, edits),
         "baseline": forecaster.as_json(baseline, 0, asked.days),
         "scenario": forecaster.as_json(scenario, 0, asked.days),
-        "difference": forecaster.interval_as_json(
-            type(difference)(*(array_bq[0] for array_bq in difference)), asked.days
-        ),
+        "difference": forecaster.interval_as_json(difference, asked.days),
     }
 
 
