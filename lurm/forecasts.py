@@ -173,6 +173,7 @@ class Forecaster:
     ) -> None:
         self.network, self.reader, self.questions, self.calendar = network.eval(), reader, questions, calendar
         self.calibrations, self.watermark = tuple(calibrations), history.watermark
+        self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
         self._slope, self._intercept, self._factor, *rest = columns
@@ -265,8 +266,7 @@ class Forecaster:
         calendar, questions = self.edited(edits, first_day), self._asking(days)
 
         def forecast(some: slice) -> Forecast:
-            said = self._say(batch.part(some.start, some.stop), calendar, first_day, questions)
-            return self._forecast_of(said, questions)
+            return self._answer(batch.part(some.start, some.stop), calendar, first_day, questions)[1]
 
         return _joined(_at_once(forecast, len(batch)))
 
@@ -343,21 +343,15 @@ class Forecaster:
                 "days": target.days,
                 **_numbers_at(forecast._asdict(), (user, at)),
             }
-            for target, at in self._told(days).items()
+            for target, at in self._asking(days).place.items()
         ]
 
     def interval_as_json(self, interval: Interval, days: int | None = None) -> list[dict[str, Any]]:
         """(Q,) each, a target each; null where the question does not arise. ``days`` as for ``as_json``."""
         return [
-            {"target": target.name, **_numbers_at(interval._asdict(), at)} for target, at in self._told(days).items()
+            {"target": target.name, **_numbers_at(interval._asdict(), at)}
+            for target, at in self._asking(days).place.items()
         ]
-
-    def _told(self, days: int | None) -> dict[Target, int]:
-        """The different targets, and where each stands."""
-        told: dict[Target, int] = {}
-        for at, target in enumerate(self.targets):
-            told.setdefault(target if days is None else target.over(days), at)
-        return told
 
     def _asking(self, days: int | None) -> Questions:
         """The questions at another horizon."""
@@ -370,7 +364,9 @@ class Forecaster:
             raise Unfulfillable(
                 "this release foretells its targets alone; its network was built with head = 'aggregated'"
             )
-        return self.questions.over(days)
+        if days not in self._over:
+            self._over[days] = self.questions.over(days)
+        return self._over[days]
 
     def _compared(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], days: int | None
@@ -379,8 +375,8 @@ class Forecaster:
 
         def compared(some: slice) -> _Compared:
             part = batch.part(some.start, some.stop)
-            one, two = (self._say(part, known, first_day, questions) for known in (self.calendar, calendar))
-            before, after = (self._forecast_of(said, questions) for said in (one, two))
+            answers = (self._answer(part, known, first_day, questions) for known in (self.calendar, calendar))
+            (one, before), (two, after) = answers
             return _Compared(before, after, self._slopes(one, two))
 
         return _at_once(compared, len(batch))
@@ -400,11 +396,24 @@ class Forecaster:
             *(foretold.logit_bq, foretold.expected_bq, amounts),
         )
 
-    def _forecast_of(self, said: _Said, questions: Questions) -> Forecast:
-        """Calibrated, and no answer against another."""
+    def _answer(
+        self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions
+    ) -> tuple[_Said, Forecast]:
+        """What is said of some users, and told: at another horizon nothing that their own horizons contradict."""
+        said = self._say(batch, calendar, first_day, questions)
+        if questions is self.questions:
+            return said, self._forecast_of(said, questions)
+        own = self._forecast_of(self._say(batch, calendar, first_day, self.questions), self.questions)
+        same_q = [one == other for one, other in zip(questions.targets, self.questions.targets, strict=True)]
+        asked = self._forecast_of(said, questions, own.probability)
+        return said, Forecast(*(np.where(same_q, *both) for both in zip(own, asked, strict=True)))
+
+    def _forecast_of(self, said: _Said, questions: Questions, own_bq: NDArray[np.float64] | None = None) -> Forecast:
+        """Calibrated, and no answer against another, nor against those of the release's own questions, if given."""
         logit = said.logit_bq.double().numpy() * self._slope + self._intercept
         logit = np.clip(logit, -self._most_logit, self._most_logit)
-        probability = questions.coherent(np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan))
+        chance_bq = np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
+        probability = questions.coherent(chance_bq, own_bq)
         is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
         raw = said.expected_bq.double().numpy() * self._factor
         mean = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)

@@ -6,6 +6,7 @@ what it adds up to. Targets that differ in the horizon alone share their channel
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -114,8 +115,8 @@ class Questions:
         amount_q: (Q,) int64, the channel of its amount; -1: none is asked for.
         unit_a: (A,) float64, what counts as one unit of an amount.
         unit_q: (Q,) float64, the unit of each target's amount; 1 where none is asked for.
-        within_qq: (Q, Q) bool, row in column: whoever does what one target asks about does what another asks about,
-            too; a "churn" asks about acting.
+        place: of each different target, which of them answers for it: where several are one at another horizon, the
+            one whose own was nearest.
 
     Args:
         targets: of different names.
@@ -147,40 +148,56 @@ class Questions:
         units = np.asarray(features.unit_f or (1.0,) * features.width)
         self.unit_a = np.array([units[list(columns)].mean() for columns in amounts], np.float64)
         self.unit_q = np.where(self.amount_q >= 0, np.append(self.unit_a, 1.0)[self.amount_q], 1.0)
-        self.within_qq = self._within()
+        self.place = {target: at for at, target in enumerate(self.targets)}
+        self._own = self
+        self._within_qq = self._in_own = self._in_these = self._within(self)
 
     def over(self, days: int) -> Questions:
         """The same questions, all of them about so many days; some may then be one and the same."""
         asked = copy(self)
-        asked.targets = tuple(target.over(days) for target in self.targets)
-        asked.within_qq = asked._within()
+        asked.targets, asked.place = tuple(target.over(days) for target in self.targets), {}
+        for at, target in enumerate(asked.targets):
+            nearest = self.targets[asked.place.setdefault(target, at)].days
+            if abs(math.log(self.targets[at].days / days)) < abs(math.log(nearest / days)):
+                asked.place[target] = at
+        asked._own, asked._within_qq = self, asked._within(asked)
+        asked._in_own, asked._in_these = asked._within(self), self._within(asked)
         return asked
 
-    def coherent(self, chance_bq: NDArray[np.float64]) -> NDArray[np.float64]:
+    def coherent(
+        self, chance_bq: NDArray[np.float64], own_bq: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
         """(B, Q) probabilities none of which another one contradicts; NaN stays, and says nothing.
 
         Who buys within a week acts within a month, and does not churn: of what holds another thing in it, and of what
         it is held in, the least and the largest chance meet halfway. What was coherent stays as it was.
-        """
-        is_churn = np.array([target.kind == "churn" for target in self.targets])
-        acts_bq = np.where(is_churn, 1 - chance_bq, chance_bq)
-        within, known_bq = self.within_qq, ~np.isnan(acts_bq)
-        most_bq, least_bq = np.empty_like(acts_bq), np.empty_like(acts_bq)
-        for at in range(len(self)):
-            most_bq[:, at] = np.where(known_bq, acts_bq, 0.0)[:, within[:, at]].max(1)
-            least_bq[:, at] = np.where(known_bq, acts_bq, 1.0)[:, within[at]].min(1)
-        acts_bq = np.where(known_bq, (most_bq + least_bq) / 2, np.nan)
-        return np.where(is_churn, 1 - acts_bq, acts_bq)
 
-    def _within(self) -> NDArray[np.bool_]:
+        Args:
+            chance_bq: (B, Q).
+            own_bq: (B, Q), of questions about another horizon: what was found for those they are made of. It stands,
+                and none of these contradicts it.
+        """
+        silent_q = ~np.isin(np.arange(len(self)), list(self.place.values()))
+        acts_bq = np.where(silent_q, np.nan, self._acts(chance_bq))
+        if own_bq is not None:
+            acts_bq = np.clip(acts_bq, *_bounds(self._own._acts(own_bq), self._in_these, self._in_own))
+        halfway_bq: NDArray[np.float64] = np.mean(_bounds(acts_bq, self._within_qq, self._within_qq), axis=0)
+        return self._acts(np.where(np.isnan(acts_bq), np.nan, halfway_bq))
+
+    def _acts(self, chance_bq: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The chance of acting where that of a "churn" is given, and the other way round."""
+        return np.where([target.kind == "churn" for target in self.targets], 1 - chance_bq, chance_bq)
+
+    def _within(self, others: Questions) -> NDArray[np.bool_]:
+        """(Q, Q) row in column: whoever does what one target asks about does what another asks about, too."""
         everything = set(self._features.count_columns.values())
         columns_q = [set(columns) for columns in self._columns_q]
         return np.array(
             [
                 [
-                    one is other
+                    one == other
                     or (other.kind != "response" and one.days <= other.days and (own <= held or held == everything))
-                    for other, held in zip(self.targets, columns_q, strict=True)
+                    for other, held in zip(others.targets, columns_q, strict=True)
                 ]
                 for one, own in zip(self.targets, columns_q, strict=True)
             ]
@@ -320,3 +337,19 @@ def usual_targets(features: DayFeatures, kinds: Sequence[str], horizon: int) -> 
         ]
     targets += [Target(f"responds to {kind}", "response", horizon, event_kind=kind) for kind in sorted(kinds)]
     return tuple(targets)
+
+
+def _bounds(
+    acts_bq: NDArray[np.float64], within: NDArray[np.bool_], held: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(B, P) the most likely of what is in each of P things, and the least likely of what each is in; else 0 and 1.
+
+    Args:
+        acts_bq: (B, Q) chances; NaN says nothing.
+        within: (Q, P).
+        held: (P, Q).
+    """
+    low_bq, high_bq = (np.where(np.isnan(acts_bq), none, acts_bq) for none in (0.0, 1.0))
+    least = [low_bq[:, own].max(1, initial=0.0) for own in within.T]
+    most = [high_bq[:, own].min(1, initial=1.0) for own in held]
+    return np.stack(least, axis=1), np.stack(most, axis=1)

@@ -115,20 +115,36 @@ def test_intervals_are_as_wide_as_amounts_vary_and_no_calendar_moves_that(foreca
         assert np.abs(logs[1] - logs[0]).max() > 0
 
 
-@pytest.mark.parametrize("days", [None, 5])
-def test_no_answer_contradicts_another(forecaster, release, batch, today, days):
+def test_no_answer_contradicts_another(forecaster, release, batch, today):
     """And none is surer than so many answers of a log can make it, whatever the network says."""
-    chance = forecaster.forecast(batch, today, days=days).probability
+    chance = forecaster.forecast(batch, today).probability
     acted = ~np.isnan(chance[:, CHURN])
     assert np.allclose(chance[acted, ACTIVE] + chance[acted, CHURN], 1, atol=1e-12)
     for one, held in ((1, ACTIVE), (VIEWS, ACTIVE), (SPEND, ACTIVE), (5, ACTIVE)):
         assert (chance[:, one] <= chance[:, held] + 1e-12).all()
-    assert days is None or np.allclose(chance[:, 1], chance[:, ACTIVE], atol=1e-12)
     history = release.history
     n = sum(history.at(row).timestamps[0] < (today - 14) * DAY for row in range(len(history)))  # when it was calibrated
     sure = [replace(one, intercept=90.0) for one in forecaster.calibrations]
-    certain = with_calibrations(forecaster, sure, history).forecast(batch, today, days=days).probability
-    assert np.nanmax(certain[:, ACTIVE]) == pytest.approx(1 - 1 / (n + 2), abs=1e-12) or days
+    certain = with_calibrations(forecaster, sure, history).forecast(batch, today).probability
+    assert np.nanmax(certain[:, ACTIVE]) == pytest.approx(1 - 1 / (n + 2), abs=1e-12)
+
+
+@pytest.mark.parametrize("days", [2, 3, 9, 14])
+def test_another_horizon_contradicts_no_answer_about_its_own(forecaster, batch, today, days):
+    own, asked = (forecaster.forecast(batch, today, days=over) for over in (None, days))
+    active, soon, churned = asked.probability[:, (ACTIVE, 1, CHURN)].T
+    assert np.allclose(active, soon, atol=1e-12), "two names for what then is one question"
+    arises = ~np.isnan(churned)
+    assert arises.any()
+    assert np.allclose(active[arises] + churned[arises], 1, atol=1e-12)
+    for at in (1, ACTIVE):
+        held = own.probability[:, at]
+        assert forecaster.targets[at].days > days or (active >= held - 1e-12).all()
+        assert forecaster.targets[at].days < days or (active <= held + 1e-12).all()
+    same = [at for at, target in enumerate(forecaster.targets) if target.days == days]
+    assert bool(same) == (days in {3, 14})
+    for before, after in zip(own, asked, strict=True):
+        assert np.array_equal(before[:, same], after[:, same], equal_nan=True)
 
 
 def test_planted_lifts_are_recovered_at_distances_where_they_were_never_seen(small, forecaster, batch, today):

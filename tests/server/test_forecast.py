@@ -131,6 +131,21 @@ def test_a_name_tells_the_days_that_were_asked_for(client: httpx.Client, user_id
     assert [one["target"] for one in compared["difference"]] == names
 
 
+def test_a_target_says_the_same_whether_its_own_days_are_asked_for_or_not(
+    client: httpx.Client, release: Release
+) -> None:
+    own_days = {target.name: target.days for target in release.foreteller.targets}
+    assert len(set(own_days.values())) > 1
+    for user_id in release.history.users.take(np.arange(20)):
+        own = {one["target"]: one for one in client.get(f"/v1/users/{user_id}/forecast").json()["targets"]}
+        for days in set(own_days.values()):
+            answer = client.get(f"/v1/users/{user_id}/forecast?days={days}").json()["targets"]
+            told = {one["target"]: one for one in answer}
+            assert {name: told[name] for name in told if own_days.get(name) == days} == {
+                name: one for name, one in own.items() if own_days[name] == days
+            }
+
+
 def test_horizons_and_strangers(client: httpx.Client, user_id: str) -> None:
     assert client.get(f"/v1/users/{user_id}/forecast?days=300").status_code == 409
     assert client.get(f"/v1/users/{user_id}/forecast?days=0").status_code == 422
