@@ -81,3 +81,8 @@ Moment = Annotated[
         }
     ),
 ]
+
+WrittenMoment = Annotated[
+    Moment, BeforeValidator(lambda sent: int(sent) if sent.isascii() and sent.isdecimal() else sent)
+]
+"""Where all is text, as in a query."""

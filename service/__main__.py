@@ -276,7 +276,7 @@ def next_of(
         rows = [imagined(model, opened.history, one, asked) for one in known]
     else:
         place = None if location is None else opened.history.locations.row(location)
-        then_seen = [seen_from(model.known_until, one, seen) for one in known]
+        then_seen = [seen_from(model.known_until, one, seen, then) for one in known]
         known = [history for history, _ in then_seen]
         occasions = [Occasion(then, place, quiet_until) for _, quiet_until in then_seen]
         found = model.next(HistoryBatch.of(known), occasions, k)

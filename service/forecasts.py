@@ -14,6 +14,7 @@ from lurm.calendars import Edit
 from lurm.days import day_of
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
+from lurm.moments import WrittenMoment
 from service.answers import ForecastAnswer, ScenarioAnswer
 from service.bootstrap import serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1/users", tags=["users"])
 
 Days = Annotated[int | None, Query(ge=1, le=366, description="Horizon of every target; default: their own.")]
+AsOf = Annotated[
+    WrittenMoment | None,
+    Query(description="The day to forecast from, as what was known then has it; default: after the newest event."),
+]
 _HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
 
 
@@ -37,8 +42,8 @@ _HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
     responses={**_HEADERS, **problems(404, 409, 422, 429, 503)},
 )
 @needs("read")
-async def forecast(request: Request, user_id: UserId, days: Days = None) -> Response:
-    """Every target of the release, from the day after the newest event on, live events included.
+async def forecast(request: Request, user_id: UserId, days: Days = None, as_of: AsOf = None) -> Response:
+    """Every target of the release, from the day after the newest event on, or another; live events included.
 
     A probability is calibrated; an amount is given that there is one, on average; half of them are above `typical`,
     nine of ten between `low` and `high`, and the error of `guess`, as a share of the truth, is least; `expected` is
@@ -46,7 +51,7 @@ async def forecast(request: Request, user_id: UserId, days: Days = None) -> Resp
     """
 
     def told(forecaster: Forecaster, history: History) -> dict[str, Any]:
-        first_day = forecaster.day_for(_last_of(history))
+        first_day = _first_day(forecaster, history, as_of)
         found = forecaster.forecast(HistoryBatch.of([history]), first_day, days=days)
         targets = forecaster.as_json(found, 0, days)
         return {**_head(forecaster, history, first_day, ()), "targets": targets}
@@ -81,7 +86,7 @@ async def _answer(request: Request, user_id: str, tell: Callable[[Forecaster, Hi
 
 
 def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) -> dict[str, Any]:
-    first_day = forecaster.day_for(_last_of(history)) if asked.as_of is None else day_of(asked.as_of)
+    first_day = _first_day(forecaster, history, asked.as_of)
     edits = [Edit(**edit.model_dump()) for edit in asked.edits]
     baseline, scenario, changed = forecaster.compare(HistoryBatch.of([history]), first_day, edits, days=asked.days)
     difference = type(changed)(*(array_bq[0] for array_bq in changed))
@@ -102,5 +107,8 @@ def _head(forecaster: Forecaster, history: History, first_day: int, edits: Seque
     }
 
 
-def _last_of(history: History) -> int:
-    return int(history.timestamps[-1]) if len(history) else 0
+def _first_day(forecaster: Forecaster, history: History, as_of: int | None) -> int:
+    """The day that is asked for, or the one after the newest event."""
+    if as_of is not None:
+        return day_of(as_of)
+    return forecaster.day_for(int(history.timestamps[-1]) if len(history) else 0)

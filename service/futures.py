@@ -30,17 +30,24 @@ def imagined(model: NextModel, base: HistoryBase, history: History, asked: Rollo
     return {**_facts(history), "paths": [[_step(one, base) for one in path] for path in paths]}
 
 
-def seen_from(known_until: int, history: History, moment: int | None) -> tuple[History, int]:
+def seen_from(known_until: int, history: History, moment: int | None, at: int | None = None) -> tuple[History, int]:
     """A history as it stood at a moment, and until when nothing further had happened, epoch ms.
 
     Args:
         known_until: the end of the model's log, the moment where none is asked for; the user's newest event if later.
         history: of the user.
         moment: epoch ms; only events before it count. None: see above.
+        at: epoch ms, what is done then is asked.
+
+    Raises:
+        Unfulfillable: as ``not_before``.
     """
-    if moment is not None:
-        return history.before(moment), moment
-    return history, max(known_until, int(history.timestamps[-1]) if len(history) else 0)
+    if moment is None:
+        moment = max(known_until, int(history.timestamps[-1]) if len(history) else 0)
+    else:
+        history = history.before(moment)
+    not_before(at, moment)
+    return history, moment
 
 
 def not_before(at: int | None, as_of: int | None) -> None:

@@ -6,12 +6,11 @@ import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.moments import Moment
+from lurm.moments import WrittenMoment
 from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
@@ -25,11 +24,9 @@ _MOST = 1000
 router = APIRouter(prefix="/v1/users", tags=["prospects"])
 
 K = Annotated[int, Query(ge=1, le=_MOST, description="At most so many.")]
-_TEXT = BeforeValidator(lambda sent: int(sent) if sent.isascii() and sent.isdecimal() else sent)  # a query is all text
-At = Annotated[Moment, _TEXT, Query(description="Given that it happens then; epoch milliseconds, or ISO 8601.")]
+At = Annotated[WrittenMoment, Query(description="Given that it happens then; epoch milliseconds, or ISO 8601.")]
 AsOf = Annotated[
-    Moment,
-    _TEXT,
+    WrittenMoment,
     Query(
         description="Only events before it count, and nothing else is known to have happened until then. Default: the "
         "end of the release's log, or the user's newest event if that is later. With at: no later than that."
@@ -66,7 +63,7 @@ async def next_of(
     history = await serving.histories.one(standing)
     base = serving.release.history
     place = None if location is None else base.locations.row(location)
-    history, quiet_until = seen_from(model.known_until, history, as_of)
+    history, quiet_until = seen_from(model.known_until, history, as_of, at)
     found = await serving.foreteller.next(history, Occasion(at, place, quiet_until), k)
     return as_json(told_next(history, found), stale_of(standing))
 

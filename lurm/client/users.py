@@ -260,12 +260,8 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        moments = {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in (("at", at), ("location", location), ("as_of", as_of))
-        }
-        query = urlencode({"k": int(k), **{name: value for name, value in moments.items() if value is not None}})
-        response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/next?{query}"), asked)
+        query = _asked(k=int(k), at=at, location=location, as_of=as_of)
+        response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/next{query}"), asked)
         return read(response, lambda it: [record(Prospect, one) for one in orjson.loads(it.content)["next"]])
 
     @Method
@@ -288,12 +284,15 @@ class UserMethods(ABC):
         return read((yield from self._exchange(request, asked)), _paths)
 
     @Method
-    def forecast(self, user_id: str | int, days: int | None = None) -> Steps[Forecast]:
-        """What a user will do, target by target, from the day after the newest event on.
+    def forecast(
+        self, user_id: str | int, days: int | None = None, *, as_of: datetime | str | int | None = None
+    ) -> Steps[Forecast]:
+        """What a user will do, target by target.
 
         Args:
             user_id: whose.
             days: horizon of every target; None: their own.
+            as_of: the day to forecast from, by what was known then; None: after the newest event.
 
         Raises:
             UnknownUser: no history is known.
@@ -301,7 +300,7 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        query = "" if days is None else f"?days={int(days)}"
+        query = _asked(days=None if days is None else int(days), as_of=as_of)
         response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/forecast{query}"), asked)
         return read(response, _forecast)
 
@@ -333,6 +332,12 @@ class UserMethods(ABC):
         body = in_json({"edits": list(edits), "as_of": as_of, "days": days}, "scenario", 0)
         request = Send("POST", f"/v1/users/{quoted(asked)}/forecast", JSON, body)
         return read((yield from self._exchange(request, asked)), _scenario)
+
+
+def _asked(**sent: datetime | str | int | None) -> str:
+    """A query of what is not None, with its question mark; moments in ISO 8601."""
+    told = {name: at.isoformat() if isinstance(at, datetime) else at for name, at in sent.items() if at is not None}
+    return f"?{urlencode(told)}" if told else ""
 
 
 def _query(of: object, space_id: str | None) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import httpx
 import numpy as np
@@ -144,6 +144,18 @@ def test_a_target_says_the_same_whether_its_own_days_are_asked_for_or_not(
             assert {name: told[name] for name in told if own_days.get(name) == days} == {
                 name: one for name, one in own.items() if own_days[name] == days
             }
+
+
+def test_a_day_that_is_asked_for_is_the_day_of_either_question(client: httpx.Client, user_id: str) -> None:
+    path = f"/v1/users/{user_id}/forecast"
+    moment = datetime.fromisoformat(client.get(path).json()["from"]) - timedelta(days=40)
+    compared = client.post(path, json={"edits": [], "as_of": moment.isoformat()}).json()
+    for written in (moment.isoformat(), int(moment.timestamp() * 1000)):
+        found = client.get(path, params={"as_of": written}).json()
+        assert datetime.fromisoformat(found["from"]) == moment
+        assert found["targets"] == compared["baseline"]
+    assert client.get(path).json()["targets"] != compared["baseline"]
+    assert client.get(path, params={"as_of": "banana"}).status_code == 422
 
 
 def test_horizons_and_strangers(client: httpx.Client, user_id: str) -> None:

@@ -171,6 +171,8 @@ def test_what_is_done_before_it_is_known_is_not_asked(
     said = problem(asked.get(asked_of, params={"at": watermark - 1, "as_of": watermark}), 409, "unfulfillable")
     assert in_words(watermark) in str(said["detail"]) and "no later than at" in str(said["detail"])
     assert asked.get(asked_of, params={"at": watermark, "as_of": watermark}).status_code == 200
+    problem(asked.get(asked_of, params={"at": watermark - 1}), 409, "unfulfillable")  # of the end of the log, then
+    assert asked.get(asked_of, params={"at": watermark}).status_code == 200
     command = [sys.executable, "-m", "lurm", "next", user, "--artifacts-dir", str(release_root), "--json"]
     refused = subprocess.run(
         [*command, "--at", "2001-01-01", "--as-of", "2001-01-02"], capture_output=True, text=True, timeout=120
