@@ -6,7 +6,6 @@ without them, in the same vector space, and whatever else was published is remov
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm import jobs
 from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
-from lurm.definitions import FILE as DEFINITION
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
-from lurm.errors import ArtifactCorrupt, DataError
+from lurm.errors import DataError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import Identifiers, hash_ids
@@ -34,9 +31,7 @@ from lurm.live import letters, segments
 from lurm.live.place import open_live
 from lurm.progress import Reporter
 from lurm.release import EmbeddingsWriter, Release, current, list_releases, publish, withdraw
-
-_SHORTEST_ID = 6  # bytes; a shorter one occurs in files by chance, and is looked for where texts have bounds
-_BLOCK = 2**24
+from lurm.remains import SHORTEST_ID, Wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,7 @@ class Remains:
 
     Attributes:
         files: that hold an id.
-        short: ids that occur in files by chance; they were looked for in tables of users and saved audiences alone.
+        short: ids that occur in files by chance; they were looked for where users are named alone.
     """
 
     files: list[Path]
@@ -72,8 +67,8 @@ class Remains:
         told = "\n".join(map(str, self.files)) if self.files else "no file holds their ids"
         if self.short:
             told += (
-                f"\n{len(self.short):,} of the ids have fewer than {_SHORTEST_ID} bytes, which occur by chance: they "
-                "were looked for in tables of users and in saved audiences, and nowhere else"
+                f"\n{len(self.short):,} of the ids have fewer than {SHORTEST_ID} bytes, which occur by chance: they "
+                "were looked for where users are named, and nowhere else"
             )
         return told
 
@@ -141,12 +136,10 @@ class Erasing:
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
         """Files below both folders that hold an id."""
-        as_bytes = {one: one.encode("utf-8", "surrogatepass") for one in user_ids}
-        short = [one for one, raw in as_bytes.items() if len(raw) < _SHORTEST_ID]
-        wanted = [raw for raw in as_bytes.values() if len(raw) >= _SHORTEST_ID]
+        wanted = Wanted(user_ids, Ledger.of(self._live_folder))
         folders = (self._root, self._live_folder)
         files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
-        return Remains([path for path in files if _holds(path, wanted) or _lists(path, short)], short)
+        return Remains([path for path in files if wanted.stand_in(path)], wanted.short)
 
     def _base(self) -> HistoryBase | None:
         active = current(self._root)
@@ -182,25 +175,6 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         letters.expunge(live_folder / letters.FILE, ledger)
         Definitions(root, ledger).expunge()  # last: it may find a damaged one
     return Purged(active, n_users, removed, n_events)
-
-
-def _holds(path: Path, wanted: Sequence[bytes]) -> bool:
-    """Whether any of these stand in a file, in one piece."""
-    longest, end = max(map(len, wanted), default=0), b""
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            if any(one in end + block for one in wanted):
-                return True
-            end = block[-longest:]
-    return False
-
-
-def _lists(path: Path, user_ids: Sequence[str]) -> bool:
-    """Whether a file is a table of users, or a saved audience, and one of these is in it."""
-    if path.name == "users.arrow":
-        with contextlib.suppress(ArtifactCorrupt):
-            return bool((Identifiers.load(path.parent, "users").rows(user_ids) >= 0).any())
-    return path.name == DEFINITION and _holds(path, [orjson.dumps(one) for one in user_ids])
 
 
 def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Reporter) -> tuple[str, int]:
