@@ -38,6 +38,7 @@ from service.schemas import all_checked
 
 SETTING = "LURM_STREAM_URL"
 _TIMEOUT_S = 5.0
+_ONCE_S = 30.0  # that ``once`` goes on trying; with nothing to end for, it would go on for good
 _WAIT_MS = 1000  # for new entries; a signal is heard in between
 _ID_BYTES = 42  # at most, of an entry's id and a colon
 _INTEGER = re.compile(r"-?[0-9]{1,18}")
@@ -103,19 +104,21 @@ class _Patience:
     Args:
         stop: set when somebody does.
         reporter: told when trouble begins and ends.
+        most_s: seconds after which what never succeeded in them is given up; None: it is not.
     """
 
-    def __init__(self, stop: asyncio.Event, reporter: Reporter) -> None:
-        self._stop, self._reporter = stop, reporter
+    def __init__(self, stop: asyncio.Event, reporter: Reporter, most_s: float | None = None) -> None:
+        self._stop, self._reporter, self._most_s = stop, reporter, most_s
 
     async def __call__(self, attempt: Callable[[], Awaitable[_T]]) -> _T:
         """What the attempt brings in the end.
 
         Raises:
             SettingsError, UsageError: trying again is of no use.
+            Unavailable: it has been tried for long enough.
             _Stopped: somebody asked to end before it succeeded.
         """
-        pause_s = FIRST_PAUSE_S
+        pause_s, started = FIRST_PAUSE_S, time.monotonic()
         while True:
             try:
                 result = await attempt()
@@ -125,10 +128,16 @@ class _Patience:
                 if pause_s > FIRST_PAUSE_S:
                     self._reporter.say("going on")
                 return result
+            left_s = float("inf") if self._most_s is None else started + self._most_s - time.monotonic()
+            if left_s <= 0:
+                raise Unavailable(f"{why}; tried for {self._most_s:.0f} s, nothing is lost: run it again")
             if pause_s == FIRST_PAUSE_S:
-                self._reporter.say(f"{why}; nothing is lost, this goes on trying")
+                lasts = (
+                    "this goes on trying" if self._most_s is None else f"this goes on trying for {self._most_s:.0f} s"
+                )
+                self._reporter.say(f"{why}; nothing is lost, {lasts}")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause_s)
+                await asyncio.wait_for(self._stop.wait(), min(pause_s, left_s))
             if self._stop.is_set():
                 raise _Stopped
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -325,7 +334,7 @@ def run(settings: Settings, source: Source, reporter: Reporter) -> Consumed:
         ArtifactError: there is no release, it is damaged, or the live store is.
         SettingsError: there is no URL, it cannot be used, or Redis does not let us in.
         UsageError: the name of the stream cannot be used.
-        Unavailable: the folder of live events cannot be written to.
+        Unavailable: the folder of live events cannot be written to; with ``once``, Redis did not answer for 30 s.
     """
     if not settings.stream_url:
         raise SettingsError(f"where is the stream? Say --url redis://host:6379/0, or set {SETTING}")
@@ -337,7 +346,7 @@ def run(settings: Settings, source: Source, reporter: Reporter) -> Consumed:
 
 async def _run(settings: Settings, url: str, source: Source, base: _Base, reporter: Reporter) -> Consumed:
     stop = asyncio.Event()
-    patience = _Patience(stop, reporter)
+    patience = _Patience(stop, reporter, _ONCE_S if source.once else None)
     dead = DeadLetters(source.dead_letters or settings.live_folder / FILE, source.stream)
     group = StreamGroup(url, source.stream, source.group, source.consumer, timeout_s=_TIMEOUT_S, setting=SETTING)
     with _on_signals(stop):

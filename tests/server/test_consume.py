@@ -27,10 +27,11 @@ from typer.testing import CliRunner
 
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing, SettingsError, UsageError
-from lurm.live import Arrived
+from lurm.live import Arrived, Unavailable
 from lurm.live.place import open_live
 from lurm.release import activate, current
 from lurm.settings import environment_of
+from service import consumer as consuming
 from service.__main__ import register
 from tests.conftest import RedisServer
 
@@ -317,6 +318,15 @@ def test_what_cannot_be_done_is_said(
         drain("x" * 500)
     with pytest.raises(ArtifactMissing, match="lurm build"):
         drain(stream, "--artifacts-dir", str(tmp_path))
+
+
+def test_once_ends_where_nobody_answers(
+    drain: Callable[..., dict[str, Any]], stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consuming, "_ONCE_S", 0.4)
+    with pytest.raises(Unavailable, match=r"does not answer \(ConnectionError\); tried for .*: run it again") as ending:
+        drain(stream, url=f"unix://{tmp_path}/nobody")
+    assert ending.value.exit_code == 1
 
 
 def test_consumers_share_a_group_and_end_when_asked_to(
