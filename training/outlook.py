@@ -64,6 +64,8 @@ def check(out: Path, picture: Path | None) -> None:
     """
     if picture is not None and picture.suffix not in _PICTURES:
         raise UsageError(f"--plot is {picture}, expected a name that ends in {', '.join(_PICTURES)}")
+    if out.suffix != ".parquet":
+        raise UsageError(f"{out} cannot be written: expected the name of a .parquet file")
     for path in (out, *([] if picture is None else [picture])):
         check_replaceable(path)
 

@@ -135,7 +135,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(release_root: Path
     before = sorted(tmp_path.rglob("*"))
     for words, error, why in (
         ([tmp_path / "none" / "out.parquet"], UsageError, "in a folder that can be written to"),
-        ([folder], UsageError, "expected the name of a file"),
+        ([folder], UsageError, r"expected the name of a \.parquet file"),
+        ([tmp_path / "next.csv"], UsageError, r"next\.csv cannot be written: expected the name of a \.parquet file"),
         ([out, "--plot", tmp_path / "none" / "p.png"], UsageError, "in a folder that can be written to"),
         ([out, "--plot", tmp_path / "p.jpeg"], UsageError, r"expected a name that ends in \.png, \.svg, \.pdf"),
         ([out, "--users", tmp_path / "none.txt"], UsageError, "cannot be read as a file of user ids"),
