@@ -230,7 +230,8 @@ class Lookalike:
         """What was learned, to be kept, with probabilities.
 
         Of ``n_expected`` further ones in the base, spread over scores as held-out seeds are; a probability is the part
-        of all users of a score that they are, never falling as scores rise.
+        of all users of a score that they are, never falling as scores rise, and no surer than so many held-out seeds
+        can make it.
 
         Args:
             n_expected: how many more of the seeds' kind there are.
@@ -239,9 +240,12 @@ class Lookalike:
         edges = _edges(len(self._others_n))
         users = np.maximum(np.diff(edges, prepend=0) * n_others, 1)
         alike = np.bincount(np.searchsorted(edges, self._held_out_s), minlength=_STEPS)
-        ratio = np.minimum(alike / len(self._held_out_s) * n_expected / users, 1)
-        steps = isotonic_regression(ratio, weights=users, increasing=False).x.astype(np.float32)
-        return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, self._others_n, steps)
+        # Bounded when scores have been put together: of a step by itself chance makes more than all, or fewer.
+        ratio = alike / len(self._held_out_s) * n_expected / users
+        steps = isotonic_regression(ratio, weights=users, increasing=False).x
+        surest = 1 - 1 / (len(self._held_out_s) + 2)
+        told = np.minimum(steps, surest).astype(np.float32)
+        return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, self._others_n, told)
 
     def cohesion(self) -> float:
         """Mean cosine of seeds to the middle of their group, beyond that of everybody."""

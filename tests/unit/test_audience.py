@@ -127,6 +127,18 @@ def test_probabilities_are_kept_by_those_who_were_hidden() -> None:
     assert np.mean(errors) < 0.03
 
 
+def test_where_most_who_are_alike_are_of_the_kind_they_are_not_lost_and_nobody_is_certain() -> None:
+    """A step of scores may seem to hold more of them than users, by chance; the next one then has fewer."""
+    parts = []
+    for seed in range(6):
+        vectors, group_n = people(400, [40, 40, 40, 40, 40], seed=seed)
+        seeds, hidden = halves(group_n, seed)
+        found = audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden))
+        parts.append(found.probability.sum() / len(hidden))
+        assert found.probability.max() <= 1 - 1 / (len(seeds) + 2)
+    assert 0.79 < np.mean(parts) < 1.05  # of steps bounded one by one it were .73
+
+
 def test_the_reach_that_is_promised_is_kept() -> None:
     vectors, group_n = people(20_000, [1000], apart=2)
     seeds, hidden = halves(group_n)
