@@ -6,6 +6,7 @@ Departure: the paper's text available to us is silent on g; log(1 + n) is our re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -51,6 +52,16 @@ class BagConfig:
         for name, weight in self.behavior_weights.items():
             AT_LEAST_ZERO.check(f"behavior_weights[{name!r}]", weight)
 
+    def check_behaviors(self, behaviors: Sequence[str]) -> None:
+        """See that a log has every behavior that is weighed.
+
+        Raises:
+            UsageError: it has not.
+        """
+        for name in self.behavior_weights:
+            if name not in behaviors:
+                raise UsageError(f"behavior_weights names {name!r}; the log has {', '.join(behaviors)}")
+
 
 class BagOfInterests:
     """Counts and weighs interests or grains.
@@ -82,9 +93,7 @@ class BagOfInterests:
             self._idf = vocabulary.idf_g if self.config.grains else vocabulary.idf_k
         self._weight_of_behavior: NDArray[np.float64] | None = None
         if self.config.behavior_weights:
-            for name in self.config.behavior_weights:
-                if name not in behaviors:
-                    raise UsageError(f"behavior_weights names {name!r}; the log has {', '.join(behaviors)}")
+            self.config.check_behaviors(behaviors)
             named = [self.config.behavior_weights.get(name, 1.0) for name in behaviors]
             self._weight_of_behavior = np.array([*named, 1.0])  # the last serves row -1, unknown
 

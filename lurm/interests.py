@@ -59,6 +59,12 @@ class VocabularyConfig:
             return max(min(n_items // 3, 100_000), min(n_items, 16))
         return min(self.n_interests, n_items)
 
+    def fewer(self, n_interests: int) -> str | None:
+        """What to tell of so many interests where more were asked for; None: they were not."""
+        if self.n_interests is None or self.n_interests <= n_interests:
+            return None
+        return f"{n_interests:,} interests of {self.n_interests:,} asked: there are {n_interests:,} items with events"
+
 
 @dataclass(frozen=True, slots=True)
 class Rarity:

@@ -175,13 +175,14 @@ class _Build:
         if "lumos" in recipe.models:
             forecasting.check_calendar(dataset, recipe.lumos)
         quarantine = self._root / "quarantine" / f"{dataset.events.fingerprint[:16]}.parquet"
-
         table = {"items_table": dataset.tables["items"].fingerprint if "items" in dataset.tables else None}
         log: dict[str, Any] = {"log": dataset.events.fingerprint, **table}
         if self._living.fingerprint:
             log["living"] = self._living.fingerprint
         self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
+        if recipe.embeddings != BehaveGptModel.kind:
+            recipe.encoder.bag.check_behaviors(history.behaviors.ids.to_pylist())
         if "lumos" in recipe.models:
             recipe.lumos.for_log(forecasting.days_of(history))
         if "users" in dataset.tables:
@@ -192,6 +193,8 @@ class _Build:
         interests = {**asdict(recipe.interests), **table}
         self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
         vocabulary = InterestVocabulary(self._done["interests"])
+        if fewer := recipe.interests.fewer(len(vocabulary)):
+            self._reporter.say(f"  {fewer}")
         self._encoders(history, vocabulary)
         if self._old is not None:
             self._align(history, vocabulary, self._old)
@@ -201,7 +204,6 @@ class _Build:
         )
         vectors = Embeddings(self._done["embeddings"]).vectors_ue
         self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
-
         if "lumos" in recipe.models:
             config = forecasting.ingredients(dataset, recipe.lumos)
             read = tuple(kind for kind in ("history", "interests", "attributes") if kind in self._done)
