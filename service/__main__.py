@@ -202,7 +202,11 @@ def embed(
         raise typer.Exit(UnknownUser.exit_code)
 
 
+_OF_NEXT, _OF_ROLLOUT = ("k", "at", "location"), ("paths", "days", "seed")  # options of `next`
+
+
 def next_of(
+    context: typer.Context,
     user_ids: Annotated[list[str], typer.Argument(metavar="USER_ID...", help="Known users.", show_default=False)],
     k: Annotated[int, typer.Option("-k", help="At most so many behaviours.", min=1)] = 10,
     at: Annotated[
@@ -241,6 +245,8 @@ def next_of(
       lurm next u0000042 --as-of now --rollout 20 --days 30
       lurm next u0000042 --rollout 20 --days 7 --paths 3 --json
     """
+    _check_said(context, _OF_NEXT if rollout else _OF_ROLLOUT, imagines=bool(rollout))
+
     from lurm import settings
     from lurm.errors import UnknownUser, UsageError
     from lurm.history import HistoryBatch
@@ -287,6 +293,26 @@ def next_of(
     if strangers:
         typer.echo(f"lurm: no history is known for {', '.join(strangers)}", err=True)
         raise typer.Exit(UnknownUser.exit_code)
+
+
+def _check_said(context: typer.Context, unheard: tuple[str, ...], *, imagines: bool) -> None:
+    """Refuse options that would go unheard.
+
+    Raises:
+        UsageError: some were said.
+    """
+    from lurm.errors import UsageError
+
+    said = [f"-{name}" if len(name) == 1 else f"--{name}" for name in unheard if _was_said(context, name)]
+    if said:
+        why = "--rollout imagines whole futures" if imagines else "these are options of --rollout"
+        instead = "" if imagines else ", or add --rollout STEPS"
+        raise UsageError(f"{why}; leave out {', '.join(said)}{instead}")
+
+
+def _was_said(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _prospects(row: dict[str, Any]) -> str:
