@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -26,6 +26,8 @@ from lurm import audiences
 from lurm.console import ArtifactsDir, AsJson, emit
 from lurm.errors import LurmError
 
+_Misused: type[Exception] = typer.BadParameter.__mro__[2]
+"""What typer raises where a command line is wrong; it names some of its kinds alone."""
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -62,7 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if arguments is None:
         signal.signal(signal.SIGTERM, _stop)  # so that what is open is closed, as after Ctrl-C
     try:
-        _composed()(words, prog_name="lurm")
+        ended = _composed()(words, prog_name="lurm", standalone_mode=not as_json)  # else it would tell people alone
+        raise SystemExit(ended if isinstance(ended, int) else 0)
+    except _Misused as error:
+        said: Any = error
+        said.show()
+        _as_document("UsageError", said.format_message(), said.exit_code)
     except LurmError as error:
         _fail(type(error).__name__, str(error), error.exit_code, as_json=as_json)
     except OSError as error:
@@ -73,7 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if ending.code in (INTERRUPTED, TERMINATED):
             typer.echo("lurm: stopped; run it again to resume", err=True)
         raise
-    raise SystemExit(0)
 
 
 def _stop(number: int, frame: object) -> NoReturn:
@@ -83,7 +89,12 @@ def _stop(number: int, frame: object) -> NoReturn:
 def _fail(kind: str, message: str, exit_code: int, *, as_json: bool) -> NoReturn:
     typer.echo(f"lurm: {message}", err=True)
     if as_json:
-        emit({"error": {"type": kind, "message": message, "exit_code": exit_code}}, as_json=True)
+        _as_document(kind, message, exit_code)
+    raise SystemExit(exit_code)
+
+
+def _as_document(kind: str, message: str, exit_code: int) -> NoReturn:
+    emit({"error": {"type": kind, "message": message, "exit_code": exit_code}}, as_json=True)
     raise SystemExit(exit_code)
 
 

@@ -141,10 +141,47 @@ def test_cuts_and_seeds_are_refused_where_nothing_is_repeated(run: Run, words: t
     assert words[0] in outcome.err and "add --model lumos" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--rollout", "3", "--at", "2024-12-24"), "leave out --at"),
+        (("--rollout", "3", "-k", "10", "--location", "home"), "leave out -k, --location"),
+        (("--paths", "3"), "leave out --paths, or add --rollout"),
+        (("--days", "7", "--seed", "0"), "leave out --days, --seed, or add --rollout"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, tuple) else "",
+)
+def test_options_of_next_that_would_go_unheard_are_refused(run: Run, words: tuple[str, ...], said: str) -> None:
+    outcome = run("next", "somebody", *words)  # there is no release: nothing is looked for before
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err
+
+
 def test_a_misspelt_command_is_a_usage_error_with_a_hint(run: Run) -> None:
     outcome = run("confg")
     assert (outcome.code, outcome.out) == (2, "")
     assert "Did you mean 'config'?" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("build", "csv", "--dim", "0"), "'--dim'"),
+        (("build", "csv", "--dmi", "8"), "--dmi"),
+        (("build",), "argument"),
+        (("bulid", "csv"), "bulid"),
+        (("evaluate", "csv", "--model", "none"), "none"),
+        (("release", "list", "more"), "more"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, tuple) else "",
+)
+def test_a_wrong_command_line_is_told_people_and_programs_alike(run: Run, words: tuple[str, ...], said: str) -> None:
+    plain, outcome = run(*words), run(*words, "--json")
+    assert (plain.code, plain.out, outcome.code, outcome.err) == (2, "", 2, plain.err)
+    assert outcome.document["error"]["type"] == "UsageError"
+    assert outcome.document["error"]["exit_code"] == 2
+    assert said in outcome.document["error"]["message"]
+    assert said in plain.err
 
 
 def test_config_shows_where_each_value_comes_from(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
