@@ -400,17 +400,9 @@ def erase(
     erasing = Erasing(config.artifacts_dir, config.live_folder, config.live_url, TerminalReporter())
     result = asyncio.run(erasing.run([] if verify and not purge else ids, purge=purge))
     found = erasing.remains(ids) if verify else None
-    told = [f"{len(result.erased):,} users erased"] if result.erased else []
-    if result.purged is not None:
-        gone = result.purged
-        told.append(
-            f"off the disk: {gone.n_users:,} users of the active release, {gone.n_events:,} live events, "
-            f"{len(gone.removed)} older releases"
-        )
-    if found is not None:
-        told.append(str(found))
-    document = {"erased": result.erased, "purged": result.purged, "remains": found and found.files}
-    emit(document, as_json=as_json, text="\n".join(told))
+    told = "\n".join(filter(None, [str(result), "" if found is None else str(found)]))
+    known = {"erased": result.erased, "n_known": result.n_known}
+    emit({**known, "purged": result.purged, "remains": found and found.files}, as_json=as_json, text=told)
     if found is not None and found.files:
         raise typer.Exit(LurmError.exit_code)
 

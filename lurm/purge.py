@@ -78,12 +78,25 @@ class Erased:
     """What ``Erasing.run`` did.
 
     Attributes:
-        erased: one line of the ledger for each user.
+        erased: one line of the ledger for each user, known or not: events of theirs may be on their way.
+        n_known: of these users, of whom there were events.
         purged: None where nothing was to be purged.
     """
 
     erased: list[Erasure]
+    n_known: int
     purged: Purged | None
+
+    def __str__(self) -> str:
+        lines = []
+        if n := len(self.erased):
+            of_whom = f", of whom {self.n_known:,} {'was' if self.n_known == 1 else 'were'} known"
+            lines.append(f"erased {_counted(n, 'user')}{of_whom if self.n_known < n else ''}")
+        if self.purged is not None:
+            users, events = _counted(self.purged.n_users, "user"), _counted(self.purged.n_events, "live event")
+            older = _counted(len(self.purged.removed), "older release")
+            lines.append(f"off the disk: {users} of the active release, {events}, {older}")
+        return "\n".join(lines)
 
 
 class Erasing:
@@ -117,22 +130,26 @@ class Erasing:
         """
         async with open_live(self._live_folder, self._live_url) as live:
             events, ledger = live.written_to()
-            base, erased = self._base(), []
+            base, erased, n_known = self._base(), [], 0
             histories = None if base is None else Histories(base, events, ledger)
             for user_id in user_ids:
-                _, newest_at = (0, 0) if histories is None else await histories.extent(user_id)
+                n_events, newest_at = (0, 0) if histories is None else await histories.extent(user_id)
+                if histories is None:
+                    ((_, arrived),) = await events.events([user_id], after=0)
+                    n_events = len(arrived)
+                n_known += n_events > 0
                 erased_at = max(int(self._clock() * 1000), newest_at)
                 erased.append(ledger.record(user_id, erased_at, by="command"))
                 await events.erase(user_id, erased_at)
             if not purge:
                 if erased:
                     Definitions(self._root, ledger).forget_erased()
-                return Erased(erased, None)
+                return Erased(erased, n_known, None)
             try:
                 purged = _purge(self._root, self._live_folder, ledger, self._reporter)
             finally:
                 await events.scrub()
-        return Erased(erased, purged)
+        return Erased(erased, n_known, purged)
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
         """Files below both folders that hold an id."""
@@ -144,6 +161,10 @@ class Erasing:
     def _base(self) -> HistoryBase | None:
         active = current(self._root)
         return None if active is None else HistoryBase.open(self._root / "releases" / active / "history", verify=False)
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from lurm.erasure import FILE, Ledger
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
+from lurm.live.arriving import Arriving
+from lurm.live.sqlite import SqliteLiveEvents
+from lurm.progress import Silent
+from lurm.purge import Erased, Erasing, Purged
 from tests.worlds import clean_batch
 
 
@@ -119,3 +124,26 @@ def test_a_ledger_that_lost_lines_while_it_is_open_is_corrupt(tmp_path: Path, ho
     ledger.path.unlink() if how == "gone" else ledger.path.write_bytes(lines[0])
     with pytest.raises(ArtifactCorrupt):
         ledger.erased_at("u")
+
+
+def test_how_many_were_known_is_told_and_all_are_recorded(tmp_path: Path) -> None:
+    live, ledger = tmp_path / "live", Ledger.open(tmp_path / "live")
+
+    async def told(*user_ids: str) -> str:
+        return str(await Erasing(tmp_path, live, None, Silent()).run(user_ids, purge=False))
+
+    async def all_told() -> list[str]:
+        store = SqliteLiveEvents(live / "live.sqlite", ledger)
+        await store.append([Arriving(Event(one, "item", "view", 1_000), None) for one in ("anna", "bert", "carl")])
+        await store.close()
+        return [await told("nobody"), await told("anna"), await told("anna", "bert"), await told("nobody", "someone")]
+
+    assert asyncio.run(all_told()) == [
+        "erased 1 user, of whom 0 were known",
+        "erased 1 user",
+        "erased 2 users, of whom 1 was known",
+        "erased 2 users, of whom 0 were known",
+    ]
+    assert len(ledger) == 6
+    purged = Purged("r", 1, ["a", "b"], 1)
+    assert str(Erased([], 0, purged)) == "off the disk: 1 user of the active release, 1 live event, 2 older releases"
