@@ -33,6 +33,7 @@ FILE = "columns.json"
 VALUES_AT_MOST = 65_535
 _NAMES_FROM = 100  # values, from which on as many as half the users name them
 _VALUES_TOLD = 20
+_BOOLEAN = ("true", "false")
 _EXACT = 2.0**53  # beyond it, a float skips whole numbers
 _ISO_DAY = r"^\d{4}-\d\d-\d\d([T ].*)?$"
 
@@ -239,6 +240,8 @@ def _column(name: str, cells: pl.Series) -> Attribute | None:
             return _numbers(name, "number", numbers)
     texts = cells.cast(pl.String).str.strip_chars()
     texts = texts.set(texts == "", None)
+    if texts.str.to_lowercase().is_in(_BOOLEAN).all():  # True, TRUE and true are one, whatever format they come in
+        texts = texts.str.to_lowercase()
     if texts.str.contains(_ISO_DAY).all():
         moments = as_timestamps(texts.to_arrow(), name, None, "UTC")
         if moments.null_count() == texts.null_count():

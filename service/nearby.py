@@ -110,7 +110,7 @@ class Nearby:
                     changed.append(self._embedder.known_of(standing))
             if not n_gone and (not changed or rounds == _ROUNDS):
                 return [
-                    Near(standing, score)
+                    Near(standing, min(score, 1.0))  # of two unit rows, rounding says a little more
                     for (_, score), standing in zip(found, standings, strict=True)
                     if isinstance(standing, Standing)
                 ]

@@ -70,7 +70,7 @@ from training.subject import Subject, catalog_of, column_of, given_vectors, text
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {
     "history": 1,
-    "attributes": 1,
+    "attributes": 2,
     "items": 1,
     "interests": 3,
     "encoder": 4,

@@ -79,6 +79,19 @@ def test_whole_numbers_of_any_width_are_numbers(kind: type[pl.DataType]) -> None
     assert (made["n"].kind, cells(made, "n")[:2]) == ("number", [3, 127])
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        (["True", "False", None], ["true", "false", None]),
+        (["TRUE", "false", " True"], ["true", "false", "true"]),
+        (["True", "Falsehood", None], ["True", "Falsehood", None]),
+    ],
+)
+def test_booleans_are_the_same_in_files_of_text(written: list[str | None], told: list[str | None]) -> None:
+    made, _ = attributes_of(pl.DataFrame({"user_id": IDS[:3], "vip": written}), USERS)
+    assert cells(made, "vip")[:3] == told
+
+
 def test_texts_that_name_people_are_no_attribute_of_theirs() -> None:
     ids = [f"u{number}" for number in range(300)]
     table = pl.DataFrame({"user_id": ids, "email": [f"{one}@example.com" for one in ids], "shoe": [40] * 300})
