@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -81,13 +83,29 @@ def show(path: Path | None, recipe: str | None, folder: Path, *, keep_serving: b
                 f"planted main interest, {verdict.lift:.1f} times chance"
             )
         console.print(f"\n[bold]Done[/] in {time.monotonic() - started:.0f} s. To serve this release yourself:")
-        console.print(f"  .venv/bin/lurm serve --artifacts-dir {root}", markup=False)
+        console.print(f"  {own_command()} serve --artifacts-dir {shlex.quote(str(root))}", markup=False, soft_wrap=True)
         if keep_serving:
             reporter.say(f"serving at {url} until Ctrl-C")
             with contextlib.suppress(KeyboardInterrupt):
                 while True:
                     time.sleep(3600)
     return {"release": built.release_id, "user_id": user_id, **answers}
+
+
+def own_command() -> str:
+    """How this process was called, as shortly as it can be typed in the folder where it stands."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{_typed(Path(sys.executable))} -m lurm"
+    return _typed(called)
+
+
+def _typed(program: Path) -> str:
+    found = shutil.which(program.name)
+    if found and program.exists() and program.samefile(found):
+        return shlex.quote(program.name)
+    beside = os.path.relpath(program)
+    return shlex.quote(min(beside if os.sep in beside else f"./{beside}", str(program.absolute()), key=len))
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pytest
 
 from lurm import __main__ as front_door
 from tests.integration.conftest import Built
+from training.demo import own_command
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +140,31 @@ def test_an_evaluation_that_is_terminated_leaves_no_process_behind(small: Built,
         for ended in children.values():
             assert select.select([ended], [], [], 60)[0], "a process goes on"
             os.close(ended)
+
+
+@pytest.mark.parametrize(
+    ("called", "path", "told"),
+    [
+        ("shop/.venv/bin/lurm", "/usr/bin", ".venv/bin/lurm"),
+        ("shop/my venv/lurm", "/usr/bin", "'my venv/lurm'"),
+        ("shop/lurm", "/usr/bin", "./lurm"),
+        ("bin/lurm", "{}/bin", "lurm"),
+        ("bin/lurm", "{}/other:{}/bin", "../bin/lurm"),
+    ],
+)
+def test_the_demo_names_the_command_it_was_called_by(
+    called: str, path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in (tmp_path / called, tmp_path / "other/lurm"):
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.touch(0o755)
+    (tmp_path / "shop").mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / "shop")
+    monkeypatch.setenv("PATH", path.replace("{}", str(tmp_path)))
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / called), "demo"])
+    assert own_command() == told
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "lurm/__main__.py"), "demo"])
+    assert own_command().endswith(" -m lurm") and (tmp_path / "shop" / own_command().split()[0]).exists()
 
 
 def test_the_demo_shows_a_person_and_recovers_the_planted_truth(tmp_path: Path) -> None:
