@@ -15,6 +15,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lurm.artifacts import digest_of
 from lurm.columns import as_text
 from lurm.errors import DataError, SettingsError, UsageError
-from lurm.events import ALIASES, EventLog, EventsConfig, columns_of
+from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine, columns_of
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
@@ -198,6 +199,18 @@ class Dataset:
         events = self.events.before(moment_ms)
         return replace(self, config=self.config.model_copy(update={"events": events.config}), events=events)
 
+    def why_empty(self) -> str:
+        """What to say where no event is left of the log; where ``until`` cuts it, it is read whole for that."""
+        if self.events.until is not None:
+            ends: list[int] = []
+            for batch in replace(self.events, until=None).batches(Quarantine(None)):
+                stamps = batch["timestamp"].to_numpy()
+                ends = [min([int(stamps.min()), *ends]), max([int(stamps.max()), *ends])]
+            if ends and ends[0] >= self.events.until:
+                until, first, last = map(_in_words, (self.events.until, *ends))
+                return f"until = {until} under [events] leaves no event: those of the log are of {first} to {last}"
+        return "the log holds no usable event"
+
     def items(self) -> pl.DataFrame | None:
         """The items, in the order of the table; None without a table.
 
@@ -304,6 +317,10 @@ class Dataset:
                 f"{n_malformed} of {n_rows + n_malformed} rows of {table.path} are malformed; mend them, or raise "
                 "max_bad_share under [events]"
             )
+
+
+def _in_words(moment_ms: int) -> str:
+    return (datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=moment_ms)).isoformat(timespec="seconds")
 
 
 def _parsed(file: Path) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class HistoryBuilder:
             be told from a second act there, else drop.
         event_ids: whether any row may have one; without them less is written.
         threads: that sort; what they make does not depend on how many they are.
+        why_empty: asked what to say where there is no event.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class HistoryBuilder:
         duplicates: str = "auto",
         event_ids: bool = True,
         threads: int = 1,
+        why_empty: Callable[[], str] = lambda: "the log holds no usable event",
     ) -> None:
         rows_at_once = max(memory_limit_bytes // 2 // _BYTES_PER_ROW // threads, 1)
         bits = min(max(int(np.ceil(np.log2(max(n_rows / rows_at_once, 1)))), 0), int(np.log2(_MAX_PARTITIONS)))
@@ -123,7 +125,7 @@ class HistoryBuilder:
         self._quarantine = quarantine
         self._max_bad_share = max_bad_share
         self._duplicates = duplicates
-        self._event_ids, self._threads = event_ids, threads
+        self._event_ids, self._threads, self._why_empty = event_ids, threads, why_empty
         self._users = Dictionary(memory_limit_bytes // _SHARE_OF_SEEN)
         self._items, self._behaviors, self._locations = _Names(), _Names(), _Names()
         self._rows_by_behavior = np.zeros(0, np.int64)
@@ -210,7 +212,7 @@ class HistoryBuilder:
                 "mend the log, or raise max_bad_share under [events]."
             )
         if not columns.n_events:
-            raise DataError("the log holds no usable event; `lurm validate` says why")
+            raise DataError(f"{self._why_empty()}; `lurm validate` says more")
         Identifiers.in_order(items).save(folder, "items")
         Identifiers.in_order(behaviors).save(folder, "behaviors")
         Identifiers.in_order(locations).save(folder, "locations")

@@ -171,7 +171,7 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
     n_rows, n_bad, n_events = len(kept) + quarantine.n_bad, sum(one.n_rows for one in bad), int(kept.sum())
     counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
     per_user = np.unique(seen.user[kept], return_counts=True)[1]
-    obstacle = _obstacle(n_rows, n_bad, log.config.max_bad_share, len(per_user), int((kept & ~seen.itemless).sum()))
+    obstacle = _obstacle(dataset, n_rows, n_bad, len(per_user), int((kept & ~seen.itemless).sum()))
     calendar = None
     try:
         calendar = checked(dataset)
@@ -303,14 +303,15 @@ def _spread(counts: NDArray[np.int64]) -> Spread | None:
     )
 
 
-def _obstacle(n_rows: int, n_bad: int, max_bad_share: float, n_users: int, n_item_events: int) -> str | None:
+def _obstacle(dataset: Dataset, n_rows: int, n_bad: int, n_users: int, n_item_events: int) -> str | None:
     """Why a build would stop; None when it would not."""
+    max_bad_share = dataset.events.config.max_bad_share
     if n_bad > max_bad_share * n_rows:
         return (
             f"{n_bad:,} of {n_rows:,} rows are bad ({n_bad / n_rows:.2%}), more than {max_bad_share:.2%}; "
             "mend the log, or raise max_bad_share under [events]"
         )
-    return shortage(n_users, n_item_events) if n_users else "the log holds no usable event"
+    return shortage(n_users, n_item_events) if n_users else dataset.why_empty()
 
 
 def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: bool) -> Iterator[str]:

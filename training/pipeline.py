@@ -210,7 +210,6 @@ class _Build:
             self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary))
         for kind in self._done:  # one of a model that was not asked for stays: its build may go on
             self._forget_checkpoints(kind)
-
         catalog = pl.DataFrame({"item_id": history.items.ids})
         diagnostics = self._hold(Subject(history, vocabulary, encoder, vectors, catalog))
         metrics = {**self._metrics(history, vocabulary, encoder), "diagnostics": diagnostics.to_json(plots=False)}
@@ -268,6 +267,7 @@ class _Build:
                 duplicates=log.config.duplicates,
                 event_ids=bool(log.columns.event_id),
                 threads=self._threads,
+                why_empty=self._dataset.why_empty,
             )
             with self._reporter.task("read events", log.n_rows, "rows") as task:
                 for batch in ahead(log.batches(quarantine)):

@@ -190,6 +190,15 @@ def test_a_log_of_strangers_to_any_item_is_refused(tmp_path: Path) -> None:
         build(tmp_path / "log", tmp_path / "artifacts")
 
 
+def test_a_log_that_until_cuts_whole_is_refused_with_its_span(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    rows = {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1_600_000_000, 1_600_000_001]}
+    pl.DataFrame(rows).write_csv(tmp_path / "log" / "events.csv")
+    (tmp_path / "log" / "dataset.toml").write_text("[events]\nuntil = 2020-09-13\n")
+    with pytest.raises(DataError, match=r"until = 2020-09-13T00.* leaves no event: .*T12:26:40.* to .*T12:26:41"):
+        build(tmp_path / "log", tmp_path / "artifacts")
+
+
 class _Listener(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []

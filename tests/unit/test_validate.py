@@ -165,6 +165,17 @@ def test_a_log_without_a_usable_row_stops_a_build(tmp_path):
     report.render(Console(file=io.StringIO()))
 
 
+@pytest.mark.parametrize("until", ["2024-01-15T10:30:00Z", "2024-01-15"])
+def test_a_log_that_until_cuts_whole_says_when_its_events_are(tmp_path, until):
+    rows = [event(f"u{n}", timestamp=MOMENT + n * 60_000) for n in range(3)]
+    report = checked(tmp_path, [event(timestamp=-1), *rows], until=until, max_bad_share=1.0)
+    span = "those of the log are of 2024-01-15T10:30:00+00:00 to 2024-01-15T10:32:00+00:00"
+    assert report.verdict.startswith("a build would stop: until = 2024-01-15T")
+    assert report.verdict.endswith(f"leaves no event: {span}")
+    assert not checked(tmp_path, rows, until="2024-01-15T10:33Z").would_stop
+    assert checked(tmp_path, [event(None)], until=until, max_bad_share=1.0).verdict.endswith("no usable event")
+
+
 @pytest.mark.parametrize(
     ("rows", "reason"),
     [
