@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file as load_arrays
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
-from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from lurm.artifacts import Artifact, open_artifact
@@ -25,6 +24,7 @@ from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.prospect import Imagined, Occasion, Plan, Prospect
+from lurm.transformer import UNDIVIDED
 
 WEIGHTS, CODES, SHAPE = "behavegpt.safetensors", "codebook.safetensors", "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
@@ -32,8 +32,6 @@ REVISION = 3
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
-# Products are small: threads that wait for each other on busy cores lose far more than a second one gains.
-_THREADS = ThreadpoolController()
 
 
 class BehaveGptModel:
@@ -123,7 +121,7 @@ class BehaveGptModel:
         ]
         for users, hidden_bd in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
-            with torch.inference_mode(), _THREADS.limit(limits=1, user_api="openmp"):
+            with torch.inference_mode(), UNDIVIDED():
                 scores_bc = _in_full(self.network.scores, hidden_bd, context)
                 chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
                 for row, user in enumerate(users.tolist()):
@@ -146,7 +144,7 @@ class BehaveGptModel:
     def rollout(self, batch: HistoryBatch, plan: Plan, start_at: int) -> list[list[list[Imagined]]]:
         """Futures of B users; see ``NextModel.rollout``."""
         steps = self.codebook.steps(batch, self._vocabulary)
-        with _THREADS.limit(limits=1, user_api="openmp"):
+        with UNDIVIDED():
             found = [
                 rollout(self.network, self.codebook, steps.of(user), plan, start_at, lot=_lot(user_id))
                 for user, user_id in enumerate(batch.user_ids)
@@ -174,7 +172,7 @@ class BehaveGptModel:
             streams = np.zeros((5, len(users), int(strides[users[0]]) * _STRIDE), np.int64)
             for row, user in enumerate(users.tolist()):
                 streams[:, row, : counts[user]] = steps.streams[:, steps.offsets[user] : steps.offsets[user + 1]]
-            with torch.inference_mode(), _THREADS.limit(limits=1, user_api="openmp"):
+            with torch.inference_mode(), UNDIVIDED():
                 hidden = self.network.hidden(torch.from_numpy(streams))
                 last = hidden[torch.arange(len(users)), torch.from_numpy(counts[users] - 1)]
             yield users, last
