@@ -35,6 +35,8 @@ from service import consumer as consuming
 from service.__main__ import register
 from tests.conftest import RedisServer
 
+pytestmark = pytest.mark.slow  # servers of their own
+
 AT = 1_700_000_000_000
 PATIENCE_S = 60.0
 Fields = dict[bytes | str, bytes | str]

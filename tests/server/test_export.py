@@ -276,6 +276,7 @@ def page() -> str:
     return (Path(__file__).parents[2] / "docs/export.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_recipes_work(page: str, release_root: Path, tmp_path: Path) -> None:
     pytest.importorskip("qdrant_client")
     (labels,) = re.findall(r"\$ cat labels.csv\n(.*?)\$ lurm", page, re.DOTALL)

@@ -29,6 +29,8 @@ from service import answers
 from tests.conftest import RedisServer
 from tests.server.conftest import RunningServer, problem, running_server
 
+pytestmark = pytest.mark.slow  # servers of their own
+
 Start = Callable[..., RunningServer]
 DAY_MS = 86_400_000
 N_KILLS = int(os.environ.get("LURM_TEST_KILLS", "4"))

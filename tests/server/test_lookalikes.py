@@ -176,6 +176,7 @@ def test_fewer_seeds_than_protect_anybody_are_refused(asked: httpx.Client, relea
         assert few[0] not in str(answer["detail"])
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_service_says(release_root: Path, release: Release, tmp_path: Path) -> None:
     seeds, hidden = kind_of(release)
     (tmp_path / "seeds.txt").write_text("\n".join(seeds) + "\n")

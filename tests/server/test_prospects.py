@@ -194,6 +194,7 @@ def test_a_release_without_the_model_says_what_to_do(without: Path, release: Rel
         problem(client.post(f"/v1/users/{user}/rollout", json={"steps": 2}), 409, "unfulfillable")
 
 
+@pytest.mark.slow
 def test_the_command_prints_what_the_service_answers(release_root: Path, without: Path, release: Release) -> None:
     def lurm(folder: Path, *words: str, code: int = 0) -> Any:
         command = [sys.executable, "-m", "lurm", "next", *words, "--artifacts-dir", str(folder), "--json"]

@@ -16,6 +16,8 @@ from lurm.release import Release
 from service.answers import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server
 
+pytestmark = pytest.mark.slow  # servers of their own
+
 K_MIN = 8
 
 

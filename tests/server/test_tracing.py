@@ -16,6 +16,8 @@ from service.tracing import Tracing
 from tests.scripted import Asked, Said, scripted
 from tests.server.conftest import RunningServer
 
+pytestmark = pytest.mark.slow  # servers of their own
+
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
 

@@ -166,6 +166,7 @@ class TrainsNothing(Silent):
         return super().task(title, total, unit)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_done_again_trains_nothing_and_says_the_same(log: Log, tmp_path: Path) -> None:
     shape = BehaveGptConfig(size="0.08M", window=64, steps=StepConfig(least_events=1))
     training = BehaveTrainConfig(epochs=1, batch_events=512)
