@@ -274,7 +274,7 @@ class Forecaster:
         """Logits and signed logs of amounts, (B, Q), before anything corrects them, and (B, S') what users are."""
 
         def parts(some: slice) -> tuple[NDArray[np.float32], ...]:
-            said = self._say(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
+            (said,) = self._say(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
             return said.logit_bq.numpy(), said.amounts.log_bq, said.inputs.static_bs.numpy()
 
         return tuple(map(np.concatenate, zip(*_at_once(parts, len(batch)), strict=True)))
@@ -381,29 +381,34 @@ class Forecaster:
 
         return _at_once(compared, len(batch))
 
-    def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions) -> _Said:
+    def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *asked: Questions) -> list[_Said]:
+        """What the network says to each of these: days are foretold once, and added up for every horizon."""
         rows = self._users.rows(batch.user_ids).astype(np.int64)
         tokens = self.reader.read(batch, rows, calendar, first_day)
-        inputs = self.network.seen(Inputs.of(tokens, questions))
-        arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
+        inputs, said = self.network.seen(Inputs.of(tokens, self.questions)), []
         with torch.no_grad():
             memory_bsd = self.network.remember(inputs, self._stacks)
             foretold = self.network.foretell(inputs, memory_bsd, self._stacks)
             burst_bh = self.network.burst(memory_bsd[:, 0])
-            amounts = self.network.amounts(inputs, foretold.given_bq)
-        return _Said(
-            *(inputs, arises_bq, foretold.rate_bfh, foretold.amount_bfa, burst_bh),
-            *(foretold.logit_bq, foretold.expected_bq, amounts),
-        )
+            for questions in asked:
+                if questions is not self.questions:
+                    inputs = inputs._replace(asked_ufq=torch.from_numpy(questions.asked(tokens.ahead)))
+                    foretold = self.network.added_up(inputs, foretold.rate_bfh, foretold.amount_bfa, burst_bh)
+                arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
+                amounts = self.network.amounts(inputs, foretold.given_bq)
+                days = foretold.rate_bfh, foretold.amount_bfa, burst_bh
+                said.append(_Said(inputs, arises_bq, *days, foretold.logit_bq, foretold.expected_bq, amounts))
+        return said
 
     def _answer(
         self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions
     ) -> tuple[_Said, Forecast]:
         """What is said of some users, and told: at another horizon nothing that their own horizons contradict."""
-        said = self._say(batch, calendar, first_day, questions)
         if questions is self.questions:
+            (said,) = self._say(batch, calendar, first_day, questions)
             return said, self._forecast_of(said, questions)
-        own = self._forecast_of(self._say(batch, calendar, first_day, self.questions), self.questions)
+        its_own, said = self._say(batch, calendar, first_day, self.questions, questions)
+        own = self._forecast_of(its_own, self.questions)
         same_q = [one == other for one, other in zip(questions.targets, self.questions.targets, strict=True)]
         asked = self._forecast_of(said, questions, own.probability)
         return said, Forecast(*(np.where(same_q, *both) for both in zip(own, asked, strict=True)))
