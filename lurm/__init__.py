@@ -15,7 +15,7 @@ The map of the house, from the ground up. Each module may import only what stand
     client        a service elsewhere, asked from Python
     artifacts     immutable folders with a manifest: draft, publish, verify, open
     remote        Redis, never by its client's defaults
-    arrays        plain arrays on disk: append, map
+    arrays        plain arrays on disk: append, map; in memory: written once
     lanes         numbers side by side, as many as a processor takes at once
     identifiers   string id <-> row, memory-mapped
     texts         columns of texts as hashes and codes

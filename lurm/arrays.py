@@ -1,13 +1,14 @@
-"""Plain arrays on disk: appended to piece by piece, memory-mapped to read."""
+"""Plain arrays: on disk, appended to piece by piece, memory-mapped to read; in memory, for what is written once."""
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lurm.errors import ArtifactCorrupt
 
@@ -82,3 +83,13 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactCorrupt(f"{path} cannot be mapped: {error!r}") from error
     return arrays
+
+
+def streamed(n: int, dtype: DTypeLike) -> NDArray[Any]:
+    """(n,) zeros to be written once, from end to end.
+
+    On pages of the usual size: numpy asks for huge ones, which whoever is done with leaves to the system; a virtual
+    machine gives them back to its host, and has each one fetched again, at six times the price of as many small ones.
+    """
+    room = mmap.mmap(-1, max(n, 1) * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(room, dtype)[:n]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,18 +21,19 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from lurm.ahead import ahead, each
+from lurm.arrays import streamed
 from lurm.boi import BagOfInterests
 from lurm.compiled import SPREAD, compiled, prefetch
 from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
-from lurm.texts import SHORT, Texts, views_of
+from lurm.texts import SHORT, Texts, all_short, views_of
 from lurm.touches import touches
 
 _U64 = np.uint64
 _LONG = _U64(15)  # in place of the length of a text of more than twelve bytes
 _MOST = 2**28 - 2  # numbers that fit beside a length
-_NOWHERE = _U64(2**64 - 1)
-_USERS_OF_PART = 256
+_PART_BITS = 8  # 2^8 users
+_DIGIT_BITS = 11  # of events, when they are sorted
 _EVENTS_AT_ONCE = 2**16  # counted at once; what is made of them stays in the caches
 _BYTES_PER_EVENT = 24
 _ROOM = 2**16  # users for whom there is room before they are met
@@ -77,131 +79,187 @@ def count_log(
         DataError: the log cannot be read.
     """
     n_windows, n_cells = len(edges) - 1, boi.width
-    cell_bits = int(max(n_cells - 1, 1)).bit_length()
-    if len(items) > _MOST or n_windows << cell_bits >= 2**35:
+    cell_bits = _bits(n_cells)
+    if len(items) > _MOST or _bits(n_windows) + cell_bits > 35:
         raise UsageError(f"{len(items):,} items, {n_windows:,} windows of {n_cells:,} cells: too many to count at once")
     cells = _Table()
     cells.put(_keys_of(items), boi.cells_of(np.arange(len(items), dtype=np.int32)) + 1)
     edges = np.asarray(edges, np.int64)
 
-    def placed(batch: pl.DataFrame) -> tuple[pl.Series, NDArray[np.uint64]]:
-        """Who acted, and where in their bags that belongs: window · 2^cell_bits + cell, or ``_NOWHERE``."""
-        spots = np.empty(len(batch), np.uint64)
-        _find_spots(_keys_of(batch["item_id"]), batch["timestamp"].to_numpy(), cells.words, edges, cell_bits, spots)
-        return batch["user_id"], spots
-
     n_passes = max(-(-log.estimated_rows * _BYTES_PER_EVENT // memory_limit_bytes), 1)
     for nth in range(n_passes):
         bad = quarantine if nth == 0 else Quarantine(None)
-        counting = _Pass(n_windows, cell_bits, n_passes, nth)
-        for user_ids, spots in ahead(map(placed, touches(log, bad))):
-            counting.add(user_ids, spots)
-        yield from counting.counted(n_cells, threads)
+        counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes)
+        for numbered in ahead(map(counting.number, ahead(map(_Keyed.of, touches(log, bad))))):
+            counting.scatter(numbered)
+        yield counting.counted(n_cells, threads)
 
 
-def joined(parts: Iterable[CountedBags], *, threads: int = 1) -> CountedBags:
+def joined(parts: Iterable[CountedBags]) -> CountedBags:
     """The bags of all users as one matrix.
 
     Args:
         parts: at least one, of ``count_log``.
-        threads: that copy.
     """
     some = list(parts)
-    matrices = [part.counts_uk for part in some]
-    n_bags, total = sum(matrix.shape[0] for matrix in matrices), sum(matrix.nnz for matrix in matrices)
-    indptr = np.empty(n_bags + 1, np.int32 if total < 2**31 else np.int64)
-    indices, counts = np.empty(total, np.int32), np.empty(total, np.float32)
-    indptr[0] = 0
-    rows = np.cumsum([0, *(matrix.shape[0] for matrix in matrices)]).tolist()
-    cells = np.cumsum([0, *(matrix.nnz for matrix in matrices)]).tolist()
+    if len(some) == 1:
+        return some[0]
+    ids = pl.concat([part.user_ids for part in some])
+    return CountedBags(ids, sp.vstack([part.counts_uk for part in some], format="csr"))
 
-    def copy(nth: int) -> None:
-        matrix, row, cell = matrices[nth], rows[nth], cells[nth]
-        np.add(matrix.indptr[1:], cell, out=indptr[row + 1 : rows[nth + 1] + 1], dtype=indptr.dtype)
-        indices[cell : cells[nth + 1]], counts[cell : cells[nth + 1]] = matrix.indices, matrix.data
 
-    for _ in each(copy, range(len(matrices)), threads=threads, at_most=len(matrices)):
-        pass
-    return CountedBags(
-        pl.concat([part.user_ids for part in some]),
-        sp.csr_matrix((counts, indices, indptr), shape=(n_bags, matrices[0].shape[1])),
-    )
+class _Keyed(NamedTuple):
+    """Who touched what and when, as numbers; (n, 2) keys of users and items, (n,) epoch ms."""
+
+    user_ids: pl.Series
+    users: NDArray[np.uint64]
+    items: NDArray[np.uint64]
+    moments: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, batch: pl.DataFrame) -> _Keyed:
+        user_ids, item_ids, timestamps = (batch[name] for name in ("user_id", "item_id", "timestamp"))
+        return cls(user_ids, _keys_of(user_ids), _keys_of(item_ids), timestamps.to_numpy())
+
+
+class _Numbered(NamedTuple):
+    """Events as user · window · cell; where those of each part belong; and the places of those whose users are new."""
+
+    events: NDArray[np.uint64]
+    ends: NDArray[np.int64]
+    user_ids: pl.Series
+    new: NDArray[np.int64]
 
 
 class _Pass:
-    """One pass over the log."""
+    """One pass over the log.
 
-    def __init__(self, n_windows: int, cell_bits: int, n_passes: int, nth: int) -> None:
-        self._n_windows, self._cell_bits, self._n_passes, self._nth = n_windows, cell_bits, n_passes, nth
+    Events lie scattered by part in one array, batch after batch: no page of memory is touched twice for them.
+    """
+
+    def __init__(
+        self, cells: _Table, edges: NDArray[np.int64], cell_bits: int, n_passes: int, nth: int, n_events: int
+    ) -> None:
+        """``cells`` holds those of items, plus 1; ``n_events`` are expected, and there may be more."""
+        self._cells, self._edges, self._cell_bits, self._n_passes, self._nth = cells, edges, cell_bits, n_passes, nth
+        self._n_windows = len(edges) - 1
+        self._spot_bits = _bits(self._n_windows) + cell_bits
         self._users = _Table()
         self._ids: list[pl.Series] = []
-        self._scattered: list[tuple[NDArray[np.uint64], NDArray[np.int64]]] = []
+        of_part = np.uint32 if self._spot_bits + _PART_BITS <= 32 else np.uint64
+        self._scattered: NDArray[np.unsignedinteger] = streamed(n_events, of_part)
+        self._ends: list[NDArray[np.int64]] = []  # of each part in each batch, after where the batch begins
+        self._n = 0
 
-    def add(self, user_ids: pl.Series, spots: NDArray[np.uint64]) -> None:
-        """Number the events of a batch, and scatter them."""
-        users = _keys_of(user_ids)
-        events, parts = np.empty(len(users), np.uint64), np.empty(len(users), np.int32)
-        n_spots, n_events = self._n_windows << self._cell_bits, 0
-        new: list[NDArray[np.int64]] = []
+    def number(self, batch: _Keyed) -> _Numbered:
+        """The events of a batch as numbers; who is new comes to be known."""
+        users, items, moments = batch.users, batch.items, batch.moments
+        events, new = np.empty(len(users), np.uint64), np.empty(len(users), np.int64)
+        ends = np.zeros((self._users.n + len(users) >> _PART_BITS) + 2, np.int64)
+        n_events = n_new = 0
         for start in range(0, len(users), _ROOM):
             some = slice(start, start + _ROOM)
             self._users.make_room(_ROOM)
-            places = np.empty(_ROOM + 1, np.int64)
-            n_some, n_new = _number(
+            n_some, n_others = _number(
                 users[some],
-                spots[some],
-                n_spots,
+                items[some],
+                moments[some],
                 self._users.words,
                 self._users.n,
+                self._cells.words,
+                self._edges,
+                self._cell_bits,
+                self._spot_bits,
                 self._n_passes,
                 self._nth,
                 events[n_events:],
-                parts[n_events:],
-                places,
+                ends,
+                new[n_new:],
             )
-            n_events += n_some
-            self._users.n += n_new
-            new.append(start + places[:n_new])
+            new[n_new : n_new + n_others] += start
+            n_events, n_new = n_events + n_some, n_new + n_others
+            self._users.n += n_others
             if self._users.n + _ROOM > _MOST:
                 raise UsageError(f"the log has {_MOST:,} users or more; lower the memory limit, and they are counted")
-        self._ids.append(user_ids.gather(np.concatenate(new)) if new else user_ids)
-        ends, scattered = np.zeros(-(-self._users.n // _USERS_OF_PART) + 1, np.int64), np.empty(n_events, np.uint64)
-        _scatter(events[:n_events], parts, ends, scattered)
-        self._scattered.append((scattered, ends))
+        ends[0] = self._n
+        np.cumsum(ends, out=ends)
+        self._n += n_events
+        return _Numbered(events[:n_events], ends, batch.user_ids, new[:n_new])
 
-    def counted(self, n_cells: int, threads: int) -> Iterator[CountedBags]:
+    def scatter(self, batch: _Numbered) -> None:
+        """Lay the events of a batch where they belong."""
+        self._ids.append(batch.user_ids.gather(batch.new))
+        self._ends.append(batch.ends)
+        begin, end = int(batch.ends[0]), int(batch.ends[-1])
+        if end > len(self._scattered):
+            before = self._scattered[:begin]
+            self._scattered = streamed(end * 5 // 4, before.dtype)
+            self._scattered[:begin] = before
+        _scatter(batch.events, self._spot_bits + _PART_BITS, batch.ends[:-1].copy(), self._scattered)
+
+    def counted(self, n_cells: int, threads: int) -> CountedBags:
         """The bags of the users met in this pass."""
         ids = pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)
-        ends = np.zeros((len(self._scattered), -(-len(ids) // _USERS_OF_PART) + 1), np.int64)
-        for of_batch, (_, some_ends) in zip(ends, self._scattered, strict=True):
-            of_batch[: len(some_ends)], of_batch[len(some_ends) :] = some_ends, some_ends[-1]
-        blocks = _blocks(np.diff(ends).sum(0))
+        n_parts = (len(ids) + (1 << _PART_BITS) - 1) >> _PART_BITS
+        ends = np.zeros((len(self._ends), n_parts + 1), np.int64)
+        for of_batch, some in zip(ends, self._ends, strict=True):
+            known = some[: n_parts + 1]
+            of_batch[: len(known)], of_batch[len(known) :] = known, known[-1]
+        indices, counts = streamed(self._n, np.int32), streamed(self._n, np.float32)
+        indptr = streamed(len(ids) * self._n_windows + 1, np.int32 if self._n < 2**31 else np.int64)
 
-        def count(block: tuple[int, int]) -> CountedBags:
-            first, stop = block
-            bounds = zip(self._scattered, ends[:, first].tolist(), ends[:, stop].tolist(), strict=True)
-            events = np.concatenate([scattered[begin:end] for (scattered, _), begin, end in bounds])
-            users = slice(first * _USERS_OF_PART, min(stop * _USERS_OF_PART, len(ids)))
-            n_bags = (users.stop - users.start) * self._n_windows
-            indptr = np.zeros(n_bags + 1, np.int32)
-            indices, counts = np.empty(len(events), np.int32), np.empty(len(events), np.float32)
-            nnz = _count(events, users.start * self._n_windows, self._cell_bits, indptr, indices, counts)
-            matrix = sp.csr_matrix((counts[:nnz], indices[:nnz], indptr), shape=(n_bags, n_cells))
-            return CountedBags(ids[users], matrix)
+        def count(block: _Block) -> tuple[_Block, NDArray[np.int32], int]:
+            users = min(block.stop << _PART_BITS, len(ids)) - (block.first << _PART_BITS)
+            bounds, own = np.zeros(users * self._n_windows + 1, np.int32), slice(block.begin, block.end)
+            ends_of_block = ends[:, block.first : block.stop + 1]
+            nnz = _count(
+                self._scattered,
+                ends_of_block,
+                self._n_windows,
+                self._cell_bits,
+                self._spot_bits,
+                bounds,
+                indices[own],
+                counts[own],
+            )
+            return block, bounds, nnz
 
-        yield from each(count, blocks, threads=threads, at_most=threads + 1)
+        total = 0
+        for block, bounds, nnz in each(count, _blocks(np.diff(ends).sum(0)), threads=threads, at_most=threads + 1):
+            if block.begin != total:
+                here, there = slice(block.begin, block.begin + nnz), slice(total, total + nnz)
+                indices[there], counts[there] = indices[here], counts[here]
+            bag = (block.first << _PART_BITS) * self._n_windows
+            np.add(bounds, total, out=indptr[bag : bag + len(bounds)], dtype=indptr.dtype)
+            total += nnz
+        matrix = sp.csr_matrix((counts[:total], indices[:total], indptr), shape=(len(indptr) - 1, n_cells))
+        return CountedBags(ids, matrix)
 
 
-def _blocks(n_events: NDArray[np.int64]) -> list[tuple[int, int]]:
+class _Block(NamedTuple):
+    """Parts ``first`` to ``stop``, whose events are those from ``begin`` to ``end``, were all in the order of parts."""
+
+    first: int
+    stop: int
+    begin: int
+    end: int
+
+
+def _blocks(n_events: NDArray[np.int64]) -> list[_Block]:
     """Runs of parts with about so many events that they are counted at once."""
-    total = np.cumsum(n_events)
+    ends = np.concatenate([[0], np.cumsum(n_events)])
     blocks, first = [], 0
-    while first < len(total):
-        before = total[first - 1] if first else 0
-        stop = max(int(np.searchsorted(total, before + _EVENTS_AT_ONCE, side="right")), first + 1)
-        blocks.append((first, stop))
+    while first < len(n_events):
+        fits = int(np.searchsorted(ends, ends[first] + _EVENTS_AT_ONCE, side="right")) - 1
+        stop = max(fits, first + 1)
+        blocks.append(_Block(first, stop, int(ends[first]), int(ends[stop])))
         first = stop
     return blocks
+
+
+def _bits(n: int) -> int:
+    """That tell so many apart, at least one."""
+    return max(n - 1, 1).bit_length()
 
 
 def _keys_of(column: pl.Series) -> NDArray[np.uint64]:
@@ -209,9 +267,11 @@ def _keys_of(column: pl.Series) -> NDArray[np.uint64]:
     if column.null_count():
         column = column.fill_null("")
     views = views_of(column)
-    if not _any_longer(views):
+    if all_short(column):
         return views
     longer = np.flatnonzero((views[:, 0] & _U64(0xFFFFFFFF)) > SHORT)
+    if not len(longer):
+        return views
     hashes, checks = Texts.of(column).hashes()
     keys: NDArray[np.uint64] = views.copy()
     keys[longer, 0] = (checks[longer].astype(np.uint64) << _U64(32)) | _LONG
@@ -244,14 +304,6 @@ def _free(size: int) -> NDArray[np.uint64]:
     words = np.empty((size, 2), np.uint64)
     words.fill(0)
     return words
-
-
-@compiled
-def _any_longer(views: NDArray[np.uint64]) -> bool:
-    longest = _U64(0)
-    for text in range(len(views)):
-        longest = max(longest, views[text, 0] & _U64(0xFFFFFFFF))
-    return bool(longest > _U64(SHORT))
 
 
 @compiled
@@ -298,64 +350,50 @@ def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np
 
 
 @compiled
-def _find_spots(
+def _number(
+    users: NDArray[np.uint64],
     items: NDArray[np.uint64],
     moments: NDArray[np.int64],
     words: NDArray[np.uint64],
+    n_users: int,
+    cells: NDArray[np.uint64],
     edges: NDArray[np.int64],
     cell_bits: int,
-    spots: NDArray[np.uint64],
-) -> None:
-    number, slots = _U64(0xFFFFFFF0), np.empty(_AHEAD, np.uint64)
-    begin = end = edges[0]  # of the window below, in which the next moment often is too
-    is_inside, moved = False, _U64(0)
-    flat, mask = words.reshape(-1), _U64(len(words) - 1)
-    for fetched in range(len(items) + _AHEAD):
-        if fetched < len(items):
-            slot = _slot(items[fetched, 0], items[fetched, 1], mask)
-            prefetch(flat, int(2 * slot))
-            slots[fetched & (_AHEAD - 1)], slot = slot, slots[fetched & (_AHEAD - 1)]
-        else:
-            slot = slots[fetched & (_AHEAD - 1)]
-        at = fetched - _AHEAD
-        if at < 0:
-            continue
-        slot = _find_from(slot, items[at, 0], items[at, 1], words)
-        moment = moments[at]
-        if moment < begin or moment >= end:
-            window = np.searchsorted(edges, moment, side="right") - 1
-            is_inside = 0 <= window < len(edges) - 1
-            begin, end = (edges[window], edges[window + 1]) if is_inside else (moment, moment)
-            moved = _U64(max(window, 0)) << _U64(cell_bits)
-        cell = (words[slot, 0] & number) >> _U64(4)
-        spots[at] = moved | (cell - _U64(1)) if is_inside and cell != _U64(0) else _NOWHERE
-
-
-@compiled
-def _number(
-    users: NDArray[np.uint64],
-    spots: NDArray[np.uint64],
-    n_spots: int,
-    words: NDArray[np.uint64],
-    n_users: int,
+    spot_bits: int,
     n_passes: int,
     nth: int,
     events: NDArray[np.uint64],
-    parts: NDArray[np.int32],
-    places: NDArray[np.int64],
+    ends: NDArray[np.int64],
+    new: NDArray[np.int64],
 ) -> tuple[int, int]:
-    """Every event that is in a bag as one number; how many they are, and how many users are new, and where."""
-    number = _U64(0xFFFFFFF0)
+    """Every event that is in a bag as one number; how many they are, and how many users are new.
+
+    Args:
+        users, items, moments: of the events.
+        words, n_users: the users known, and how many they are; who is new comes to be known.
+        cells: of the items, plus 1.
+        edges: of the windows.
+        cell_bits, spot_bits: of a cell, and of a window and a cell.
+        n_passes, nth: whose users are looked at.
+        events: to be filled in, user · window · cell.
+        ends: to each part's next place is added how many events it has.
+        new: to be filled in, the places of events whose users are new.
+    """
+    number, window = _U64(0xFFFFFFF0), _U64(0)
     n_events = n_new = 0
-    slots = np.empty(_AHEAD, np.uint64)
+    begin = end = edges[0]  # of the window below, in which the next moment often is too
+    is_inside = False
+    slots, item_slots = np.empty(_AHEAD, np.uint64), np.empty(_AHEAD, np.uint64)
     flat, mask = words.reshape(-1), _U64(len(words) - 1)
+    flat_cells, cell_mask = cells.reshape(-1), _U64(len(cells) - 1)
     for fetched in range(len(users) + _AHEAD):
+        turn = fetched & (_AHEAD - 1)
+        slot, item_slot = slots[turn], item_slots[turn]
         if fetched < len(users):
-            slot = _slot(users[fetched, 0], users[fetched, 1], mask)
-            prefetch(flat, int(2 * slot))
-            slots[fetched & (_AHEAD - 1)], slot = slot, slots[fetched & (_AHEAD - 1)]
-        else:
-            slot = slots[fetched & (_AHEAD - 1)]
+            slots[turn] = next_slot = _slot(users[fetched, 0], users[fetched, 1], mask)
+            prefetch(flat, int(2 * next_slot))
+            item_slots[turn] = next_slot = _slot(items[fetched, 0], items[fetched, 1], cell_mask)
+            prefetch(flat_cells, int(2 * next_slot))
         at = fetched - _AHEAD
         if at < 0:
             continue
@@ -364,72 +402,97 @@ def _number(
             continue
         slot = _find_from(slot, key, more, words)
         if not words[slot, 0] & number:
-            places[n_new] = at
+            new[n_new] = at
             n_new += 1
             words[slot, 0], words[slot, 1] = key | (_U64(n_users + n_new) << _U64(4)), more
-        if spots[at] == _NOWHERE:
-            continue
-        user = ((words[slot, 0] & number) >> _U64(4)) - _U64(1)
-        events[n_events] = user * _U64(n_spots) + spots[at]
-        parts[n_events] = np.int32(user // _U64(_USERS_OF_PART))
-        n_events += 1
+        moment = moments[at]
+        if moment < begin or moment >= end:
+            found = np.searchsorted(edges, moment, side="right") - 1
+            is_inside = 0 <= found < len(edges) - 1
+            begin, end = (edges[found], edges[found + 1]) if is_inside else (moment, moment)
+            window = _U64(max(found, 0)) << _U64(cell_bits)
+        item_slot = _find_from(item_slot, items[at, 0], items[at, 1], cells)
+        cell = (cells[item_slot, 0] & number) >> _U64(4)
+        if is_inside and cell != _U64(0):
+            user = ((words[slot, 0] & number) >> _U64(4)) - _U64(1)
+            events[n_events] = (user << _U64(spot_bits)) | window | (cell - _U64(1))
+            ends[np.int64(user >> _U64(_PART_BITS)) + 1] += 1
+            n_events += 1
     return n_events, n_new
 
 
 @compiled
 def _scatter(
-    events: NDArray[np.uint64], parts: NDArray[np.int32], ends: NDArray[np.int64], scattered: NDArray[np.uint64]
+    events: NDArray[np.uint64], part_bits: int, places: NDArray[np.int64], scattered: NDArray[np.unsignedinteger]
 ) -> None:
-    """Lay events together by part, and fill in where each part ends."""
+    """Lay events together by part, without the part's number; ``places`` are where the next one of each part goes."""
+    rest, mask = _U64(part_bits), (_U64(1) << _U64(part_bits)) - _U64(1)
     for at in range(len(events)):
-        ends[parts[at] + 1] += 1
-    for part in range(len(ends) - 1):
-        ends[part + 1] += ends[part]
-    free = ends.copy()
-    for at in range(len(events)):
-        to = free[parts[at]]
-        free[parts[at]] = to + 1
-        scattered[to] = events[at]
+        part = np.int64(events[at] >> rest)
+        scattered[places[part]] = events[at] & mask
+        places[part] += 1
 
 
 @compiled
 def _count(
-    events: NDArray[np.uint64],
-    first_bag: int,
+    scattered: NDArray[np.unsignedinteger],
+    ends_bp: NDArray[np.int64],
+    n_windows: int,
     cell_bits: int,
+    spot_bits: int,
     indptr: NDArray[np.int32],
     indices: NDArray[np.int32],
     counts: NDArray[np.float32],
 ) -> int:
-    """Count events by bag and cell, as CSR, of which indptr comes as zeros; the number of cells written."""
-    n_bags, cell_mask = len(indptr) - 1, _U64((1 << cell_bits) - 1)
-    for at in range(len(events)):
-        indptr[np.int64(events[at] >> _U64(cell_bits)) - first_bag + 1] += 1
-    for bag in range(n_bags):
-        indptr[bag + 1] += indptr[bag]
-    for at in range(len(events)):
-        of_bag = np.int64(events[at] >> _U64(cell_bits)) - first_bag
-        indices[indptr[of_bag]] = np.int32(events[at] & cell_mask)
-        indptr[of_bag] += 1  # which comes to be where the next bag begins
-    first = nnz = 0
-    for bag in range(n_bags):
-        end = int(indptr[bag])
-        if end - first > 32:
-            indices[first:end].sort()
-        else:
-            for last in range(first + 1, end):
-                cell, at = indices[last], last
-                while at > first and indices[at - 1] > cell:
-                    indices[at] = indices[at - 1]
-                    at -= 1
-                indices[at] = cell
-        indptr[bag] = begin = nnz
-        for at in range(first, end):
-            if nnz > begin and indices[nnz - 1] == indices[at]:
+    """Count the events of some parts by bag and cell, as CSR; the number of cells written.
+
+    The events of a part are sorted digit by digit, the lowest first; equal ones are one cell then.
+
+    Args:
+        scattered: events of all batches.
+        ends_bp: of batch b, the p-th part's are from [b, p] to [b, p + 1].
+        n_windows, cell_bits, spot_bits: of an event, as ``_Pass`` has them.
+        indptr, indices, counts: what is filled in; indptr comes as zeros.
+    """
+    window_mask, cell_mask = (_U64(1) << _U64(spot_bits - cell_bits)) - _U64(1), (_U64(1) << _U64(cell_bits)) - _U64(1)
+    n_digits = -(-(spot_bits + _PART_BITS) // _DIGIT_BITS)
+    free, digit_mask = np.empty((n_digits, 1 << _DIGIT_BITS), np.int32), _U64((1 << _DIGIT_BITS) - 1)
+    most = 0
+    for part in range(ends_bp.shape[1] - 1):
+        most = max(most, (ends_bp[:, part + 1] - ends_bp[:, part]).sum())
+    sorted_, spare = np.empty(most, scattered.dtype), np.empty(most, scattered.dtype)
+    nnz = 0
+    for part in range(ends_bp.shape[1] - 1):
+        free[:], n = 0, 0
+        for batch in range(len(ends_bp)):
+            for at in range(ends_bp[batch, part], ends_bp[batch, part + 1]):
+                event = _U64(scattered[at])
+                sorted_[n] = event
+                n += 1
+                for digit in range(n_digits):
+                    free[digit, np.int64((event >> _U64(digit * _DIGIT_BITS)) & digit_mask)] += 1
+        for digit in range(n_digits):
+            before = np.int64(0)
+            for value in range(1 << _DIGIT_BITS):
+                of_value = np.int64(free[digit, value])
+                free[digit, value] = before
+                before += of_value
+            shift, places = _U64(digit * _DIGIT_BITS), free[digit]
+            for at in range(n):
+                value = np.int64((_U64(sorted_[at]) >> shift) & digit_mask)
+                spare[places[value]] = sorted_[at]
+                places[value] += 1
+            sorted_, spare = spare, sorted_
+        first_bag = (part << _PART_BITS) * n_windows
+        for at in range(n):
+            if at > 0 and sorted_[at] == sorted_[at - 1]:
                 counts[nnz - 1] += 1
             else:
-                indices[nnz], counts[nnz] = indices[at], 1
+                event = _U64(sorted_[at])
+                of_user = np.int64(event >> _U64(spot_bits)) * n_windows
+                indptr[first_bag + of_user + np.int64((event >> _U64(cell_bits)) & window_mask) + 1] += 1
+                indices[nnz], counts[nnz] = np.int32(event & cell_mask), 1
                 nnz += 1
-        first = end
-    indptr[n_bags] = nnz
+    for bag in range(len(indptr) - 1):
+        indptr[bag + 1] += indptr[bag]
     return nnz

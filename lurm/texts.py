@@ -93,6 +93,11 @@ def views_of(column: pl.Series) -> NDArray[np.uint64]:
     return views[array.offset : array.offset + len(array)]
 
 
+def all_short(column: pl.Series) -> bool:
+    """Whether no text is of more than ``SHORT`` bytes, as far as can be told without a look at them."""
+    return len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) == 2  # none for what is longer
+
+
 def may_be_blank_or_longer(column: pl.Series, n_bytes: int = MAX_ID_BYTES) -> bool:
     """False if no text of a String column is blank or of more bytes; True if one may be, and has to be looked at."""
     if column.null_count() == len(column):

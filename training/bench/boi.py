@@ -133,8 +133,7 @@ def _counted(made: MadeLog, vocabulary: InterestVocabulary, memory_limit_bytes: 
                 quarantine=quarantine,
                 memory_limit_bytes=memory_limit_bytes,
                 threads=threads,
-            ),
-            threads=threads,
+            )
         )
     return Bags(bags.user_ids.to_list(), bags.counts_uk)
 
