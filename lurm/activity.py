@@ -16,7 +16,7 @@ from lurm.history import HistoryBatch
 MOST_BEHAVIORS = 8
 MOST_SPREADS = 4.0  # from the mean, of a standardised feature
 _RECENT_DAYS = (365, 90, 28, 7, 1)
-_DAYS_KNOWN = 64  # whose logarithms are looked up
+_LOG, _LOG1P = np.log(np.arange(1, 1025)), np.log1p(np.arange(1024.0))  # of numbers that are common, looked up
 _HOURS = 4  # of one part of the day
 _MONDAY = 3  # epoch day 0 was a Thursday
 
@@ -43,6 +43,8 @@ def activity_features(batch: HistoryBatch, as_of: int | NDArray[np.int64], n_beh
         batch.values,
         np.full(len(batch), as_of, np.int64),
         min(n_behaviors, MOST_BEHAVIORS),
+        _LOG,
+        _LOG1P,
         features_ba,
     )
     return features_ba
@@ -68,6 +70,11 @@ def standardised(
 
 
 @compiled
+def _log1p(n: int, log1p: NDArray[np.float64]) -> float:
+    return float(log1p[n]) if n < len(log1p) else float(np.log1p(np.float64(n)))
+
+
+@compiled
 def _describe(
     offsets: NDArray[np.int64],
     timestamps: NDArray[np.int64],
@@ -76,26 +83,25 @@ def _describe(
     values: NDArray[np.float32],
     as_of_b: NDArray[np.int64],
     n_behaviors: int,
+    log: NDArray[np.float64],
+    log1p: NDArray[np.float64],
     features_ba: NDArray[np.float32],
 ) -> None:
     """Fill in the features of each user who has events."""
     recent = np.zeros(len(_RECENT_DAYS), np.int64)
     weekdays, parts = np.zeros(7, np.int64), np.zeros(24 // _HOURS, np.int64)
     behaviors = np.zeros(MOST_BEHAVIORS, np.int64)
-    log_of_days = np.empty(_DAYS_KNOWN)
-    for n_days in range(_DAYS_KNOWN):
-        log_of_days[n_days] = np.log(np.float64(n_days))
     n_bits = 4
     for user in range(len(offsets) - 1):
         while 1 << n_bits < 2 * (offsets[user + 1] - offsets[user]):
             n_bits += 1
-    item_of, user_of = np.empty(1 << n_bits, np.int32), np.full(1 << n_bits, -1, np.int64)  # who was seen with what
+    seen = np.zeros(1 << n_bits, np.int64)  # who with what
     for user in range(len(offsets) - 1):
         first, end, as_of = offsets[user], offsets[user + 1], as_of_b[user]
         if first == end:
             continue
         recent[:], weekdays[:], parts[:], behaviors[:] = 0, 0, 0, 0
-        n_items = n_gaps = 0
+        n_items, n_gaps, user_key = 0, 0, (user + 1) << 32
         gaps = squared_gaps = total = absolute = squares = 0.0
         day, day_begins = timestamps[first] // DAY_MS, (timestamps[first] // DAY_MS) * DAY_MS
         since = first
@@ -107,17 +113,17 @@ def _describe(
                 day_begins = day * DAY_MS
                 n_gaps += 1
                 n_days = day - before
-                gap = log_of_days[n_days] if n_days < _DAYS_KNOWN else np.log(np.float64(n_days))
+                gap = log[n_days - 1] if n_days <= len(log) else np.log(np.float64(n_days))
                 gaps += gap
                 squared_gaps += gap * gap
-            parts[(at - day_begins) // (_HOURS * 3_600_000)] += 1
+            parts[np.uint32(at - day_begins) // np.uint32(_HOURS * 3_600_000)] += 1
             item = item_rows[event]
             if item >= 0:
-                slot = (np.uint64(item) * SPREAD) >> np.uint64(64 - n_bits)
-                while user_of[slot] == user and item_of[slot] != item:
+                slot, key = (np.uint64(item) * SPREAD) >> np.uint64(64 - n_bits), user_key | np.int64(item)
+                while seen[slot] != key and seen[slot] >= user_key:
                     slot = (slot + np.uint64(1)) & np.uint64((1 << n_bits) - 1)
-                n_items += user_of[slot] != user
-                user_of[slot], item_of[slot] = user, item
+                n_items += seen[slot] != key
+                seen[slot] = key
             value = np.float64(values[event])
             total += value
             absolute += abs(value)
@@ -126,25 +132,28 @@ def _describe(
                 behaviors[behavior_rows[event]] += 1
         weekdays[(day + _MONDAY) % 7] += end - since
         n_days = n_gaps + 1
-        for nth in range(len(_RECENT_DAYS)):
+        at_event = end
+        for nth in range(len(_RECENT_DAYS) - 1, -1, -1):
             oldest = as_of - _RECENT_DAYS[nth] * DAY_MS
-            recent[nth] = end - first - np.searchsorted(timestamps[first:end], oldest, side="right")
+            while at_event > first and timestamps[at_event - 1] > oldest:
+                at_event -= 1
+            recent[nth] = end - at_event
         n = np.float64(end - first)
         of_user = features_ba[user]
-        of_user[0] = np.log1p(n)
+        of_user[0] = _log1p(end - first, log1p)
         column = 1
         for nth in range(len(_RECENT_DAYS)):
-            of_user[column] = np.log1p(np.float64(recent[nth]))
+            of_user[column] = _log1p(recent[nth], log1p)
             column += 1
         for at in (timestamps[end - 1], timestamps[first]):
             of_user[column] = np.log1p(max(as_of - at, 0) / DAY_MS)
             column += 1
         mean_gap = gaps / max(n_gaps, 1)
-        of_user[column] = np.log1p(np.float64(n_days))
+        of_user[column] = _log1p(n_days, log1p)
         of_user[column + 1] = np.log(n / n_days)
         of_user[column + 2] = mean_gap
         of_user[column + 3] = np.sqrt(max(squared_gaps / max(n_gaps, 1) - mean_gap * mean_gap, 0.0))
-        of_user[column + 4] = np.log1p(np.float64(n_items)) - np.log1p(n)
+        of_user[column + 4] = _log1p(n_items, log1p) - _log1p(end - first, log1p)
         column += 5
         for weekday in range(7):
             of_user[column] = weekdays[weekday] / n

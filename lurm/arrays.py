@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lurm.errors import ArtifactCorrupt
 
+_LINE = 64  # bytes
 _SAFETENSORS = {"F32": "<f4", "I32": "<i4", "I64": "<i8"}
 
 
@@ -83,6 +85,14 @@ def map_tensors(path: Path) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactCorrupt(f"{path} cannot be mapped: {error!r}") from error
     return arrays
+
+
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    """Numbers to be filled in, the first at the beginning of a line of the caches, as in a mapped file."""
+    size, dtype = math.prod(shape), np.dtype(dtype)
+    room = np.empty(size + _LINE // dtype.itemsize, dtype)
+    first = -room.ctypes.data % _LINE // dtype.itemsize
+    return room[first : first + size].reshape(shape)
 
 
 def streamed(n: int, dtype: DTypeLike) -> NDArray[Any]:

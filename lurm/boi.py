@@ -197,55 +197,69 @@ def _share_out(
         first, end, _ = _extent(starts_bw[row], stops_bw[row])
         most_events = max(most_events, end - first)
     n_slots = 1 << _bits_for(most_events)
-    row_of, nth_of = np.full(n_slots, -1, np.int64), np.empty(n_slots, np.int32)  # who has which of their cells
-    cells, rarities, sums = np.empty(most_events, np.int32), np.empty(most_events, np.float32), np.zeros(most_events)
+    key_of, nth_of = np.zeros(n_slots, np.int64), np.empty(n_slots, np.int32)  # row and cell; which of the row's it is
+    cells, rarities = np.empty(most_events, np.int32), np.empty(most_events, np.float32)
+    totals, sums = np.empty(most_events), np.zeros(most_events)
     of_event, met = np.empty(most_events, np.int32), np.empty(most_events, np.int32)
     nnz, last_event = 0, len(item_rows) - 1
     for row in range(len(starts_bw)):
         first, end, _ = _extent(starts_bw[row], stops_bw[row])
-        n_bits, n = _bits_for(end - first), 0
+        n_bits, n, row_key = _bits_for(end - first), 0, (row + 1) << 32
         for event in range(first, end):
             prefetch(cell_n, item_rows[min(event + _AHEAD, last_event)])
             item = item_rows[event]
             of_event[event - first] = -1
             if 0 <= item < len(cell_n) and (weights is None or weights[event] > 0.0):
                 cell = cell_n[item]
-                slot = (np.uint64(cell) * SPREAD) >> np.uint64(64 - n_bits)
-                while row_of[slot] == row and cells[nth_of[slot]] != cell:
+                slot, key = (np.uint64(cell) * SPREAD) >> np.uint64(64 - n_bits), row_key | np.int64(cell)
+                while key_of[slot] != key and key_of[slot] >= row_key:
                     slot = (slot + np.uint64(1)) & np.uint64((1 << n_bits) - 1)
-                if row_of[slot] != row:
-                    row_of[slot], nth_of[slot] = row, n
-                    cells[n], rarities[n] = cell, idf[cell] if len(idf) > 1 else idf[0]
+                if key_of[slot] != key:
+                    key_of[slot], nth_of[slot] = key, n
+                    cells[n], rarities[n], totals[n] = cell, idf[cell] if len(idf) > 1 else idf[0], 0
                     n += 1
-                of_event[event - first] = nth_of[slot]
+                nth = nth_of[slot]
+                of_event[event - first] = nth
+                totals[nth] += 1.0 if weights is None else weights[event]
         for window in range(n_windows):
-            n_met = 0
-            for event in range(starts_bw[row, window], stops_bw[row, window]):
-                nth = of_event[event - first]
-                if nth >= 0:
-                    met[n_met] = nth
-                    n_met += sums[nth] == 0
-                    sums[nth] += 1.0 if weights is None else weights[event]
-            begin, squares = nnz, 0.0
+            begin, n_met = nnz, 0
+            if starts_bw[row, window] == first and stops_bw[row, window] == end:
+                n_met = n
+                for nth in range(n):
+                    met[nth], sums[nth] = nth, totals[nth]
+            else:
+                for event in range(starts_bw[row, window], stops_bw[row, window]):
+                    nth = of_event[event - first]
+                    if nth >= 0:
+                        met[n_met] = nth
+                        n_met += sums[nth] == 0
+                        sums[nth] += 1.0 if weights is None else weights[event]
             for at in range(n_met):
                 nth = met[at]
                 share = _weight(np.float32(sums[nth]), is_log, is_count, log1p) * rarities[nth]
                 columns[nnz], shares[nnz] = cells[nth], share
-                nnz += share > 0  # a tiny weight may be none as float32
-                squares += np.float64(share) * np.float64(share)  # not lost, however small
+                nnz += 1 if weights is None else share > 0  # a tiny weight may be none as float32
                 sums[nth] = 0
-            length = np.sqrt(squares)
-            for at in range(begin, nnz):
-                shares[at] /= length
+            _to_unit(shares[begin:nnz])
             indptr[row * n_windows + window + 1] = nnz
     return nnz
 
 
+@compiled_sums
+def _to_unit(weights: NDArray[np.float32]) -> None:
+    squares = 0.0
+    for at in range(len(weights)):
+        squares += np.float64(weights[at]) * np.float64(weights[at])  # not lost, however small
+    to_unit = 1 / np.sqrt(squares) if squares > 0 else 0.0
+    for at in range(len(weights)):
+        weights[at] = np.float32(np.float64(weights[at]) * to_unit)
+
+
 @compiled
 def _bits_for(n: int) -> int:
-    """Bits of the slots of a table, at least one, of which n take up half at most."""
+    """Bits of the slots of a table, of which n take up a quarter at most."""
     n_bits = 1
-    while 1 << n_bits < 2 * n:
+    while 1 << n_bits < 4 * n:
         n_bits += 1
     return n_bits
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.arrays import aligned
 from lurm.compiled import compiled, compiled_sums, prefetch
 from lurm.lanes import LANES, N_ROWS, Layout, add_lanes, add_rows, raise_lanes, score_lanes
 
@@ -38,7 +39,8 @@ class Table:
     def of(cls, rows_he: NDArray[np.float32], layout: Layout) -> Table:
         """The table of these rows, M·D numbers each, read-only."""
         step_h = np.maximum(np.abs(rows_he).max(1, initial=0), np.float32(1e-30)) / np.float32(_MOST_STEPS)
-        steps_hp = np.zeros((len(rows_he), layout.n_places), np.int16)
+        steps_hp = aligned((len(rows_he), layout.n_places), np.int16)
+        steps_hp.fill(0)
         steps_hp[:, layout.places()] = np.rint(rows_he / step_h[:, None])
         for array in (steps_hp, step_h):
             array.setflags(write=False)  # as those that are mapped: loops are compiled for one kind of array

@@ -472,16 +472,16 @@ def _count(
                 for digit in range(n_digits):
                     free[digit, np.int64((event >> _U64(digit * _DIGIT_BITS)) & digit_mask)] += 1
         for digit in range(n_digits):
-            before = np.int64(0)
+            before = 0
             for value in range(1 << _DIGIT_BITS):
-                of_value = np.int64(free[digit, value])
+                of_value = free[digit, value]
                 free[digit, value] = before
                 before += of_value
             shift, places = _U64(digit * _DIGIT_BITS), free[digit]
             for at in range(n):
-                value = np.int64((_U64(sorted_[at]) >> shift) & digit_mask)
-                spare[places[value]] = sorted_[at]
-                places[value] += 1
+                own = np.int64((_U64(sorted_[at]) >> shift) & digit_mask)
+                spare[places[own]] = sorted_[at]
+                places[own] += 1
             sorted_, spare = spare, sorted_
         first_bag = (part << _PART_BITS) * n_windows
         for at in range(n):

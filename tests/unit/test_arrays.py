@@ -1,4 +1,4 @@
-"""Arrays that are mapped instead of read."""
+"""Arrays that are mapped instead of read, and memory as it is wanted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lurm.arrays import map_tensors
+from lurm.arrays import aligned, map_tensors, streamed
 from lurm.errors import ArtifactCorrupt
 
 
@@ -42,3 +42,20 @@ def test_tensors_that_are_cut_short_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes()[:-4])
     with pytest.raises(ArtifactCorrupt, match="cannot be mapped"):
         map_tensors(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("n", [0, 1, 5_000_000])
+@pytest.mark.parametrize("dtype", [np.uint32, np.float32, np.int64])
+def test_memory_that_is_written_once_comes_as_zeros(n: int, dtype: type[np.generic]) -> None:
+    numbers = streamed(n, dtype)
+    assert (numbers.shape, numbers.dtype, numbers.any()) == ((n,), np.dtype(dtype), False)
+    numbers[:] = 1
+    assert numbers.sum() == n
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (7, 5), (3000, 224)])
+def test_aligned_numbers_begin_where_a_line_does(shape: tuple[int, ...]) -> None:
+    for dtype in (np.int16, np.float64):
+        numbers = aligned(shape, dtype)
+        assert (numbers.shape, numbers.dtype) == (shape, np.dtype(dtype))
+        assert numbers.ctypes.data % 64 == 0 and numbers.flags.c_contiguous and numbers.flags.writeable
