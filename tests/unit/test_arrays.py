@@ -53,7 +53,7 @@ def test_memory_that_is_written_once_comes_as_zeros(n: int, dtype: type[np.gener
     assert numbers.sum() == n
 
 
-@pytest.mark.parametrize("shape", [(0, 3), (1,), (7, 5), (3000, 224)])
+@pytest.mark.parametrize("shape", [(1,), (7, 5), (3000, 224)])
 def test_aligned_numbers_begin_where_a_line_does(shape: tuple[int, ...]) -> None:
     for dtype in (np.int16, np.float64):
         numbers = aligned(shape, dtype)
