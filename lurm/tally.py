@@ -211,10 +211,9 @@ class _Pass:
         def count(block: _Block) -> tuple[_Block, NDArray[np.int32], int]:
             users = min(block.stop << _PART_BITS, len(ids)) - (block.first << _PART_BITS)
             bounds, own = np.zeros(users * self._n_windows + 1, np.int32), slice(block.begin, block.end)
-            ends_of_block = ends[:, block.first : block.stop + 1]
             nnz = _count(
                 self._scattered,
-                ends_of_block,
+                ends[:, block.first : block.stop + 1],
                 self._n_windows,
                 self._cell_bits,
                 self._spot_bits,
@@ -371,13 +370,11 @@ def _number(
     Args:
         users, items, moments: of the events.
         words, n_users: the users known, and how many they are; who is new comes to be known.
-        cells: of the items, plus 1.
-        edges: of the windows.
-        cell_bits, spot_bits: of a cell, and of a window and a cell.
+        cells, edges: of the items, plus 1; of the windows.
+        cell_bits, spot_bits: of a cell; of a window and a cell.
         n_passes, nth: whose users are looked at.
-        events: to be filled in, user · window · cell.
+        events, new: to be filled in, user · window · cell; and the places of those whose users are new.
         ends: to each part's next place is added how many events it has.
-        new: to be filled in, the places of events whose users are new.
     """
     number, window = _U64(0xFFFFFFF0), _U64(0)
     n_events = n_new = 0
@@ -465,18 +462,22 @@ def _count(
     for part in range(ends_bp.shape[1] - 1):
         free[:], n = 0, 0
         for batch in range(len(ends_bp)):
+            n += ends_bp[batch, part + 1] - ends_bp[batch, part]
             for at in range(ends_bp[batch, part], ends_bp[batch, part + 1]):
-                event = _U64(scattered[at])
-                sorted_[n] = event
-                n += 1
                 for digit in range(n_digits):
-                    free[digit, np.int64((event >> _U64(digit * _DIGIT_BITS)) & digit_mask)] += 1
+                    free[digit, np.int64((_U64(scattered[at]) >> _U64(digit * _DIGIT_BITS)) & digit_mask)] += 1
         for digit in range(n_digits):
             before = 0
             for value in range(1 << _DIGIT_BITS):
                 of_value = free[digit, value]
                 free[digit, value] = before
                 before += of_value
+        for batch in range(len(ends_bp)):
+            for at in range(ends_bp[batch, part], ends_bp[batch, part + 1]):
+                own = np.int64(_U64(scattered[at]) & digit_mask)
+                sorted_[free[0, own]] = scattered[at]
+                free[0, own] += 1
+        for digit in range(1, n_digits):
             shift, places = _U64(digit * _DIGIT_BITS), free[digit]
             for at in range(n):
                 own = np.int64((_U64(sorted_[at]) >> shift) & digit_mask)

@@ -43,11 +43,11 @@ class Bags:
     """Bags of U users × W months.
 
     Attributes:
-        user_ids: U ids, in the order of the rows.
+        user_ids: (U,) String, in the order of the rows.
         counts: (U·W, K) CSR of event counts, columns ascending.
     """
 
-    user_ids: Sequence[str]
+    user_ids: pl.Series
     counts: sp.csr_matrix
 
 
@@ -62,38 +62,36 @@ def bench(track: Track, scale: str) -> Figures:
     size, memory_limit_bytes = _SIZES[scale]
     made = write_log(track.folder, size)
     vocabulary = vocabulary_of(made, track.folder)
-    ways: dict[str, Callable[[Turn], Bags]] = {
+    base = ingest(made, track.folder, memory_limit_bytes)
+    readers: dict[str, Callable[[Turn], None]] = {
+        "decode_polars": lambda turn: _read_polars(made),
+        "decode_arrow": lambda turn: _read_arrow(made),
+        "decode_batches": lambda turn: _read_batches(made),
+    }
+    counters: dict[str, Callable[[Turn], Bags]] = {
         "ours": lambda turn: _counted(made, vocabulary, memory_limit_bytes, track.threads),
+        "from_history": lambda turn: _bags_of(base, vocabulary),
         "duckdb": lambda turn: _duckdb(made, turn, track.threads, memory_limit_bytes),
         "polars": lambda turn: _polars(made),
     }
-    timings, answers = race(track, size.n_events, ways)
-    for peer in ("duckdb", "polars"):
-        check(peer, answers["ours"], answers[peer])
-    n_bags, nnz = answers["ours"].counts.shape[0], answers["ours"].counts.nnz
-    answers.clear()
-
-    base = ingest(made, track.folder, memory_limit_bytes)
-    limits: dict[str, Callable[[Turn], int]] = {
-        "from_history": lambda turn: _bags_of(base, vocabulary).counts.nnz,
-        "decode_polars": lambda turn: len(pl.read_parquet(made.events, columns=_COLUMNS)),
-        "decode_batches": lambda turn: _decoded(made),
-        "decode_arrow": lambda turn: len(pq.read_table(made.events, columns=_COLUMNS)),
-    }
-    timings |= race(track, size.n_events, limits)[0]
+    contenders: dict[str, Callable[[Turn], Bags | None]] = {**readers, **counters}
+    timings, answers = race(track, size.n_events, contenders)
+    bags = {name: answer for name, answer in answers.items() if answer is not None}
+    ours = bags.pop("ours")
+    for peer, theirs in bags.items():
+        check(peer, ours, theirs)
     sizes = {
         "n_events": size.n_events,
         "n_users": size.n_users,
         "n_items": size.n_items,
         "n_interests": size.n_interests,
-        "n_bags": n_bags,
-        "nnz": nnz,
+        "n_bags": ours.counts.shape[0],
+        "nnz": ours.counts.nnz,
         "memory_limit_bytes": memory_limit_bytes,
     }
-    ours = timings["ours"].best
-    decode = min(timings[reader].best for reader in limits if reader.startswith("decode"))
-    ratios = {"vs_duckdb": timings["duckdb"].best / ours, "vs_polars": timings["polars"].best / ours}
-    return Figures(sizes, timings, ratios | {"vs_decode": decode / ours})
+    of = {name: timing.best / timings["ours"].best for name, timing in timings.items()}
+    ratios = {"vs_duckdb": of["duckdb"], "vs_polars": of["polars"], "vs_decode": min(of[reader] for reader in readers)}
+    return Figures(sizes, timings, ratios)
 
 
 def check(peer: str, ours: Bags, theirs: Bags) -> None:
@@ -135,12 +133,21 @@ def _counted(made: MadeLog, vocabulary: InterestVocabulary, memory_limit_bytes: 
                 threads=threads,
             )
         )
-    return Bags(bags.user_ids.to_list(), bags.counts_uk)
+    return Bags(bags.user_ids, bags.counts_uk)
 
 
-def _decoded(made: MadeLog) -> int:
+def _read_polars(made: MadeLog) -> None:
+    pl.read_parquet(made.events, columns=_COLUMNS)
+
+
+def _read_arrow(made: MadeLog) -> None:
+    pq.read_table(made.events, columns=_COLUMNS)
+
+
+def _read_batches(made: MadeLog) -> None:
     scan = pl.scan_parquet(made.events).select(_COLUMNS)
-    return sum(len(batch) for batch in scan.collect_batches(chunk_size=500_000, maintain_order=True))
+    for _ in scan.collect_batches(chunk_size=500_000, maintain_order=True):
+        pass
 
 
 def _bags_of(base: HistoryBase, vocabulary: InterestVocabulary) -> Bags:
@@ -151,7 +158,7 @@ def _bags_of(base: HistoryBase, vocabulary: InterestVocabulary) -> Bags:
     for batch in base.scan():
         ids.extend(batch.user_ids)
         counts.append(boi.count(batch, between(batch, edges)))
-    return Bags(ids, sp.vstack(counts, format="csr"))
+    return Bags(pl.Series(ids, dtype=pl.String), sp.vstack(counts, format="csr"))
 
 
 def _duckdb(made: MadeLog, turn: Turn, threads: int, memory_limit_bytes: int) -> Bags:
@@ -169,7 +176,7 @@ def _duckdb(made: MadeLog, turn: Turn, threads: int, memory_limit_bytes: int) ->
             GROUP BY ALL ORDER BY user_row, month, interest
             """
         ).to_arrow_table()
-        ids = connection.sql("SELECT user_id FROM users ORDER BY user_row").to_arrow_table()["user_id"].to_pylist()
+        ids = pl.Series(connection.sql("SELECT user_id FROM users ORDER BY user_row").to_arrow_table()["user_id"])
     return _csr(made, ids, [column.to_numpy() for column in table.columns])
 
 
@@ -185,10 +192,10 @@ def _polars(made: MadeLog) -> Bags:
         .sort("user_row", "month", "interest")
         .collect(engine="streaming")
     )
-    return _csr(made, users["user_id"].to_list(), [column.to_numpy() for column in table.get_columns()])
+    return _csr(made, users["user_id"], [column.to_numpy() for column in table.get_columns()])
 
 
-def _csr(made: MadeLog, user_ids: Sequence[str], cells: Sequence[NDArray[Any]]) -> Bags:
+def _csr(made: MadeLog, user_ids: pl.Series, cells: Sequence[NDArray[Any]]) -> Bags:
     """Sorted cells (user row, month, interest, count) as bags."""
     users, months, interests, counts = cells
     n_windows = len(month_edges()) - 1
