@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from lurm.columns import as_text, is_text
 from lurm.errors import DataError
+from lurm.quotes import Mender
 
 Format = Literal["parquet", "csv", "jsonl"]
 
@@ -43,12 +44,10 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 BLOCK_BYTES = 8 * 2**20
 _HEAD_BYTES = 2**18
 _SAMPLE_BYTES = 2**19  # as stored; many times what a decompressor reads ahead
-_MAX_ROW_BYTES = 2**20  # a CSV field open for longer was opened by a stray quote
 _MAX_LINE_BYTES = 64 * 2**20
 
 # Stand-ins while Arrow parses CSV: code points that Unicode promises never to occur in text
 _INVALID = "\uffff"
-_STRAY_QUOTE = "\ufffe"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -381,7 +380,8 @@ def _csv(blocks: Iterator[bytes], columns: Sequence[str]) -> Iterator[Chunk]:
         column_types=dict.fromkeys(column_at.values(), pa.large_string()),
     )
     start = 0
-    for block in _mended(itertools.chain([top], blocks), len(names), delimiter):
+    mender = Mender(len(names), delimiter)
+    for block in mender.mended(itertools.chain([top], blocks)):
         text, is_marked = _as_utf8(block)
         ragged: list[tuple[int, str]] = []
         parsing = pa_csv.ParseOptions(
@@ -400,7 +400,7 @@ def _csv(blocks: Iterator[bytes], columns: Sequence[str]) -> Iterator[Chunk]:
         yield Chunk(
             start + np.delete(np.arange(n), [row for row, _ in ragged]),
             {name: _unmarked(array) for name, array in arrays.items()} if is_marked else arrays,
-            [(start + row, _as_written(line, delimiter)) for row, line in ragged],
+            [(start + row, mender.as_written(line).replace(_INVALID, "\ufffd")) for row, line in ragged],
         )
         start += n
 
@@ -411,56 +411,6 @@ def _header_of(block: bytes) -> tuple[list[str], str, bytes]:
     text = line.decode(errors="replace").rstrip("\r")
     delimiter = max(",\t;|", key=re.sub(r'"[^"]*"', "", text).count)
     return [name.strip() for name in next(csv.reader([text], delimiter=delimiter), [])], delimiter, rest
-
-
-def _mended(blocks: Iterable[bytes], width: int, delimiter: str) -> Iterator[bytes]:
-    """Blocks of whole CSV rows, where a line with a stray quote is ragged and swallows none of its successors."""
-    d = re.escape(delimiter)
-    # a quoted field may span lines; one followed by stray text may not
-    quoted = rf'"(?:[^"]|"")*+"|"(?:[^"\n]|"")*+"[^"{d}\r\n]+'
-    cell = rf'(?:{quoted}|[^"{d}\r\n][^{d}\r\n]*+|)'
-    row = re.compile(rf"{cell}(?:{d}{cell}){{{width - 1}}}\r*(?:\n|\Z)".encode())
-    excess = delimiter.encode() * width + b"\n"
-    rest = b""
-    for block in blocks:
-        whole, rest = _mend(rest + block, row, excess, is_last=False)
-        if whole:
-            yield whole
-    if rest:
-        yield _mend(rest, row, excess, is_last=True)[0]
-
-
-def _mend(block: bytes, row: re.Pattern[bytes], excess: bytes, *, is_last: bool) -> tuple[bytes, bytes]:
-    """The whole rows of a block, mended, and the tail that only the next block can tell."""
-    if b'"' not in block:
-        return block, b""
-    marks = np.frombuffer(block, np.uint8)
-    n_quotes = np.cumsum(marks == ord('"'), dtype=np.uint8)  # only its last bit matters
-    if not (np.append(n_quotes[marks == ord("\n")], n_quotes[-1]) & 1).any():
-        return block, b""
-    mended: list[bytes] = []
-    at = 0
-    while at < len(block):
-        end = block.find(b"\n", at) + 1 or len(block)
-        line = block[at:end]
-        if line.count(b'"') % 2:
-            if whole := row.match(block, at, at + _MAX_ROW_BYTES):
-                end = whole.end()
-                line = block[at:end]
-            elif not is_last and len(block) - at < _MAX_ROW_BYTES:
-                return b"".join(mended), block[at:]
-            else:
-                line = line.rstrip().replace(b'"', _STRAY_QUOTE.encode()) + excess
-        mended.append(line)
-        at = end
-    return b"".join(mended), b""
-
-
-def _as_written(line: str, delimiter: str) -> str:
-    """A ragged line without what was done to it."""
-    if _STRAY_QUOTE in line:
-        line = line.rstrip(delimiter).replace(_STRAY_QUOTE, '"')
-    return line.replace(_INVALID, "\ufffd")
 
 
 def _as_utf8(block: bytes) -> tuple[bytes, bool]:

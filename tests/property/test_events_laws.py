@@ -138,6 +138,8 @@ def everything(
 @settings(max_examples=200)
 @given(csv_bytes, st.integers(1, 40), st.integers(1, 4))
 @example(b'x,"y\nz,w\n"p\nq",r\n', 3, 1)
+@example(b'a","p\nq",r\n', 1, 1)
+@example(b'a""b,"c"\n"d""",e"f"\n"g"h,\n', 1, 1)
 def test_any_bytes_are_rows_or_malformed_whatever_the_block_size(body, block_bytes, rows):
     """Every row number occurs once, in either pile, and blocks cut anywhere change nothing."""
     with tempfile.TemporaryDirectory() as folder:
