@@ -70,7 +70,7 @@ class Trial:
         default_factory=lambda: {"dro": ObjectiveConfig(), "plain": ObjectiveConfig("plain")}
     )
     neural: bool = True
-    futures: int = 200
+    futures: int = 2000
     newcomers: bool = True
     seed: int = 0
 
