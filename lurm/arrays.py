@@ -96,10 +96,10 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def streamed(n: int, dtype: DTypeLike) -> NDArray[Any]:
-    """(n,) zeros to be written once, from end to end.
+    """(n,) zeros, of which each is written about once.
 
-    On pages of the usual size: numpy asks for huge ones, which whoever is done with leaves to the system; a virtual
-    machine gives them back to its host, and has each one fetched again, at six times the price of as many small ones.
+    Huge pages are not asked for, as numpy does: whoever is done with them leaves them to the system, a virtual machine
+    gives them back to its host, and each one is fetched again, at six times the price of as many small ones.
     """
     room = mmap.mmap(-1, max(n, 1) * np.dtype(dtype).itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return np.frombuffer(room, dtype)[:n]

@@ -35,7 +35,7 @@ _MOST = 2**28 - 2  # numbers that fit beside a length
 _PART_BITS = 8  # 2^8 users
 _DIGIT_BITS = 11  # of events, when they are sorted
 _EVENTS_AT_ONCE = 2**16  # counted at once; what is made of them stays in the caches
-_BYTES_PER_EVENT = 24
+_BYTES_PER_EVENT = 32
 _ROOM = 2**16  # users for whom there is room before they are met
 _AHEAD = 32  # events whose places in the tables are fetched before they are looked at; a power of two
 
@@ -75,7 +75,7 @@ def count_log(
         threads: that count.
 
     Raises:
-        UsageError: there are more users or items than can be told apart (2^28), or W · K is 2^35 and more.
+        UsageError: there are more users or items than can be told apart (2^28), or W and K take over 35 bits together.
         DataError: the log cannot be read.
     """
     n_windows, n_cells = len(edges) - 1, boi.width
@@ -134,7 +134,7 @@ class _Numbered(NamedTuple):
 class _Pass:
     """One pass over the log.
 
-    Events lie scattered by part in one array, batch after batch: no page of memory is touched twice for them.
+    Events lie in one array, batch after batch, and of each batch part after part.
     """
 
     def __init__(
@@ -458,7 +458,7 @@ def _count(
     for part in range(ends_bp.shape[1] - 1):
         most = max(most, (ends_bp[:, part + 1] - ends_bp[:, part]).sum())
     sorted_, spare = np.empty(most, scattered.dtype), np.empty(most, scattered.dtype)
-    nnz = 0
+    nnz = n_alike = 0
     for part in range(ends_bp.shape[1] - 1):
         free[:], n = 0, 0
         for batch in range(len(ends_bp)):
@@ -487,9 +487,10 @@ def _count(
         first_bag = (part << _PART_BITS) * n_windows
         for at in range(n):
             if at > 0 and sorted_[at] == sorted_[at - 1]:
-                counts[nnz - 1] += 1
+                n_alike += 1
+                counts[nnz - 1] = n_alike  # added up as float32, it would stop at 2^24
             else:
-                event = _U64(sorted_[at])
+                event, n_alike = _U64(sorted_[at]), 1
                 of_user = np.int64(event >> _U64(spot_bits)) * n_windows
                 indptr[first_bag + of_user + np.int64((event >> _U64(cell_bits)) & window_mask) + 1] += 1
                 indices[nnz], counts[nnz] = np.int32(event & cell_mask), 1

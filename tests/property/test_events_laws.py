@@ -109,6 +109,7 @@ csv_bytes = st.lists(
             b",",
             b"\n",
             b"\r\n",
+            b"\r",
             b"a",
             b"bc",
             b" ",
@@ -140,6 +141,9 @@ def everything(
 @example(b'x,"y\nz,w\n"p\nq",r\n', 3, 1)
 @example(b'a","p\nq",r\n', 1, 1)
 @example(b'a""b,"c"\n"d""",e"f"\n"g"h,\n', 1, 1)
+@example(b'1,"a"\r2,"b"\n3,c\n4,5" nail\n', 8, 1)
+@example(b'x\ry,"b"\n1,2\nq,"open\n', 1, 1)
+@example(b'x,"b\ry",2\nq,"open\n', 1, 1)
 def test_any_bytes_are_rows_or_malformed_whatever_the_block_size(body, block_bytes, rows):
     """Every row number occurs once, in either pile, and blocks cut anywhere change nothing."""
     with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +153,7 @@ def test_any_bytes_are_rows_or_malformed_whatever_the_block_size(body, block_byt
         assert everything(path, block_bytes, rows) == (good, bad)
         numbers = sorted([row for row, *_ in good] + [row for row, _ in bad])
         assert numbers == list(range(len(numbers)))
+        assert not {"\ufffe", "\uffff", "\ufdd0"} & set(repr((good, bad))), "what stands in while Arrow reads"
 
 
 json_values = st.one_of(

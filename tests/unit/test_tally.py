@@ -15,6 +15,8 @@ from lurm.interests import InterestVocabulary
 from lurm.sequences import between
 from lurm.tally import CountedBags, count_log, joined
 from tests.worlds import DAY_MS, ingest, vocabulary_of
+from training.bench.made import LogSize, month_edges, write_log
+from training.bench.made import vocabulary_of as bench_vocabulary
 
 T = 1_600_000_000_000
 EDGES = T + np.array([0, 1, 5, 6, 30]) * DAY_MS
@@ -127,6 +129,56 @@ def test_threads_change_nothing(tmp_path: Path, threads: int) -> None:
         return [part.tobytes() for one in bags for part in (one.counts_uk.indices, one.counts_uk.data)]
 
     assert content(threads) == content(2) != []
+
+
+@pytest.mark.parametrize("n_windows", [5, 200])
+@pytest.mark.parametrize("memory_limit_bytes", [2**30, 2**21])
+def test_many_are_counted_in_blocks_whatever_an_event_takes(
+    tmp_path: Path, n_windows: int, memory_limit_bytes: int
+) -> None:
+    """Events of several blocks, most of them repeated; with 200 windows they no longer fit 32 bits."""
+    made = write_log(tmp_path, LogSize(150_000, 300, 5_000, 70_000))
+    vocabulary = bench_vocabulary(made, tmp_path)
+    edges = np.linspace(*month_edges()[[0, -1]], n_windows + 1).astype(np.int64)
+    boi = BagOfInterests(vocabulary, BagConfig(grains=False))
+    log = EventLog.open(made.events, EventsConfig())
+    items = pl.read_parquet(made.items)
+    with Quarantine(None) as bad:
+        some = {"quarantine": bad, "memory_limit_bytes": memory_limit_bytes}
+        parts = {
+            threads: list(count_log(log, items["item_id"], boi, edges, threads=threads, **some)) for threads in (1, 3)
+        }
+    for one, other in zip(parts[1], parts[3], strict=True):
+        assert (one.counts_uk != other.counts_uk).nnz == 0
+    assert len(parts[1]) == (1 if memory_limit_bytes == 2**30 else 3)
+    bags = joined(parts[1])
+    bags.counts_uk.check_format(full_check=True)
+    assert bags.counts_uk.has_canonical_format
+    events = pl.read_parquet(made.events).join(items, on="item_id")
+    at = np.searchsorted(edges, events["timestamp"].to_physical().to_numpy(), side="right") - 1
+    cells = (
+        events.with_columns(window=pl.Series(at))
+        .filter(pl.col("window") < n_windows)
+        .group_by("user_id", "window", "interest")
+        .len()
+    )
+    row_of = {user: row for row, user in enumerate(bags.user_ids.to_list())}
+    rows_of = np.array([row_of[user] for user in cells["user_id"]]) * n_windows + cells["window"].to_numpy()
+    counts = np.asarray(bags.counts_uk[rows_of, cells["interest"].to_numpy()]).ravel()
+    assert bags.counts_uk.nnz == len(cells)
+    assert np.array_equal(counts, cells["len"].to_numpy())
+    assert counts.max() > 1
+
+
+def test_nobody_has_no_bags(tmp_path: Path) -> None:
+    log = written(rows(5, 400), tmp_path / "log", "ms")
+    _, vocabulary = world(tmp_path, log)
+    rows(5, 9).with_columns(user_id=pl.lit(" ")).write_parquet(tmp_path / "none.parquet")
+    nobody = EventLog.open(tmp_path / "none.parquet", EventsConfig())
+    boi, limit = BagOfInterests(vocabulary), 2**30
+    with Quarantine(None) as bad:
+        (bags,) = count_log(nobody, pl.Series(["a"]), boi, EDGES, quarantine=bad, memory_limit_bytes=limit, threads=2)
+    assert (len(bags.user_ids), bags.counts_uk.shape, bags.counts_uk.nnz) == (0, (0, boi.width), 0)
 
 
 def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def _embedded(
     base: HistoryBase, encoder: SmenEncoder, threads: int, all_ue: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Into memory that is there, as a gather's sums have theirs: a system takes long to give it."""
+    all_ue[:: max(len(all_ue) // 1000, 1)] = np.nan  # or rows that are not written were those of the turn before
     row = 0
     for _, vectors_be in embed_all(encoder, base, threads):
         all_ue[row : row + len(vectors_be)] = vectors_be
