@@ -60,9 +60,8 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
-        most = float(
-            np.log((~np.isnan(happened_bq[:, at])).sum() + 1)
-        )  # Laplace: n of n, and (n + 1) / (n + 2) of more
+        n_asked = int((~np.isnan(happened_bq[:, at])).sum())
+        most = float(np.log(n_asked + 1))  # Laplace: n of n, and (n + 1) / (n + 2) of more
         found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion, most_logit=most))
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
