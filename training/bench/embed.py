@@ -2,12 +2,12 @@
 
 The limit is one weighted embedding_bag over the very indices, weights and (H, M·D) table that the encoder gathers,
 ready made: no reading, no counting, no attention over time, no activity. ``network`` is the encoder from ready-made
-bags and activity features.
+bags and activity features. What is made of users is looked at and let go, by all alike; it is compared afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from lurm.errors import LurmError
 from lurm.history import HistoryBase
 from lurm.sequences import trailing
 from lurm.smen.config import SmenConfig
-from lurm.smen.encoder import SmenEncoder
 from lurm.smen.network import Bags, Smen
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
@@ -60,18 +59,19 @@ def bench(track: Track, scale: str) -> Figures:
     with torch.inference_mode():
         table_he = network.anchored(network.interests_he.weight)
 
-    all_ue = np.zeros((len(base), encoder.dim), np.float32)
     contenders: dict[str, Callable[[Turn], NDArray[np.float32]]] = {
-        "ours": lambda turn: _embedded(base, encoder, track.threads, all_ue),
-        "network": lambda turn: _served(network, table_he, bags, features),
-        "gather_limit": lambda turn: _first_gathered(table_he, bags),
+        "ours": lambda turn: _first(vectors_be for _, vectors_be in embed_all(encoder, base, track.threads)),
+        "network": lambda turn: _first(_served(network, table_he, bags, features)),
+        "gather_limit": lambda turn: _first(gathered(table_he, some).numpy() for some in bags),
     }
     timings, answers = race(track, len(base), contenders)
     agree("the gathers", answers["gather_limit"], unit_rows(matrices[0]) @ table_he.numpy())
     with torch.no_grad():
         expected = network.served(network(bags[0]), features[0]).numpy()
-    agree("the embeddings", answers["ours"][: len(expected)], expected)
-    agree("the embeddings", answers["ours"], answers["network"])
+    agree("the embeddings", answers["network"], expected)
+    of_all = [vectors_be for _, vectors_be in embed_all(encoder, base, track.threads)]
+    agree("the embeddings", answers["ours"], of_all[0])
+    agree("the embeddings", np.concatenate(of_all), np.concatenate(list(_served(network, table_he, bags, features))))
     sizes = {
         "n_users": len(base),
         "n_events": base.n_events,
@@ -122,32 +122,18 @@ def agree(what: str, ours: NDArray[np.float32], expected: NDArray[np.float32]) -
         )
 
 
-def _embedded(
-    base: HistoryBase, encoder: SmenEncoder, threads: int, all_ue: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Into memory that is there, as a gather's sums have theirs: a system takes long to give it."""
-    all_ue[:: max(len(all_ue) // 1000, 1)] = np.nan  # or rows that are not written were those of the turn before
-    row = 0
-    for _, vectors_be in embed_all(encoder, base, threads):
-        all_ue[row : row + len(vectors_be)] = vectors_be
-        row += len(vectors_be)
-    return all_ue
-
-
-def _first_gathered(table_he: Tensor, bags: Sequence[Bags]) -> NDArray[np.float32]:
-    """Gather all, keep the first: sums of many users are larger than memory."""
-    first = gathered(table_he, bags[0]).numpy()
-    for some in bags[1:]:
-        gathered(table_he, some)
+def _first(parts: Iterable[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Make all, keep the first: a system takes longer to give memory for sums of many users than they take."""
+    all_of_them = iter(parts)
+    first = next(all_of_them)
+    for _ in all_of_them:
+        pass
     return first
 
 
 def _served(
     network: Smen, table_he: Tensor, bags: Sequence[Bags], features: Sequence[NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    with torch.inference_mode():
-        rows = [
-            network.served(network.aggregate(table_he, some.interests, some), features_ba)
-            for some, features_ba in zip(bags, features, strict=True)
-        ]
-        return torch.cat(rows).numpy()
+) -> Iterator[NDArray[np.float32]]:
+    for some, features_ba in zip(bags, features, strict=True):
+        with torch.inference_mode():
+            yield network.served(network.aggregate(table_he, some.interests, some), features_ba).numpy()
