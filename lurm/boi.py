@@ -162,9 +162,7 @@ def _room(placement: Placement) -> tuple[NDArray[np.int64], NDArray[np.int32], N
 
 def unit_rows(bags: sp.csr_matrix) -> sp.csr_matrix:
     """The bags at unit length, row by row; empty ones stay empty."""
-    unit = np.empty(bags.nnz, np.float32)
-    _unit(bags.indptr, bags.data, unit)
-    return sp.csr_matrix((unit, bags.indices, bags.indptr), shape=bags.shape)
+    return sp.csr_matrix((_unit(bags.indptr, bags.data), bags.indices, bags.indptr), shape=bags.shape)
 
 
 @compiled
@@ -423,16 +421,12 @@ def _weight(count: np.float32, is_log: bool, is_count: bool, log1p: NDArray[np.f
     return count if is_count else np.float32(1)
 
 
-@compiled_sums
-def _unit(indptr: NDArray[np.integer], weights: NDArray[np.float32], unit: NDArray[np.float32]) -> None:
+@compiled
+def _unit(indptr: NDArray[np.integer], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    unit = weights.copy()
     for row in range(len(indptr) - 1):
-        own, unit_own = weights[indptr[row] : indptr[row + 1]], unit[indptr[row] : indptr[row + 1]]
-        squares = 0.0
-        for at in range(len(own)):
-            squares += np.float64(own[at]) * np.float64(own[at])  # not lost, however small
-        length = np.sqrt(squares)
-        for at in range(len(own)):
-            unit_own[at] = own[at] / length
+        _to_unit(unit[indptr[row] : indptr[row + 1]])
+    return unit
 
 
 @dataclass(frozen=True, slots=True)

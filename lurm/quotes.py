@@ -34,7 +34,7 @@ class Mender:
         whole, followed = quoted('[^"]'), quoted(r'[^"\r\n]') + rf'[^"{d}\r\n]+'
         cell = rf'(?:{whole}|{followed}|[^"{d}\r\n][^{d}\r\n]*+|)'
         self._row = re.compile(rf"{cell}(?:{d}{cell}){{{width - 1}}}(?:\r*\n|\r+|\Z)".encode())
-        self._end = re.compile(rb"\r*\n|\r+|\Z")
+        self._end = re.compile(rb"\r*\n|\r+")
         self._width, self._delimiter = width, delimiter
 
     def mended(self, blocks: Iterable[bytes]) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ from lurm.boi import BagOfInterests
 from lurm.compiled import SPREAD, compiled, prefetch
 from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
-from lurm.texts import SHORT, Texts, all_short, views_of
+from lurm.texts import SHORT, Texts, Views
 from lurm.touches import touches
 
 _U64 = np.uint64
@@ -265,8 +265,8 @@ def _keys_of(column: pl.Series) -> NDArray[np.uint64]:
     """(n, 2) uint64 keys of a String column; null is as the empty text. Nothing is copied where all are short."""
     if column.null_count():
         column = column.fill_null("")
-    views = views_of(column)
-    if all_short(column):
+    views, all_short = Views.of(column)
+    if all_short:
         return views
     longer = np.flatnonzero((views[:, 0] & _U64(0xFFFFFFFF)) > SHORT)
     if not len(longer):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -82,20 +83,25 @@ class Texts:
         return hashes, checks
 
 
-def views_of(column: pl.Series) -> NDArray[np.uint64]:
-    """(n, 2) uint64: each text as Arrow's view of it, without a copy; that of null means nothing.
+class Views(NamedTuple):
+    """The texts of a column as Arrow views them, without a copy.
 
-    Its lowest 32 bits are the text's length. Of up to ``SHORT`` bytes, the other twelve bytes are the text itself; of
-    more, the next four are its beginning.
+    Attributes:
+        words_n2: (n, 2) uint64; those of null mean nothing. The lowest 32 bits are the text's length. Of up to
+            ``SHORT`` bytes, the other twelve bytes are the text itself; of more, the next four are its beginning.
+        all_short: no text is of more than ``SHORT`` bytes, as far as can be told without a look at them.
     """
-    array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
-    views = np.frombuffer(array.buffers()[1] or b"", np.uint64).reshape(-1, 2)
-    return views[array.offset : array.offset + len(array)]
 
+    words_n2: NDArray[np.uint64]
+    all_short: bool
 
-def all_short(column: pl.Series) -> bool:
-    """Whether no text is of more than ``SHORT`` bytes, as far as can be told without a look at them."""
-    return len(column.to_arrow(compat_level=pl.CompatLevel.newest()).buffers()) == 2  # none for what is longer
+    @classmethod
+    def of(cls, column: pl.Series) -> Views:
+        """The views of a String column."""
+        array = column.rechunk().to_arrow(compat_level=pl.CompatLevel.newest())
+        buffers = array.buffers()  # validity, views, and what is longer
+        words = np.frombuffer(buffers[1] or b"", np.uint64).reshape(-1, 2)
+        return cls(words[array.offset : array.offset + len(array)], len(buffers) == 2)
 
 
 def may_be_blank_or_longer(column: pl.Series, n_bytes: int = MAX_ID_BYTES) -> bool:
@@ -103,7 +109,7 @@ def may_be_blank_or_longer(column: pl.Series, n_bytes: int = MAX_ID_BYTES) -> bo
     if column.null_count() == len(column):
         return False
     known = column.is_not_null().to_numpy() if column.null_count() else np.empty(0, np.bool_)
-    return _is_odd(views_of(column), known, n_bytes)
+    return _is_odd(Views.of(column).words_n2, known, n_bytes)
 
 
 class Dictionary:

@@ -7,7 +7,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lurm.texts import SHORT, Dictionary, Texts, all_short, may_be_blank_or_longer
+from lurm.texts import SHORT, Dictionary, Texts, Views, may_be_blank_or_longer
 
 
 def of(texts: list[str | None]) -> Texts:
@@ -81,6 +81,6 @@ def test_what_may_be_blank_or_too_long_is_noticed(texts: list[str | None], expec
 
 def test_all_short_is_never_said_of_a_longer_text() -> None:
     short, longer = pl.Series(["", "a", None, "é" * (SHORT // 2)]), pl.Series(["a", "b" * (SHORT + 1)])
-    assert all_short(short) and all_short(short[:0])
+    assert Views.of(short).all_short and Views.of(short[:0]).all_short
     for told in (longer, longer[1:], pl.concat([short, longer]), pl.concat([longer, short], rechunk=False)):
-        assert not all_short(told)
+        assert not Views.of(told).all_short
