@@ -19,6 +19,7 @@ The map of the house, from the ground up. Each module may import only what stand
     lanes         numbers side by side, as many as a processor takes at once
     identifiers   string id <-> row, memory-mapped
     texts         columns of texts as hashes and codes
+    keyed         users and items looked up by the text itself, many at once
     quotes        CSV whose quotes may be astray, mended
     columns       cells of any type -> text, numbers, epoch milliseconds
     readers       Parquet, CSV and JSONL files as chunks of columns
