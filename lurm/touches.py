@@ -84,7 +84,7 @@ def _in_ms(frame: pl.DataFrame) -> pl.DataFrame:
     kind = frame.schema["timestamp"]
     assert isinstance(kind, pl.Datetime)
     stamp, per_ms = frame["timestamp"].to_physical(), _PER_MS[kind.time_unit]
-    return frame.with_columns(timestamp=stamp if per_ms == 1 else stamp // per_ms)
+    return frame.replace_column(frame.get_column_index("timestamp"), stamp if per_ms == 1 else stamp // per_ms)
 
 
 def _cleaned(
