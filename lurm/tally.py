@@ -86,7 +86,8 @@ def count_log(
         for nth in range(n_passes):
             bad = quarantine if nth == 0 else Quarantine(None)
             counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes)
-            for found in each(counting.look_up, ahead(touches(log, bad)), threads=threads, at_most=threads + 2):
+            batches = ahead(touches(log, bad, memory_limit_bytes))
+            for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
                 counting.add(found)
             yield counting.counted(n_cells, threads)
 

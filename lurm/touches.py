@@ -18,42 +18,51 @@ from lurm.readers import Chunk, format_of, unpointed
 from lurm.texts import may_be_blank_or_longer
 
 _ROWS = 250_000
+_BYTES_PER_ROW = 100  # of two row groups, the one that is read and the one that is given out
 _TEXTS = ("user_id", "item_id")
 _TOUCH = (*_TEXTS, "timestamp")
 _PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 
 
-def touches(log: EventLog, quarantine: Quarantine) -> Iterator[pl.DataFrame]:
+def touches(log: EventLog, quarantine: Quarantine, memory_limit_bytes: int) -> Iterator[pl.DataFrame]:
     """user_id, item_id and timestamp of the clean rows, as ``EventLog.batches`` gives them; repeats are among them.
 
     Parquet of text ids and UTC timestamps takes a reader that leaves out the other columns and, where a file has them,
-    the checksums of its pages; all else takes the one that builds take.
+    the checksums of its pages; it holds whole row groups, so they have to fit. All else takes the one that builds take.
 
     Args:
         log: any.
         quarantine: receives the other rows.
+        memory_limit_bytes: of row groups as they are read.
 
     Raises:
         DataError: as ``EventLog.batches``.
     """
     places = range(len(log.files))
-    for plain, run in itertools.groupby(places, lambda at: _is_plain(log.files[at], log)):
+    most_rows = memory_limit_bytes // _BYTES_PER_ROW
+    for plain, run in itertools.groupby(places, lambda at: _is_plain(log.files[at], log, most_rows)):
         if plain:
             yield from _fast(list(run), log, quarantine)
         else:
             yield from (batch.select(_TOUCH) for at in run for batch in log.batches(quarantine, only=at))
 
 
-def _is_plain(file: Path, log: EventLog) -> bool:
-    """Whether the cells of a file's columns are what they mean already."""
+def _is_plain(file: Path, log: EventLog, most_rows: int) -> bool:
+    """Whether the cells of a file's columns are what they mean already, and its row groups are of so many at most."""
     if (log.config.format or format_of(file)) != "parquet" or log.until is not None:
         return False
     schema = pl.read_parquet_schema(file)
     kinds = [schema.get(str(getattr(log.columns, name))) for name in _TOUCH]
     stamp = kinds[2]
-    return kinds[:2] == [pl.String, pl.String] and (
-        isinstance(stamp, pl.Datetime) and (stamp.time_zone or log.config.timezone) == "UTC"
-    )
+    if kinds[:2] != [pl.String, pl.String] or not isinstance(stamp, pl.Datetime):
+        return False
+    return (stamp.time_zone or log.config.timezone) == "UTC" and _largest_group(file) <= most_rows
+
+
+def _largest_group(file: Path) -> int:
+    """Rows of a Parquet file's largest row group."""
+    about = pq.read_metadata(file)
+    return max((about.row_group(nth).num_rows for nth in range(about.num_row_groups)), default=0)
 
 
 def _fast(places: Sequence[int], log: EventLog, quarantine: Quarantine) -> Iterator[pl.DataFrame]:

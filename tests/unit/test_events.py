@@ -508,6 +508,6 @@ def test_a_file_without_a_good_row_stops_nobody(tmp_path, nothing):
     for name, rows in (("a", "u1,i1,1705314600000\n"), ("b", nothing), ("c", "u2,i2,1705314600001\n")):
         (tmp_path / f"{name}.csv").write_text(head + rows)
     log, quarantine = opened(tmp_path), Quarantine(None)
-    for rows in (drained(log, quarantine), pl.concat(touches(log, Quarantine(None)))):
+    for rows in (drained(log, quarantine), pl.concat(touches(log, Quarantine(None), 2**30))):
         assert rows["user_id"].to_list() == ["u1", "u2"]
     assert quarantine.n_bad == bool(nothing)

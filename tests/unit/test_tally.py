@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -14,6 +15,7 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.sequences import between
 from lurm.tally import CountedBags, count_log, joined
+from lurm.touches import touches
 from tests.worlds import DAY_MS, ingest, vocabulary_of
 from training.bench.made import LogSize, month_edges, write_log
 from training.bench.made import vocabulary_of as bench_vocabulary
@@ -92,7 +94,7 @@ def counted(
 
 
 @pytest.mark.parametrize("form", ["ms", "us", "integers", "csv"])
-@pytest.mark.parametrize("memory_limit_bytes", [2**30, 2**15])
+@pytest.mark.parametrize("memory_limit_bytes", [2**30, 2**17, 2**15])
 def test_they_are_the_bags_of_the_history(tmp_path: Path, form: str, memory_limit_bytes: int) -> None:
     frame = rows(0)
     log = written(frame, tmp_path / "log", form)
@@ -220,3 +222,14 @@ def test_more_than_can_be_told_apart_is_refused(tmp_path: Path) -> None:
     edges = np.broadcast_to(np.int64(0), 2**33 + 2)
     with pytest.raises(UsageError, match="too many to count at once"):
         counted(log, base, BagOfInterests(vocabulary), edges=edges)
+
+
+def test_row_groups_that_do_not_fit_are_read_piece_by_piece(tmp_path: Path) -> None:
+    made = write_log(tmp_path, LogSize(300_000, 300, 500))
+    log = EventLog.open(made.events, EventsConfig())
+    assert pq.ParquetFile(log.files[0]).metadata.num_row_groups == 1
+    with Quarantine(None) as bad:
+        whole, in_pieces = ([*touches(log, bad, limit)] for limit in (2**25, 2**24))
+    assert [len(batch) for batch in whole] == [250_000, 50_000]
+    assert [len(batch) for batch in in_pieces] == [300_000], "the reader that builds take gives longer batches"
+    assert pl.concat(whole).equals(pl.concat(in_pieces))
