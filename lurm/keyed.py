@@ -102,17 +102,16 @@ def _find(key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint
 
 @compiled
 def _number_of(slot: np.uint64, key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint64:
-    """The number of a key whose first slot is given; 0 if it has none, or may have none.
+    """The number of a key whose first slot is given; 0 if it has none.
 
-    Another thread may be putting keys into the table, and half of one may be seen. The half with the number tells all
-    of a text of up to four bytes. For a longer one the other half has to be there too, and is not if it is 0.
+    Another thread may be putting keys into the table: a key whose number is there may still lack its other half.
     """
     mask, number, nth = _U64(len(words) - 1), _U64(0xFFFFFFF0), _U64(0)
     word = words[slot, 0]
     while word & number and ((word ^ key) & ~number or words[slot, 1] != more):
         slot, nth = _next(slot, nth, mask), nth + _U64(1)
         word = words[slot, 0]
-    return _U64(0) if more == _U64(0) and key & _U64(15) > _U64(4) else (word & number) >> _U64(4)
+    return (word & number) >> _U64(4)
 
 
 @compiled
@@ -195,6 +194,8 @@ def look_up(
         cell = _number_of(item_slot, items[at, 0], items[at, 1], cells)
         spot = window | (cell - _U64(1)) if is_inside and cell != _U64(0) else NOWHERE
         user = _number_of(slot, key, more, words)
+        if more == _U64(0) and key & _U64(15) > _U64(4):
+            user = _U64(0)  # whoever is longer than four bytes, and seems to end in zeros, may be there by half
         if user == _U64(0):
             unknown[n_unknown], spots[n_unknown] = at, spot
             n_unknown += 1

@@ -47,9 +47,9 @@ def test_keys_are_alike_where_texts_are(texts: list[str]) -> None:
 
 @given(known=st.lists(IDS, max_size=30, unique=True), asked=st.lists(IDS, min_size=1, max_size=60))
 def test_whoever_is_found_is_who_was_put_there(known: list[str], asked: list[str]) -> None:
-    words, cells = table_of(known).words, table_of(["item"], [3]).words
+    words, cells = table_of(known).words, table_of(["item\0\0"], [3]).words
     users = keys_of(pl.Series(asked))
-    items = keys_of(pl.Series(["item"] * len(asked)))
+    items = keys_of(pl.Series(["item\0\0"] * len(asked)))
     events, unknown, spots = looked_up(users, items, words, cells)
     found = iter(events.tolist())
     for at, text in enumerate(asked):
