@@ -111,7 +111,7 @@ def _number_of(slot: np.uint64, key: np.uint64, more: np.uint64, words: NDArray[
     while word & number and ((word ^ key) & ~number or words[slot, 1] != more):
         slot, nth = _next(slot, nth, mask), nth + _U64(1)
         word = words[slot, 0]
-    return (word & number) >> _U64(4)
+    return _U64((word & number) >> _U64(4))
 
 
 @compiled
