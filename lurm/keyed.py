@@ -24,6 +24,7 @@ PART_BITS = 8
 """Events are told apart by parts of 2^8 users."""
 
 _U64 = np.uint64
+_NUMBER = _U64(0xFFFFFFF0)  # where it lies in a word, between the length and the text
 _LONG = _U64(15)  # in place of the length of a text of more than twelve bytes
 _AHEAD = 32  # events whose places in the tables are fetched before they are looked at; a power of two
 
@@ -93,9 +94,9 @@ def _next(slot: np.uint64, nth: np.uint64, mask: np.uint64) -> np.uint64:
 @compiled
 def _find(key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint64:
     """The slot of a key, or the free one where it belongs."""
-    mask, number, nth = _U64(len(words) - 1), _U64(0xFFFFFFF0), _U64(0)
+    mask, nth = _U64(len(words) - 1), _U64(0)
     slot = _slot(key, more, mask)
-    while words[slot, 0] & number and ((words[slot, 0] ^ key) & ~number or words[slot, 1] != more):
+    while words[slot, 0] & _NUMBER and ((words[slot, 0] ^ key) & ~_NUMBER or words[slot, 1] != more):
         slot, nth = _next(slot, nth, mask), nth + _U64(1)
     return slot
 
@@ -106,20 +107,19 @@ def _number_of(slot: np.uint64, key: np.uint64, more: np.uint64, words: NDArray[
 
     Another thread may be putting keys into the table: a key whose number is there may still lack its other half.
     """
-    mask, number, nth = _U64(len(words) - 1), _U64(0xFFFFFFF0), _U64(0)
+    mask, nth = _U64(len(words) - 1), _U64(0)
     word = words[slot, 0]
-    while word & number and ((word ^ key) & ~number or words[slot, 1] != more):
+    while word & _NUMBER and ((word ^ key) & ~_NUMBER or words[slot, 1] != more):
         slot, nth = _next(slot, nth, mask), nth + _U64(1)
         word = words[slot, 0]
-    return _U64((word & number) >> _U64(4))
+    return _U64((word & _NUMBER) >> _U64(4))
 
 
 @compiled
 def _move(old: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
-    number = _U64(0xFFFFFFF0)
     for at in range(len(old)):
-        if old[at, 0] & number:
-            slot = _find(old[at, 0] & ~number, old[at, 1], words)
+        if old[at, 0] & _NUMBER:
+            slot = _find(old[at, 0] & ~_NUMBER, old[at, 1], words)
             words[slot, 0], words[slot, 1] = old[at, 0], old[at, 1]
 
 
@@ -128,7 +128,7 @@ def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np
     n_new = 0
     for at in range(len(keys)):
         slot = _find(keys[at, 0], keys[at, 1], words)
-        if not words[slot, 0] & _U64(0xFFFFFFF0) and numbers[at] > 0:
+        if not words[slot, 0] & _NUMBER and numbers[at] > 0:
             words[slot, 0] = keys[at, 0] | (_U64(numbers[at]) << _U64(4))
             words[slot, 1] = keys[at, 1]
             n_new += 1
@@ -218,7 +218,6 @@ def add_unknown(
     n_of_part: NDArray[np.int64],
 ) -> tuple[int, NDArray[np.int64]]:
     """Make users known who were not, as ``look_up`` told; how many events were added, and the places of the new."""
-    number = _U64(0xFFFFFFF0)
     flat, mask = words.reshape(-1), _U64(len(words) - 1)
     new = np.empty(len(unknown), np.int64)
     n_events = n_new = 0
@@ -227,12 +226,12 @@ def add_unknown(
         prefetch(flat, int(2 * _slot(users[later, 0], users[later, 1], mask)))
         at = unknown[nth]
         slot = _find(users[at, 0], users[at, 1], words)
-        if not words[slot, 0] & number:
+        if not words[slot, 0] & _NUMBER:
             new[n_new] = at
             n_new += 1
             words[slot, 0], words[slot, 1] = users[at, 0] | (_U64(n_users + n_new) << _U64(4)), users[at, 1]
         if spots[nth] != NOWHERE:
-            user = ((words[slot, 0] & number) >> _U64(4)) - _U64(1)
+            user = ((words[slot, 0] & _NUMBER) >> _U64(4)) - _U64(1)
             events[n_events] = (user << _U64(spot_bits)) | spots[nth]
             n_of_part[np.int64(user >> _U64(PART_BITS))] += 1
             n_events += 1

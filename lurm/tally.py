@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,9 +87,9 @@ def count_log(
         for nth in range(n_passes):
             bad = quarantine if nth == 0 else Quarantine(None)
             counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes)
-            batches = ahead(touches(log, bad, memory_limit_bytes))
-            for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
-                counting.add(found)
+            with closing(ahead(touches(log, bad, memory_limit_bytes))) as batches:
+                for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
+                    counting.add(found)
             yield counting.counted(n_cells, threads)
 
 
@@ -116,7 +117,6 @@ class _Found(NamedTuple):
     """What is known of a batch of n events.
 
     Attributes:
-        room: where ``events`` and the rest lie, for the next batch.
         user_ids: (n,) String.
         users: (n, 2) keys.
         events: (n,) user · window · cell, of the first ``n_events``.
@@ -125,7 +125,6 @@ class _Found(NamedTuple):
         spots: (m,) window · cell of these, or ``keyed.NOWHERE``.
     """
 
-    room: NDArray[np.uint64]
     user_ids: pl.Series
     users: NDArray[np.uint64]
     events: NDArray[np.uint64]
@@ -150,7 +149,6 @@ class _Pass:
         self._spot_bits = _bits(self._n_windows) + cell_bits
         self._users = KeyTable()
         self._ids: list[pl.Series] = []
-        self._rooms: list[NDArray[np.uint64]] = []
         of_part = np.uint32 if self._spot_bits + PART_BITS <= 32 else np.uint64
         self._scattered: NDArray[np.unsignedinteger] = streamed(n_events, of_part)
         self._ends: list[NDArray[np.int64]] = []  # of each part in each batch, after where the batch begins
@@ -162,13 +160,8 @@ class _Pass:
         Several threads may do so, and another ``add``: a user who is being added is found or not.
         """
         users, words = keys_of(batch["user_id"]), self._users.words
-        try:
-            room = self._rooms.pop()
-        except IndexError:
-            room = np.empty((3, len(batch)), np.uint64)
-        if room.shape[1] < len(batch):
-            room = np.empty((3, len(batch)), np.uint64)
-        events, spots, unknown = room[0], room[1], room[2].view(np.int64)
+        n = len(batch)
+        events, spots, unknown = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(n, np.int64)
         n_of_part = np.zeros((len(words) >> PART_BITS) + 1, np.int64)
         n_events, n_unknown = look_up(
             users,
@@ -186,9 +179,7 @@ class _Pass:
             unknown,
             spots,
         )
-        return _Found(
-            room, batch["user_id"], users, events, n_events, n_of_part, unknown[:n_unknown], spots[:n_unknown]
-        )
+        return _Found(batch["user_id"], users, events, n_events, n_of_part, unknown[:n_unknown], spots[:n_unknown])
 
     def add(self, found: _Found) -> None:
         """Who is new in a batch comes to be known; its events are laid where they belong."""
@@ -222,7 +213,6 @@ class _Pass:
             self._scattered = streamed(self._n * 5 // 4, before.dtype)
             self._scattered[:begin] = before
         _scatter(found.events[:n_events], self._spot_bits + PART_BITS, ends[:-1].copy(), self._scattered)
-        self._rooms.append(found.room)
 
     def counted(self, n_cells: int, threads: int) -> CountedBags:
         """The bags of the users met in this pass."""

@@ -38,41 +38,42 @@ def touches(log: EventLog, quarantine: Quarantine, memory_limit_bytes: int) -> I
     Raises:
         DataError: as ``EventLog.batches``.
     """
-    places = range(len(log.files))
     most_rows = memory_limit_bytes // _BYTES_PER_ROW
-    for plain, run in itertools.groupby(places, lambda at: _is_plain(log.files[at], log, most_rows)):
+    n_plain = [_n_plain(file, log, most_rows) for file in log.files]
+    for plain, run in itertools.groupby(range(len(log.files)), lambda at: n_plain[at] is not None):
+        places = list(run)
         if plain:
-            yield from _fast(list(run), log, quarantine)
+            yield from _fast(places, np.cumsum([n_plain[at] for at in places]), log, quarantine)
         else:
-            yield from (batch.select(_TOUCH) for at in run for batch in log.batches(quarantine, only=at))
+            yield from (batch.select(_TOUCH) for at in places for batch in log.batches(quarantine, only=at))
 
 
-def _is_plain(file: Path, log: EventLog, most_rows: int) -> bool:
-    """Whether the cells of a file's columns are what they mean already, and its row groups are of so many at most."""
+def _n_plain(file: Path, log: EventLog, most_rows: int) -> int | None:
+    """Rows of a file; None if its cells are not yet what they mean, or a row group is of more rows than that."""
     if (log.config.format or format_of(file)) != "parquet" or log.until is not None:
-        return False
+        return None
     schema = pl.read_parquet_schema(file)
     kinds = [schema.get(str(getattr(log.columns, name))) for name in _TOUCH]
     stamp = kinds[2]
     if kinds[:2] != [pl.String, pl.String] or not isinstance(stamp, pl.Datetime):
-        return False
-    return (stamp.time_zone or log.config.timezone) == "UTC" and _largest_group(file) <= most_rows
-
-
-def _largest_group(file: Path) -> int:
-    """Rows of a Parquet file's largest row group."""
+        return None
     about = pq.read_metadata(file)
-    return max((about.row_group(nth).num_rows for nth in range(about.num_row_groups)), default=0)
+    fits = all(about.row_group(nth).num_rows <= most_rows for nth in range(about.num_row_groups))
+    return about.num_rows if fits and (stamp.time_zone or log.config.timezone) == "UTC" else None
 
 
-def _fast(places: Sequence[int], log: EventLog, quarantine: Quarantine) -> Iterator[pl.DataFrame]:
-    """The rows of files that lie one after another, read as if they were one, so that no core waits for an end."""
+def _fast(
+    places: Sequence[int], ends: NDArray[np.int64], log: EventLog, quarantine: Quarantine
+) -> Iterator[pl.DataFrame]:
+    """The rows of files that lie one after another, read as if they were one, so that no core waits for an end.
+
+    Each file's rows end, counted from the first's beginning, at its place in ``ends``.
+    """
     files = [log.files[at] for at in places]
     source = {canonical: str(getattr(log.columns, canonical)) for canonical in _TOUCH}
     renamed = [pl.col(column).alias(canonical) for canonical, column in source.items()]
     row = 0
     try:
-        ends = np.cumsum([pq.read_metadata(file).num_rows for file in files])
         for raw in pl.scan_parquet(files).select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
             frame = _in_ms(raw.rechunk())
             if log.is_plain(frame) and not any(may_be_blank_or_longer(frame[text]) for text in _TEXTS):
