@@ -1,7 +1,10 @@
 """Users and items by the text itself: keys of 128 bits, a table of them, and events looked up in two of them.
 
-A key holds all of a text of up to twelve bytes, as Arrow lays it out, so that nothing is hashed or compared byte by
-byte; of a longer one it holds both hashes (see ``texts``).
+A key holds all of a text of up to twelve bytes, as Arrow lays it out, so that no text is read byte by byte; of a longer
+one it holds both hashes (see ``texts``). A table holds no keys: a slot is one word, upper bits of a key's hash and a
+number, so that twice as many fit the processor's caches and whoever looks while others add sees all of it or nothing.
+That no two users were taken for one is seen afterwards, by a sum over the marks of all events: see ``tally``. An item
+that is not in the catalog is taken for one that is with a chance of one in 2^46, where there are 10^5 cells.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from lurm.compiled import SPREAD, compiled, prefetch
 from lurm.texts import SHORT, Texts, Views
 
 MOST = 2**28 - 2
-"""Numbers that fit beside a length."""
+"""Users or items that there are numbers for."""
 
 NOWHERE = np.uint64(2**64 - 1)
 """In place of a window and a cell, of an event that is in no bag."""
@@ -24,9 +27,10 @@ PART_BITS = 8
 """Events are told apart by parts of 2^8 users."""
 
 _U64 = np.uint64
-_NUMBER = _U64(0xFFFFFFF0)  # where it lies in a word, between the length and the text
+_USER_BITS = 28  # of a user's number
 _LONG = _U64(15)  # in place of the length of a text of more than twelve bytes
 _AHEAD = 32  # events whose places in the tables are fetched before they are looked at; a power of two
+_IN_LINE = _U64(7)  # slots in a line of the caches, less one
 
 
 def keys_of(column: pl.Series) -> NDArray[np.uint64]:
@@ -47,92 +51,88 @@ def keys_of(column: pl.Series) -> NDArray[np.uint64]:
 
 
 class KeyTable:
-    """Keys, and beside each a number from 1 to 2^28 - 1, in one array; half of it is free."""
+    """Numbers of keys, at least half of the slots free.
 
-    def __init__(self) -> None:
-        self.words = _free(2**16)
+    Args:
+        n: keys that there is room for.
+        bits: of the largest number.
+        spread: odd; another one lays the keys elsewhere.
+
+    Attributes:
+        spread: as told.
+        words: of every slot: the number in its lower bits, 0 where it is free; above it, as much of the hash.
+        n: keys that are there.
+    """
+
+    def __init__(self, n: int, bits: int = _USER_BITS, spread: np.uint64 = SPREAD) -> None:
+        self.words = aligned((1 << max(2 * n - 1, 2**16 - 1).bit_length(),), np.uint64)
+        self.words.fill(0)  # and not zeros: numpy asks for huge pages, but not for zeros
         self.n = 0
+        self.spread = spread
+        self._bits = bits
 
-    def make_room(self, n: int) -> None:
-        """Have room for n more; where there was not enough, ``words`` are others from then on."""
-        size = len(self.words)
-        while size < 2 * (self.n + n):
-            size *= 2
-        if size > len(self.words):
-            words = _free(size)
-            _move(self.words, words)
-            self.words = words
+    @property
+    def room(self) -> int:
+        """How many more keys fit."""
+        return len(self.words) // 2 - self.n
 
     def put(self, keys: NDArray[np.uint64], numbers: NDArray[np.int32]) -> None:
-        """Put in (n, 2) keys whose (n,) numbers are above 0; of equal ones, the first."""
-        self.make_room(len(keys))
-        self.n += _put(keys, numbers, self.words)
-
-
-def _free(size: int) -> NDArray[np.uint64]:
-    """A table without keys, on huge pages where the system has them: numpy asks for these, but not for zeros."""
-    words = aligned((size, 2), np.uint64)
-    words.fill(0)
-    return words
+        """Put in (n, 2) keys whose (n,) numbers are above 0; of those that look alike, the first."""
+        self.n += _put(keys, numbers, self.words, self._bits, self.spread)
 
 
 @compiled
-def _slot(key: np.uint64, more: np.uint64, mask: np.uint64) -> np.uint64:
-    mixed = (key * SPREAD) ^ more
+def _hash(key: np.uint64, more: np.uint64, spread: np.uint64) -> np.uint64:
+    mixed = (key * spread) ^ more
     mixed = (mixed ^ (mixed >> _U64(32))) * _U64(0xD6E8FEB86659FD93)
-    return (mixed ^ (mixed >> _U64(32))) & mask
+    return mixed ^ (mixed >> _U64(32))
 
 
 @compiled
-def _next(slot: np.uint64, nth: np.uint64, mask: np.uint64) -> np.uint64:
-    """The slot to look into after the nth: all four of a line of the caches, then those of the next line."""
-    in_line = _U64(3)
-    slot = (slot & ~in_line) | ((slot + _U64(1)) & in_line)
-    return slot if (nth + _U64(1)) & in_line else (slot + in_line + _U64(1)) & mask
+def _mark(key: np.uint64, more: np.uint64) -> np.uint64:
+    """Another hash, which keys of the same hash do not share."""
+    mixed = (more * _U64(0xFF51AFD7ED558CCD)) ^ key
+    return mixed ^ (mixed >> _U64(29))
 
 
 @compiled
-def _find(key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint64:
-    """The slot of a key, or the free one where it belongs."""
-    mask, nth = _U64(len(words) - 1), _U64(0)
-    slot = _slot(key, more, mask)
-    while words[slot, 0] & _NUMBER and ((words[slot, 0] ^ key) & ~_NUMBER or words[slot, 1] != more):
-        slot, nth = _next(slot, nth, mask), nth + _U64(1)
-    return slot
+def _find(digest: np.uint64, words: NDArray[np.uint64], bits: int) -> int:
+    """The slot of a key with that hash, or the free one where it belongs.
 
-
-@compiled
-def _number_of(slot: np.uint64, key: np.uint64, more: np.uint64, words: NDArray[np.uint64]) -> np.uint64:
-    """The number of a key whose first slot is given; 0 if it has none.
-
-    Another thread may be putting keys into the table: a key whose number is there may still lack its other half.
+    After the first slot come the others of its line of the caches, then those of the next line.
     """
-    mask, nth = _U64(len(words) - 1), _U64(0)
-    word = words[slot, 0]
-    while word & _NUMBER and ((word ^ key) & ~_NUMBER or words[slot, 1] != more):
-        slot, nth = _next(slot, nth, mask), nth + _U64(1)
-        word = words[slot, 0]
-    return _U64((word & _NUMBER) >> _U64(4))
+    slot, number = digest & _U64(len(words) - 1), (_U64(1) << _U64(bits)) - _U64(1)
+    nth, word = _U64(0), words[slot]
+    while word != _U64(0) and (word ^ digest) & ~number:
+        nth += _U64(1)
+        slot = (slot & ~_IN_LINE) | ((slot + _U64(1)) & _IN_LINE)
+        if not nth & _IN_LINE:
+            slot = (slot + _IN_LINE + _U64(1)) & _U64(len(words) - 1)
+        word = words[slot]
+    return int(slot)
 
 
 @compiled
-def _move(old: NDArray[np.uint64], words: NDArray[np.uint64]) -> None:
-    for at in range(len(old)):
-        if old[at, 0] & _NUMBER:
-            slot = _find(old[at, 0] & ~_NUMBER, old[at, 1], words)
-            words[slot, 0], words[slot, 1] = old[at, 0], old[at, 1]
-
-
-@compiled
-def _put(keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np.uint64]) -> int:
-    n_new = 0
+def _put(
+    keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np.uint64], bits: int, spread: np.uint64
+) -> int:
+    number, n_new = (_U64(1) << _U64(bits)) - _U64(1), 0
     for at in range(len(keys)):
-        slot = _find(keys[at, 0], keys[at, 1], words)
-        if not words[slot, 0] & _NUMBER and numbers[at] > 0:
-            words[slot, 0] = keys[at, 0] | (_U64(numbers[at]) << _U64(4))
-            words[slot, 1] = keys[at, 1]
+        digest = _hash(keys[at, 0], keys[at, 1], spread)
+        slot = _find(digest, words, bits)
+        if words[slot] == _U64(0) and numbers[at] > 0:
+            words[slot] = (digest & ~number) | _U64(numbers[at])
             n_new += 1
     return n_new
+
+
+@compiled
+def marks_of(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """(n,) marks of (n, 2) keys."""
+    marks = np.empty(len(keys), np.uint64)
+    for at in range(len(keys)):
+        marks[at] = _mark(keys[at, 0], keys[at, 1])
+    return marks
 
 
 @compiled
@@ -142,6 +142,8 @@ def look_up(
     moments: NDArray[np.int64],
     words: NDArray[np.uint64],
     cells: NDArray[np.uint64],
+    spread: np.uint64,
+    cell_spread: np.uint64,
     edges: NDArray[np.int64],
     cell_bits: int,
     spot_bits: int,
@@ -151,12 +153,13 @@ def look_up(
     n_of_part: NDArray[np.int64],
     unknown: NDArray[np.int64],
     spots: NDArray[np.uint64],
-) -> tuple[int, int]:
-    """Every event of a known user that is in a bag as one number; how many they are, and how many are of others.
+) -> tuple[int, int, np.uint64]:
+    """Every event of a known user that is in a bag as one number; how many, how many of others, the former's marks.
 
     Args:
         users, items, moments: of the events.
-        words, cells: the users known; the cells of the items, plus 1.
+        words, cells: the users known; the cells of the items, plus 1, in a table of ``cell_bits`` + 1.
+        spread, cell_spread: of the tables.
         edges: of the windows.
         cell_bits, spot_bits: of a cell; of a window and a cell.
         n_passes, nth: whose users are looked at.
@@ -164,26 +167,26 @@ def look_up(
         n_of_part: to each part's is added how many events it has.
         unknown, spots: to be filled in: the places of other users' events, and where these belong or ``NOWHERE``.
     """
-    window = _U64(0)
+    window = total = _U64(0)
     n_events = n_unknown = 0
     begin = end = edges[0]  # of the window below, in which the next moment often is too
     is_inside = False
-    slots, item_slots = np.empty(_AHEAD, np.uint64), np.empty(_AHEAD, np.uint64)
-    flat, mask = words.reshape(-1), _U64(len(words) - 1)
-    flat_cells, cell_mask = cells.reshape(-1), _U64(len(cells) - 1)
+    of_users, of_items = np.empty(_AHEAD, np.uint64), np.empty(_AHEAD, np.uint64)
+    mask, cell_mask = _U64(len(words) - 1), _U64(len(cells) - 1)
+    user_number, cell_number = (_U64(1) << _U64(_USER_BITS)) - _U64(1), (_U64(2) << _U64(cell_bits)) - _U64(1)
     for fetched in range(len(users) + _AHEAD):
         turn = fetched & (_AHEAD - 1)
-        slot, item_slot = slots[turn], item_slots[turn]
+        digest, item_digest = of_users[turn], of_items[turn]
         if fetched < len(users):
-            slots[turn] = next_slot = _slot(users[fetched, 0], users[fetched, 1], mask)
-            prefetch(flat, int(2 * next_slot))
-            item_slots[turn] = next_slot = _slot(items[fetched, 0], items[fetched, 1], cell_mask)
-            prefetch(flat_cells, int(2 * next_slot))
+            of_users[turn] = following = _hash(users[fetched, 0], users[fetched, 1], spread)
+            prefetch(words, int(following & mask))
+            of_items[turn] = following = _hash(items[fetched, 0], items[fetched, 1], cell_spread)
+            prefetch(cells, int(following & cell_mask))
         at = fetched - _AHEAD
         if at < 0:
             continue
-        key, more = users[at, 0], users[at, 1]
-        if n_passes > 1 and _slot(more, key, _U64(0xFFFFFFFF)) % _U64(n_passes) != _U64(nth):
+        mark = _mark(users[at, 0], users[at, 1])
+        if n_passes > 1 and (mark >> _U64(32)) % _U64(n_passes) != _U64(nth):
             continue
         moment = moments[at]
         if moment < begin or moment >= end:
@@ -191,11 +194,9 @@ def look_up(
             is_inside = 0 <= found < len(edges) - 1
             begin, end = (edges[found], edges[found + 1]) if is_inside else (moment, moment)
             window = _U64(max(found, 0)) << _U64(cell_bits)
-        cell = _number_of(item_slot, items[at, 0], items[at, 1], cells)
+        cell = cells[_find(item_digest, cells, cell_bits + 1)] & cell_number
         spot = window | (cell - _U64(1)) if is_inside and cell != _U64(0) else NOWHERE
-        user = _number_of(slot, key, more, words)
-        if more == _U64(0) and key & _U64(15) > _U64(4):
-            user = _U64(0)  # whoever is longer than four bytes, and seems to end in zeros, may be there by half
+        user = words[_find(digest, words, _USER_BITS)] & user_number
         if user == _U64(0):
             unknown[n_unknown], spots[n_unknown] = at, spot
             n_unknown += 1
@@ -203,7 +204,8 @@ def look_up(
             events[n_events] = ((user - _U64(1)) << _U64(spot_bits)) | spot
             n_of_part[np.int64((user - _U64(1)) >> _U64(PART_BITS))] += 1
             n_events += 1
-    return n_events, n_unknown
+            total += mark
+    return n_events, n_unknown, total
 
 
 @compiled
@@ -213,26 +215,29 @@ def add_unknown(
     spots: NDArray[np.uint64],
     words: NDArray[np.uint64],
     n_users: int,
+    spread: np.uint64,
     spot_bits: int,
     events: NDArray[np.uint64],
     n_of_part: NDArray[np.int64],
-) -> tuple[int, NDArray[np.int64]]:
-    """Make users known who were not, as ``look_up`` told; how many events were added, and the places of the new."""
-    flat, mask = words.reshape(-1), _U64(len(words) - 1)
+) -> tuple[int, NDArray[np.int64], np.uint64]:
+    """Make users known who were not, as ``look_up`` told; how many events were added, the places of the new, marks."""
+    mask, number, total = _U64(len(words) - 1), (_U64(1) << _U64(_USER_BITS)) - _U64(1), _U64(0)
     new = np.empty(len(unknown), np.int64)
     n_events = n_new = 0
     for nth in range(len(unknown)):
         later = unknown[min(nth + _AHEAD, len(unknown) - 1)]
-        prefetch(flat, int(2 * _slot(users[later, 0], users[later, 1], mask)))
+        prefetch(words, int(_hash(users[later, 0], users[later, 1], spread) & mask))
         at = unknown[nth]
-        slot = _find(users[at, 0], users[at, 1], words)
-        if not words[slot, 0] & _NUMBER:
+        digest = _hash(users[at, 0], users[at, 1], spread)
+        slot = _find(digest, words, _USER_BITS)
+        if words[slot] == _U64(0):
             new[n_new] = at
             n_new += 1
-            words[slot, 0], words[slot, 1] = users[at, 0] | (_U64(n_users + n_new) << _U64(4)), users[at, 1]
+            words[slot] = (digest & ~number) | _U64(n_users + n_new)
         if spots[nth] != NOWHERE:
-            user = ((words[slot, 0] & _NUMBER) >> _U64(4)) - _U64(1)
+            user = (words[slot] & number) - _U64(1)
             events[n_events] = (user << _U64(spot_bits)) | spots[nth]
             n_of_part[np.int64(user >> _U64(PART_BITS))] += 1
             n_events += 1
-    return n_events, new[:n_new]
+            total += _mark(users[at, 0], users[at, 1])
+    return n_events, new[:n_new], total

@@ -5,11 +5,16 @@ Every event becomes one number, user · window · cell, scattered by user; then 
 counted in the processor's caches. What does not fit the memory limit is counted in several passes over the log, each
 for some of the users.
 
+Users are told apart by 64 bits of a hash. Every event adds the mark of its id, another hash, to a sum, and every user
+adds it as often as events were counted for it: were two taken for one, the sums would differ, and with other hashes the
+pass is made anew.
+
 Paper: LURM, Bag-of-Interests.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -24,10 +29,10 @@ from numpy.typing import NDArray
 from lurm.ahead import ahead, each
 from lurm.arrays import streamed
 from lurm.boi import BagOfInterests
-from lurm.compiled import compiled
+from lurm.compiled import SPREAD, compiled
 from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
-from lurm.keyed import MOST, PART_BITS, KeyTable, add_unknown, keys_of, look_up
+from lurm.keyed import MOST, PART_BITS, KeyTable, add_unknown, keys_of, look_up, marks_of
 from lurm.touches import touches
 
 _U64 = np.uint64
@@ -84,20 +89,36 @@ def count_log(
     n_passes = max(-(-log.estimated_rows * _BYTES_PER_EVENT // memory_limit_bytes), 1)
     with ThreadPoolExecutor(1, "cells") as beside:
         cells = beside.submit(_cells_of, items, boi)
+        bad = quarantine
         for nth in range(n_passes):
-            bad = quarantine if nth == 0 else Quarantine(None)
-            counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes)
-            with closing(ahead(touches(log, bad, memory_limit_bytes))) as batches:
-                for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
-                    counting.add(found)
-            yield counting.counted(n_cells, threads)
+            for spread in _spreads():
+                counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes, spread)
+                with closing(ahead(touches(log, bad, memory_limit_bytes))) as batches:
+                    for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
+                        counting.add(found)
+                bad = Quarantine(None)
+                bags, are_apart = counting.counted(n_cells, threads)
+                if are_apart:
+                    yield bags
+                    break
+
+
+def _spreads() -> Iterator[np.uint64]:
+    """For hashes, one after the other; those after the first nobody can foretell, and make ids that are alike."""
+    yield SPREAD
+    while True:
+        yield np.uint64(secrets.randbits(64) | 1)
 
 
 def _cells_of(items: pl.Series, boi: BagOfInterests) -> KeyTable:
     """The cells of items by their ids, plus 1."""
-    cells = KeyTable()
-    cells.put(keys_of(items), boi.cells_of(np.arange(len(items), dtype=np.int32)) + 1)
-    return cells
+    keys, cells_n = keys_of(items), boi.cells_of(np.arange(len(items), dtype=np.int32)) + 1
+    for spread in _spreads():
+        cells = KeyTable(len(items), _bits(boi.width) + 1, spread)
+        cells.put(keys, cells_n)
+        if cells.n == np.count_nonzero(cells_n) or items.n_unique() < len(items):
+            return cells
+    raise AssertionError("spreads never end")
 
 
 def joined(parts: Iterable[CountedBags]) -> CountedBags:
@@ -123,6 +144,7 @@ class _Found(NamedTuple):
         n_of_part: how many of these are of each part.
         unknown: (m,) places of those whose users were not found.
         spots: (m,) window · cell of these, or ``keyed.NOWHERE``.
+        marks: of the users of ``events``, their sum.
     """
 
     user_ids: pl.Series
@@ -132,6 +154,7 @@ class _Found(NamedTuple):
     n_of_part: NDArray[np.int64]
     unknown: NDArray[np.int64]
     spots: NDArray[np.uint64]
+    marks: int
 
 
 class _Pass:
@@ -141,18 +164,26 @@ class _Pass:
     """
 
     def __init__(
-        self, cells: Future[KeyTable], edges: NDArray[np.int64], cell_bits: int, n_passes: int, nth: int, n_events: int
+        self,
+        cells: Future[KeyTable],
+        edges: NDArray[np.int64],
+        cell_bits: int,
+        n_passes: int,
+        nth: int,
+        n_events: int,
+        spread: np.uint64,
     ) -> None:
         """``cells`` are those of items, plus 1; ``n_events`` are expected, and there may be more."""
         self._cells, self._edges, self._cell_bits, self._n_passes, self._nth = cells, edges, cell_bits, n_passes, nth
         self._n_windows = len(edges) - 1
         self._spot_bits = _bits(self._n_windows) + cell_bits
-        self._users = KeyTable()
+        self._users, self._spread = KeyTable(2 * _ROOM, spread=spread), spread
         self._ids: list[pl.Series] = []
         of_part = np.uint32 if self._spot_bits + PART_BITS <= 32 else np.uint64
         self._scattered: NDArray[np.unsignedinteger] = streamed(n_events, of_part)
         self._ends: list[NDArray[np.int64]] = []  # of each part in each batch, after where the batch begins
         self._n = 0
+        self._marks = 0  # of the users of all these events, their sum
 
     def look_up(self, batch: pl.DataFrame) -> _Found:
         """The events of a batch as numbers, but for those of users who are not known yet.
@@ -163,12 +194,15 @@ class _Pass:
         n = len(batch)
         events, spots, unknown = np.empty(n, np.uint64), np.empty(n, np.uint64), np.empty(n, np.int64)
         n_of_part = np.zeros((len(words) >> PART_BITS) + 1, np.int64)
-        n_events, n_unknown = look_up(
+        cells = self._cells.result()
+        n_events, n_unknown, marks = look_up(
             users,
             keys_of(batch["item_id"]),
             batch["timestamp"].to_numpy(),
             words,
-            self._cells.result().words,
+            cells.words,
+            self._spread,
+            cells.spread,
             self._edges,
             self._cell_bits,
             self._spot_bits,
@@ -179,28 +213,32 @@ class _Pass:
             unknown,
             spots,
         )
-        return _Found(batch["user_id"], users, events, n_events, n_of_part, unknown[:n_unknown], spots[:n_unknown])
+        unknown, spots = unknown[:n_unknown], spots[:n_unknown]
+        return _Found(batch["user_id"], users, events, n_events, n_of_part, unknown, spots, int(marks))
 
     def add(self, found: _Found) -> None:
         """Who is new in a batch comes to be known; its events are laid where they belong."""
+        self._marks += found.marks
         n_of_part = np.zeros((self._users.n + len(found.unknown) >> PART_BITS) + 1, np.int64)
         few = min(len(n_of_part), len(found.n_of_part))
         n_of_part[:few] = found.n_of_part[:few]
         n_events = found.n_events
         for start in range(0, len(found.unknown), _ROOM):
             some = slice(start, start + _ROOM)
-            self._users.make_room(_ROOM)
-            n_added, new = add_unknown(
+            self._make_room()
+            n_added, new, marks = add_unknown(
                 found.users,
                 found.unknown[some],
                 found.spots[some],
                 self._users.words,
                 self._users.n,
+                self._spread,
                 self._spot_bits,
                 found.events[n_events:],
                 n_of_part,
             )
             n_events += n_added
+            self._marks += int(marks)
             self._users.n += len(new)
             self._ids.append(found.user_ids.gather(new))
             if self._users.n + _ROOM > MOST:
@@ -214,9 +252,19 @@ class _Pass:
             self._scattered[:begin] = before
         _scatter(found.events[:n_events], self._spot_bits + PART_BITS, ends[:-1].copy(), self._scattered)
 
-    def counted(self, n_cells: int, threads: int) -> CountedBags:
-        """The bags of the users met in this pass."""
-        ids = pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)
+    def _make_room(self) -> None:
+        if self._users.room < _ROOM:
+            table = KeyTable(2 * (self._users.n + _ROOM), spread=self._spread)
+            table.put(keys_of(self._user_ids()), np.arange(1, self._users.n + 1, dtype=np.int32))
+            table.n, self._users = self._users.n, table
+
+    def _user_ids(self) -> pl.Series:
+        return pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)
+
+    def counted(self, n_cells: int, threads: int) -> tuple[CountedBags, bool]:
+        """The bags of the users met in this pass, and whether no two users were taken for one."""
+        ids = self._user_ids()
+        marks_u = marks_of(keys_of(ids))
         n_parts = (len(ids) + (1 << PART_BITS) - 1) >> PART_BITS
         ends = np.zeros((len(self._ends), n_parts + 1), np.int64)
         for of_batch, some in zip(ends, self._ends, strict=True):
@@ -225,12 +273,13 @@ class _Pass:
         indices, counts = streamed(self._n, np.int32), streamed(self._n, np.float32)
         indptr = streamed(len(ids) * self._n_windows + 1, np.int32 if self._n < 2**31 else np.int64)
 
-        def count(block: _Block) -> tuple[_Block, NDArray[np.int32], int]:
+        def count(block: _Block) -> tuple[_Block, NDArray[np.int32], int, int]:
             users = min(block.stop << PART_BITS, len(ids)) - (block.first << PART_BITS)
             bounds, own = np.zeros(users * self._n_windows + 1, np.int32), slice(block.begin, block.end)
-            nnz = _count(
+            nnz, marks = _count(
                 self._scattered,
                 ends[:, block.first : block.stop + 1],
+                marks_u[block.first << PART_BITS :],
                 self._n_windows,
                 self._cell_bits,
                 self._spot_bits,
@@ -238,18 +287,19 @@ class _Pass:
                 indices[own],
                 counts[own],
             )
-            return block, bounds, nnz
+            return block, bounds, nnz, int(marks)
 
-        total = 0
-        for block, bounds, nnz in each(count, _blocks(np.diff(ends).sum(0)), threads=threads, at_most=threads + 1):
+        total = marks = 0
+        blocks = _blocks(np.diff(ends).sum(0))
+        for block, bounds, nnz, own_marks in each(count, blocks, threads=threads, at_most=threads + 1):
             if block.begin != total:
                 here, there = slice(block.begin, block.begin + nnz), slice(total, total + nnz)
                 indices[there], counts[there] = indices[here], counts[here]
             bag = (block.first << PART_BITS) * self._n_windows
             np.add(bounds, total, out=indptr[bag : bag + len(bounds)], dtype=indptr.dtype)
-            total += nnz
+            total, marks = total + nnz, marks + own_marks
         matrix = sp.csr_matrix((counts[:total], indices[:total], indptr), shape=(len(indptr) - 1, n_cells))
-        return CountedBags(ids, matrix)
+        return CountedBags(ids, matrix), (marks - self._marks) % 2**64 == 0
 
 
 class _Block(NamedTuple):
@@ -294,20 +344,22 @@ def _scatter(
 def _count(
     scattered: NDArray[np.unsignedinteger],
     ends_bp: NDArray[np.int64],
+    marks_u: NDArray[np.uint64],
     n_windows: int,
     cell_bits: int,
     spot_bits: int,
     indptr: NDArray[np.int32],
     indices: NDArray[np.int32],
     counts: NDArray[np.float32],
-) -> int:
-    """Count the events of some parts by bag and cell, as CSR; the number of cells written.
+) -> tuple[int, np.uint64]:
+    """Count the events of some parts by bag and cell, as CSR; the number of cells written, and the events' marks.
 
     The events of a part are sorted digit by digit, the lowest first; equal ones are one cell then.
 
     Args:
         scattered: events of all batches.
         ends_bp: of batch b, the p-th part's are from [b, p] to [b, p + 1].
+        marks_u: of users, the first being the first of the first part.
         n_windows, cell_bits, spot_bits: of an event, as ``_Pass`` has them.
         indptr, indices, counts: what is filled in; indptr comes as zeros.
     """
@@ -319,6 +371,7 @@ def _count(
         most = max(most, (ends_bp[:, part + 1] - ends_bp[:, part]).sum())
     sorted_, spare = np.empty(most, scattered.dtype), np.empty(most, scattered.dtype)
     nnz = n_alike = 0
+    marks = _U64(0)
     for part in range(ends_bp.shape[1] - 1):
         free[:], n = 0, 0
         for batch in range(len(ends_bp)):
@@ -344,8 +397,10 @@ def _count(
                 spare[places[own]] = sorted_[at]
                 places[own] += 1
             sorted_, spare = spare, sorted_
-        first_bag = (part << PART_BITS) * n_windows
+        first_user = part << PART_BITS
+        first_bag = first_user * n_windows
         for at in range(n):
+            marks += marks_u[first_user + np.int64(_U64(sorted_[at]) >> _U64(spot_bits))]
             if at > 0 and sorted_[at] == sorted_[at - 1]:
                 n_alike += 1
                 counts[nnz - 1] = n_alike  # added up as float32, it would stop at 2^24
@@ -357,4 +412,4 @@ def _count(
                 nnz += 1
     for bag in range(len(indptr) - 1):
         indptr[bag + 1] += indptr[bag]
-    return nnz
+    return nnz, marks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -21,6 +22,7 @@ _ROWS = 250_000
 _BYTES_PER_ROW = 100  # of two row groups, the one that is read and the one that is given out
 _TEXTS = ("user_id", "item_id")
 _TOUCH = (*_TEXTS, "timestamp")
+_FAILURES = (pl.exceptions.PolarsError, pa.ArrowException, OSError)
 _PER_MS = {"ms": 1, "us": 1000, "ns": 1_000_000}
 
 
@@ -29,6 +31,7 @@ def touches(log: EventLog, quarantine: Quarantine, memory_limit_bytes: int) -> I
 
     Parquet of text ids and UTC timestamps takes a reader that leaves out the other columns and, where a file has them,
     the checksums of its pages; it holds whole row groups, so they have to fit. All else takes the one that builds take.
+    With the former, rows that only their behavior or value would set aside are given too.
 
     Args:
         log: any.
@@ -39,27 +42,41 @@ def touches(log: EventLog, quarantine: Quarantine, memory_limit_bytes: int) -> I
         DataError: as ``EventLog.batches``.
     """
     most_rows = memory_limit_bytes // _BYTES_PER_ROW
-    n_plain = [_n_plain(file, log, most_rows) for file in log.files]
-    for plain, run in itertools.groupby(range(len(log.files)), lambda at: n_plain[at] is not None):
-        places = list(run)
-        if plain:
-            yield from _fast(places, np.cumsum([n_plain[at] for at in places]), log, quarantine)
+    files = [(at, _plain(file, log, most_rows)) for at, file in enumerate(log.files)]
+    for stamp, some in itertools.groupby(files, lambda file: file[1].stamp if file[1] else None):
+        run = list(some)
+        places = [at for at, _ in run]
+        if stamp:
+            yield from _fast(places, np.cumsum([plain.n_rows for _, plain in run if plain]), log, quarantine)
         else:
             yield from (batch.select(_TOUCH) for at in places for batch in log.batches(quarantine, only=at))
 
 
-def _n_plain(file: Path, log: EventLog, most_rows: int) -> int | None:
-    """Rows of a file; None if its cells are not yet what they mean, or a row group is of more rows than that."""
+class _Plain(NamedTuple):
+    """What a file is that has nothing but texts and UTC timestamps for cells."""
+
+    stamp: pl.Datetime
+    n_rows: int
+
+
+def _plain(file: Path, log: EventLog, most_rows: int) -> _Plain | None:
+    """None if the cells of a file are not yet what they mean, or a row group is of more rows than that."""
     if (log.config.format or format_of(file)) != "parquet" or log.until is not None:
         return None
-    schema = pl.read_parquet_schema(file)
-    kinds = [schema.get(str(getattr(log.columns, name))) for name in _TOUCH]
-    stamp = kinds[2]
-    if kinds[:2] != [pl.String, pl.String] or not isinstance(stamp, pl.Datetime):
+    try:
+        schema, about = pl.read_parquet_schema(file), pq.read_metadata(file)
+    except _FAILURES as error:
+        raise _broken(file, error) from error
+    *texts, stamp = (schema.get(str(getattr(log.columns, name))) for name in _TOUCH)
+    if any(text != pl.String for text in texts) or not isinstance(stamp, pl.Datetime):
         return None
-    about = pq.read_metadata(file)
     fits = all(about.row_group(nth).num_rows <= most_rows for nth in range(about.num_row_groups))
-    return about.num_rows if fits and (stamp.time_zone or log.config.timezone) == "UTC" else None
+    is_utc = (stamp.time_zone or log.config.timezone) == "UTC"
+    return _Plain(stamp, about.num_rows) if fits and is_utc else None
+
+
+def _broken(file: Path, error: Exception) -> DataError:
+    return DataError(f"{file} cannot be read as parquet: {unpointed(error)}. It is truncated or corrupt; restore it")
 
 
 def _fast(
@@ -74,7 +91,8 @@ def _fast(
     renamed = [pl.col(column).alias(canonical) for canonical, column in source.items()]
     row = 0
     try:
-        for raw in pl.scan_parquet(files).select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
+        scan = pl.scan_parquet(files, extra_columns="ignore")
+        for raw in scan.select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
             frame = _in_ms(raw.rechunk())
             if log.is_plain(frame) and not any(may_be_blank_or_longer(frame[text]) for text in _TEXTS):
                 yield frame
@@ -83,11 +101,8 @@ def _fast(
             row += len(raw)
         if row != ends[-1]:
             raise DataError(f"they hold {row} rows, and their footers promise {ends[-1]}")
-    except (pl.exceptions.PolarsError, pa.ArrowException, OSError, DataError) as error:
-        broken = next(filter(_is_broken, files), files[0])
-        raise DataError(
-            f"{broken} cannot be read as parquet: {unpointed(error)}. It is truncated or corrupt; restore it"
-        ) from error
+    except (*_FAILURES, DataError) as error:
+        raise _broken(next(filter(_is_broken, files), files[0]), error) from error
 
 
 def _in_ms(frame: pl.DataFrame) -> pl.DataFrame:
@@ -120,5 +135,5 @@ def _cleaned(
 def _is_broken(file: Path) -> bool:
     try:
         return bool(len(pl.read_parquet(file)) != pq.read_metadata(file).num_rows)
-    except (pl.exceptions.PolarsError, pa.ArrowException, OSError):
+    except _FAILURES:
         return True

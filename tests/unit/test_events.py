@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import os
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -393,43 +391,6 @@ def test_a_file_unlike_the_others_is_named(parquet, tmp_path):
     (tmp_path / "twice.csv").write_text("user_id,item_id,ts,user_id\n1,2,3,4\n")
     with pytest.raises(DataError, match="has 2 columns called 'user_id'"):
         opened(tmp_path / "twice.csv")
-
-
-@pytest.fixture(scope="module")
-def rows_of_text():
-    rng = np.random.default_rng(3)
-    users, items = rng.integers(0, 90_000, 60_000), rng.integers(0, 2_000, 60_000)
-    return [f"user-{u},item-{i},{MOMENT + n * 977}" for n, (u, i) in enumerate(zip(users, items, strict=True))]
-
-
-@pytest.mark.parametrize(("suffix", "compress"), [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress)])
-@pytest.mark.parametrize("n_files", [1, 3])
-def test_the_rows_of_text_are_estimated_within_a_factor_of_two(tmp_path, rows_of_text, suffix, compress, n_files):
-    for part in range(n_files):
-        text = "\n".join(["user_id,item_id,timestamp", *rows_of_text]) + "\n"
-        (tmp_path / f"{part}.csv{suffix}").write_bytes(compress(text.encode()))
-    log = opened(tmp_path)
-    assert log.n_rows is None
-    assert 0.5 < log.estimated_rows / (n_files * len(rows_of_text)) < 2
-
-
-def test_text_that_shrinks_a_hundredfold_is_estimated_too(tmp_path):
-    n = 1_000_000
-    text = "user_id,item_id,timestamp\n" + f"a,b,{MOMENT}\n" * n
-    (tmp_path / "events.csv.gz").write_bytes(gzip.compress(text.encode(), 1))
-    assert 0.5 < opened(tmp_path).estimated_rows / n < 2
-
-
-def test_rows_of_each_format_are_estimated_apart_and_parquet_is_counted(parquet, tmp_path, rows_of_text):
-    path = parquet(
-        {name: [cell] * 70_000 for name, cell in (("user_id", "u"), ("item_id", "i"), ("timestamp", MOMENT))}
-    )
-    assert opened(path).estimated_rows == 70_000
-    text = "\n".join(["user_id,item_id,timestamp", *rows_of_text]) + "\n"
-    (tmp_path / "a.csv").write_text(text)
-    (tmp_path / "b.csv.gz").write_bytes(gzip.compress(text.encode()))
-    expected = 70_000 + 2 * len(rows_of_text)
-    assert abs(opened(tmp_path).estimated_rows - expected) < 0.3 * expected
 
 
 def test_a_column_of_lists_is_refused(parquet):

@@ -16,6 +16,7 @@ from lurm.interests import InterestVocabulary
 from lurm.sequences import between
 from lurm.tally import CountedBags, count_log, joined
 from lurm.touches import touches
+from tests.twins import twins
 from tests.worlds import DAY_MS, ingest, vocabulary_of
 from training.bench.made import LogSize, month_edges, write_log
 from training.bench.made import vocabulary_of as bench_vocabulary
@@ -172,6 +173,24 @@ def test_many_are_counted_in_blocks_whatever_an_event_takes(
     assert counts.max() > 1
 
 
+def test_whose_hashes_are_alike_are_two(tmp_path: Path) -> None:
+    """Users, and items, that the first hash cannot tell apart."""
+    (one, other), (bread, milk) = twins(0), twins(1)
+    frame = pl.DataFrame(
+        {"user_id": [one, one, other, one, other], "item_id": [bread, milk, milk, bread, milk], "timestamp": [T] * 5}
+    ).with_columns(pl.col("timestamp").cast(pl.Datetime("ms")))
+    log = written(frame, tmp_path / "log", "ms")
+    world_log = written(frame.vstack(frame.with_columns(item_id=pl.lit("stranger"))), tmp_path / "more", "ms")
+    base, _ = world(tmp_path, world_log)
+    vocabulary = vocabulary_of(tmp_path / "apart", base, np.arange(len(base.items), dtype=np.int32), len(base.items))
+    (bags,) = counted(log, base, BagOfInterests(vocabulary, BagConfig(grains=False)), threads=2)
+    assert bags.user_ids.to_list() == [one, other]
+    first = bags.counts_uk.toarray()[:: len(EDGES) - 1]
+    columns = [int(vocabulary_row) for vocabulary_row in (base.items.row(bread), base.items.row(milk))]
+    assert first[:, columns].tolist() == [[2, 1], [0, 2]]
+    assert first.sum() == 5
+
+
 def test_nobody_has_no_bags(tmp_path: Path) -> None:
     log = written(rows(5, 400), tmp_path / "log", "ms")
     _, vocabulary = world(tmp_path, log)
@@ -203,6 +222,28 @@ def test_bad_rows_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
     }
     assert pl.read_parquet(tmp_path / "bad.parquet")["row"].sort().to_list() == [448, 449, 450, 451, 452]
     assert "fine" not in pl.concat([bags.user_ids for bags in some]).to_list()
+
+
+def test_files_may_differ_in_what_does_not_matter(tmp_path: Path) -> None:
+    """Other columns, in another order, and finer timestamps."""
+    frame = rows(6, 900)
+    log = written(frame, tmp_path / "log", "ms")
+    finer = frame.with_columns(pl.col("timestamp").dt.cast_time_unit("us"), pl.lit(1).alias("price"))
+    reordered = finer.select("price", "timestamp", "item_id", "user_id")
+    for name, part in (("c", finer), ("d", reordered), ("e", reordered.with_columns(more=pl.lit("x")))):
+        part.write_parquet(tmp_path / "log" / f"{name}.parquet")
+    log = EventLog.open(tmp_path / "log", EventsConfig(columns=EventColumns(item_id="item_id")))
+    with Quarantine(None) as bad:
+        found = pl.concat([*touches(log, bad, 2**30)])
+    expected = pl.concat([frame] * 4).with_columns(pl.col("timestamp").to_physical())
+    assert found.equals(expected)
+
+
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+    log = written(rows(7, 90), tmp_path / "log", "ms")
+    (tmp_path / "log" / "b.parquet").unlink()
+    with Quarantine(None) as bad, pytest.raises(DataError, match=r"b\.parquet cannot be read"):
+        list(touches(log, bad, 2**30))
 
 
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
