@@ -314,7 +314,10 @@ def seeds_in(file: str) -> dict[str, Any]:
         if path.suffix not in (".csv", ".parquet"):
             lines = path.read_text("utf-8").split("\n")
             return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
-        table = pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path, infer_schema=False)
+        if path.suffix == ".parquet":
+            table = pl.read_parquet(path, glob=False)
+        else:
+            table = pl.read_csv(path, infer_schema=False, glob=False)
         if "user_id" not in table.columns:
             raise UsageError(f"{path} has the columns {', '.join(table.columns)}, expected user_id, and weight if any")
         table = table.with_columns(pl.col("user_id").cast(pl.String))

@@ -214,8 +214,8 @@ class Calendar:
     @classmethod
     def read(cls, folder: Path) -> Calendar:
         """A calendar that ``write`` wrote."""
-        table = pl.read_ipc(folder / "calendar.arrow")
-        kinds = tuple(pl.read_ipc(folder / "kinds.arrow")["kind"].to_list())
+        table, named = (pl.read_ipc((folder / f"{name}.arrow").read_bytes()) for name in ("calendar", "kinds"))
+        kinds = tuple(named["kind"].to_list())
         lists = table["targets"].to_list()
         return cls(
             kinds,

@@ -3,8 +3,11 @@
 A key holds all of a text of up to twelve bytes, as Arrow lays it out, so that no text is read byte by byte; of a longer
 one it holds both hashes (see ``texts``). A table holds no keys: a slot is one word, upper bits of a key's hash and a
 number, so that twice as many fit the processor's caches and whoever looks while others add sees all of it or nothing.
-That no two users were taken for one is seen afterwards, by a sum over the marks of all events: see ``tally``. An item
-that is not in the catalog is taken for one that is with a chance of one in 2^46, where there are 10^5 cells.
+
+Slot and word together tell apart by some 55 bits. Hashes begin with a number that nobody can foretell, so no ids can be
+made that are alike; of 300,000 users two are by chance in one of a million logs. Whoever counts can see it, by a sum
+over the marks of events, another hash: see ``tally``. An item that is not in the catalog is taken for one that is with
+a chance of one in 2^46, where there are 10^5 cells.
 """
 
 from __future__ import annotations
@@ -55,8 +58,8 @@ class KeyTable:
 
     Args:
         n: keys that there is room for.
+        spread: odd; with another one, other keys look alike.
         bits: of the largest number.
-        spread: odd; another one lays the keys elsewhere.
 
     Attributes:
         spread: as told.
@@ -64,7 +67,7 @@ class KeyTable:
         n: keys that are there.
     """
 
-    def __init__(self, n: int, bits: int = _USER_BITS, spread: np.uint64 = SPREAD) -> None:
+    def __init__(self, n: int, spread: np.uint64, bits: int = _USER_BITS) -> None:
         self.words = aligned((1 << max(2 * n - 1, 2**16 - 1).bit_length(),), np.uint64)
         self.words.fill(0)  # and not zeros: numpy asks for huge pages, but not for zeros
         self.n = 0
@@ -83,21 +86,21 @@ class KeyTable:
 
 @compiled
 def _hash(key: np.uint64, more: np.uint64, spread: np.uint64) -> np.uint64:
-    mixed = (key * spread) ^ more
-    mixed = (mixed ^ (mixed >> _U64(32))) * _U64(0xD6E8FEB86659FD93)
+    mixed = key * spread
+    mixed = (mixed ^ (mixed >> _U64(32))) * _U64(0xFF51AFD7ED558CCD)
+    mixed = (mixed ^ (mixed >> _U64(32)) ^ more) * _U64(0xD6E8FEB86659FD93)
     return mixed ^ (mixed >> _U64(32))
 
 
 @compiled
-def _mark(key: np.uint64, more: np.uint64) -> np.uint64:
-    """Another hash, which keys of the same hash do not share."""
-    mixed = (more * _U64(0xFF51AFD7ED558CCD)) ^ key
-    return mixed ^ (mixed >> _U64(29))
+def _mark(digest: np.uint64, key: np.uint64, spread: np.uint64) -> np.uint64:
+    """A number for a key that others of its hash do not have: the hash and half of a key are all of it."""
+    return digest + ((key >> _U64(32)) | (key << _U64(32))) * spread
 
 
 @compiled
-def _find(digest: np.uint64, words: NDArray[np.uint64], bits: int) -> int:
-    """The slot of a key with that hash, or the free one where it belongs.
+def _find(digest: np.uint64, words: NDArray[np.uint64], bits: int) -> tuple[int, np.uint64]:
+    """The slot of a key with that hash, or the free one where it belongs; and its word, as it was found.
 
     After the first slot come the others of its line of the caches, then those of the next line.
     """
@@ -109,7 +112,7 @@ def _find(digest: np.uint64, words: NDArray[np.uint64], bits: int) -> int:
         if not nth & _IN_LINE:
             slot = (slot + _IN_LINE + _U64(1)) & _U64(len(words) - 1)
         word = words[slot]
-    return int(slot)
+    return int(slot), word
 
 
 @compiled
@@ -119,19 +122,19 @@ def _put(
     number, n_new = (_U64(1) << _U64(bits)) - _U64(1), 0
     for at in range(len(keys)):
         digest = _hash(keys[at, 0], keys[at, 1], spread)
-        slot = _find(digest, words, bits)
-        if words[slot] == _U64(0) and numbers[at] > 0:
+        slot, word = _find(digest, words, bits)
+        if word == _U64(0) and numbers[at] > 0:
             words[slot] = (digest & ~number) | _U64(numbers[at])
             n_new += 1
     return n_new
 
 
 @compiled
-def marks_of(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """(n,) marks of (n, 2) keys."""
+def marks_of(keys: NDArray[np.uint64], spread: np.uint64) -> NDArray[np.uint64]:
+    """(n,) marks of (n, 2) keys in a table of that spread."""
     marks = np.empty(len(keys), np.uint64)
     for at in range(len(keys)):
-        marks[at] = _mark(keys[at, 0], keys[at, 1])
+        marks[at] = _mark(_hash(keys[at, 0], keys[at, 1], spread), keys[at, 0], spread)
     return marks
 
 
@@ -185,8 +188,8 @@ def look_up(
         at = fetched - _AHEAD
         if at < 0:
             continue
-        mark = _mark(users[at, 0], users[at, 1])
-        if n_passes > 1 and (mark >> _U64(32)) % _U64(n_passes) != _U64(nth):
+        key, more = users[at, 0], users[at, 1]
+        if n_passes > 1 and (_hash(key, more, SPREAD) >> _U64(32)) % _U64(n_passes) != _U64(nth):
             continue
         moment = moments[at]
         if moment < begin or moment >= end:
@@ -194,9 +197,9 @@ def look_up(
             is_inside = 0 <= found < len(edges) - 1
             begin, end = (edges[found], edges[found + 1]) if is_inside else (moment, moment)
             window = _U64(max(found, 0)) << _U64(cell_bits)
-        cell = cells[_find(item_digest, cells, cell_bits + 1)] & cell_number
+        cell = _find(item_digest, cells, cell_bits + 1)[1] & cell_number
         spot = window | (cell - _U64(1)) if is_inside and cell != _U64(0) else NOWHERE
-        user = words[_find(digest, words, _USER_BITS)] & user_number
+        user = _find(digest, words, _USER_BITS)[1] & user_number
         if user == _U64(0):
             unknown[n_unknown], spots[n_unknown] = at, spot
             n_unknown += 1
@@ -204,7 +207,7 @@ def look_up(
             events[n_events] = ((user - _U64(1)) << _U64(spot_bits)) | spot
             n_of_part[np.int64((user - _U64(1)) >> _U64(PART_BITS))] += 1
             n_events += 1
-            total += mark
+            total += _mark(digest, key, spread)
     return n_events, n_unknown, total
 
 
@@ -228,16 +231,17 @@ def add_unknown(
         later = unknown[min(nth + _AHEAD, len(unknown) - 1)]
         prefetch(words, int(_hash(users[later, 0], users[later, 1], spread) & mask))
         at = unknown[nth]
-        digest = _hash(users[at, 0], users[at, 1], spread)
-        slot = _find(digest, words, _USER_BITS)
-        if words[slot] == _U64(0):
+        key, more = users[at, 0], users[at, 1]
+        digest = _hash(key, more, spread)
+        slot, word = _find(digest, words, _USER_BITS)
+        if word == _U64(0):
             new[n_new] = at
             n_new += 1
-            words[slot] = (digest & ~number) | _U64(n_users + n_new)
+            words[slot] = word = (digest & ~number) | _U64(n_users + n_new)
         if spots[nth] != NOWHERE:
-            user = (words[slot] & number) - _U64(1)
+            user = (word & number) - _U64(1)
             events[n_events] = (user << _U64(spot_bits)) | spots[nth]
             n_of_part[np.int64(user >> _U64(PART_BITS))] += 1
             n_events += 1
-            total += _mark(users[at, 0], users[at, 1])
+            total += _mark(digest, key, spread)
     return n_events, new[:n_new], total

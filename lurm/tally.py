@@ -5,17 +5,18 @@ Every event becomes one number, user · window · cell, scattered by user; then 
 counted in the processor's caches. What does not fit the memory limit is counted in several passes over the log, each
 for some of the users.
 
-Users are told apart by 64 bits of a hash. Every event adds the mark of its id, another hash, to a sum, and every user
-adds it as often as events were counted for it: were two taken for one, the sums would differ, and with other hashes the
-pass is made anew.
+Users are told apart by hashes. Every event that is counted adds the mark of its id, another hash, to a sum, and every
+user adds it as often as events were counted for it: were two taken for one, the sums would differ, and the pass is made
+anew with other hashes. (Of two who look alike, one whose events are all in no bag may be missing.)
 
 Paper: LURM, Bag-of-Interests.
 """
 
 from __future__ import annotations
 
+import itertools
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from lurm.ahead import ahead, each
 from lurm.arrays import streamed
 from lurm.boi import BagOfInterests
-from lurm.compiled import SPREAD, compiled
+from lurm.compiled import compiled
 from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
 from lurm.keyed import MOST, PART_BITS, KeyTable, add_unknown, keys_of, look_up, marks_of
@@ -39,6 +40,7 @@ _U64 = np.uint64
 _DIGIT_BITS = 11  # of events, when they are sorted
 _EVENTS_AT_ONCE = 2**16  # counted at once; what is made of them stays in the caches
 _BYTES_PER_EVENT = 32
+_MOST_TRIES = 8  # each of which is needed once in a million times
 _ROOM = 2**16  # users for whom there is room before they are met
 
 
@@ -64,6 +66,7 @@ def count_log(
     quarantine: Quarantine,
     memory_limit_bytes: int,
     threads: int,
+    spreads: Sequence[np.uint64] = (),
 ) -> Iterator[CountedBags]:
     """The bags of all users of a log, some users after others; repeats count, and so does no weight.
 
@@ -75,6 +78,7 @@ def count_log(
         quarantine: receives bad rows.
         memory_limit_bytes: of events under way.
         threads: that count.
+        spreads: of hashes, odd, tried one after another until ids are told apart; none: such as nobody can foretell.
 
     Raises:
         UsageError: there are more users or items than can be told apart (2^28), or W and K take over 35 bits together.
@@ -87,38 +91,39 @@ def count_log(
     edges = np.asarray(edges, np.int64)
 
     n_passes = max(-(-log.estimated_rows * _BYTES_PER_EVENT // memory_limit_bytes), 1)
+    setting_aside = itertools.chain([quarantine], itertools.repeat(Quarantine(None)))  # in the first reading alone
+
+    def counted(nth: int, spread: np.uint64) -> CountedBags | None:
+        counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes, spread)
+        with closing(ahead(touches(log, next(setting_aside), memory_limit_bytes))) as batches:
+            for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
+                counting.add(found)
+        return counting.counted(n_cells, threads)
+
     with ThreadPoolExecutor(1, "cells") as beside:
-        cells = beside.submit(_cells_of, items, boi)
-        bad = quarantine
+        cells = beside.submit(_cells_of, items, boi, spreads)
         for nth in range(n_passes):
-            for spread in _spreads():
-                counting = _Pass(cells, edges, cell_bits, n_passes, nth, log.estimated_rows // n_passes, spread)
-                with closing(ahead(touches(log, bad, memory_limit_bytes))) as batches:
-                    for found in each(counting.look_up, batches, threads=threads, at_most=threads + 2):
-                        counting.add(found)
-                bad = Quarantine(None)
-                bags, are_apart = counting.counted(n_cells, threads)
-                if are_apart:
-                    yield bags
-                    break
+            yield next(filter(None, (counted(nth, spread) for spread in spreads or _spreads())))
 
 
 def _spreads() -> Iterator[np.uint64]:
-    """For hashes, one after the other; those after the first nobody can foretell, and make ids that are alike."""
-    yield SPREAD
-    while True:
+    for _ in range(_MOST_TRIES):
         yield np.uint64(secrets.randbits(64) | 1)
+    raise AssertionError(f"{_MOST_TRIES} hashes tell ids apart no better than one")
 
 
-def _cells_of(items: pl.Series, boi: BagOfInterests) -> KeyTable:
+def _cells_of(items: pl.Series, boi: BagOfInterests, spreads: Sequence[np.uint64]) -> KeyTable:
     """The cells of items by their ids, plus 1."""
     keys, cells_n = keys_of(items), boi.cells_of(np.arange(len(items), dtype=np.int32)) + 1
-    for spread in _spreads():
-        cells = KeyTable(len(items), _bits(boi.width) + 1, spread)
+
+    def table(spread: np.uint64) -> KeyTable | None:
+        cells = KeyTable(len(items), spread, _bits(boi.width) + 1)
         cells.put(keys, cells_n)
-        if cells.n == np.count_nonzero(cells_n) or items.n_unique() < len(items):
-            return cells
-    raise AssertionError("spreads never end")
+        known = cells_n > 0
+        are_apart = cells.n == known.sum() or cells.n == len(np.unique(keys[known], axis=0))
+        return cells if are_apart else None
+
+    return next(filter(None, (table(spread) for spread in spreads or _spreads())))
 
 
 def joined(parts: Iterable[CountedBags]) -> CountedBags:
@@ -177,7 +182,7 @@ class _Pass:
         self._cells, self._edges, self._cell_bits, self._n_passes, self._nth = cells, edges, cell_bits, n_passes, nth
         self._n_windows = len(edges) - 1
         self._spot_bits = _bits(self._n_windows) + cell_bits
-        self._users, self._spread = KeyTable(2 * _ROOM, spread=spread), spread
+        self._users, self._spread = KeyTable(2 * _ROOM, spread), spread
         self._ids: list[pl.Series] = []
         of_part = np.uint32 if self._spot_bits + PART_BITS <= 32 else np.uint64
         self._scattered: NDArray[np.unsignedinteger] = streamed(n_events, of_part)
@@ -254,17 +259,17 @@ class _Pass:
 
     def _make_room(self) -> None:
         if self._users.room < _ROOM:
-            table = KeyTable(2 * (self._users.n + _ROOM), spread=self._spread)
+            table = KeyTable(2 * (self._users.n + _ROOM), self._spread)
             table.put(keys_of(self._user_ids()), np.arange(1, self._users.n + 1, dtype=np.int32))
             table.n, self._users = self._users.n, table
 
     def _user_ids(self) -> pl.Series:
         return pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)
 
-    def counted(self, n_cells: int, threads: int) -> tuple[CountedBags, bool]:
-        """The bags of the users met in this pass, and whether no two users were taken for one."""
+    def counted(self, n_cells: int, threads: int) -> CountedBags | None:
+        """The bags of the users met in this pass; None if two users were taken for one."""
         ids = self._user_ids()
-        marks_u = marks_of(keys_of(ids))
+        marks_u = marks_of(keys_of(ids), self._spread)
         n_parts = (len(ids) + (1 << PART_BITS) - 1) >> PART_BITS
         ends = np.zeros((len(self._ends), n_parts + 1), np.int64)
         for of_batch, some in zip(ends, self._ends, strict=True):
@@ -298,8 +303,10 @@ class _Pass:
             bag = (block.first << PART_BITS) * self._n_windows
             np.add(bounds, total, out=indptr[bag : bag + len(bounds)], dtype=indptr.dtype)
             total, marks = total + nnz, marks + own_marks
+        if (marks - self._marks) % 2**64:
+            return None
         matrix = sp.csr_matrix((counts[:total], indices[:total], indptr), shape=(len(indptr) - 1, n_cells))
-        return CountedBags(ids, matrix), (marks - self._marks) % 2**64 == 0
+        return CountedBags(ids, matrix)
 
 
 class _Block(NamedTuple):

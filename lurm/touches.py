@@ -31,7 +31,7 @@ def touches(log: EventLog, quarantine: Quarantine, memory_limit_bytes: int) -> I
 
     Parquet of text ids and UTC timestamps takes a reader that leaves out the other columns and, where a file has them,
     the checksums of its pages; it holds whole row groups, so they have to fit. All else takes the one that builds take.
-    With the former, rows that only their behavior or value would set aside are given too.
+    With the former, rows that only other cells would set aside are given too.
 
     Args:
         log: any.
@@ -64,7 +64,7 @@ def _plain(file: Path, log: EventLog, most_rows: int) -> _Plain | None:
     if (log.config.format or format_of(file)) != "parquet" or log.until is not None:
         return None
     try:
-        schema, about = pl.read_parquet_schema(file), pq.read_metadata(file)
+        schema, about = pl.scan_parquet(file, glob=False).collect_schema(), pq.read_metadata(file)
     except _FAILURES as error:
         raise _broken(file, error) from error
     *texts, stamp = (schema.get(str(getattr(log.columns, name))) for name in _TOUCH)
@@ -91,7 +91,7 @@ def _fast(
     renamed = [pl.col(column).alias(canonical) for canonical, column in source.items()]
     row = 0
     try:
-        scan = pl.scan_parquet(files, extra_columns="ignore")
+        scan = pl.scan_parquet(files, extra_columns="ignore", glob=False)
         for raw in scan.select(renamed).collect_batches(chunk_size=_ROWS, maintain_order=True):
             frame = _in_ms(raw.rechunk())
             if log.is_plain(frame) and not any(may_be_blank_or_longer(frame[text]) for text in _TEXTS):
@@ -134,6 +134,6 @@ def _cleaned(
 
 def _is_broken(file: Path) -> bool:
     try:
-        return bool(len(pl.read_parquet(file)) != pq.read_metadata(file).num_rows)
+        return bool(len(pl.read_parquet(file, glob=False)) != pq.read_metadata(file).num_rows)
     except _FAILURES:
         return True

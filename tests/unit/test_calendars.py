@@ -147,8 +147,10 @@ def test_a_calendar_comes_back_as_it_was_written(tmp_path):
         ("feast", "festival", 4, 5, 2, "fr"),
         links=links,
     )
-    was.write(tmp_path)
-    now = Calendar.read(tmp_path)
+    folder = tmp_path / "signs that [mean] *"
+    folder.mkdir()
+    was.write(folder)
+    now = Calendar.read(folder)
     assert (now.kinds, now.event_ids, now.targeted_kinds) == (was.kinds, was.event_ids, was.targeted_kinds)
     one, two = (c.days(ALL, 0, 12, as_of=50 * DAY) for c in (was, now))
     assert np.array_equal(one.contexts_uwc, two.contexts_uwc)

@@ -16,7 +16,7 @@ from lurm.interests import InterestVocabulary
 from lurm.sequences import between
 from lurm.tally import CountedBags, count_log, joined
 from lurm.touches import touches
-from tests.twins import twins
+from tests.twins import SPREAD, twins
 from tests.worlds import DAY_MS, ingest, vocabulary_of
 from training.bench.made import LogSize, month_edges, write_log
 from training.bench.made import vocabulary_of as bench_vocabulary
@@ -173,22 +173,62 @@ def test_many_are_counted_in_blocks_whatever_an_event_takes(
     assert counts.max() > 1
 
 
-def test_whose_hashes_are_alike_are_two(tmp_path: Path) -> None:
-    """Users, and items, that the first hash cannot tell apart."""
+@pytest.mark.parametrize("memory_limit_bytes", [2**30, 2**7])
+def test_whose_hashes_are_alike_are_two(tmp_path: Path, memory_limit_bytes: int) -> None:
+    """Users, and items, that the first hash cannot tell apart; a row that is set aside is so once."""
     (one, other), (bread, milk) = twins(0), twins(1)
-    frame = pl.DataFrame(
-        {"user_id": [one, one, other, one, other], "item_id": [bread, milk, milk, bread, milk], "timestamp": [T] * 5}
-    ).with_columns(pl.col("timestamp").cast(pl.Datetime("ms")))
-    log = written(frame, tmp_path / "log", "ms")
-    world_log = written(frame.vstack(frame.with_columns(item_id=pl.lit("stranger"))), tmp_path / "more", "ms")
-    base, _ = world(tmp_path, world_log)
-    vocabulary = vocabulary_of(tmp_path / "apart", base, np.arange(len(base.items), dtype=np.int32), len(base.items))
-    (bags,) = counted(log, base, BagOfInterests(vocabulary, BagConfig(grains=False)), threads=2)
-    assert bags.user_ids.to_list() == [one, other]
-    first = bags.counts_uk.toarray()[:: len(EDGES) - 1]
-    columns = [int(vocabulary_row) for vocabulary_row in (base.items.row(bread), base.items.row(milk))]
-    assert first[:, columns].tolist() == [[2, 1], [0, 2]]
-    assert first.sum() == 5
+    users, items = [one, one, other, one, other, "", "third"], [bread, milk, milk, bread, milk, milk, "stranger"]
+    frame = pl.DataFrame({"user_id": users, "item_id": items, "timestamp": [T] * 7})
+    log = written(frame.with_columns(pl.col("timestamp").cast(pl.Datetime("ms"))), tmp_path / "log", "ms")
+    base, _ = world(tmp_path, log)
+    each_its_own = np.arange(len(base.items), dtype=np.int32)
+    boi = BagOfInterests(
+        vocabulary_of(tmp_path / "apart", base, each_its_own, len(each_its_own)), BagConfig(grains=False)
+    )
+    with Quarantine(None) as bad:
+        parts = count_log(
+            log,
+            known(base),
+            boi,
+            EDGES,
+            quarantine=bad,
+            memory_limit_bytes=memory_limit_bytes,
+            threads=2,
+            spreads=[SPREAD, np.uint64(7)],
+        )
+        bags = joined(parts)
+    assert bad.counts == {"user_id null or empty": 1}
+    rows = {user: bags.user_ids.to_list().index(user) * (len(EDGES) - 1) for user in (one, other, "third")}
+    cells = [base.items.row(bread), base.items.row(milk)]
+    counts = {user: bags.counts_uk.toarray()[row, cells].tolist() for user, row in rows.items()}
+    assert counts == {one: [2, 1], other: [0, 2], "third": [0, 0]}
+    assert bags.counts_uk.sum() == 5
+
+
+def test_a_catalog_may_hold_an_id_twice(tmp_path: Path) -> None:
+    log = written(rows(8, 300), tmp_path / "log", "ms")
+    base, vocabulary = world(tmp_path, log)
+    boi, catalog = BagOfInterests(vocabulary, BagConfig(grains=False)), known(base)
+    again = pl.concat([catalog.head(2), pl.Series([None, ""], dtype=pl.String), catalog.slice(4)])
+    some = {"memory_limit_bytes": 2**30, "threads": 1}
+    with Quarantine(None) as bad:
+        twice = joined(count_log(log, again, boi, EDGES, quarantine=bad, **some))
+        once = joined(count_log(log, catalog, boi, EDGES, quarantine=bad, **some))
+    assert 0 < twice.counts_uk.sum() < once.counts_uk.sum()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_more_users_than_there_was_room_for(tmp_path: Path, threads: int) -> None:
+    """Tables grow while others look into the smaller ones."""
+    made = write_log(tmp_path, LogSize(400_000, 200_000, 500))
+    log, items = EventLog.open(made.events, EventsConfig()), pl.read_parquet(made.items)["item_id"]
+    edges, boi = month_edges()[[0, -1]], BagOfInterests(bench_vocabulary(made, tmp_path), BagConfig(grains=False))
+    with Quarantine(None) as bad:
+        bags = joined(count_log(log, items, boi, edges, quarantine=bad, memory_limit_bytes=2**30, threads=threads))
+    expected = pl.read_parquet(made.events)["user_id"].value_counts(name="n")
+    assert len(bags.user_ids) == len(expected) > 2**17
+    found = pl.DataFrame({"user_id": bags.user_ids, "found": np.asarray(bags.counts_uk.sum(1)).ravel()})
+    assert found.join(expected, on="user_id").select((pl.col("found") == pl.col("n")).all()).item()
 
 
 def test_nobody_has_no_bags(tmp_path: Path) -> None:
@@ -230,7 +270,7 @@ def test_files_may_differ_in_what_does_not_matter(tmp_path: Path) -> None:
     log = written(frame, tmp_path / "log", "ms")
     finer = frame.with_columns(pl.col("timestamp").dt.cast_time_unit("us"), pl.lit(1).alias("price"))
     reordered = finer.select("price", "timestamp", "item_id", "user_id")
-    for name, part in (("c", finer), ("d", reordered), ("e", reordered.with_columns(more=pl.lit("x")))):
+    for name, part in (("c", finer), ("d[1]", reordered), ("e*", reordered.with_columns(more=pl.lit("x")))):
         part.write_parquet(tmp_path / "log" / f"{name}.parquet")
     log = EventLog.open(tmp_path / "log", EventsConfig(columns=EventColumns(item_id="item_id")))
     with Quarantine(None) as bad:

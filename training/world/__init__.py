@@ -116,10 +116,10 @@ class Truth:
         if world is None:
             raise DataError(f"{folder} holds no readable world.json; expected a folder written by `lurm simulate`")
         users, items, interests, calendar = (
-            pl.read_parquet(folder / "truth" / f"{name}.parquet")
+            pl.read_parquet(folder / "truth" / f"{name}.parquet", glob=False)
             for name in ("users", "items", "interests", "calendar")
         )
-        attributes = pl.read_parquet(folder / "users.parquet").drop("user_id")
+        attributes = pl.read_parquet(folder / "users.parquet", glob=False).drop("user_id")
         return cls(world.config, users.hstack(attributes), items, interests, calendar)
 
     def item_interests(self, item_ids: Sequence[str]) -> NDArray[np.int32]:
