@@ -89,7 +89,7 @@ def save(
 
     from lurm.audience import Size
     from lurm.definitions import Alike, Combined, Listed
-    from lurm.errors import UsageError
+    from lurm.errors import Unfulfillable, UsageError
     from lurm.progress import TerminalReporter
 
     if sum(one is not None for one in (users, like, combine)) != 1:
@@ -109,7 +109,10 @@ def save(
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
     definition = audiences.put(name, rule)
-    made = audiences.members(name, TerminalReporter())
+    try:
+        made = audiences.members(name, TerminalReporter())
+    except Unfulfillable as error:
+        raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
     told = {"name": name, "kind": definition.kind, **made.facts}
     emit(told, as_json=as_json, text=f"{name}: {len(made):,} users")
 
@@ -312,7 +315,7 @@ def seeds_in(file: str) -> dict[str, Any]:
     path = Path(file)
     try:
         if path.suffix not in (".csv", ".parquet"):
-            lines = path.read_text("utf-8").split("\n")
+            lines = path.read_text("utf-8-sig").split("\n")
             return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
         if path.suffix == ".parquet":
             table = pl.read_parquet(path, glob=False)

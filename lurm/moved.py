@@ -21,11 +21,18 @@ class Slot:
     Attributes:
         row: in the base; -1: it does not know them.
         seq: of the live tail that the vector knows; 0: it is that of the base.
+        was_erased: since the base was built, which knows another of that name: whoever comes back is a stranger.
     """
 
     user_id: str
     row: int
     seq: int
+    was_erased: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """Whether what the base has of that row is theirs."""
+        return self.row >= 0 and not self.was_erased
 
 
 class Moved:
@@ -40,6 +47,7 @@ class Moved:
         self._vectors_me = np.empty((most, dim), np.float32)  # pages are taken as they are written to
         self._rows_m = np.full(most, -1, np.int64)
         self._is_held_m = np.zeros(most, bool)
+        self._is_known_m = np.zeros(most, bool)
         self._n_used = 0  # places that ever held somebody, the first ones
         self._slots: list[Slot | None] = [None] * most
         self._place_of: OrderedDict[str, int] = OrderedDict()
@@ -57,7 +65,8 @@ class Moved:
                 place = self._free.pop() if self._free else self._place_of.popitem(last=False)[1]
             self._place_of[slot.user_id] = place
             self._vectors_me[place], self._rows_m[place], self._slots[place] = vector_e, slot.row, slot
-            self._is_held_m[place], self._n_used = True, max(self._n_used, place + 1)
+            self._is_held_m[place], self._is_known_m[place] = True, slot.is_known
+            self._n_used = max(self._n_used, place + 1)
 
     def drop(self, user_id: str) -> None:
         """Hold nothing of a user."""
@@ -65,7 +74,8 @@ class Moved:
             place = self._place_of.pop(user_id, None)
             if place is not None:
                 self._free.append(place)
-                self._rows_m[place], self._slots[place], self._is_held_m[place] = -1, None, False
+                self._rows_m[place], self._slots[place] = -1, None
+                self._is_held_m[place] = self._is_known_m[place] = False
 
     def tombstones(self) -> NDArray[np.int64]:
         """Rows of the base whose users are in the table."""
@@ -92,10 +102,11 @@ class Moved:
         """
         with self._lock:
             rows, may = self._rows_m[: self._n_used], self._is_held_m[: self._n_used].copy()
+            is_known = self._is_known_m[: self._n_used]
             if not strangers:
-                may &= rows >= 0
+                may &= is_known
             if among_u is not None:
-                known = np.flatnonzero(rows >= 0)
+                known = np.flatnonzero(is_known)
                 may[known] &= among_u[rows[known]]
             if without is not None and without in self._place_of:
                 may[self._place_of[without]] = False

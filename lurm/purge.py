@@ -22,10 +22,10 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
-from lurm.identifiers import Identifiers, hash_ids
+from lurm.identifiers import MAX_ID_BYTES, Identifiers, hash_ids
 from lurm.index import write_index
 from lurm.live import letters, segments
 from lurm.live.place import open_live
@@ -125,9 +125,17 @@ class Erasing:
         """Erase users, and take the bytes of all who were ever erased off the disk if told to.
 
         Raises:
+            UsageError: one of them can be no user's id; then nobody is erased.
             Unavailable: live events or the ledger cannot be written.
             ArtifactError, DataError: as ``purge``.
         """
+        lengths = [len(user_id.encode("utf-8", "surrogatepass")) for user_id in user_ids]
+        if not all(1 <= length <= MAX_ID_BYTES for length in lengths):
+            which = next(at for at, length in enumerate(lengths) if not 1 <= length <= MAX_ID_BYTES)
+            raise UsageError(
+                f"id {which + 1} of {len(user_ids):,} has {lengths[which]:,} bytes, expected 1 to {MAX_ID_BYTES}; "
+                "nobody was erased"
+            )
         async with open_live(self._live_folder, self._live_url) as live:
             events, ledger = live.written_to()
             base, erased, n_known = self._base(), [], 0

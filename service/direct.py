@@ -41,6 +41,15 @@ def stale_of(*standings: Standing) -> list[tuple[bytes, bytes]]:
     return [] if all(one.is_fresh for one in standings) else [STALE]
 
 
+def accepts(header: bytes, media_type: bytes) -> bool:
+    """Whether an Accept header names a media type, and does not refuse it (``q=0``)."""
+    for one in header.lower().split(b","):
+        kind, *parameters = one.replace(b" ", b"").split(b";")
+        if kind == media_type:
+            return not any(part.rstrip(b".0") == b"q=" for part in parameters)
+    return False
+
+
 class _Id(Convertor[str]):
     """Whatever stands between two known pieces of a path, slashes and line ends included."""
 

@@ -192,7 +192,10 @@ class Nearby:
         for one, answer in zip(moved, await self._embedder.embed(moved) if moved else [], strict=True):
             standing = one.standing
             if isinstance(answer, Embedded):
-                slot = Slot(standing.user_id, standing.row, standing.live.seq)
+                tail = standing.live
+                slot = Slot(
+                    standing.user_id, standing.row, tail.seq, was_erased=tail.erased_at > 0 and not standing.n_base
+                )
                 self._moved.put(slot, answer.embedding.vector_e)
             else:
                 self._moved.drop(standing.user_id)

@@ -55,6 +55,8 @@ def test_export_writes_what_a_data_scientist_joins(small: Built, tmp_path: Path)
         (["export", "e.parquet", "--release", "../../etc"], 4, "is not a release id"),
         (["release", "activate", "20200101T000000-00000000"], 4, "there is no release"),
         (["release", "rollback"], 4, "no earlier release"),
+        (["erase", ""], 2, "id 1 of 1 has 0 bytes, expected 1 to 512"),
+        (["erase", "u", "x" * 513], 2, "nobody was erased"),
         (["evaluate", "no/such/folder"], 2, "no/such/folder"),
         (["evaluate", ".", "--model", "behavegpt", "--ablate", "--axis", "width"], 2, "leave out --ablate, --axis"),
         (["evaluate", ".", "--model", "behavegpt", "--markdown", "--report", "a.html"], 2, "out --markdown, --report"),

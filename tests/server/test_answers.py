@@ -377,3 +377,21 @@ def test_a_direct_route_says_which_paths_it_cannot_take() -> None:
     for path in ("/a/{x:id}/b", "/a/{x}", "/a/{x:int}"):
         with pytest.raises(ValueError, match="no path of a direct route"):
             DirectRoute(path, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_bytes"),
+    [
+        ("application/octet-stream", True),
+        ("application/json, Application/Octet-Stream ; q=0.5", True),
+        ("application/octet-stream;q=0, application/json", False),
+        ("application/octet-stream; q=0.000", False),
+        ("application/octet-streams", False),
+        ("*/*", False),
+    ],
+)
+def test_bytes_come_where_they_are_named_and_not_refused(
+    client: httpx.Client, release: Release, accept: str, is_bytes: bool
+) -> None:
+    answer = client.get(f"/embed/{somebody(release)}", headers={"accept": accept})
+    assert answer.headers["content-type"] == ("application/octet-stream" if is_bytes else "application/json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,19 @@ def test_inline_histories_are_embedded_as_the_encoder_does(client: httpx.Client,
     near = ask(client, {"events": sent}, k=4)
     expected = np.sort(release.embeddings.vectors_ue @ vector_e)[::-1][:4]
     assert [one["score"] for one in near] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_who_was_erased_and_comes_back_is_a_stranger_to_filters(asked: httpx.Client, release: Release) -> None:
+    """Neither attributes nor acts of the life that was erased can be read back, one filter at a time."""
+    query = {"vector": release.embeddings.vectors_ue[0].tolist(), "space_id": release.space_id}
+    filters: list[dict[str, Any]] = [{"attribute": "star_sign"}, {"until": "2100-01-01", "behavior": "view"}]
+    known = [{one["user_id"] for one in ask(asked, query, k=MOST, filter=one)} for one in filters]
+    back = sorted(known[0] & known[1])[0]
+    asked.delete(f"/v1/users/{back}").raise_for_status()
+    now = int(time.time() * 1000) + 60_000
+    event = {"user_id": back, "item_id": release.history.items[0], "timestamp": now}
+    assert asked.post("/v1/events", json={"events": [event]}).json()["accepted"] == 1
+    assert back in {one["user_id"] for one in ask(asked, query, k=MOST)}
+    for one in filters:
+        assert back not in {near["user_id"] for near in ask(asked, query, k=MOST, filter=one)}
+        assert back in {near["user_id"] for near in ask(asked, query, k=MOST, filter={"not": one})}

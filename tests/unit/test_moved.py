@@ -30,7 +30,7 @@ def test_the_table_holds_those_put_last_and_finds_the_nearest_of_them(
         if what == "drop":
             table.drop(user)
             continue
-        slot = Slot(user, number if number < 6 else -1, value)
+        slot = Slot(user, number if number < 6 else -1, value, was_erased=value % 5 == 0)
         table.put(slot, unit(value))
         kept[user] = slot, value
         if len(kept) > MOST:
@@ -42,7 +42,7 @@ def test_the_table_holds_those_put_last_and_finds_the_nearest_of_them(
         may = [
             (slot, float(unit(value) @ query))
             for slot, value in kept.values()
-            if (strangers or slot.row >= 0) and (mask is None or slot.row < 0 or mask[slot.row])
+            if (strangers or slot.is_known) and (mask is None or not slot.is_known or mask[slot.row])
             if slot.user_id != without
         ]
         found = table.search(query, k, among_u=mask, strangers=strangers, without=without)

@@ -27,9 +27,10 @@ def written(table: pl.DataFrame, path: Path) -> str:
     return str(path)
 
 
-def test_a_line_is_an_id(folder: Path) -> None:
+@pytest.mark.parametrize("signature", [b"", b"\xef\xbb\xbf"])
+def test_a_line_is_an_id(folder: Path, signature: bytes) -> None:
     path = folder / "seeds.txt"
-    path.write_bytes("ann\r\n\n  \nbob smith\né".encode())
+    path.write_bytes(signature + "ann\r\n\n  \nbob smith\né".encode())
     assert seeds_in(str(path)) == {"seeds": ["ann", "bob smith", "é"]}
     assert ids_in(path) == ["ann", "bob smith", "é"]
     assert ids_in(None) == []
