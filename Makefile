@@ -39,7 +39,7 @@ demo: setup ## set up, build a release, serve it and ask it questions: make demo
 test: setup redis ## set up and run every test
 	$(PYTEST)
 
-check: setup lint fast ## lint, types, contracts and the fast tests, within 90 s
+check: setup lint fast ## lint, types, contracts and the fast tests: some three minutes
 
 lint: setup ## style, format, types and import contracts
 	$(BIN)/ruff check
