@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -89,8 +90,9 @@ def save(
 
     from lurm.audience import Size
     from lurm.definitions import Alike, Combined, Listed
-    from lurm.errors import Unfulfillable, UsageError
+    from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
+    from lurm.saved import already_saved
 
     if sum(one is not None for one in (users, like, combine)) != 1:
         raise UsageError("who is in it? Give exactly one of --users, --like and --combine")
@@ -109,10 +111,8 @@ def save(
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
     definition = audiences.put(name, rule)
-    try:
+    with already_saved():
         made = audiences.members(name, TerminalReporter())
-    except Unfulfillable as error:
-        raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
     told = {"name": name, "kind": definition.kind, **made.facts}
     emit(told, as_json=as_json, text=f"{name}: {len(made):,} users")
 
@@ -317,10 +317,8 @@ def seeds_in(file: str) -> dict[str, Any]:
         if path.suffix not in (".csv", ".parquet"):
             lines = path.read_text("utf-8-sig").split("\n")
             return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
-        if path.suffix == ".parquet":
-            table = pl.read_parquet(path, glob=False)
-        else:
-            table = pl.read_csv(path, infer_schema=False, glob=False)
+        read = pl.read_parquet if path.suffix == ".parquet" else partial(pl.read_csv, infer_schema=False)
+        table = read(path, glob=False)
         if "user_id" not in table.columns:
             raise UsageError(f"{path} has the columns {', '.join(table.columns)}, expected user_id, and weight if any")
         table = table.with_columns(pl.col("user_id").cast(pl.String))

@@ -24,6 +24,11 @@ from lurm.errors import ArtifactCorrupt
 MAX_ID_BYTES = 512
 
 
+def can_be_id(text: str) -> bool:
+    """Whether somebody, or something, can go by this text: 1 to 512 bytes of UTF-8."""
+    return 0 < len(text.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES
+
+
 def hash_ids(ids: Iterable[str]) -> NDArray[np.uint64]:
     """The 64-bit hash of every id, stable across processes, machines and versions.
 

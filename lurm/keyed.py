@@ -6,7 +6,7 @@ number, so that twice as many fit the processor's caches and whoever looks while
 
 Slot and word together tell apart by some 55 bits. Hashes begin with a number that nobody can foretell, so no ids can be
 made that are alike; of 300,000 users two are by chance in one of a million logs. Whoever counts can see it, by a sum
-over the marks of events, another hash: see ``tally``. An item that is not in the catalog is taken for one that is with
+over the marks of events: see ``tally``. An item that is not in the catalog is taken for one that is with
 a chance of one in 2^46, where there are 10^5 cells.
 """
 
@@ -20,7 +20,10 @@ from lurm.arrays import aligned
 from lurm.compiled import SPREAD, compiled, prefetch
 from lurm.texts import SHORT, Texts, Views
 
-MOST = 2**28 - 2
+USER_BITS = 28
+"""Of a user's number."""
+
+MOST = 2**USER_BITS - 2
 """Users or items that there are numbers for."""
 
 NOWHERE = np.uint64(2**64 - 1)
@@ -30,7 +33,6 @@ PART_BITS = 8
 """Events are told apart by parts of 2^8 users."""
 
 _U64 = np.uint64
-_USER_BITS = 28  # of a user's number
 _LONG = _U64(15)  # in place of the length of a text of more than twelve bytes
 _AHEAD = 32  # events whose places in the tables are fetched before they are looked at; a power of two
 _IN_LINE = _U64(7)  # slots in a line of the caches, less one
@@ -67,7 +69,7 @@ class KeyTable:
         n: keys that are there.
     """
 
-    def __init__(self, n: int, spread: np.uint64, bits: int = _USER_BITS) -> None:
+    def __init__(self, n: int, spread: np.uint64, bits: int = USER_BITS) -> None:
         self.words = aligned((1 << max(2 * n - 1, 2**16 - 1).bit_length(),), np.uint64)
         self.words.fill(0)  # and not zeros: numpy asks for huge pages, but not for zeros
         self.n = 0
@@ -82,6 +84,12 @@ class KeyTable:
     def put(self, keys: NDArray[np.uint64], numbers: NDArray[np.int32]) -> None:
         """Put in (n, 2) keys whose (n,) numbers are above 0; of those that look alike, the first."""
         self.n += _put(keys, numbers, self.words, self._bits, self.spread)
+
+
+@compiled
+def _lower(bits: int) -> np.uint64:
+    """A word of that many bits."""
+    return (_U64(1) << _U64(bits)) - _U64(1)
 
 
 @compiled
@@ -104,7 +112,7 @@ def _find(digest: np.uint64, words: NDArray[np.uint64], bits: int) -> tuple[int,
 
     After the first slot come the others of its line of the caches, then those of the next line.
     """
-    slot, number = digest & _U64(len(words) - 1), (_U64(1) << _U64(bits)) - _U64(1)
+    slot, number = digest & _U64(len(words) - 1), _lower(bits)
     nth, word = _U64(0), words[slot]
     while word != _U64(0) and (word ^ digest) & ~number:
         nth += _U64(1)
@@ -119,7 +127,7 @@ def _find(digest: np.uint64, words: NDArray[np.uint64], bits: int) -> tuple[int,
 def _put(
     keys: NDArray[np.uint64], numbers: NDArray[np.int32], words: NDArray[np.uint64], bits: int, spread: np.uint64
 ) -> int:
-    number, n_new = (_U64(1) << _U64(bits)) - _U64(1), 0
+    number, n_new = _lower(bits), 0
     for at in range(len(keys)):
         digest = _hash(keys[at, 0], keys[at, 1], spread)
         slot, word = _find(digest, words, bits)
@@ -176,7 +184,7 @@ def look_up(
     is_inside = False
     of_users, of_items = np.empty(_AHEAD, np.uint64), np.empty(_AHEAD, np.uint64)
     mask, cell_mask = _U64(len(words) - 1), _U64(len(cells) - 1)
-    user_number, cell_number = (_U64(1) << _U64(_USER_BITS)) - _U64(1), (_U64(2) << _U64(cell_bits)) - _U64(1)
+    user_number, cell_number = _lower(USER_BITS), _lower(cell_bits + 1)
     for fetched in range(len(users) + _AHEAD):
         turn = fetched & (_AHEAD - 1)
         digest, item_digest = of_users[turn], of_items[turn]
@@ -199,7 +207,7 @@ def look_up(
             window = _U64(max(found, 0)) << _U64(cell_bits)
         cell = _find(item_digest, cells, cell_bits + 1)[1] & cell_number
         spot = window | (cell - _U64(1)) if is_inside and cell != _U64(0) else NOWHERE
-        user = _find(digest, words, _USER_BITS)[1] & user_number
+        user = _find(digest, words, USER_BITS)[1] & user_number
         if user == _U64(0):
             unknown[n_unknown], spots[n_unknown] = at, spot
             n_unknown += 1
@@ -224,7 +232,7 @@ def add_unknown(
     n_of_part: NDArray[np.int64],
 ) -> tuple[int, NDArray[np.int64], np.uint64]:
     """Make users known who were not, as ``look_up`` told; how many events were added, the places of the new, marks."""
-    mask, number, total = _U64(len(words) - 1), (_U64(1) << _U64(_USER_BITS)) - _U64(1), _U64(0)
+    mask, number, total = _U64(len(words) - 1), _lower(USER_BITS), _U64(0)
     new = np.empty(len(unknown), np.int64)
     n_events = n_new = 0
     for nth in range(len(unknown)):
@@ -233,7 +241,7 @@ def add_unknown(
         at = unknown[nth]
         key, more = users[at, 0], users[at, 1]
         digest = _hash(key, more, spread)
-        slot, word = _find(digest, words, _USER_BITS)
+        slot, word = _find(digest, words, USER_BITS)
         if word == _U64(0):
             new[n_new] = at
             n_new += 1

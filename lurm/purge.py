@@ -25,7 +25,7 @@ from lurm.erasure import Erasure, Ledger
 from lurm.errors import DataError, UsageError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
-from lurm.identifiers import MAX_ID_BYTES, Identifiers, hash_ids
+from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
 from lurm.live import letters, segments
 from lurm.live.place import open_live
@@ -129,13 +129,13 @@ class Erasing:
             Unavailable: live events or the ledger cannot be written.
             ArtifactError, DataError: as ``purge``.
         """
-        lengths = [len(user_id.encode("utf-8", "surrogatepass")) for user_id in user_ids]
-        if not all(1 <= length <= MAX_ID_BYTES for length in lengths):
-            which = next(at for at, length in enumerate(lengths) if not 1 <= length <= MAX_ID_BYTES)
-            raise UsageError(
-                f"id {which + 1} of {len(user_ids):,} has {lengths[which]:,} bytes, expected 1 to {MAX_ID_BYTES}; "
-                "nobody was erased"
-            )
+        for nth, user_id in enumerate(user_ids, 1):
+            if not can_be_id(user_id):
+                n_bytes = len(user_id.encode("utf-8", "surrogatepass"))
+                raise UsageError(
+                    f"id {nth:,} of {len(user_ids):,} has {n_bytes:,} bytes, expected 1 to {MAX_ID_BYTES}; "
+                    "nobody was erased"
+                )
         async with open_live(self._live_folder, self._live_url) as live:
             events, ledger = live.written_to()
             base, erased, n_known = self._base(), [], 0

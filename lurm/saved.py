@@ -10,8 +10,8 @@ follow theirs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,15 @@ from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.members import KIND, VERSION, Making, Members, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
+
+
+@contextmanager
+def already_saved() -> Iterator[None]:
+    """Who has just saved an audience, and asks who is in it, is told that it is saved where that cannot be said."""
+    try:
+        yield
+    except Unfulfillable as error:
+        raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ Every event becomes one number, user · window · cell, scattered by user; then 
 counted in the processor's caches. What does not fit the memory limit is counted in several passes over the log, each
 for some of the users.
 
-Users are told apart by hashes. Every event that is counted adds the mark of its id, another hash, to a sum, and every
-user adds it as often as events were counted for it: were two taken for one, the sums would differ, and the pass is made
-anew with other hashes. (Of two who look alike, one whose events are all in no bag may be missing.)
+Users are told apart by hashes. Every event that is counted adds the mark of its id, which no look-alike shares, to a
+sum, and every user adds it as often as events were counted for it: were two taken for one, the sums would differ, and
+the pass is made anew with other hashes. (Of two who look alike, one whose events are all in no bag may be missing.)
 
 Paper: LURM, Bag-of-Interests.
 """
@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import polars as pl
@@ -35,6 +36,8 @@ from lurm.errors import UsageError
 from lurm.events import EventLog, Quarantine
 from lurm.keyed import MOST, PART_BITS, KeyTable, add_unknown, keys_of, look_up, marks_of
 from lurm.touches import touches
+
+Made = TypeVar("Made")
 
 _U64 = np.uint64
 _DIGIT_BITS = 11  # of events, when they are sorted
@@ -103,13 +106,16 @@ def count_log(
     with ThreadPoolExecutor(1, "cells") as beside:
         cells = beside.submit(_cells_of, items, boi, spreads)
         for nth in range(n_passes):
-            yield next(filter(None, (counted(nth, spread) for spread in spreads or _spreads())))
+            yield _told_apart(partial(counted, nth), spreads)
 
 
-def _spreads() -> Iterator[np.uint64]:
-    for _ in range(_MOST_TRIES):
-        yield np.uint64(secrets.randbits(64) | 1)
-    raise AssertionError(f"{_MOST_TRIES} hashes tell ids apart no better than one")
+def _told_apart(made_with: Callable[[np.uint64], Made | None], spreads: Sequence[np.uint64]) -> Made:
+    """What is made with the first spread, of these or of random ones, that tells ids apart; None: one does not."""
+    for spread in spreads or (np.uint64(secrets.randbits(64) | 1) for _ in range(_MOST_TRIES)):
+        made = made_with(spread)
+        if made is not None:
+            return made
+    raise AssertionError("other hashes tell ids apart no better than the first")
 
 
 def _cells_of(items: pl.Series, boi: BagOfInterests, spreads: Sequence[np.uint64]) -> KeyTable:
@@ -123,7 +129,7 @@ def _cells_of(items: pl.Series, boi: BagOfInterests, spreads: Sequence[np.uint64
         are_apart = cells.n == known.sum() or cells.n == len(np.unique(keys[known], axis=0))
         return cells if are_apart else None
 
-    return next(filter(None, (table(spread) for spread in spreads or _spreads())))
+    return _told_apart(table, spreads)
 
 
 def joined(parts: Iterable[CountedBags]) -> CountedBags:
@@ -261,7 +267,7 @@ class _Pass:
         if self._users.room < _ROOM:
             table = KeyTable(2 * (self._users.n + _ROOM), self._spread)
             table.put(keys_of(self._user_ids()), np.arange(1, self._users.n + 1, dtype=np.int32))
-            table.n, self._users = self._users.n, table
+            table.n, self._users = self._users.n, table  # were two alike in there, their marks tell
 
     def _user_ids(self) -> pl.Series:
         return pl.concat(self._ids) if self._ids else pl.Series([], dtype=pl.String)

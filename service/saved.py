@@ -12,8 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.definitions import NAME, Definition
-from lurm.errors import Unfulfillable
 from lurm.live import Unavailable
+from lurm.saved import already_saved
 from service.answers import (
     AudienceAnswer,
     AudiencesAnswer,
@@ -67,10 +67,8 @@ async def save(request: Request, name: Name) -> Response:
     serving = serving_of(request)
     rule = parse_audience(await request.body())
     definition = await _slow(serving, functools.partial(serving.audiences.put, name, rule))
-    try:
+    with already_saved():
         return as_json(await _slow(serving, functools.partial(_one, serving, definition)))
-    except Unfulfillable as error:
-        raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
 
 
 @router.get(

@@ -35,7 +35,7 @@ from lurm.erasure import Ledger
 from lurm.events import DAY_MS, Event
 from lurm.filters import Filter
 from lurm.history import HistoryBase
-from lurm.identifiers import MAX_ID_BYTES
+from lurm.identifiers import MAX_ID_BYTES, can_be_id
 from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
 from lurm.moments import Moment, whole
@@ -64,7 +64,7 @@ def checked_id(value: object) -> str:
         value = str(number)
     if not isinstance(value, str):
         raise PydanticCustomError("id", "expected a string or a whole number")
-    if not 0 < len(value.encode("utf-8", "surrogatepass")) <= MAX_ID_BYTES:
+    if not can_be_id(value):
         raise PydanticCustomError("id", "expected 1 to {most} bytes of UTF-8", {"most": MAX_ID_BYTES})
     return value
 
