@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from lurm.artifacts import alone, digest_of, write_durably
+from lurm.artifacts import alone, digest_of, discard, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
@@ -32,6 +32,8 @@ FOLDER, FILE = "audiences", "definition.json"
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 AT_MOST = 1000
 """Saved audiences of one folder of artifacts."""
+MAKING = ".making"
+"""Lock of whoever finds the members of an audience, or removes what was found."""
 _NAME = re.compile(NAME)
 _DEPTH, _TERMS = 8, 64
 
@@ -244,8 +246,10 @@ class Definitions:
         finally:
             if self.folder.is_dir():
                 with self._changing():
-                    for path in self.folder.glob("*/*/"):
-                        shutil.rmtree(path, ignore_errors=True)
+                    for own in self.folder.glob("*/"):
+                        with alone(own, MAKING):
+                            for path in own.glob("*/"):
+                                discard(path)
 
     def folder_of(self, name: str) -> Path:
         """Where what belongs to an audience is kept."""

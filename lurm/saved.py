@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import alone, digest_of, open_artifact
 from lurm.audience import Likeness
-from lurm.definitions import Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
+from lurm.definitions import MAKING, Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactMissing, Unfulfillable, UnknownUser
+from lurm.errors import ArtifactError, Unfulfillable, UnknownUser
 from lurm.filters import Filters
 from lurm.histories import alive_in
 from lurm.history import History
@@ -361,9 +361,12 @@ class Audiences:
     def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
         own = self.definitions.folder_of(definition.name)
         folder = own / f"{self.release.release_id}-{key[:16]}"
-        with suppress(ArtifactMissing):
+        try:
             return Members(open_artifact(folder, KIND, verify=False))
-        with alone(own, ".making"):  # the others find them made
+        except (ArtifactError, FileNotFoundError):
+            if folder.exists():
+                raise  # it is damaged; what is gone was never made, or removed for the sake of somebody erased
+        with alone(own, MAKING):  # the others find them made
             if not folder.exists():
                 making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
                 making.write(folder, key)

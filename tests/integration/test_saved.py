@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -389,3 +391,26 @@ def test_short_ids_are_looked_for_where_they_are_nobodys_by_chance(tmp_path: Pat
     assert erasing.remains(["145"]).files == [tmp_path / "audiences/some/definition.json"]
     assert erasing.remains(["1458"]).files == []
     assert str(erasing.remains(["long enough"])) == "no file holds their ids"
+
+
+def test_who_looks_while_what_was_found_is_removed_finds_it_again(release: Release, tmp_path: Path) -> None:
+    audiences = saved(release, tmp_path)
+    audiences.definitions.put("crowd", Listed(some(release, 0, 40)))
+    expected = audiences.rows_of("crowd").tolist()
+    over = threading.Event()
+
+    def remove() -> int:
+        n_removed = 0
+        while not over.is_set():
+            Definitions(tmp_path, None).expunge()
+            n_removed += 1
+        return n_removed
+
+    with ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(remove)
+        try:
+            found = [saved(release, tmp_path).rows_of("crowd").tolist() for _ in range(60)]
+        finally:
+            over.set()
+    assert removing.result() > 10
+    assert found == [expected] * 60
