@@ -33,9 +33,9 @@ TERMINATED = 143
 
 # What the operating system may refuse at any moment of any command, and what to do about it.
 _REFUSALS = {
-    errno.ENOSPC: "free some space, or set LURM_ARTIFACTS_DIR to a larger disk",
-    errno.EDQUOT: "free some space, or set LURM_ARTIFACTS_DIR to a larger disk",
-    errno.EROFS: "set LURM_ARTIFACTS_DIR to a folder that can be written",
+    errno.ENOSPC: "free some space, or write to a larger disk; builds go to LURM_ARTIFACTS_DIR",
+    errno.EDQUOT: "free some space, or write to a larger disk; builds go to LURM_ARTIFACTS_DIR",
+    errno.EROFS: "name a folder that can be written; builds go to LURM_ARTIFACTS_DIR",
     errno.EACCES: "change the permissions, or name another folder",
     errno.EPERM: "change the permissions, or name another folder",
     errno.EISDIR: "name a file, not a folder",
@@ -308,7 +308,7 @@ def lookalike(
         typer.Option(help="How many more of their kind there are, for probabilities. Default: as many as seeds."),
     ] = None,
     include_seeds: Annotated[bool, typer.Option("--include-seeds", help="Seeds may be in it.")] = False,
-    groups: Annotated[int | None, typer.Option(help="Groups of seeds; default: as the data say.")] = None,
+    groups: Annotated[int | None, typer.Option(help="Groups of seeds, 1 to 8; default: as the data say.")] = None,
     release: _ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,

@@ -26,6 +26,7 @@ from lurm.errors import UsageError
 BLOCK = 65_536
 _SPREAD_OF = 20_000  # users, of whom a prefix of the rows is a fair sample
 _GROUPS = (1, 2, 3, 4, 6, 8)
+GROUPS_AT_MOST = 8
 _SEEDS_PER_GROUP = 20
 _FOLDS = 5
 _PASSES = 20
@@ -189,12 +190,13 @@ class Lookalike:
         found = {k: _found(shares_s) for k, shares_s in held_out.items()}
         best = max(found.values(), key=lambda one: one.mean())
         enough = best.mean() - best.std() / np.sqrt(len(best))
-        self.n_groups = min(k for k, one in found.items() if one.mean() >= enough)
-        directions_ke = self._directions(standard_se, weights, away_e, self.n_groups)
+        wanted = min(k for k, one in found.items() if one.mean() >= enough)
+        directions_ke = self._directions(standard_se, weights, away_e, wanted)
+        self.n_groups = len(directions_ke)
         # One product a user: standardising is linear, so it goes into the directions.
         self._directions_ke = np.ascontiguousarray(directions_ke * self._inverse_e, np.float32)
         self._offsets_k = (self._directions_ke @ self._mean_e).astype(np.float32)
-        self._held_out_s = held_out[self.n_groups]
+        self._held_out_s = held_out[wanted]
         self._others_n = np.sort((others_ne @ directions_ke.T).max(1))
         self._middles_ke = self._middles(seeds_se, weights, directions_ke)
 

@@ -62,9 +62,15 @@ class _Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_more_than_its_fields(cls, document: object) -> object:
-        """Refuse a million unknown fields as one, and what says nothing."""
-        if isinstance(document, dict) and not 0 < len(document) <= len(cls.model_fields):
-            raise PydanticCustomError("filter", _EXPECTED)
+        """Refuse unknown fields, be it a million, as one that stays unsaid, and what says nothing."""
+        if isinstance(document, dict):
+            names = [entry.alias or name for name, entry in cls.model_fields.items()]
+            if not document:
+                raise PydanticCustomError("filter", _EXPECTED)
+            if not document.keys() <= set(names):
+                raise PydanticCustomError(
+                    "unknown_field", "unknown field; there are {known}", {"known": ", ".join(names)}
+                )
         return document
 
 
@@ -183,8 +189,9 @@ def filter_of(document: object) -> Filter:
         path = [part for part in first["loc"] if isinstance(part, int) or part in NAMES]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
         what = first["msg"]
-        if first["type"] == "extra_forbidden":
-            what = f"{quoted(str(first['loc'][-1]))} is no part of this; {likest(str(first['loc'][-1]), sorted(NAMES))}"
+        if first["type"] == "unknown_field":
+            odd = next(name for name in first["input"] if name not in first["ctx"]["known"].split(", "))
+            what = f"{quoted(str(odd))} is no part of this; {likest(str(odd), first['ctx']['known'].split(', '))}"
         raise UsageError(f"filter{where and ': '}{where}: {what}") from None
 
 

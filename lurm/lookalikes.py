@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.artifacts import CHECKED, check_replaceable, replacing
-from lurm.audience import Audience, Lookalike, Size, cut, health_of
-from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE
+from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
+from lurm.bounds import AT_LEAST_ZERO, POSITIVE, Bound
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.filters import Filter, Filters, document_of, filter_of
@@ -104,7 +104,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         POSITIVE.check("expected", self.expected)
-        AT_LEAST_ONE.check("n_groups", self.n_groups)
+        Bound(least=1, most=GROUPS_AT_MOST).check("groups", self.n_groups)
         if self.weights is None:
             return
         if len(self.weights) != len(self.seeds):

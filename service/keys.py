@@ -108,7 +108,7 @@ def read_keys(settings: Settings) -> list[Key]:
     keys: list[Key] = []
     if settings.api_keys_file is not None:
         try:
-            lines = settings.api_keys_file.read_bytes().decode().splitlines()
+            lines = settings.api_keys_file.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise SettingsError(f"LURM_API_KEYS_FILE cannot be read: {why}; name a file of keys") from None

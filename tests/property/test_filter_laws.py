@@ -250,6 +250,8 @@ def test_lines_people_write(world: World, text: str, document: dict[str, Any]) -
         ('{"attribut": "age"}', "expected one of: all, any or not"),
         ("{}", "expected one of: all, any or not"),
         ('{"attribute": "age", "mni": 1}', "'mni' is no part of this; did you mean 'min'"),
+        ('{"attribute": "age", "is": 1}', "'is' is no part of this; there are: 'attribute', 'in', 'min'"),
+        ('{"any": [{"item": "i", "value": 1}]}', r"any\[0\]: 'value' is no part of this; there are: 'interest'"),
         ('{"attribute": "age", "min": [1]}', "min"),
         ('{"all": 3}', "all: Input should be a valid list"),
     ],

@@ -89,6 +89,11 @@ def test_seeds_of_two_groups_get_two_directions_and_find_both() -> None:
         assert recall(several, hidden[group_n[hidden] == group]) > 0.7
 
 
+def test_no_more_groups_are_told_than_seeds_fall_into() -> None:
+    vectors, group_n = people(2000, [3])
+    assert 1 <= Lookalike(vectors, np.flatnonzero(group_n == 1), n_groups=8).n_groups <= 3
+
+
 def test_one_group_is_not_split() -> None:
     assert [Lookalike(*_one_group(seed)).n_groups for seed in range(3)] == [1, 1, 1]
 

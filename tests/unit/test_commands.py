@@ -313,7 +313,7 @@ def test_an_unknown_user_stays_unnamed(run: Run) -> None:
 
 def test_a_full_disk_comes_with_advice(run: Run) -> None:
     outcome = run(ending_with(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-    assert "LURM_ARTIFACTS_DIR to a larger disk" in outcome.err
+    assert "write to a larger disk; builds go to LURM_ARTIFACTS_DIR" in outcome.err
 
 
 def test_our_own_mistakes_keep_their_traceback() -> None:

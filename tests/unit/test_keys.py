@@ -63,6 +63,12 @@ def test_a_file_and_a_variable_say_the_same_and_add_up(tmp_path: Path) -> None:
     assert read_keys(load(file=ABSENT)) == []
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"web read {DIGEST}\n", encoding="utf-8-sig")
+    assert [key.name for key in read_keys(load({"api_keys_file": file}, file=ABSENT))] == ["web"]
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
