@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from service.deadlines import Deadline, Deadlines
-from service.problems import BodyTooLarge, Malformed, SlowRequest, TookTooLong, new_request_id, respond
+from service.problems import BodyTooLarge, Encoded, Malformed, SlowRequest, TookTooLong, new_request_id, respond
 from service.telemetry import NO_ROUTE, Telemetry
 from service.tracing import Tracing
 
@@ -125,10 +125,13 @@ class _Visit:
         Raises:
             Malformed: the path is not UTF-8.
             BodyTooLarge: the body says so itself.
+            Encoded: likewise.
         """
         length = self._headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._body_bytes:
             raise self._too_large()
+        if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Encoded("the body has a Content-Encoding, and is read as it is; send it without one")
         if "\ufffd" in self._scope["path"]:
             try:
                 urllib.parse.unquote_to_bytes(self._scope["raw_path"]).decode()

@@ -33,7 +33,7 @@ router = APIRouter(route_class=DirectRoute, tags=["audiences"])
     "/v1/lookalikes",
     summary="Find the users most like some users",
     response_model=LookalikesAnswer,
-    responses={202: ACCEPTED, **problems(404, 408, 409, 413, 422, 429, 503)},
+    responses={202: ACCEPTED, **problems(404, 408, 409, 413, 415, 422, 429, 503)},
     openapi_extra=in_body("LookalikesRequest"),
 )
 @needs("read")

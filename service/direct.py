@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import orjson
 from fastapi import Path
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, APIRouter
 from starlette.convertors import Convertor, register_url_convertor
+from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 
 from lurm.histories import Standing
 from service.keys import PUBLIC, Keys, needed_by
-from service.problems import MEDIA_TYPE
+from service.problems import MEDIA_TYPE, Malformed
 
 STALE = (b"x-lurm-stale", b"live-events-unavailable")
 STALE_HEADER: dict[str, Any] = {
@@ -78,7 +80,12 @@ class Door:
     def __init__(self, router: APIRouter, keys: Keys) -> None:
         self._router = router
         self._keys = keys
-        self._direct = [(route, needed_by(route)) for route in router.routes if isinstance(route, DirectRoute)]
+        described = [route for route in router.routes if isinstance(route, APIRoute)]
+        self._direct = [
+            (route, needed_by(route), [one for one in described if one.path_format.startswith(f"{route.path_format}/")])
+            for route in described
+            if isinstance(route, DirectRoute)
+        ]
         self._others = AsyncExitStackMiddleware(self._find)  # FastAPI's endpoints expect one around them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,14 +93,18 @@ class Door:
 
         Raises:
             HTTPException: 404, or 405 by way of the route.
+            Malformed: the query has a parameter that the route does not know.
             Unauthorized, Forbidden, RateLimited: as ``Keys.admit`` says.
         """
         if scope["type"] == "lifespan":
             await self._router(scope, receive, send)
             return
-        for route, needed in self._direct:
+        for route, needed, below in self._direct:
             if route.takes(scope):
                 self._keys.admit(needed, scope)
+                if below and (allowed := methods_of(below, scope["raw_path"])):
+                    raise _not_allowed(allowed)
+                _check_query(route, scope)
                 await route.handle(scope, receive, send)
                 return
         await self._others(scope, receive, send)
@@ -117,15 +128,45 @@ class Door:
         if match is not Match.FULL and isinstance(found[0], APIRoute):
             path = found[0].path_format
             of_path = [one.methods or () for one in others if isinstance(one, APIRoute) and one.path_format == path]
-            raise HTTPException(405, headers={"Allow": ", ".join(sorted(set().union(*of_path)))})
+            raise _not_allowed(set().union(*of_path))
+        _check_query(found[0], scope)
         await found[0].handle(scope, receive, send)
+
+
+def methods_of(routes: Iterable[APIRoute], raw_path: bytes) -> set[str]:
+    """Which methods a path answers that is one of these routes': none where what looks like it is an id to its end.
+
+    Args:
+        routes: whose first parameter is an id.
+        raw_path: as it was sent; the slashes of an id are %2F in it.
+    """
+    pieces = [unquote(piece).replace("/", "%2F") for piece in raw_path.decode("latin-1").split("/")]
+    found = [(one, one.path_regex.match("/".join(pieces))) for one in routes]
+    return {method for one, match in found if match and match[1] for method in one.methods or ()}
+
+
+def _not_allowed(allowed: Iterable[str]) -> HTTPException:
+    return HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))})
+
+
+def _check_query(route: BaseRoute, scope: Scope) -> None:
+    """Whether the route knows all parameters of the query: one that is misspelt would otherwise go unheard.
+
+    Raises:
+        Malformed: it does not.
+    """
+    if not scope["query_string"] or not isinstance(route, APIRoute) or needed_by(route) == PUBLIC:
+        return
+    known = sorted(one.alias for one in route.dependant.query_params)
+    if not QueryParams(scope["query_string"]).keys() <= set(known):
+        raise Malformed(f"the query has a parameter that is unknown here; expected {', '.join(known) or 'none'}")
 
 
 class DirectRoute(APIRoute):
     """A route whose endpoint takes the request and its path parameters, and returns the response.
 
     Its path is fixed, or ends in one parameter of the kind ``id``, which takes whatever follows. Direct routes are
-    asked before all others.
+    asked before all others; where a path below such an id is another route's, it is that one's.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:
@@ -201,7 +242,7 @@ def in_body(model: str) -> dict[str, Any]:
 
 
 def describe_keys(schema: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
-    """Add to an OpenAPI document which keys its operations need, and how they answer without."""
+    """Add to an OpenAPI document which keys its operations need, and how they answer without, or to odd queries."""
     schema["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key, as `lurm key` prints it."},
         "api_key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key."},
@@ -213,7 +254,7 @@ def describe_keys(schema: dict[str, Any], routes: Iterable[BaseRoute]) -> None:
         for method in route.methods or ():
             operation = schema["paths"][route.path_format][method.lower()]
             operation["security"] = [{"bearer": [needed]}, {"api_key": [needed]}]
-            answers = {str(status): answer for status, answer in problems(401, 403, 429).items()}
+            answers = {str(status): answer for status, answer in problems(401, 403, 422, 429).items()}
             operation["responses"] = dict(sorted({**answers, **operation["responses"]}.items()))
 
 
@@ -224,6 +265,7 @@ _WHEN = {
     409: "It cannot be had of this release: too few seeds, a filter that names what is not there, no such model.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",
+    415: "The body is compressed, or otherwise encoded.",
     422: "The request is malformed or cannot be honoured.",
     429: "Too many requests wait, or came with this key; `Retry-After` says when to come back.",
     503: "No answer in time, not ready, or about to end.",

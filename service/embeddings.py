@@ -105,7 +105,7 @@ async def embed(request: Request, user_id: UserId) -> Response:
     "/v1/embeddings",
     summary="Embed many users, known or not",
     response_model=EmbeddingsAnswer,
-    responses={200: {"headers": STALE_HEADER, **_AS_ARROW}, **problems(408, 413, 422, 429, 503)},
+    responses={200: {"headers": STALE_HEADER, **_AS_ARROW}, **problems(408, 413, 415, 422, 429, 503)},
     openapi_extra=in_body("EmbeddingsRequest"),
 )
 @needs("read")

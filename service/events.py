@@ -5,22 +5,18 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
-from collections.abc import Sequence
-from urllib.parse import unquote
 
 from fastapi import APIRouter
-from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
 
 from lurm.live import Arriving, Status, Unavailable
+from lurm.moments import iso_of
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import serving_of
 from service.direct import DirectRoute, UserId, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
-from service.schemas import all_checked, iso_of, known_id, parse_events
+from service.schemas import all_checked, known_id, parse_events
 
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
@@ -29,7 +25,7 @@ router = APIRouter(route_class=DirectRoute, tags=["events"])
     "/v1/events",
     summary="Take live events",
     response_model=EventsAnswer,
-    responses=problems(408, 413, 422, 429, 503),
+    responses=problems(408, 413, 415, 422, 429, 503),
     openapi_extra=in_body("EventsRequest"),
 )
 @needs("write")
@@ -76,8 +72,6 @@ async def erase(request: Request, user_id: UserId) -> Response:
     """
     serving = serving_of(request)
     known_id(user_id)
-    if allowed := methods_below(request.app.routes, request.scope["raw_path"]):
-        raise HTTPException(405, headers={"Allow": ", ".join(sorted(allowed))})
     live, ledger = serving.live.written_to()
     n_events, newest_at = await serving.histories.extent(user_id)
     erased_at = max(int(time.time() * 1000), newest_at)
@@ -97,16 +91,3 @@ async def erase(request: Request, user_id: UserId) -> Response:
         raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
     serving.telemetry.erased()
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})
-
-
-def methods_below(routes: Sequence[BaseRoute], raw_path: bytes) -> set[str]:
-    """Which methods a path answers that is one below a user: none where what looks like it is an id to its end.
-
-    Args:
-        routes: of the application.
-        raw_path: as it was sent; the slashes of an id are %2F in it.
-    """
-    pieces = [unquote(piece).replace("/", "%2F") for piece in raw_path.decode("latin-1").split("/")]
-    below = [one for one in routes if isinstance(one, APIRoute) and one.path_format.startswith("/v1/users/{user_id}/")]
-    found = [(one, one.path_regex.match("/".join(pieces))) for one in below]
-    return {method for one, match in found if match and match["user_id"] for method in one.methods or ()}

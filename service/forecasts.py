@@ -14,13 +14,13 @@ from lurm.calendars import Edit
 from lurm.days import day_of
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
-from lurm.moments import WrittenMoment
+from lurm.moments import WrittenMoment, iso_of
 from service.answers import ForecastAnswer, ScenarioAnswer
 from service.bootstrap import serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
 from service.scenarios import ForecastRequest, parse_forecast
-from service.schemas import iso_of, known_id
+from service.schemas import known_id
 
 if TYPE_CHECKING:
     from lurm.forecasts import Forecaster
@@ -63,7 +63,7 @@ async def forecast(request: Request, user_id: UserId, days: Days = None, as_of: 
     "/{user_id:id}/forecast",
     summary="What a user would do under another calendar",
     response_model=ScenarioAnswer,
-    responses={**_HEADERS, **problems(404, 408, 409, 413, 422, 429, 503)},
+    responses={**_HEADERS, **problems(404, 408, 409, 413, 415, 422, 429, 503)},
     openapi_extra=in_body("ForecastRequest"),
 )
 @needs("read")

@@ -9,9 +9,9 @@ from typing import Any
 from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBase, HistoryBatch
-from lurm.moments import LATEST, in_words
+from lurm.moments import LATEST, in_words, iso_of
 from lurm.prospect import Imagined, NextModel, Plan, Prospect
-from service.schemas import RolloutRequest, iso_of
+from service.schemas import RolloutRequest
 
 
 def told_next(history: History, found: Sequence[Prospect]) -> dict[str, Any]:

@@ -17,11 +17,11 @@ from lurm.errors import UnknownName
 from lurm.jobs import Job, JobReporter, Jobs
 from lurm.live import Unavailable
 from lurm.lookalikes import Asked
+from lurm.moments import iso_of
 from service.answers import JobAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import Answer, as_json, problems
 from service.keys import needs
-from service.schemas import iso_of
 
 PARQUET = "application/vnd.apache.parquet"
 _ERASURES = "n_erasures"

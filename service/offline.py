@@ -17,8 +17,9 @@ from lurm.histories import Histories, Standing
 from lurm.history import History, HistoryBatch
 from lurm.live.absent import AbsentLiveEvents
 from lurm.live.place import Live, is_begun, open_live
+from lurm.moments import iso_of
 from lurm.release import Release
-from service.schemas import UserEvent, in_words, iso_of
+from service.schemas import UserEvent, in_words
 
 _USERS_AT_ONCE = 256
 

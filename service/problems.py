@@ -5,6 +5,7 @@ UnknownName        404      no saved audience, or no job, goes by this name
 UsageError         422      the request asks for something that cannot be
   Malformed        422      the request is not what the schema says
   BodyTooLarge     413      past LURM_BODY_BYTES
+  Encoded          415      the body is compressed, or otherwise encoded
   HeadTooLarge     431      request line and headers past the server's cap
   TooInvolved      409      saved audiences are put together too deep, or too many of them
   BrokenRequest    400      not HTTP at all
@@ -64,6 +65,10 @@ class BodyTooLarge(UsageError):
     """The body is longer than the server reads."""
 
 
+class Encoded(UsageError):
+    """The body says that it is encoded, such as compressed."""
+
+
 class HeadTooLarge(UsageError):
     """Request line and headers are longer than the server reads."""
 
@@ -115,6 +120,7 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     UnknownUser: Problem(404, "unknown-user", "Unknown user"),
     UnknownName: Problem(404, "unknown-name", "Unknown name"),
     BodyTooLarge: Problem(413, "body-too-large", "Body too large"),
+    Encoded: Problem(415, "encoded-body", "Encoded body"),
     HeadTooLarge: Problem(431, "head-too-large", "Head too large"),
     BrokenRequest: Problem(400, "broken-request", "Broken request"),
     Malformed: Problem(422, "malformed-request", "Malformed request"),

@@ -72,7 +72,7 @@ async def next_of(
     "/{user_id:id}/rollout",
     summary="Imagine what a user does from a moment on",
     response_model=RolloutAnswer,
-    responses={200: {"headers": STALE_HEADER}, **problems(404, 408, 409, 413, 422, 429, 503)},
+    responses={200: {"headers": STALE_HEADER}, **problems(404, 408, 409, 413, 415, 422, 429, 503)},
     openapi_extra=in_body("RolloutRequest"),
 )
 @needs("read")

@@ -36,18 +36,25 @@ class NearHistory(WireModel):
     events: list[SkipValidation[InlineEvent]]
 
 
-def _kind_of(query: object) -> str:
-    """Which query is meant; one that is none is told as if it were of a user."""
+_KINDS: dict[type, str] = {NearUser: "(user_id)", NearVector: "(vector)", NearHistory: "(events)"}
+
+
+def _kind_of(query: object) -> str | None:
+    """The tag of the query that is meant; no tag can be a field, or it would stand in paths as if it were one."""
     if isinstance(query, dict):
-        return next((f"({name})" for name in ("vector", "events") if name in query), "(user)")
-    return "(vector)" if isinstance(query, NearVector) else "(events)" if isinstance(query, NearHistory) else "(user)"
+        return next((f"({name})" for name in ("vector", "events", "user_id") if name in query), None)
+    return _KINDS.get(type(query))
 
 
 Query = Annotated[
-    Annotated[NearUser, Tag("(user)")]
+    Annotated[NearUser, Tag("(user_id)")]
     | Annotated[NearVector, Tag("(vector)")]
     | Annotated[NearHistory, Tag("(events)")],
-    Discriminator(_kind_of),
+    Discriminator(
+        _kind_of,
+        custom_error_type="query",
+        custom_error_message="expected one of: user_id; vector with space_id; events",
+    ),
 ]
 
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from lurm.definitions import NAME, Definition
 from lurm.live import Unavailable
+from lurm.moments import iso_of
 from lurm.saved import already_saved
 from service.answers import (
     AudienceAnswer,
@@ -26,7 +27,7 @@ from service.bootstrap import Serving, serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
 from service.rules import parse_audience, sent_of
-from service.schemas import iso_of, known_id
+from service.schemas import known_id
 
 _T = TypeVar("_T")
 router = APIRouter(tags=["audiences"])
@@ -52,7 +53,7 @@ async def all_audiences(request: Request) -> Response:
     "/v1/audiences/{name}",
     summary="Save an audience",
     response_model=AudienceAnswer,
-    responses=problems(404, 408, 409, 413, 422, 429, 503),
+    responses=problems(404, 408, 409, 413, 415, 422, 429, 503),
     openapi_extra=in_body("AudienceRequest"),
 )
 @needs("write")

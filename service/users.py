@@ -18,6 +18,7 @@ from lurm.errors import LurmError, Unfulfillable
 from lurm.filters import Filter
 from lurm.histories import Standing
 from lurm.history import History, HistoryBatch
+from lurm.moments import iso_of
 from lurm.reasons import Interests
 from lurm.release import Release
 from service.answers import InterestsAnswer, NeighborsAnswer
@@ -26,7 +27,7 @@ from service.direct import STALE_HEADER, DirectRoute, UserId, as_json, in_body, 
 from service.embedder import Known
 from service.keys import needs
 from service.queries import NEIGHBORS_AT_MOST, NearHistory, NearUser, NearVector, parse_neighbors
-from service.schemas import InlineHistory, events_of, iso_of, known_id
+from service.schemas import InlineHistory, events_of, known_id
 
 _SHARED = 3
 _UNIT = 1e-3  # as far as the length of a vector may be from 1
@@ -72,7 +73,7 @@ async def neighbors(request: Request, user_id: UserId, k: K = 10) -> Response:
     "/v1/neighbors",
     summary="Users most like a user, a vector or a history",
     response_model=NeighborsAnswer,
-    responses={200: {"headers": STALE_HEADER}, **problems(404, 408, 409, 413, 422, 429, 503)},
+    responses={200: {"headers": STALE_HEADER}, **problems(404, 408, 409, 413, 415, 422, 429, 503)},
     openapi_extra=in_body("NeighborsRequest"),
 )
 @needs("read")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import socket
@@ -12,11 +13,12 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from lurm.release import Release
 from service.answers import EmbeddingsAnswer
 from service.app import create_api
-from service.events import methods_below
+from service.direct import methods_of
 from service.problems import Malformed
 from service.schemas import InlineHistory, events_of, parse_embeddings
 from tests.server.conftest import RunningServer, problem, read_all
@@ -214,6 +216,21 @@ def test_a_body_too_large_is_413_whether_it_says_so_or_not(server: RunningServer
     assert re.match(rb"HTTP/1.1 4(00|13) ", server.send(claimed))
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "zstd, gzip", "br"])
+def test_an_encoded_body_is_415_and_not_called_broken_json(client: httpx.Client, encoding: str) -> None:
+    body = b'{"input": "a"}'
+    answer = client.post("/v1/embeddings", content=gzip.compress(body), headers={"Content-Encoding": encoding})
+    problem(answer, 415, "encoded-body")
+    assert client.post("/v1/embeddings", content=body, headers={"Content-Encoding": "Identity"}).status_code == 200
+
+
+@pytest.mark.parametrize("query", ['{"embedding": [1]}', "{}", "7", '"x"', "null"])
+def test_a_query_of_no_kind_is_told_which_there_are(client: httpx.Client, query: str) -> None:
+    answer = client.post("/v1/neighbors", content=f'{{"query": {query}}}')
+    told = problem(answer, 422, "malformed-request")
+    assert told["detail"] == "query: expected one of: user_id; vector with space_id; events"
+
+
 # -- paths and heads ---------------------------------------------------------------------------------------------
 
 
@@ -267,9 +284,10 @@ def test_a_new_endpoint_below_a_user_is_known_as_one() -> None:
     @router.post("/v1/users/{user_id:id}/hopes/{hope}")
     def hope(user_id: str, hope: str) -> None: ...
 
-    assert methods_below(router.routes, b"/v1/users/a%2Fb/hopes/1") == {"POST"}
+    below = [route for route in router.routes if isinstance(route, APIRoute)]
+    assert methods_of(below, b"/v1/users/a%2Fb/hopes/1") == {"POST"}
     for an_id in (b"/v1/users/a%2Fhopes%2F1", b"/v1/users//hopes/1", b"/v1/users/hopes/1", b"/v1/users/a/hopes"):
-        assert methods_below(router.routes, an_id) == set()
+        assert methods_of(below, an_id) == set()
 
 
 @pytest.mark.parametrize("path", ["/v1/users/interests", "/v1/users/x%2Finterests", "/v1/users/x/nothing"])
@@ -282,6 +300,33 @@ def test_a_k_that_is_none_is_422(client: httpx.Client, k: str) -> None:
     for path in ("/v1/users/x/neighbors", "/v1/users/x/interests"):
         answer = client.get(path, params={"k": k})
         assert str(problem(answer, 422, "malformed-request")["detail"]).startswith("k: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "known"),
+    [
+        ("/embed/x?as_of=1", "none"),
+        ("/v1/users/x/neighbors?n=10", "k"),
+        ("/v1/users/x/neighbors?k=10&K=10", "k"),
+        ("/v1/users/x/interests?limit=3", "k"),
+        ("/v1/audiences?s3cret-of-somebody", "none"),
+    ],
+)
+def test_a_parameter_that_would_go_unheard_is_422_and_not_repeated(client: httpx.Client, path: str, known: str) -> None:
+    detail = str(problem(client.get(path), 422, "malformed-request")["detail"])
+    assert detail == f"the query has a parameter that is unknown here; expected {known}"
+
+
+def test_an_erasure_with_a_parameter_is_none(client: httpx.Client, release: Release) -> None:
+    user = release.history.users[7]
+    problem(client.delete(f"/v1/users/{user}?dry_run=true"), 422, "malformed-request")
+    assert client.get(f"/embed/{user}").status_code == 200
+    problem(client.delete("/v1/users/x/interests?k=10"), 405, "method-not-allowed")
+
+
+def test_whoever_watches_may_ask_as_they_like(client: httpx.Client) -> None:
+    for path in ("/health/live?probe=1", "/health/ready?probe=1", "/docs?probe=1"):
+        assert client.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
