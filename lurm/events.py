@@ -133,7 +133,7 @@ class EventsConfig(BaseModel):
     timezone: Annotated[str, AfterValidator(_known_timezone)] = "UTC"
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "yyyymmdd"] = "auto"
     default_behavior: Annotated[str, Field(min_length=1)] = "event"
-    earliest: datetime = datetime(1970, 1, 2, tzinfo=UTC)
+    earliest: datetime = datetime(1980, 1, 1, tzinfo=UTC)
     latest: datetime | None = None
     until: datetime | None = None
     duplicates: Literal["auto", "drop", "keep"] = "auto"

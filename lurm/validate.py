@@ -201,7 +201,16 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
         drops_duplicates=drops,
         would_stop=obstacle is not None,
         verdict=f"a build would stop: {obstacle}" if obstacle else f"a build would go on: {share}",
-        notes=(*_notes(dataset, seen, told, keeps=bool(len(repeats)) and not drops), *_dates(dataset, seen, calendar)),
+        notes=(
+            *_notes(
+                dataset,
+                seen,
+                told,
+                keeps=bool(len(repeats)) and not drops,
+                strays=Reason.IMPOSSIBLE in quarantine.counts,
+            ),
+            *_dates(dataset, seen, calendar),
+        ),
         config=starter_config(dataset),
     )
 
@@ -314,13 +323,18 @@ def _obstacle(dataset: Dataset, n_rows: int, n_bad: int, n_users: int, n_item_ev
     return shortage(n_users, n_item_events) if n_users else dataset.why_empty()
 
 
-def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: bool) -> Iterator[str]:
+def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: bool, strays: bool) -> Iterator[str]:
     log = dataset.events
     for name, column in log.columns.model_dump().items():
         if column and column != name and getattr(log.config.columns, name) is None:
             yield f"{name} is read from column {column!r}, by its name"
     if log.timestamp_unit and log.config.timestamp_unit == "auto":
         yield f"timestamps are numbers; by their size they are taken to be {log.timestamp_unit}"
+    if strays:
+        yield (
+            f"timestamps before {_iso(log.bounds[0])} or after {_iso(log.bounds[1])} are impossible, as are seconds "
+            "among milliseconds; earliest and latest under [events] say otherwise"
+        )
     if log.columns.behavior is None:
         yield f"there is no column of behaviors; every event is {log.config.default_behavior!r}"
     if itemless:

@@ -243,6 +243,14 @@ def test_the_first_rows_tell_the_unit_of_the_whole_log(parquet, tmp_path):
     assert quarantine.counts == {Reason.UNPARSABLE: 4, Reason.IMPOSSIBLE: 1}
 
 
+def test_seconds_among_milliseconds_are_set_aside_and_not_moved_to_1970(parquet):
+    quarantine = Quarantine(None)
+    stamps = [1_700_000_000_000, 1_700_000_001, 1_700_000_002_000]
+    log = opened(parquet({"user_id": ["u"] * 3, "item_id": ["i"] * 3, "timestamp": stamps}))
+    assert drained(log, quarantine)["timestamp"].to_list() == [stamps[0], stamps[2]]
+    assert quarantine.counts == {Reason.IMPOSSIBLE: 1}
+
+
 def test_seconds_since_the_start_of_something_are_impossible_not_1970(parquet):
     quarantine = Quarantine(None)
     log = opened(parquet(GOOD | {"timestamp": [3600, 7200]}))

@@ -58,7 +58,7 @@ def test_whole_numbers_are_ids_however_they_are_written(sent: bytes, user_id: st
     ("parse", "document", "told"),
     [
         (neighbors, {"query": {"vector": [1.0]}}, "query.space_id: Field required"),
-        (neighbors, {"query": {}}, "query.user_id: Field required"),
+        (neighbors, {"query": {}}, "query: expected one of: user_id; vector with space_id; events"),
         (neighbors, {"query": {"user_id": 1.5}}, "query.user_id: expected a string or a whole number"),
         (neighbors, {"query": {"user_id": 2.0**64}}, "query.user_id: expected a string or a whole number"),
         (neighbors, {"query": {"user_id": True}}, "query.user_id: expected a string or a whole number"),

@@ -84,6 +84,7 @@ def test_every_kind_of_bad_row_has_examples_and_the_verdict_follows(tmp_path):
         "item_id null or empty": (1, [50]),
     }
     assert report.bad[-1].examples[0].file == "events.parquet"
+    assert any("seconds among milliseconds; earliest and latest under [events]" in note for note in report.notes)
     assert (report.n_bad, report.bad_share, report.n_events) == (5, 0.05, 95)
     assert report.would_stop
     assert report.verdict.startswith("a build would stop: 5 of 100 rows are bad (5.00%), more than 1.00%")
