@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from lurm.ahead import ahead
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
+from lurm.behavegpt.successors import MOST_KEPT, Successors
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.errors import DataError
 from lurm.history import HistoryBase
@@ -37,7 +38,9 @@ from training.ranks import ALONE, Ranks
 Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
-_TILTED_BY = 256  # held-out users by whom a tilt is chosen
+_CHOSEN_BY = 256  # held-out users by whom a tilt is chosen, and how much of a chance is counted
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+_RANKED, _RANKED_AT_ONCE = 5, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class BehaveTrainConfig:
         precision: of matrix products; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" is a GPU where there is one.
         objective: see ``ObjectiveConfig``.
+        counted: let chances lean on what was counted to follow what, as far as ranks held-out users' steps best.
         adapt: what learns of a network that starts from another model: "full", everything; "adapter", a low-rank change
             of each matrix; "frozen", rows of behaviours, gaps and places alone.
         seed: of everything random.
@@ -83,6 +87,7 @@ class BehaveTrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    counted: bool = True
     adapt: Mode = "full"
     seed: int = 0
 
@@ -300,7 +305,7 @@ class BehaveTrainer:
     def held_out_loss(self) -> float:
         """Cross-entropy of the next behaviour of users that never train, told nothing but the past."""
         total = torch.zeros(2, dtype=torch.float64)
-        for scores_nc, target_n in self._foretold(self._held_rows):
+        for scores_nc, target_n, _ in self._foretold(self._held_rows):
             loss = F.cross_entropy(scores_nc, target_n, reduction="sum")
             total += torch.tensor([float(loss), len(target_n)], dtype=torch.float64)
         self._ranks.add_up(total)
@@ -315,20 +320,47 @@ class BehaveTrainer:
     def _tilt(self) -> Tensor:
         """(C,) of a network without one, the same at every rank."""
         tilt = Tilt(self._objective.p_c, self._config.objective.spend)
-        for scores_nc, _ in self._foretold(self._held_rows[:_TILTED_BY]):
+        for scores_nc, _, _ in self._foretold(self._held_rows[:_CHOSEN_BY]):
             tilt.add(scores_nc)
         self._ranks.add_up(tilt.expected_k)
         return tilt.chosen()
 
-    def _foretold(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor]]:
-        """(n, C) scores of what comes next, told nothing but the past, and (n,) what came, of this rank's share."""
+    @torch.no_grad()
+    def successors(self) -> Successors:
+        """What follows what among users who train, and how much of a fitted network's chances is to be counted.
+
+        By which share what comes is ranked best (NDCG) among held-out users; none where all users train.
+        """
+        parts = (self._steps(rows) for rows in chunks(self._train_rows, 1024))
+        found = Successors.of(parts, self._codebook.n_behaviors, most=MOST_KEPT)
+        if not self._config.counted or self._in_sample:
+            return found
+        candidates = [replace(found, share=share) for share in (0.0, *_SHARES)]
+        gains = torch.zeros(len(candidates), dtype=torch.float64)
+        for scores_nc, target_n, code_n in self._foretold(self._held_rows[:_CHOSEN_BY]):
+            target_n1 = target_n.cpu().numpy()[:, None]
+            for start in range(0, len(target_n1), _RANKED_AT_ONCE):
+                some = slice(start, start + _RANKED_AT_ONCE)
+                chances_nc = torch.softmax(scores_nc[some], 1).cpu().numpy()
+                counted_nc = found.after_codes(code_n[some].cpu().numpy())
+                for at, one in enumerate(candidates):
+                    mixed_nc = (1 - one.share) * chances_nc + one.share * counted_nc
+                    rank_n = (mixed_nc > np.take_along_axis(mixed_nc, target_n1[some], 1)).sum(1)
+                    gains[at] += float((1 / np.log2(2 + rank_n))[rank_n < _RANKED].sum())
+        self._ranks.add_up(gains)
+        return candidates[int(gains.argmax())]
+
+    def _foretold(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(n, C) scores of what comes next, told nothing but the past, (n,) what came, and (n,) codes of the events
+        before it, of this rank's share."""
         self._network.eval()
         with closing(ahead(self._held_out(rows[self._ranks.share(len(rows))]))) as ready:
             for part in ready:
                 on = part.to(self._device)
                 is_ours = on.target[EVENT] >= FIRST
                 scores_nc = self._network.scores(known_at(self._network, on)[is_ours])
-                yield scores_nc, on.target[EVENT][is_ours] - FIRST
+                code_n = on.streams[EVENT].flatten()[on.at][is_ours]
+                yield scores_nc, on.target[EVENT][is_ours] - FIRST, code_n
 
     def _held_out(self, rows: NDArray[np.int64]) -> Iterator[Packed]:
         for some in chunks(rows, 256):

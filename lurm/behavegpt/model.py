@@ -19,16 +19,18 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.behavegpt import KIND
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.rollout import gaps_after, rollout
-from lurm.behavegpt.steps import Codebook
+from lurm.behavegpt.steps import EVENT, Codebook
+from lurm.behavegpt.successors import Successors
 from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.prospect import Imagined, Occasion, Plan, Prospect
 from lurm.transformer import UNDIVIDED
 
-WEIGHTS, CODES, SHAPE = "behavegpt.safetensors", "codebook.safetensors", "behavegpt.json"
+WEIGHTS, CODES, COUNTS = "behavegpt.safetensors", "codebook.safetensors", "successors.safetensors"
+SHAPE = "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 3
+REVISION = 4
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -46,8 +48,16 @@ class BehaveGptModel:
 
     kind = KIND
 
-    def __init__(self, network: BehaveGpt, codebook: Codebook, vocabulary: InterestVocabulary) -> None:
+    def __init__(
+        self,
+        network: BehaveGpt,
+        codebook: Codebook,
+        vocabulary: InterestVocabulary,
+        successors: Successors | None = None,
+    ) -> None:
+        """Of a trained network; ``successors`` None: its chances are the network's alone."""
         self.network, self.codebook = network.eval(), codebook
+        self.successors = successors or Successors.of([], network.n_behaviors)
         self.dim, self.n_behaviors = network.config.shape.width, network.n_behaviors
         self._vocabulary = vocabulary
 
@@ -80,11 +90,14 @@ class BehaveGptModel:
             codebook = Codebook(config.steps, shape["types"], **load_arrays(folder / CODES))
             network = BehaveGpt(config, codebook.n_codes)
             network.load_state_dict(load_file(folder / WEIGHTS))
+            successors = Successors.from_arrays(load_arrays(folder / COUNTS))
+            if len(successors.chance_c) != network.n_behaviors:
+                raise ValueError(f"{COUNTS} is of {len(successors.chance_c)} behaviours, not {network.n_behaviors}")
         except ArtifactError:
             raise
         except Exception as error:
             raise ArtifactCorrupt(f"{folder} does not hold the model its manifest promises: {error}") from error
-        return cls(network, codebook, vocabulary)
+        return cls(network, codebook, vocabulary, successors)
 
     @property
     def known_until(self) -> int:
@@ -94,7 +107,7 @@ class BehaveGptModel:
     def embed(self, batch: HistoryBatch, as_of: int | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """(B, E) float32 unit rows; see ``UserEncoder.embed``."""
         vectors_be = np.empty((len(batch), self.dim), np.float32)
-        for users, hidden_bd in self._states(batch):
+        for users, hidden_bd, _ in self._states(batch):
             state_bd = hidden_bd - self.network.mean_d
             length_b1 = state_bd.square().sum(1, keepdim=True).sqrt().clamp_min(1e-6)
             vectors_be[users] = (state_bd / length_b1).numpy()
@@ -119,7 +132,7 @@ class BehaveGptModel:
             0 if one.quiet_until is None or one.at is not None or not n else max(one.quiet_until - last_at, 0)
             for one, last_at, n in zip(occasions, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
         ]
-        for users, hidden_bd in self._states(batch):
+        for users, hidden_bd, code_b in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
             with torch.inference_mode(), UNDIVIDED():
                 scores_bc = _in_full(self.network.scores, hidden_bd, context)
@@ -129,6 +142,7 @@ class BehaveGptModel:
                         last_at, place = int(batch.last_at[user]), int(context_b[3, user])
                         after = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
                         chances_bc[user] = after.numpy()
+            chances_bc[users] = self.successors.mixed(chances_bc[users], code_b)
         return chances_bc
 
     def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
@@ -159,8 +173,8 @@ class BehaveGptModel:
             for futures in found
         ]
 
-    def _states(self, batch: HistoryBatch) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Some users' positions in the batch, and (b, D) what is known after their last step."""
+    def _states(self, batch: HistoryBatch) -> Iterator[tuple[NDArray[np.int64], Tensor, NDArray[np.int64]]]:
+        """Some users' positions in the batch, (b, D) what is known after their last step, and (b,) the event's code."""
         steps = self.codebook.steps(batch, self._vocabulary).last(self.network.config.window)
         counts = np.diff(steps.offsets)
         strides = -(-counts // _STRIDE)
@@ -175,7 +189,7 @@ class BehaveGptModel:
             with torch.inference_mode(), UNDIVIDED():
                 hidden = self.network.hidden(torch.from_numpy(streams))
                 last = hidden[torch.arange(len(users)), torch.from_numpy(counts[users] - 1)]
-            yield users, last
+            yield users, last, steps.streams[EVENT, steps.offsets[users + 1] - 1]
             at += len(users)
 
     def _contexts(self, batch: HistoryBatch, occasions: Sequence[Occasion]) -> NDArray[np.int64]:
@@ -207,11 +221,12 @@ def _lot(user_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(user_id.encode(), digest_size=8).digest(), "little")
 
 
-def write_model(folder: Path, network: BehaveGpt, codebook: Codebook) -> None:
+def write_model(folder: Path, network: BehaveGpt, codebook: Codebook, successors: Successors) -> None:
     """Write the files of a ``behavegpt`` artifact into a draft."""
     shape = {"revision": REVISION, "network": network.config.to_json(), "types": list(codebook.types)}
     (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     save_arrays(codebook.arrays(), folder / CODES)
+    save_arrays(successors.arrays(), folder / COUNTS)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
 
 

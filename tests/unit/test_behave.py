@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,30 @@ def trained(log: Log, checkpoint: Path | None = None, **config: object) -> tuple
 
 def same(one: BehaveGpt, other: BehaveGpt) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_chances_lean_on_counts_as_far_as_those_who_never_train_say(log: Log) -> None:
+    """A chain is told by counts at once, and by a network that has hardly learned not yet."""
+    history, vocabulary = log
+
+    def learned(**config: Any) -> BehaveGptModel:
+        network, codebook = small(*log)
+        config = {"objective": ObjectiveConfig("plain"), **QUICK, "epochs": 1, **config}
+        trainer = BehaveTrainer(network, codebook, vocabulary, history, BehaveTrainConfig(**config), None, Silent())
+        trainer.fit()
+        return BehaveGptModel(network, codebook, vocabulary, trainer.successors())
+
+    model = learned()
+    assert model.successors.share == 0.5
+    assert model.successors.next_sc.sum() < history.n_events, "who measures is not counted"
+    batch = history.batch(np.arange(20))
+    occasions = [Occasion()] * 20
+    alone = BehaveGptModel(model.network, model.codebook, vocabulary).chances(batch, occasions)
+    last = model.codebook.steps(batch, vocabulary)
+    counted = model.successors.after_codes(last.streams[EVENT, last.offsets[1:] - 1])
+    assert np.allclose(model.chances(batch, occasions), (alone + counted) / 2, atol=1e-6)
+    assert learned(counted=False).successors.share == 0
+    assert learned(holdout=0.0).successors.share == 0, "who trains cannot say"
 
 
 def test_it_learns_whose_turn_it_is(log: Log) -> None:

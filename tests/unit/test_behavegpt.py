@@ -20,6 +20,7 @@ from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.behavegpt.network import SIZES, BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.rollout import NEVER, gaps_after, rollout
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, PLACE, Codebook, StepConfig
+from lurm.behavegpt.successors import Successors
 from lurm.errors import ArtifactCorrupt, DataError, UsageError
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
@@ -38,7 +39,13 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
 @pytest.fixture(scope="module")
 def model(log: Log) -> BehaveGptModel:
     network, codebook = small(*log)
-    return BehaveGptModel(network, codebook, log[1])
+    return BehaveGptModel(network, codebook, log[1], counted(log, codebook))
+
+
+def counted(log: Log, codebook: Codebook, share: float = 0.3) -> Successors:
+    """What follows what in the log, and a share that is none of the extremes."""
+    steps = codebook.steps(log[0].batch(np.arange(len(log[0]))), log[1])
+    return dataclasses.replace(Successors.of([steps], codebook.n_behaviors, most=3), share=share)
 
 
 def test_a_step_says_when_where_and_what(log: Log) -> None:
@@ -181,7 +188,7 @@ def test_a_future_is_the_users_own_whoever_is_asked_about_beside(
     network, codebook = small(*log, window=window)
     with torch.no_grad():
         network.head_weight.mul_(40)  # what is drawn hangs on what is known
-    model = BehaveGptModel(network, codebook, vocabulary)
+    model = BehaveGptModel(network, codebook, vocabulary, counted(log, codebook))
     users = [history.inline("new", []) if row < 0 else history.at(row) for row in rows]
     plan = Plan(steps=10, paths=paths, seed=3)
     together = model.rollout(HistoryBatch.of(users), plan, BEGIN_AT)
@@ -331,14 +338,15 @@ def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_pa
     history, vocabulary = log
     parents = {"interests": vocabulary.artifact.manifest.fingerprint}
     with draft(tmp_path / "model", kind=KIND, key="test", config={}, parents=parents) as work:
-        write_model(work.path, model.network, model.codebook)
+        write_model(work.path, model.network, model.codebook, model.successors)
     opened = BehaveGptModel.open(tmp_path / "model", vocabulary)
     batch = history.batch(np.arange(4))
     assert opened.next(batch, [Occasion()] * 4, 5) == model.next(batch, [Occasion()] * 4, 5)
     assert np.array_equal(opened.embed(batch), model.embed(batch))
     assert opened.rollout(batch, Plan(steps=3), 0) == model.rollout(batch, Plan(steps=3), 0)
+    assert opened.successors.share == model.successors.share == 0.3
     with draft(tmp_path / "other", kind=KIND, key="test", config={}, parents={"interests": "another"}) as work:
-        write_model(work.path, model.network, model.codebook)
+        write_model(work.path, model.network, model.codebook, model.successors)
     with pytest.raises(ArtifactCorrupt, match="another interest vocabulary"):
         BehaveGptModel.open(tmp_path / "other", vocabulary)
 

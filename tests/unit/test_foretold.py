@@ -13,6 +13,7 @@ import torch
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, StepConfig
+from lurm.behavegpt.successors import Successors
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent, Task
@@ -23,7 +24,7 @@ from training.foretold.abroad import Abroad, Point
 from training.foretold.measures import Tally
 from training.foretold.newcomers import Adopted, Newcomers
 from training.foretold.realism import Realism
-from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
+from training.foretold.rivals import Gru, Markov, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 from training.packing import packed, stretches
 
 Log = tuple[HistoryBase, InterestVocabulary]
@@ -62,16 +63,17 @@ def test_rivals_count_what_came_before_and_nothing_else(log: Log) -> None:
     _, codebook = small(history, vocabulary)
     steps = codebook.steps(history.batch(np.arange(20)), vocabulary)
     part = packed(steps, *stretches(steps, 64, None), shared_rows=False)
-    counted = Counted.of([codebook.steps(history.batch(np.arange(len(history))), vocabulary)], codebook)
-    assert counted.next_cc.sum() == history.n_events
+    everybody = codebook.steps(history.batch(np.arange(len(history))), vocabulary)
+    counted = Successors.of([everybody], codebook.n_behaviors)
+    assert counted.next_sc.sum() == history.n_events
     own = OwnMostFrequent(counted).scores(part)
     first = part.target[EVENT][:3] - FIRST
     assert torch.allclose(own.exp().sum(1), torch.ones(len(own)), atol=1e-4)
     assert own[1].argmax() == first[0], "after one event, that one"
-    chain = counted.scores(part).exp()
+    chain = Markov(counted).scores(part).exp()
     assert torch.allclose(chain.sum(1), torch.ones(len(chain)), atol=1e-4)
     last = part.streams[EVENT].flatten()[part.at[5]] - FIRST
-    seen = counted.next_cc[int(last)].toarray()[0]
+    seen = counted.next_sc[int(last)].toarray()[0]
     assert int(chain[5].argmax()) == int(seen.argmax())
     assert MostFrequent(counted).scores(part).argmax(1).unique().tolist() == [int(codebook.counts_c.argmax())]
 

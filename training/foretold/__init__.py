@@ -28,6 +28,7 @@ from lurm.behavegpt.model import REVISION
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.behavegpt.successors import Successors
 from lurm.bounds import AT_LEAST_ONE, Bound, check
 from lurm.errors import DataError, UsageError
 from lurm.history import HistoryBase
@@ -39,7 +40,7 @@ from training.foretold.abroad import Abroad, abroad
 from training.foretold.measures import Measures, Tally
 from training.foretold.newcomers import Newcomers, held_out, newcomers
 from training.foretold.realism import Realism, realism
-from training.foretold.rivals import Counted, Gru, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
+from training.foretold.rivals import Gru, Markov, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 from training.packing import Packed, known_at, packed, stretches
 from training.passes import chunks
 
@@ -263,20 +264,20 @@ class _Trial:
                     target_n = (part.target[EVENT][ours] - FIRST).numpy()
                     tally.add(scores(part)[ours].numpy(), target_n)
             self._reporter.say(f"  {name}: {tallies[FORWARD][name].measures().macro_recall:.4f} macro recall")
-            if made.network is not None and not futures and self._trial.futures:
+            if made.ours is not None and not futures and self._trial.futures:
                 rows = splits[FORWARD][: self._trial.futures]
                 futures = realism(
                     self._history,
                     self._vocabulary,
-                    made.network,
+                    made.ours.network,
                     self.codebook,
                     rows,
                     self._rows,
                     self.cut_at,
                     seed=self._trial.seed,
                 )
-            if made.network is not None and learned is None and self._trial.newcomers:
-                learned = self._newcomers(made, [*parts[DISJOINT], *parts[FORWARD]])
+            if made.ours is not None and learned is None and self._trial.newcomers:
+                learned = self._newcomers(made.ours, [*parts[DISJOINT], *parts[FORWARD]])
         elsewhere = None
         if self._origin is not None:
             own = self._history, self._vocabulary, self.codebook, self._network, self._training, self._rows, self.cut_at
@@ -295,7 +296,7 @@ class _Trial:
             tally.add(scores.numpy(), (part.target[EVENT][ours] - FIRST).numpy())
         return tally.measures()
 
-    def _newcomers(self, made: _Made, asked: list[tuple[Packed, torch.Tensor]]) -> Newcomers | None:
+    def _newcomers(self, made: _Ours, asked: list[tuple[Packed, torch.Tensor]]) -> Newcomers | None:
         new = held_out(self.codebook, self._trial.seed)
         if not len(new):
             self._reporter.say("  new behaviours: left out, for none is frequent enough for so many examples")
@@ -309,7 +310,7 @@ class _Trial:
             return self._steps_before(order, 64)
 
         parts = self.codebook, known, self._vocabulary, network
-        found = newcomers(new, *parts, made.scores_of, users, asked)
+        found = newcomers(new, *parts, made.alone, users, asked)
         self._reporter.say(f"  {len(new)} new behaviours: {found.adopted[-1].recall:.4f} recall of them")
         return found
 
@@ -318,8 +319,8 @@ class _Trial:
             network = BehaveGpt(self._network, self.codebook.n_codes)
             name = f"BehaveGPT {name}"
             yield name, self._trained(name, network, replace(self._training, objective=objective))
-        counted = Counted.of(self._steps_before(self._rows), self.codebook)
-        for rival in (MostFrequent(counted), OwnMostFrequent(counted), counted):
+        counted = Successors.of(self._steps_before(self._rows), self.codebook.n_behaviors)
+        for rival in (MostFrequent(counted), OwnMostFrequent(counted), Markov(counted)):
             yield rival.name, _Made(rival.scores)
         if self._trial.neural:
             n_parameters = BehaveGpt(self._network, self.codebook.n_codes).n_parameters
@@ -347,11 +348,18 @@ class _Trial:
         network.eval()
 
         @torch.no_grad()
-        def scores(part: Packed) -> torch.Tensor:
+        def alone(part: Packed) -> torch.Tensor:
             return network.scores(known_at(network, part))
 
-        is_ours = type(network) is BehaveGpt
-        return _Made(scores, network.n_parameters, network if is_ours else None)
+        if type(network) is not BehaveGpt:
+            return _Made(alone, network.n_parameters)
+        successors = trainer.successors()
+
+        def scores(part: Packed) -> torch.Tensor:
+            code_n = part.streams[EVENT].flatten()[part.at].numpy()
+            return torch.from_numpy(successors.mixed(torch.softmax(alone(part), 1).numpy(), code_n)).log()
+
+        return _Made(scores, network.n_parameters, _Ours(network, alone))
 
     def _kept(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook) -> Path | None:
         """Where a training goes on: of this network, on these users before this moment."""
@@ -396,10 +404,18 @@ class _Trial:
 
 
 @dataclass(frozen=True, slots=True)
+class _Ours:
+    """The network of a trained BehaveGPT, and its scores alone."""
+
+    network: BehaveGpt
+    alone: Callable[[Packed], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class _Made:
     scores_of: Callable[[Packed], torch.Tensor]
     n_parameters: int = 0
-    network: BehaveGpt | None = None
+    ours: _Ours | None = None
 
 
 def judge_next(

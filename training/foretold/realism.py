@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.rollout import NEVER, Futures, rollout
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.behavegpt.successors import Successors
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.prospect import Plan
-from training.foretold.rivals import Counted
 
 _MOST_STEPS = 64
 _TOLD_APART = 50  # behaviours whose transitions are compared; the others are one
@@ -93,7 +93,7 @@ def realism(
         rollout(network, codebook, steps.of(user), plan, cut_at, lot=user) for user in range(len(steps))
     )
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
-    counted = Counted.of([sample], codebook)
+    counted = Successors.of([sample], codebook.n_behaviors)
     rng = np.random.default_rng([seed, 12])
     last_code = steps.streams[EVENT, steps.offsets[1:] - 1]
     asked = np.repeat(last_code, _PATHS), np.repeat(before.last_at, _PATHS), cut_at, plan
@@ -152,7 +152,7 @@ def _waits(sample: Steps, cut_at: int) -> tuple[_Waits, _Waits]:
 
 
 def _markov(
-    counted: Counted,
+    counted: Successors,
     waits: _Waits,
     last_code: NDArray[np.int64],
     last_at: NDArray[np.int64],
@@ -166,7 +166,7 @@ def _markov(
     alive, until = np.ones(len(at), bool), plan.until or NEVER
     at_rn, event_rn = (np.full((len(at), plan.steps), -1, np.int64) for _ in range(2))
     for nth in range(plan.steps):
-        heights = np.cumsum(counted.chances(state), axis=1)
+        heights = np.cumsum(counted.after(state), axis=1)
         state = np.minimum((heights <= rng.random(len(state))[:, None] * heights[:, -1:]).sum(1), n - 1)
         gap = waits.drawn(np.zeros_like(at) if nth else cut_at - at, rng)
         alive = alive & (gap < NEVER) & (at + gap <= until)

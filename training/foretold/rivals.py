@@ -2,64 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
-from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Codebook, Steps
+from lurm.behavegpt.steps import EVENT, FIRST
+from lurm.behavegpt.successors import Successors
 from lurm.transformer import KeyValues, Place, Transformer, TransformerShape
 from training.packing import Packed
 
 _LITTLE = 0.5  # events of what is frequent, by which counts of a few are smoothed
-_FOR_MARKOV = 20.0  # the same of transitions
 
 
-class Counted:
-    """Transitions between behaviours, and a Markov chain that goes by them.
-
-    Attributes:
-        chance_c: (C,) how frequent behaviours are, never 0.
-        next_cc: (C+1, C) CSR counts of what follows what; the last row is the beginning.
-    """
+class Markov:
+    """What was counted to follow what, alone."""
 
     name = "Markov"
 
-    def __init__(self, chance_c: NDArray[np.float64], next_cc: sp.csr_matrix) -> None:
-        self.chance_c, self.next_cc = chance_c, next_cc
-        self._total = np.asarray(next_cc.sum(1)).ravel()
-
-    @classmethod
-    def of(cls, parts: Iterable[Steps], codebook: Codebook) -> Counted:
-        """Counted in the steps of some users."""
-        n = codebook.n_behaviors
-        counts, followed = np.ones(n), sp.csr_matrix((n + 1, n))
-        for steps in parts:
-            row, column = transitions(steps, n)
-            followed += sp.csr_matrix((np.ones(len(row)), (row, column)), shape=(n + 1, n))
-            counts += np.bincount(column, minlength=n)
-        return cls(counts / counts.sum(), followed)
-
-    def chances(self, state_n: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(n, C) of what follows: states are behaviours, and C for the beginning."""
-        together = self.next_cc[state_n].toarray() + _FOR_MARKOV * self.chance_c
-        chances: NDArray[np.float64] = together / (self._total[state_n] + _FOR_MARKOV)[:, None]
-        return chances
+    def __init__(self, counted: Successors) -> None:
+        self._counted = counted
 
     def scores(self, part: Packed) -> Tensor:
         """(n, C) log-probabilities of what comes after each step that is asked about."""
-        code = part.streams[EVENT].flatten()[part.at].numpy()
-        n = len(self.chance_c)
-        known = (code >= FIRST) | (code == BEGINNING)
-        state = np.where(code >= FIRST, code - FIRST, n)
-        chances = np.where(known[:, None], self.chances(state), self.chance_c)
-        return torch.from_numpy(np.log(chances)).float()
+        code_n = part.streams[EVENT].flatten()[part.at].numpy()
+        return torch.from_numpy(np.log(self._counted.after_codes(code_n))).float()
 
 
 class MostFrequent:
@@ -67,7 +38,7 @@ class MostFrequent:
 
     name = "most frequent"
 
-    def __init__(self, counted: Counted) -> None:
+    def __init__(self, counted: Successors) -> None:
         self._score_c = torch.from_numpy(np.log(counted.chance_c)).float()
 
     def scores(self, part: Packed) -> Tensor:
@@ -80,7 +51,7 @@ class OwnMostFrequent:
 
     name = "own most frequent"
 
-    def __init__(self, counted: Counted) -> None:
+    def __init__(self, counted: Successors) -> None:
         self._chance_c = torch.from_numpy(counted.chance_c).float()
 
     def scores(self, part: Packed) -> Tensor:
@@ -168,13 +139,3 @@ def shaped_like(
     """A rival whose width brings it nearest to such a number of parameters."""
     made = [kind(config, n_codes, width) for width in range(16, 260, 12)]
     return min(made, key=lambda one: abs(one.n_parameters - n_parameters))
-
-
-def transitions(steps: Steps, n_behaviors: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of what follows what, C for the beginning; what is unknown is left out."""
-    code = steps.streams[EVENT]
-    last = np.zeros(len(code), bool)
-    last[steps.offsets[1:] - 1] = True
-    at = np.flatnonzero(~last)
-    at = at[(code[at + 1] >= FIRST) & (code[at] > 0)]
-    return np.where(code[at] == BEGINNING, n_behaviors, code[at] - FIRST), code[at + 1] - FIRST

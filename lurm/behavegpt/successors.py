@@ -1,0 +1,138 @@
+"""What follows what in a log, counted; and how far a network's chances lean on it.
+
+A network tells what goes together, by rows of embeddings that many behaviours share. That this one is followed by that
+one, and by little else, is known better from having been seen, above all of the rare.
+
+    p = (1 - share) p_network + share (n(last, next) + 20 chance) / (n(last) + 20)
+
+Paper: Khandelwal et al. (2020) mix a language model with what was seen to follow, by a fixed share. Departure:
+BehaveGPT foretells by its network alone; futures, which are less like life when drawn from the mixture, still do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Steps
+
+_SMOOTHED_BY = 20.0  # events of what is frequent, by which few counts are smoothed
+MOST_KEPT = 64
+"""Successors of a behaviour that a published model keeps."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Successors:
+    """A Markov chain of behaviours, C of them.
+
+    Attributes:
+        chance_c: (C,) float64, how frequent behaviours are, never 0.
+        next_sc: (C+1, C) CSR, how often what follows what; the last row is the beginning.
+        followed_s: (C+1,) float64, how often anything follows, at least what is in ``next_sc``.
+        share: of a chance that is counted; the rest is the network's.
+    """
+
+    chance_c: NDArray[np.float64]
+    next_sc: sp.csr_matrix
+    followed_s: NDArray[np.float64]
+    share: float = 0.0
+
+    @classmethod
+    def of(cls, parts: Iterable[Steps], n_behaviors: int, *, most: int | None = None) -> Successors:
+        """Counted in the steps of some users.
+
+        Args:
+            parts: of users.
+            n_behaviors: C.
+            most: successors of each that are kept, the most frequent ones; None: all.
+        """
+        counts_c = np.ones(n_behaviors)
+        next_sc, further = sp.csr_matrix((n_behaviors + 1, n_behaviors)), list[sp.csr_matrix]()
+        for steps in parts:
+            state, column = transitions(steps, n_behaviors)
+            further.append(sp.csr_matrix((np.ones(len(state)), (state, column)), shape=next_sc.shape))
+            counts_c += np.bincount(column, minlength=n_behaviors)
+            if sum(one.nnz for one in further) > next_sc.nnz:  # as much again: all is added up a few times only
+                next_sc, further = sum(further, next_sc), []
+        next_sc = sum(further, next_sc)
+        followed_s = np.asarray(next_sc.sum(1)).ravel()
+        return cls(counts_c / counts_c.sum(), next_sc if most is None else _most(next_sc, most), followed_s)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Successors:
+        """Those of ``arrays``.
+
+        Raises:
+            ValueError: they do not belong together.
+        """
+        n = len(arrays["chance_c"])
+        parts = arrays["counts"].astype(np.float64), arrays["columns"], arrays["offsets"]
+        next_sc = sp.csr_matrix(parts, shape=(n + 1, n))
+        next_sc.check_format()
+        if not next_sc.has_canonical_format:
+            raise ValueError("a successor is counted twice")
+        (share,) = arrays["share"].tolist()
+        return cls(arrays["chance_c"], next_sc, arrays["followed_s"], share)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What a file keeps of it."""
+        return {
+            "chance_c": self.chance_c,
+            "offsets": self.next_sc.indptr.astype(np.int64),
+            "columns": self.next_sc.indices.astype(np.int32),
+            "counts": self.next_sc.data.astype(np.float32),
+            "followed_s": self.followed_s,
+            "share": np.array([self.share]),
+        }
+
+    def after(self, state_n: NDArray[np.int64]) -> NDArray[np.float64]:
+        """(n, C) chances of what follows: states are behaviours, and C for the beginning."""
+        starts_n, followed_n = self.next_sc.indptr[state_n], self.followed_s[state_n]
+        kept_n = self.next_sc.indptr[state_n + 1] - starts_n
+        # By hand: scipy takes longer to fetch rows of a matrix than a cached step of a rollout takes.
+        row = np.repeat(np.arange(len(state_n)), kept_n)
+        at = np.arange(len(row)) + np.repeat(starts_n - (np.cumsum(kept_n) - kept_n), kept_n)
+        seen = self.next_sc.data[at]
+        rest_n = followed_n - np.bincount(row, seen, minlength=len(state_n)) + _SMOOTHED_BY
+        chances: NDArray[np.float64] = rest_n[:, None] * self.chance_c
+        chances[row, self.next_sc.indices[at]] += seen
+        chances /= (followed_n + _SMOOTHED_BY)[:, None]
+        return chances
+
+    def after_codes(self, code_n: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The same after steps with these codes of events; after one that is not told apart, how frequent all are."""
+        n = len(self.chance_c)
+        is_known = (code_n >= FIRST) | (code_n == BEGINNING)
+        chances = self.after(np.where(code_n >= FIRST, code_n - FIRST, n))
+        chances[~is_known] = self.chance_c
+        return chances
+
+    def mixed(self, chances_nc: NDArray[Any], code_n: NDArray[np.int64]) -> NDArray[Any]:
+        """(n, C) a network's chances after steps with these codes of events, and what was counted, by ``share``."""
+        if not self.share:
+            return chances_nc
+        mixed: NDArray[Any] = (1 - self.share) * chances_nc + self.share * self.after_codes(code_n)
+        return mixed.astype(chances_nc.dtype, copy=False)
+
+
+def transitions(steps: Steps, n_behaviors: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """States and behaviours that follow them, C for the beginning; what is not told apart is left out."""
+    code = steps.streams[EVENT]
+    last = np.zeros(len(code), bool)
+    last[steps.offsets[1:] - 1] = True
+    at = np.flatnonzero(~last)
+    at = at[(code[at + 1] >= FIRST) & (code[at] > 0)]
+    return np.where(code[at] == BEGINNING, n_behaviors, code[at] - FIRST), code[at + 1] - FIRST
+
+
+def _most(next_sc: sp.csr_matrix, most: int) -> sp.csr_matrix:
+    """The ``most`` largest counts of each row; of equal ones those of the first columns."""
+    row = np.repeat(np.arange(next_sc.shape[0]), np.diff(next_sc.indptr))
+    order = np.lexsort((next_sc.indices, -next_sc.data, row))
+    kept = order[np.arange(len(order)) - next_sc.indptr[row[order]] < most]
+    return sp.csr_matrix((next_sc.data[kept], (row[kept], next_sc.indices[kept])), shape=next_sc.shape)

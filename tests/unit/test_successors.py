@@ -1,0 +1,93 @@
+"""What follows what: counted once, in whatever portions, and mixed into chances as is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Steps
+from lurm.behavegpt.successors import Successors, transitions
+
+N = 5
+lives = st.lists(st.lists(st.sampled_from([0, *range(FIRST, FIRST + N)]), max_size=9), min_size=1, max_size=6)
+
+
+def steps_of(events: list[list[int]]) -> Steps:
+    codes = [[BEGINNING, *own] for own in events]
+    streams = np.zeros((5, sum(map(len, codes))), np.int64)
+    streams[EVENT] = np.concatenate(codes)
+    offsets = np.cumsum([0, *map(len, codes)])
+    return Steps(streams=streams, times=np.zeros(streams.shape[1], np.int64), offsets=offsets)
+
+
+def by_hand(events: list[list[int]]) -> NDArray[np.float64]:
+    counts = np.zeros((N + 1, N))
+    for own in events:
+        for before, after in zip([BEGINNING, *own], own, strict=False):
+            if before and after:
+                counts[N if before == BEGINNING else before - FIRST, after - FIRST] += 1
+    return counts
+
+
+@given(lives, lives)
+def test_counts_are_those_of_all_portions(one: list[list[int]], other: list[list[int]]) -> None:
+    expected = by_hand(one) + by_hand(other)
+    apart = Successors.of([steps_of(one), steps_of(other)], N)
+    assert np.array_equal(apart.next_sc.toarray(), expected)
+    assert np.array_equal(apart.followed_s, expected.sum(1))
+    together = Successors.of([steps_of(one + other)], N)
+    assert np.array_equal(together.chance_c, apart.chance_c) and np.isclose(apart.chance_c.sum(), 1)
+
+
+@given(lives, st.integers(1, 3))
+def test_chances_are_chances_whatever_is_kept(events: list[list[int]], most: int) -> None:
+    states = np.arange(N + 1)
+    whole, part = Successors.of([steps_of(events)], N), Successors.of([steps_of(events)], N, most=most)
+    for one in (whole, part):
+        chances = one.after(states)
+        assert np.allclose(chances.sum(1), 1) and (chances > 0).all()
+    for state in states:
+        expected, kept = whole.next_sc[state].toarray()[0], part.next_sc[state].toarray()[0]
+        assert (kept > 0).sum() == min(most, (expected > 0).sum())
+        assert np.array_equal(np.sort(kept)[::-1][:most], np.sort(expected)[::-1][:most])
+
+
+def test_a_chain_is_what_a_few_events_of_what_is_frequent_leave_of_counts() -> None:
+    found = Successors.of([steps_of([[FIRST, FIRST + 1] * 40, [FIRST]])], N)
+    counts = by_hand([[FIRST, FIRST + 1] * 40, [FIRST]])
+    assert found.after(np.array([0]))[0, 1] == pytest.approx((40 + 20 * found.chance_c[1]) / 60)
+    assert np.allclose(found.after(np.array([4]))[0], found.chance_c), "nobody has gone on from there"
+    assert np.array_equal(found.after_codes(np.array([BEGINNING])), found.after(np.array([N])))
+    assert np.allclose(found.after_codes(np.array([0]))[0], found.chance_c), "what is not told apart tells nothing"
+    assert counts[N, 0] == 2
+
+
+def test_a_mixture_is_as_written_and_none_where_nothing_is_counted() -> None:
+    found = Successors.of([steps_of([[FIRST, FIRST + 1] * 40])], N)
+    chances = np.random.default_rng(0).dirichlet(np.ones(N), 3).astype(np.float32)
+    codes = np.array([FIRST, 0, BEGINNING])
+    assert found.mixed(chances, codes) is chances
+    mixed = replace(found, share=0.3).mixed(chances, codes)
+    assert mixed.dtype == np.float32
+    assert np.allclose(mixed, 0.7 * chances + 0.3 * found.after_codes(codes))
+    one_by_one = [replace(found, share=0.3).mixed(chances[at : at + 1], codes[at : at + 1])[0] for at in range(3)]
+    assert np.array_equal(mixed, one_by_one)
+
+
+def test_a_file_keeps_it() -> None:
+    found = replace(Successors.of([steps_of([[FIRST, FIRST + 1, 0, FIRST + 3] * 9])], N, most=2), share=0.2)
+    again = Successors.from_arrays(found.arrays())
+    states = np.arange(N + 1)
+    assert np.array_equal(again.after(states), found.after(states)) and again.share == 0.2
+    with pytest.raises(ValueError):
+        Successors.from_arrays(found.arrays() | {"columns": np.full(found.next_sc.nnz, N, np.int32)})
+
+
+def test_transitions_leave_out_what_is_not_told_apart() -> None:
+    state, column = transitions(steps_of([[FIRST, 0, FIRST + 1], []]), N)
+    assert (state.tolist(), column.tolist()) == ([N], [0])
