@@ -46,6 +46,11 @@ class Standing(NamedTuple):
         return self.live.seq or self.n_base
 
     @property
+    def is_known(self) -> bool:
+        """Whether anything that the base has of its row is theirs: whoever was erased and comes back is a stranger."""
+        return self.n_base > 0
+
+    @property
     def is_settled(self) -> bool:
         """Whether the history is that of the base, as it lies there."""
         return not self.live.seq

@@ -21,18 +21,13 @@ class Slot:
     Attributes:
         row: in the base; -1: it does not know them.
         seq: of the live tail that the vector knows; 0: it is that of the base.
-        was_erased: since the base was built, which knows another of that name: whoever comes back is a stranger.
+        is_known: whether what the base has of that row is theirs, see ``Standing.is_known``.
     """
 
     user_id: str
     row: int
     seq: int
-    was_erased: bool = False
-
-    @property
-    def is_known(self) -> bool:
-        """Whether what the base has of that row is theirs."""
-        return self.row >= 0 and not self.was_erased
+    is_known: bool
 
 
 class Moved:

@@ -132,7 +132,8 @@ class Nearby:
         out = np.union1d(self._moved.tombstones(), np.asarray(without, np.int64))
         near = self._nearest.search(asked.vector_e, asked.k, among=asked.among, without=out)
         slots = [
-            Slot(user_id, row, 0) for user_id, row in zip(base.users.take(near.rows), near.rows.tolist(), strict=True)
+            Slot(user_id, row, 0, is_known=True)
+            for user_id, row in zip(base.users.take(near.rows), near.rows.tolist(), strict=True)
         ]
         own = None if asked.own is None else asked.own.user_id
         query_e = asked.vector_e / np.linalg.norm(asked.vector_e)
@@ -192,10 +193,7 @@ class Nearby:
         for one, answer in zip(moved, await self._embedder.embed(moved) if moved else [], strict=True):
             standing = one.standing
             if isinstance(answer, Embedded):
-                tail = standing.live
-                slot = Slot(
-                    standing.user_id, standing.row, tail.seq, was_erased=tail.erased_at > 0 and not standing.n_base
-                )
+                slot = Slot(standing.user_id, standing.row, standing.live.seq, is_known=standing.is_known)
                 self._moved.put(slot, answer.embedding.vector_e)
             else:
                 self._moved.drop(standing.user_id)

@@ -30,7 +30,7 @@ def test_the_table_holds_those_put_last_and_finds_the_nearest_of_them(
         if what == "drop":
             table.drop(user)
             continue
-        slot = Slot(user, number if number < 6 else -1, value, was_erased=value % 5 == 0)
+        slot = Slot(user, number if number < 6 else -1, value, is_known=number < 6 and value % 5 != 0)
         table.put(slot, unit(value))
         kept[user] = slot, value
         if len(kept) > MOST:
