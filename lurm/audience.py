@@ -26,7 +26,7 @@ from lurm.errors import UsageError
 BLOCK = 65_536
 _SPREAD_OF = 20_000  # users, of whom a prefix of the rows is a fair sample
 _GROUPS = (1, 2, 3, 4, 6, 8)
-GROUPS_AT_MOST = 8
+GROUPS_AT_MOST = _GROUPS[-1]
 _SEEDS_PER_GROUP = 20
 _FOLDS = 5
 _PASSES = 20

@@ -208,8 +208,18 @@ class Definitions:
                 raise UnknownName("there is no saved audience of this name")
             if users := sorted(one.name for one in there.values() if name in one.uses):
                 raise Unfulfillable(f"other audiences are made of it ({', '.join(users[:3])}); delete those first")
-            (self.folder / name / FILE).unlink()
-            shutil.rmtree(self.folder / name, ignore_errors=True)
+            with alone(self.folder / name, MAKING):
+                (self.folder / name / FILE).unlink()
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def check_there(self, name: str) -> None:
+        """Whether an audience has not been deleted meanwhile; asked by whoever holds ``MAKING``.
+
+        Raises:
+            UnknownName: it has.
+        """
+        if not (self.folder / name / FILE).is_file():
+            raise UnknownName("there is no saved audience of this name")
 
     def forget_erased(self) -> int:
         """Take who was erased out of the files; returns how many definitions changed.
@@ -244,12 +254,10 @@ class Definitions:
         try:
             self.forget_erased()
         finally:
-            if self.folder.is_dir():
-                with self._changing():
-                    for own in self.folder.glob("*/"):
-                        with alone(own, MAKING):
-                            for path in own.glob("*/"):
-                                discard(path)
+            for own in self.folder.glob("*/"):
+                with alone(own, MAKING):
+                    for path in own.glob("*/"):
+                        discard(path)
 
     def folder_of(self, name: str) -> Path:
         """Where what belongs to an audience is kept."""

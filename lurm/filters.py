@@ -64,13 +64,12 @@ class _Part(BaseModel):
     def _no_more_than_its_fields(cls, document: object) -> object:
         """Refuse unknown fields, be it a million, as one that stays unsaid, and what says nothing."""
         if isinstance(document, dict):
-            names = [entry.alias or name for name, entry in cls.model_fields.items()]
             if not document:
                 raise PydanticCustomError("filter", _EXPECTED)
+            names = [entry.alias or name for name, entry in cls.model_fields.items()]
             if not document.keys() <= set(names):
-                raise PydanticCustomError(
-                    "unknown_field", "unknown field; there are {known}", {"known": ", ".join(names)}
-                )
+                told = {"known": ", ".join(names), "names": names}
+                raise PydanticCustomError("unknown_field", "unknown field; there are {known}", told)
         return document
 
 
@@ -190,8 +189,9 @@ def filter_of(document: object) -> Filter:
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
         what = first["msg"]
         if first["type"] == "unknown_field":
-            odd = next(name for name in first["input"] if name not in first["ctx"]["known"].split(", "))
-            what = f"{quoted(str(odd))} is no part of this; {likest(str(odd), first['ctx']['known'].split(', '))}"
+            names = first["ctx"]["names"]
+            odd = next(str(name) for name in first["input"] if name not in names)
+            what = f"{quoted(odd)} is no part of this; {likest(odd, names)}"
         raise UsageError(f"filter{where and ': '}{where}: {what}") from None
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -361,12 +361,10 @@ class Audiences:
     def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
         own = self.definitions.folder_of(definition.name)
         folder = own / f"{self.release.release_id}-{key[:16]}"
-        try:
+        with suppress(ArtifactError, FileNotFoundError):  # not made yet, or just removed; what else, is told below
             return Members(open_artifact(folder, KIND, verify=False))
-        except (ArtifactError, FileNotFoundError):
-            if folder.exists():
-                raise  # it is damaged; what is gone was never made, or removed for the sake of somebody erased
         with alone(own, MAKING):  # the others find them made
+            self.definitions.check_there(definition.name)
             if not folder.exists():
                 making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
                 making.write(folder, key)

@@ -130,7 +130,8 @@ class _Visit:
         length = self._headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._body_bytes:
             raise self._too_large()
-        if self._headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        has_body = length != b"0" or b"transfer-encoding" in self._headers
+        if has_body and self._headers.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
             raise Encoded("the body has a Content-Encoding, and is read as it is; send it without one")
         if "\ufffd" in self._scope["path"]:
             try:

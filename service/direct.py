@@ -20,7 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Receive, Scope, Send
 
 from lurm.histories import Standing
@@ -75,9 +75,15 @@ class Door:
     Args:
         router: its routes, and its lifespan.
         keys: who may go where.
+
+    Raises:
+        ValueError: a route stands for others, such as an included router.
     """
 
     def __init__(self, router: APIRouter, keys: Keys) -> None:
+        strange = [one for one in router.routes if not isinstance(one, Route) and needed_by(one) is None]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is no route by itself, and does not say what it needs")
         self._router = router
         self._keys = keys
         described = [route for route in router.routes if isinstance(route, APIRoute)]
@@ -166,7 +172,7 @@ class DirectRoute(APIRoute):
     """A route whose endpoint takes the request and its path parameters, and returns the response.
 
     Its path is fixed, or ends in one parameter of the kind ``id``, which takes whatever follows. Direct routes are
-    asked before all others; where a path below such an id is another route's, it is that one's.
+    asked before all others; of a path below such an id that is another route's, none takes a method that one lacks.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **described: Any) -> None:

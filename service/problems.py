@@ -190,6 +190,8 @@ def respond(error: BaseException, request_id: str) -> Response:
     headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
     if isinstance(error, Overloaded):
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    elif isinstance(error, Encoded):
+        headers["Accept-Encoding"] = "identity"
     elif isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     elif body["status"] == 503:

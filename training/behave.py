@@ -38,9 +38,9 @@ from training.ranks import ALONE, Ranks
 Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
-_CHOSEN_BY = 256  # held-out users by whom a tilt is chosen, and how much of a chance is counted
+_TILTED_BY = 256  # held-out users by whom a tilt is chosen
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
-_RANKED, _RANKED_AT_ONCE = 5, 256
+_RANKED, _RANKED_AT_ONCE, _RANKED_IN_ALL = 5, 256, 8192  # places, and steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +320,7 @@ class BehaveTrainer:
     def _tilt(self) -> Tensor:
         """(C,) of a network without one, the same at every rank."""
         tilt = Tilt(self._objective.p_c, self._config.objective.spend)
-        for scores_nc, _, _ in self._foretold(self._held_rows[:_CHOSEN_BY]):
+        for scores_nc, _, _ in self._foretold(self._held_rows[:_TILTED_BY]):
             tilt.add(scores_nc)
         self._ranks.add_up(tilt.expected_k)
         return tilt.chosen()
@@ -336,8 +336,10 @@ class BehaveTrainer:
         if not self._config.counted or self._in_sample:
             return found
         candidates = [replace(found, share=share) for share in (0.0, *_SHARES)]
-        gains = torch.zeros(len(candidates), dtype=torch.float64)
-        for scores_nc, target_n, code_n in self._foretold(self._held_rows[:_CHOSEN_BY]):
+        gains, left = torch.zeros(len(candidates), dtype=torch.float64), _RANKED_IN_ALL // self._ranks.n
+        self._network.to(self._device)
+        for foretold in self._foretold(self._held_rows):
+            scores_nc, target_n, code_n = (one[:left] for one in foretold)
             target_n1 = target_n.cpu().numpy()[:, None]
             for start in range(0, len(target_n1), _RANKED_AT_ONCE):
                 some = slice(start, start + _RANKED_AT_ONCE)
@@ -345,8 +347,12 @@ class BehaveTrainer:
                 counted_nc = found.after_codes(code_n[some].cpu().numpy())
                 for at, one in enumerate(candidates):
                     mixed_nc = (1 - one.share) * chances_nc + one.share * counted_nc
-                    rank_n = (mixed_nc > np.take_along_axis(mixed_nc, target_n1[some], 1)).sum(1)
+                    rank_n = (mixed_nc >= np.take_along_axis(mixed_nc, target_n1[some], 1)).sum(1) - 1
                     gains[at] += float((1 / np.log2(2 + rank_n))[rank_n < _RANKED].sum())
+            left -= len(target_n1)
+            if not left:
+                break
+        self._network.cpu()
         self._ranks.add_up(gains)
         return candidates[int(gains.argmax())]
 

@@ -11,7 +11,7 @@ BehaveGPT foretells by its network alone; futures, which are less like life when
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Steps
 
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 _SMOOTHED_BY = 20.0  # events of what is frequent, by which few counts are smoothed
 MOST_KEPT = 64
 """Successors of a behaviour that a published model keeps."""
@@ -43,23 +44,26 @@ class Successors:
     share: float = 0.0
 
     @classmethod
-    def of(cls, parts: Iterable[Steps], n_behaviors: int, *, most: int | None = None) -> Successors:
+    def of(
+        cls, parts: Iterable[Steps], n_behaviors: int, *, most: int | None = None, at_once: int = 1_000_000
+    ) -> Successors:
         """Counted in the steps of some users.
 
         Args:
             parts: of users.
             n_behaviors: C.
             most: successors of each that are kept, the most frequent ones; None: all.
+            at_once: pairs that are added up together, at least.
         """
-        counts_c = np.ones(n_behaviors)
-        next_sc, further = sp.csr_matrix((n_behaviors + 1, n_behaviors)), list[sp.csr_matrix]()
+        counts_c, next_sc = np.ones(n_behaviors), sp.csr_matrix((n_behaviors + 1, n_behaviors))
+        further, n_further = list[Pairs](), 0
         for steps in parts:
-            state, column = transitions(steps, n_behaviors)
-            further.append(sp.csr_matrix((np.ones(len(state)), (state, column)), shape=next_sc.shape))
-            counts_c += np.bincount(column, minlength=n_behaviors)
-            if sum(one.nnz for one in further) > next_sc.nnz:  # as much again: all is added up a few times only
-                next_sc, further = sum(further, next_sc), []
-        next_sc = sum(further, next_sc)
+            further.append(transitions(steps, n_behaviors))
+            counts_c += np.bincount(further[-1][1], minlength=n_behaviors)
+            n_further += len(further[-1][1])
+            if n_further > max(next_sc.nnz, at_once):  # as much again: all is added up a few times only
+                next_sc, further, n_further = _added(next_sc, further), [], 0
+        next_sc = _added(next_sc, further)
         followed_s = np.asarray(next_sc.sum(1)).ravel()
         return cls(counts_c / counts_c.sum(), next_sc if most is None else _most(next_sc, most), followed_s)
 
@@ -74,10 +78,17 @@ class Successors:
         parts = arrays["counts"].astype(np.float64), arrays["columns"], arrays["offsets"]
         next_sc = sp.csr_matrix(parts, shape=(n + 1, n))
         next_sc.check_format()
-        if not next_sc.has_canonical_format:
-            raise ValueError("a successor is counted twice")
-        (share,) = arrays["share"].tolist()
-        return cls(arrays["chance_c"], next_sc, arrays["followed_s"], share)
+        (share,), followed_s = arrays["share"].tolist(), arrays["followed_s"]
+        is_whole = (
+            next_sc.has_canonical_format
+            and len(followed_s) == n + 1
+            and bool((followed_s >= np.asarray(next_sc.sum(1)).ravel()).all())
+            and bool((arrays["chance_c"] > 0).all())
+            and 0 <= share <= 1
+        )
+        if not is_whole:
+            raise ValueError("these are no counts of what follows what")
+        return cls(arrays["chance_c"], next_sc, followed_s, share)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What a file keeps of it."""
@@ -85,7 +96,7 @@ class Successors:
             "chance_c": self.chance_c,
             "offsets": self.next_sc.indptr.astype(np.int64),
             "columns": self.next_sc.indices.astype(np.int32),
-            "counts": self.next_sc.data.astype(np.float32),
+            "counts": self.next_sc.data.astype(np.uint32),
             "followed_s": self.followed_s,
             "share": np.array([self.share]),
         }
@@ -120,7 +131,7 @@ class Successors:
         return mixed.astype(chances_nc.dtype, copy=False)
 
 
-def transitions(steps: Steps, n_behaviors: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def transitions(steps: Steps, n_behaviors: int) -> Pairs:
     """States and behaviours that follow them, C for the beginning; what is not told apart is left out."""
     code = steps.streams[EVENT]
     last = np.zeros(len(code), bool)
@@ -128,6 +139,15 @@ def transitions(steps: Steps, n_behaviors: int) -> tuple[NDArray[np.int64], NDAr
     at = np.flatnonzero(~last)
     at = at[(code[at + 1] >= FIRST) & (code[at] > 0)]
     return np.where(code[at] == BEGINNING, n_behaviors, code[at] - FIRST), code[at + 1] - FIRST
+
+
+def _added(next_sc: sp.csr_matrix, further: Sequence[Pairs]) -> sp.csr_matrix:
+    """The counts and those of further pairs."""
+    known = next_sc.tocoo()
+    state = np.concatenate([known.row, *(state for state, _ in further)])
+    column = np.concatenate([known.col, *(column for _, column in further)])
+    counts = np.concatenate([known.data, np.ones(len(state) - known.nnz)])
+    return sp.csr_matrix((counts, (state, column)), shape=next_sc.shape)
 
 
 def _most(next_sc: sp.csr_matrix, most: int) -> sp.csr_matrix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,13 +35,14 @@ def by_hand(events: list[list[int]]) -> NDArray[np.float64]:
     return counts
 
 
-@given(lives, lives)
-def test_counts_are_those_of_all_portions(one: list[list[int]], other: list[list[int]]) -> None:
-    expected = by_hand(one) + by_hand(other)
-    apart = Successors.of([steps_of(one), steps_of(other)], N)
+@given(st.lists(lives, max_size=6), st.integers(1, 30))
+def test_counts_are_those_of_all_portions(portions: list[list[list[int]]], at_once: int) -> None:
+    everybody = [own for portion in portions for own in portion]
+    expected = by_hand(everybody)
+    apart = Successors.of([steps_of(portion) for portion in portions], N, at_once=at_once)
     assert np.array_equal(apart.next_sc.toarray(), expected)
     assert np.array_equal(apart.followed_s, expected.sum(1))
-    together = Successors.of([steps_of(one + other)], N)
+    together = Successors.of([steps_of(everybody)] if everybody else [], N)
     assert np.array_equal(together.chance_c, apart.chance_c) and np.isclose(apart.chance_c.sum(), 1)
 
 
@@ -84,8 +86,37 @@ def test_a_file_keeps_it() -> None:
     again = Successors.from_arrays(found.arrays())
     states = np.arange(N + 1)
     assert np.array_equal(again.after(states), found.after(states)) and again.share == 0.2
+
+
+def test_a_file_keeps_counts_to_the_last_one() -> None:
+    found = Successors.of([steps_of([[FIRST, FIRST + 1] * 9])], N)
+    found.next_sc.data[:] = 2.0**24 + 1
+    many = replace(found, followed_s=np.asarray(found.next_sc.sum(1)).ravel())
+    states = np.arange(N + 1)
+    assert np.array_equal(Successors.from_arrays(many.arrays()).after(states), many.after(states))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"columns": np.full(4, N, np.int32)},
+        {"columns": np.zeros(4, np.int32)},
+        {"followed_s": np.ones(3)},
+        {"followed_s": np.zeros(N + 1)},
+        {"followed_s": np.full(N + 1, np.nan)},
+        {"chance_c": np.array([0.5, 0.5, 0, 0, 0])},
+        {"chance_c": np.full(N - 1, 0.25)},
+        {"share": np.array([7.0])},
+        {"share": np.array([np.nan])},
+        {"share": np.array([0.1, 0.2])},
+    ],
+)
+def test_what_does_not_belong_together_is_refused(wrong: dict[str, NDArray[Any]]) -> None:
+    good = Successors.of([steps_of([[FIRST, FIRST + 1, FIRST, FIRST + 2]])], N).arrays()
+    assert len(good["columns"]) == 4
+    Successors.from_arrays(good)
     with pytest.raises(ValueError):
-        Successors.from_arrays(found.arrays() | {"columns": np.full(found.next_sc.nnz, N, np.int32)})
+        Successors.from_arrays(good | wrong)
 
 
 def test_transitions_leave_out_what_is_not_told_apart() -> None:

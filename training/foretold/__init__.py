@@ -12,7 +12,7 @@ All are learned from the log before a moment, without some users; all foretell t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from training.adapting import Origin
 from training.behave import BehaveTrainConfig, BehaveTrainer
 from training.foretold.abroad import Abroad, abroad
 from training.foretold.measures import Measures, Tally
-from training.foretold.newcomers import Newcomers, held_out, newcomers
+from training.foretold.newcomers import Newcomers, ScoresOf, held_out, newcomers
 from training.foretold.realism import Realism, realism
 from training.foretold.rivals import Gru, Markov, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 from training.packing import Packed, known_at, packed, stretches
@@ -262,7 +262,7 @@ class _Trial:
                 tally = tallies[split][name] = Tally(self.codebook.counts_c)
                 for part, ours in parts[split]:
                     target_n = (part.target[EVENT][ours] - FIRST).numpy()
-                    tally.add(scores(part)[ours].numpy(), target_n)
+                    tally.add(scores(part, ours).numpy(), target_n)
             self._reporter.say(f"  {name}: {tallies[FORWARD][name].measures().macro_recall:.4f} macro recall")
             if made.ours is not None and not futures and self._trial.futures:
                 rows = splits[FORWARD][: self._trial.futures]
@@ -303,7 +303,7 @@ class _Trial:
             return None
         known = self.codebook.without(new)
         network = BehaveGpt(self._network, known.n_codes)
-        self._trained("without new behaviours", network, self._training, known)
+        self._trained("without new behaviours", network, replace(self._training, counted=False), known)
         order = np.random.default_rng([self._trial.seed, 17]).permutation(self._rows)
 
         def users() -> Iterator[Steps]:
@@ -321,7 +321,7 @@ class _Trial:
             yield name, self._trained(name, network, replace(self._training, objective=objective))
         counted = Successors.of(self._steps_before(self._rows), self.codebook.n_behaviors)
         for rival in (MostFrequent(counted), OwnMostFrequent(counted), Markov(counted)):
-            yield rival.name, _Made(rival.scores)
+            yield rival.name, _Made(functools.partial(_asked, rival))
         if self._trial.neural:
             n_parameters = BehaveGpt(self._network, self.codebook.n_codes).n_parameters
             alone = replace(self._training, objective=ObjectiveConfig("plain"), gap_weight=0.0, shared_rows=False)
@@ -348,16 +348,18 @@ class _Trial:
         network.eval()
 
         @torch.no_grad()
-        def alone(part: Packed) -> torch.Tensor:
-            return network.scores(known_at(network, part))
+        def alone(part: Packed, ours: torch.Tensor) -> torch.Tensor:
+            return network.scores(known_at(network, part)[ours])
 
         if type(network) is not BehaveGpt:
             return _Made(alone, network.n_parameters)
         successors = trainer.successors()
 
-        def scores(part: Packed) -> torch.Tensor:
-            code_n = part.streams[EVENT].flatten()[part.at].numpy()
-            return torch.from_numpy(successors.mixed(torch.softmax(alone(part), 1).numpy(), code_n)).log()
+        def scores(part: Packed, ours: torch.Tensor) -> torch.Tensor:
+            if not successors.share:
+                return alone(part, ours)
+            code_n = part.streams[EVENT].flatten()[part.at][ours].numpy()
+            return torch.from_numpy(successors.mixed(torch.softmax(alone(part, ours), 1).numpy(), code_n)).log()
 
         return _Made(scores, network.n_parameters, _Ours(network, alone))
 
@@ -403,17 +405,21 @@ class _Trial:
             yield self.codebook.steps(self._history.batch(some).before(self.cut_at), self._vocabulary)
 
 
+def _asked(rival: MostFrequent | OwnMostFrequent | Markov, part: Packed, ours: torch.Tensor) -> torch.Tensor:
+    return rival.scores(part)[ours]
+
+
 @dataclass(frozen=True, slots=True)
 class _Ours:
     """The network of a trained BehaveGPT, and its scores alone."""
 
     network: BehaveGpt
-    alone: Callable[[Packed], torch.Tensor]
+    alone: ScoresOf
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    scores_of: Callable[[Packed], torch.Tensor]
+    scores_of: ScoresOf
     n_parameters: int = 0
     ours: _Ours | None = None
 

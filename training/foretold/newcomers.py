@@ -26,6 +26,8 @@ _MOST = 20  # behaviours held out
 _LEAST_EVENTS = 2 * EXAMPLES[-1]  # of one that may be
 _REPLAYED = 4096  # steps of old behaviours that are looked at again
 Asked = Iterable[tuple[Packed, torch.Tensor]]
+ScoresOf = Callable[[Packed, torch.Tensor], torch.Tensor]
+"""(n, C) scores of what comes after those steps of a part that are asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def newcomers(
     known: Codebook,
     vocabulary: InterestVocabulary,
     network: BehaveGpt,
-    scores_of: Callable[[Packed], torch.Tensor],
+    scores_of: ScoresOf,
     users: Callable[[], Iterator[Steps]],
     asked: Asked,
 ) -> Newcomers:
@@ -110,7 +112,7 @@ def newcomers(
         known: the same without the new ones.
         vocabulary: of both.
         network: trained on the old ones.
-        scores_of: (n, C) of the same network trained on all.
+        scores_of: of the same network trained on all.
         users: steps of users to learn from, coded by ``codebook``.
         asked: what is foretold, coded by ``codebook``, and which of its targets.
     """
@@ -129,7 +131,7 @@ def newcomers(
     unheard = [(_recoded(part, torch.from_numpy(before)), ours) for part, ours in asked]
     old_before = max(float(_right(network, unheard, target_n)[~is_new].mean()), 1e-9)
     place_c = np.argsort(np.concatenate([old, new]))
-    trained_n = np.concatenate([scores_of(part)[ours].argmax(1).numpy() for part, ours in asked])
+    trained_n = np.concatenate([scores_of(part, ours).argmax(1).numpy() for part, ours in asked])
     right_n = place_c[trained_n] == target_n
     trained, old_trained = float(right_n[is_new].mean()), float(right_n[~is_new].mean())
 
