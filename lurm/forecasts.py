@@ -159,7 +159,7 @@ class Forecaster:
     Attributes:
         questions: what it answers.
         calendar: as the log had it.
-        watermark: the newest event of the base, epoch ms.
+        ends_at: the end of the log, epoch ms, stragglers left out (``HistoryBase.complete_until``).
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Forecaster:
         history: HistoryBase,
     ) -> None:
         self.network, self.reader, self.questions, self.calendar = network.eval(), reader, questions, calendar
-        self.calibrations, self.watermark = tuple(calibrations), history.watermark
+        self.calibrations, self.ends_at = tuple(calibrations), history.complete_until()
         self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
@@ -246,8 +246,8 @@ class Forecaster:
         return self.questions.targets
 
     def day_for(self, last_at: int) -> int:
-        """The first day of a forecast where none is asked for: after the newest event of the base and of a user."""
-        return day_of(max(self.watermark, last_at)) + 1
+        """The first day of a forecast where none is asked for: after the end of the log and a user's newest event."""
+        return day_of(max(self.ends_at, last_at)) + 1
 
     def forecast(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit] = (), *, days: int | None = None

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from lurm.columns import Unit, as_text, as_timestamps, is_text, unit_of
 from lurm.errors import DataError
 from lurm.events import DAY_MS
-from lurm.moments import LATEST
+from lurm.moments import EARLIEST, LATEST
 from lurm.readers import Chunk
 
 SCHEMA = {
@@ -75,13 +75,18 @@ def happenings(
         notice_days: see ``CalendarConfig``.
 
     Raises:
-        DataError: a row has no start, or ends before it starts.
+        DataError: a row has no start, ends before it starts, or is in another unit than the others.
     """
 
     def moments(name: str, *, is_end: bool = False) -> pl.Series:
         array = chunk.columns.get(columns.get(name, ""), pa.nulls(len(chunk.rows)))
         unit = unit_of(array, name)
         told = as_timestamps(array, name, unit, timezone)
+        if name != "known_at" and unit in ("ms", "us", "ns") and len(odd := (told < EARLIEST).arg_true()):
+            raise DataError(
+                f"{where}, row {chunk.rows[odd[0]]}: {name} lies before 1980, as seconds among milliseconds do; "
+                "write all moments in one unit, or in ISO 8601"
+            )
         if not is_end or not (are_days := _are_days(array, unit)).any():
             return told
         days = as_timestamps(array, name, unit, "UTC").set(~are_days, None).clip(upper_bound=LATEST - DAY_MS)

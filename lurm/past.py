@@ -31,6 +31,7 @@ from lurm.errors import DataError, UsageError
 from lurm.events import ALIASES, Event, columns_of
 from lurm.history import COLUMNS, History, HistoryBase, HistoryBatch, gathered, laid_together
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.moments import EARLIEST
 from lurm.readers import Chunk, Format, estimated_rows, format_of, layout_of, read
 from lurm.release import Release
 from lurm.texts import Texts
@@ -125,6 +126,7 @@ class Moments:
             "has no timestamp that can be read; expected ISO 8601, a date, or a number since 1970": pl.col(
                 "moment"
             ).is_null(),
+            "has a timestamp before 1980, as seconds among milliseconds have": pl.col("moment") < EARLIEST,
         }.items():
             wrong = frame.select(is_wrong.arg_true()).to_series()
             if len(wrong):

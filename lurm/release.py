@@ -299,13 +299,26 @@ def rollback(root: Path) -> str:
     """Activate the release that was active before the current one; returns its id.
 
     Raises:
-        ArtifactMissing: nothing was active before.
+        ArtifactMissing: nothing was active before, or it has been removed.
     """
     before = _pointer(root)[1]
     if before is None:
         raise ArtifactMissing(f"no earlier release is recorded in {root}; `lurm release list` shows what there is")
+    if before not in _ids(root):
+        raise ArtifactMissing(
+            f"{before}, which was active before, is no longer in {root}; `lurm release list` shows what there is"
+        )
     activate(root, before)
     return before
+
+
+def left_behind(root: Path) -> list[str]:
+    """Models of the release that was active before the active one, which the active one lacks."""
+    active, before = _pointer(root)
+    if active is None or before is None or not {active, before} <= set(_ids(root)):
+        return []
+    held, lacks = (set(read_manifest(_folder(root, one)).parents) for one in (before, active))
+    return sorted((held - lacks) & {"behavegpt", "lumos"})
 
 
 def live_through(root: Path, store_id: str) -> int:

@@ -141,7 +141,7 @@ def build(
     """
     from dataclasses import asdict
 
-    from lurm import settings
+    from lurm import release, settings
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from training import living, models, pipeline, ranks, recipes
@@ -182,6 +182,10 @@ def build(
     lines.append(f"  built in {built.seconds:.0f} s, with at most {peak:.2f} GiB of memory")
     if built.quarantine:
         lines.append(f"  rows set aside: {built.quarantine}")
+    lines += [
+        f"  the release before held {name} too; what it answered is refused until a build with --model {name}"
+        for name in release.left_behind(config.artifacts_dir)
+    ]
     lines.append("Next: lurm serve" + (f" --artifacts-dir {artifacts_dir}" if artifacts_dir else ""))
     emit(asdict(built), as_json=as_json, text="\n".join(lines))
 

@@ -274,8 +274,8 @@ def train(
         UsageError: a target asks for what the log does not have.
         LurmError: the training has diverged.
     """
-    until_day = day_of(history.watermark) + 1 if until_day is None else until_day
     first_day = day_of(history.first_at)
+    until_day = first_day + days_of(history) if until_day is None else until_day
     recipe = recipe.for_log(until_day - first_day)
     network_config = recipe.network
     learn_until = until_day - network_config.horizon
@@ -312,8 +312,8 @@ def train(
 
 
 def days_of(history: HistoryBase) -> int:
-    """How many days a log covers."""
-    return day_of(history.watermark) + 1 - day_of(history.first_at)
+    """How many days a log covers; stragglers after its end are left out, or everybody would fall silent before them."""
+    return day_of(history.complete_until()) + 1 - day_of(history.first_at)
 
 
 def some_lives(view: DayView, history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:

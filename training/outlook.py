@@ -49,8 +49,10 @@ class Outlook:
     def __str__(self) -> str:
         told = [(one, "") for one in self.totals] + [(one, "changed by ") for one in self.difference]
         lines = [
-            f"  {one['target']}: {how}{one['value']:,.1f} ({one['low']:,.1f} to {one['high']:,.1f})"
+            f"  {one['target']}: {how}"
+            + ("not known" if None in bounds else "{:,.1f} ({:,.1f} to {:,.1f})".format(*bounds))
             for one, how in told
+            for bounds in [[one["value"], one["low"], one["high"]]]
         ]
         unknown = f"; of the list unknown: {self.n_unknown:,}" if self.n_unknown else ""
         return "\n".join([f"{self.n_users:,} users{unknown}", *lines])

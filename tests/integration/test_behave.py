@@ -14,7 +14,7 @@ from lurm.dataset import Dataset
 from lurm.errors import SettingsError, UsageError
 from lurm.progress import Silent
 from lurm.prospect import Occasion, Plan
-from lurm.release import Release, verify
+from lurm.release import Release, activate, left_behind, verify
 from tests.integration.conftest import FAST, build
 from tests.integration.test_erase import lurm
 from training import pipeline
@@ -43,6 +43,10 @@ def test_a_release_carries_what_comes_next_and_an_erasure_leaves_it(tiny: Path, 
     assert [len(one) for one in found] == [3] * 5
     again = build(tiny, root, models=["behavegpt"], behavegpt=BEHAVE)
     assert "behavegpt" in again.skipped and again.release_id == built.release_id
+    assert left_behind(root) == []
+    activate(root, plain.release_id)
+    assert left_behind(root) == ["behavegpt"], "who asks what comes next is told why that is gone"
+    activate(root, built.release_id)
     gone = release.history.users.ids.to_pylist()[2]
     lurm(root, "erase", gone, "--purge")
     left = Release.open(root)

@@ -118,6 +118,9 @@ def test_what_changes_rebuilds_only_what_stands_on_it(small: Built, tmp_path: Pa
         (small.built.release_id, False),
         (again.release_id, True),
     ]
+    withdraw(root, small.built.release_id)
+    with pytest.raises(ArtifactMissing, match=f"{small.built.release_id}, which was active before, is no longer in"):
+        rollback(root)
 
 
 def test_two_builds_of_one_log_are_the_same_to_the_bit(small: Built, tmp_path: Path) -> None:

@@ -184,3 +184,16 @@ def test_a_dataset_tells_targets_and_since_when_kinds_are_known(tmp_path):
     known = dict(dataset.calendar().select("event_id", (pl.col("start") - pl.col("known_at")) // DAY).iter_rows())
     assert known == {"mail": 0, "fair": 29, "x": 365}
     assert dataset.calendar_targets().rows() == [("mail", "ann")]
+
+
+def test_seconds_among_milliseconds_are_refused_and_not_moved_to_1970(tmp_path):
+    pl.DataFrame({"user_id": ["ann"], "item_id": ["i"], "timestamp": [date(2024, 1, 15)]}).write_parquet(
+        tmp_path / "events.parquet"
+    )
+    rows = ["a,sale,1704844800000,0", "b,sale,1707523200,0", "c,sale,1712880000000,1704844800000"]
+    (tmp_path / "calendar.csv").write_text("\n".join(["event_id,kind,start,known_at", *rows]))
+    dataset = Dataset.open(tmp_path, clock=lambda: 1_750_000_000.0)
+    with pytest.raises(DataError, match="row 1: start lies before 1980"):
+        dataset.calendar()
+    (tmp_path / "calendar.csv").write_text("\n".join(["event_id,kind,start,known_at", rows[0], rows[2]]))
+    assert Dataset.open(tmp_path, clock=lambda: 1_750_000_000.0).calendar()["known_at"].min() == 0

@@ -17,6 +17,7 @@ from lurm.identifiers import Identifiers
 from lurm.ingest import HistoryBuilder, check_usable
 from lurm.progress import Silent, Task
 from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest
+from training.forecasting import days_of
 
 T = 1_600_000_000_000
 
@@ -308,6 +309,7 @@ def test_a_log_ends_before_its_stragglers(seed: int, stragglers: int, later_days
     if not stragglers:
         assert base.complete_until() == base.watermark
     assert times[-1] <= base.complete_until() <= min(base.watermark, times[-1] + 6 * DAY_MS)
+    assert days_of(base) <= 106, "nobody is foretold to do nothing for the years until a straggler"
     middle = int(times[3000])
     assert base.complete_until(middle) == middle - 1, "whatever comes later"
 

@@ -269,6 +269,7 @@ def test_a_table_may_be_written_in_any_way(tmp_path: Path) -> None:
         ("t.csv", "user_id,label\na,1\n", DataError, "looks like timestamp. Columns found: user_id, label"),
         ("t.csv", "user_id,timestamp\na,2024-01-01\n ,2024-01-01\n", DataError, "row 1 has no user_id"),
         ("t.csv", "user_id,timestamp\na,2024-01-01\nb,soon\n", DataError, "row 1 has no timestamp that can be read"),
+        ("t.csv", "user_id,timestamp\na,1712700000000\nb,1712700000\n", DataError, "row 1 has a timestamp before 1980"),
         ("t.csv", f"user_id,timestamp\n{'x' * 600},2024-01-01\n", DataError, "of more than 512 bytes"),
         ("t.csv", "user_id,timestamp\na,2024-01-01,3\n", DataError, "is no row of this table"),
         ("t.parquet", "not parquet", DataError, "cannot be read as parquet"),

@@ -39,7 +39,7 @@ from lurm.rhythm import rhythm_width
 from lurm.targets import Labels
 from lurm.transformer import PositionKind
 from training.evaluate.rivals import Answers, Lesson, dense_net, trees
-from training.forecasting import LumosRecipe, train
+from training.forecasting import LumosRecipe, days_of, train
 
 AXES = ("calendar", "positions", "targets")
 _LESSONS = 8  # cuts that rivals learn from
@@ -227,7 +227,7 @@ def judge(
     axes = AXES if axes is None else axes
     if unknown := [axis for axis in axes if axis not in AXES]:
         raise UsageError(f"there is no axis {unknown[0]!r} of LUMOS; {likest(unknown[0], list(AXES))}")
-    end = day_of(history.watermark) + 1
+    end = day_of(history.first_at) + days_of(history)
     horizon = recipe.for_log(end - day_of(history.first_at)).network.horizon
     scores = []
     for cut_day in cuts or [end - horizon * (n + 1) for n in range(n_cuts)]:
