@@ -47,6 +47,7 @@ def quality(
 
     from lurm import settings
     from lurm.artifacts import write_durably
+    from lurm.errors import DataError
     from lurm.progress import TerminalReporter
     from training import quality as qualities
 
@@ -60,11 +61,15 @@ def quality(
     with threadpool_limits(limits=config.threads):
         told = [] if audiences else qualities.chapters(folder, builds, **how)
         found = qualities.audiences(folder, builds, n_draws=draws, **how)
+    if audiences and found is None:
+        raise DataError(f"{folder} holds no dataset whose shipped recipe names groups; expected ml100k or blogs")
     before = out.read_text() if audiences and out.exists() else ""
     page = qualities.page(told, f"lurm quality <datasets> --seed {seed}") if told else before
-    write_durably(out, qualities.laid_in(page, found.text).encode())
-    findings = {one.dataset: one.findings for one in told} | {"audiences": found.findings}
-    emit(findings, as_json=as_json, text=qualities.summary(told) if told else found.text)
+    findings = {one.dataset: one.findings for one in told}
+    if found is not None:
+        page, findings["audiences"] = qualities.laid_in(page, found.text), found.findings
+    write_durably(out, page.encode())
+    emit(findings, as_json=as_json, text=qualities.summary(told) if told or found is None else found.text)
 
 
 def gate(

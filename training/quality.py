@@ -130,15 +130,15 @@ class Audiences:
 
 def audiences(
     folder: Path, root: Path, *, seed: int, threads: int, memory_limit_bytes: int, reporter: Reporter, n_draws: int
-) -> Audiences:
+) -> Audiences | None:
     """Build the datasets of a folder whose shipped recipe names groups, and see what audiences find of them.
 
     Args:
         folder, root, seed, threads, memory_limit_bytes, reporter: as for ``chapters``.
         n_draws: of seeds and hidden halves.
 
-    Raises:
-        DataError: there is no such dataset.
+    Returns:
+        None where there is no such dataset.
     """
     found: list[Reach] = []
     for name in [one for one in recipes.shipped() if (folder / one).is_dir()]:
@@ -156,7 +156,7 @@ def audiences(
             reached = judge.reach(judge.built(root / name), n_draws)
             found.append(reached)
     if not found:
-        raise DataError(f"{folder} holds no dataset whose shipped recipe names groups; expected ml100k or blogs")
+        return None
     apart = planted(n_draws=n_draws, seed=seed)
     parts = [
         f"{AUDIENCES}\n\nMade by `lurm quality <datasets> --audiences --draws {n_draws} --seed {seed}`. Half of a "
