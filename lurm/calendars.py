@@ -29,6 +29,7 @@ MOST_KINDS = 64
 _PLAIN = 11  # features of a day that need no calendar
 _MONDAY = 3  # epoch day 0 was a Thursday
 _YEAR = 365.2425
+_NEVER = np.iinfo(np.int64).max  # since when a removed event is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,13 +262,15 @@ class Calendar:
         if edit.event_id not in self.event_ids:
             raise Unfulfillable(f"the calendar has no event {edit.event_id!r} to {edit.do}")
         event = self.event_ids.index(edit.event_id)
+        if self.known_at_n[event] == _NEVER:
+            raise Unfulfillable(f"event {edit.event_id!r} was removed by an edit before this one; add it anew")
         if self.known_at_n[event] > as_of:
             raise Unfulfillable(
                 f"event {edit.event_id!r} is not known yet when the forecast is made, so it cannot change"
             )
         known_at_n, start_n, end_n = self.known_at_n.copy(), self.start_n.copy(), self.end_n.copy()
         if edit.do == "remove":
-            known_at_n[event] = np.iinfo(np.int64).max
+            known_at_n[event] = _NEVER
             return replace(self, known_at_n=known_at_n)
         if edit.start is None:
             raise Unfulfillable(f"the edit moves event {edit.event_id!r} and has no start; say when it would start")

@@ -115,6 +115,13 @@ def test_an_edited_calendar_is_another_one():
     assert sum(on(was, "sale", ANN, days)) == 2  # and this one is as it was
 
 
+@pytest.mark.parametrize("again", [Edit("remove", "sale"), Edit("move", "sale", start=15 * DAY)])
+def test_what_an_edit_has_removed_no_other_can_change(again):
+    was = calendar(("sale", "sale", 10, 12, 0, None))
+    with pytest.raises(Unfulfillable, match="was removed by an edit before this one"):
+        was.edited([Edit("remove", "sale"), again], as_of=5 * DAY)
+
+
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
