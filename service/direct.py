@@ -20,7 +20,7 @@ from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from lurm.histories import Standing
@@ -75,15 +75,9 @@ class Door:
     Args:
         router: its routes, and its lifespan.
         keys: who may go where.
-
-    Raises:
-        ValueError: a route stands for others, such as an included router.
     """
 
     def __init__(self, router: APIRouter, keys: Keys) -> None:
-        strange = [one for one in router.routes if not isinstance(one, Route) and needed_by(one) is None]
-        if strange:
-            raise ValueError(f"{strange[0]!r} is no route by itself, and does not say what it needs")
         self._router = router
         self._keys = keys
         described = [route for route in router.routes if isinstance(route, APIRoute)]

@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import APIRouter
-from starlette.routing import Mount
 
 from lurm.errors import SettingsError, UsageError
 from lurm.settings import describe, load
-from service.direct import Door
 from service.keys import PUBLIC, SCOPES, Bucket, Key, Keys, charge, needed_by, needs, new_key, public, read_keys
 from service.problems import Forbidden, RateLimited, Unauthorized, respond
 from service.telemetry import Telemetry
@@ -245,13 +242,6 @@ def test_a_declaration_stands_on_the_endpoint() -> None:
 
 
 # -- how often ---------------------------------------------------------------------------------------------------
-
-
-def test_a_door_lets_nobody_through_to_routes_it_cannot_look_into() -> None:
-    inner, outer = APIRouter(), APIRouter()
-    outer.routes.append(Mount("/inner", routes=inner.routes))
-    with pytest.raises(ValueError, match="no route by itself"):
-        Door(outer, keys_with())
 
 
 def test_a_bucket_lets_through_a_burst_and_then_its_rate() -> None:
