@@ -48,7 +48,9 @@ _VERIFIED_USERS = 256
 _SAME = 1e-5  # as far as vectors of one user may be apart, say on another processor
 
 PARTS = ("history", "interests", "encoder", "embeddings", "index")
-OPTIONAL = ("attributes", "behavegpt", "lumos")
+MODELS = ("behavegpt", "lumos")
+"""Beside the encoder."""
+OPTIONAL = ("attributes", *MODELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +320,7 @@ def left_behind(root: Path) -> list[str]:
     if active is None or before is None or not {active, before} <= set(_ids(root)):
         return []
     held, lacks = (set(read_manifest(_folder(root, one)).parents) for one in (before, active))
-    return sorted((held - lacks) & {"behavegpt", "lumos"})
+    return sorted((held - lacks) & set(MODELS))
 
 
 def live_through(root: Path, store_id: str) -> int:

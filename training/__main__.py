@@ -146,8 +146,8 @@ def build(
     from lurm.progress import TerminalReporter
     from training import living, models, pipeline, ranks, recipes
 
-    if unknown := [one for one in model or () if one not in ("behavegpt", "lumos")]:
-        raise UsageError(f"there is no model {unknown[0]!r} to build; there are: behavegpt, lumos")
+    if unknown := [one for one in model or () if one not in release.MODELS]:
+        raise UsageError(f"there is no model {unknown[0]!r} to build; there are: {', '.join(release.MODELS)}")
     overrides = {"artifacts_dir": artifacts_dir, "memory_limit_bytes": memory_limit}
     config = settings.load(overrides)
     dataset, chosen = recipes.opened(path, recipe, seed=seed, n_interests=n_interests, dim=dim, models=model)

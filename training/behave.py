@@ -25,7 +25,7 @@ from lurm.ahead import ahead
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
-from lurm.behavegpt.successors import MOST_KEPT, Successors
+from lurm.behavegpt.successors import MOST_KEPT, Successors, mixture
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.errors import DataError
 from lurm.history import HistoryBase
@@ -39,7 +39,7 @@ Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
 _TILTED_BY = 256  # held-out users by whom a tilt is chosen
-_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a chance that may be counted
 _RANKED, _RANKED_AT_ONCE, _RANKED_IN_ALL = 5, 256, 8192  # places, and steps
 
 
@@ -335,8 +335,7 @@ class BehaveTrainer:
         found = Successors.of(parts, self._codebook.n_behaviors, most=MOST_KEPT)
         if not self._config.counted or self._in_sample:
             return found
-        candidates = [replace(found, share=share) for share in (0.0, *_SHARES)]
-        gains, left = torch.zeros(len(candidates), dtype=torch.float64), _RANKED_IN_ALL // self._ranks.n
+        gains, left = torch.zeros(len(_SHARES), dtype=torch.float64), _RANKED_IN_ALL // self._ranks.n
         self._network.to(self._device)
         for foretold in self._foretold(self._held_rows):
             scores_nc, target_n, code_n = (one[:left] for one in foretold)
@@ -345,8 +344,8 @@ class BehaveTrainer:
                 some = slice(start, start + _RANKED_AT_ONCE)
                 chances_nc = torch.softmax(scores_nc[some], 1).cpu().numpy()
                 counted_nc = found.after_codes(code_n[some].cpu().numpy())
-                for at, one in enumerate(candidates):
-                    mixed_nc = (1 - one.share) * chances_nc + one.share * counted_nc
+                for at, share in enumerate(_SHARES):
+                    mixed_nc = mixture(share, chances_nc, counted_nc)
                     rank_n = (mixed_nc >= np.take_along_axis(mixed_nc, target_n1[some], 1)).sum(1) - 1
                     gains[at] += float((1 / np.log2(2 + rank_n))[rank_n < _RANKED].sum())
             left -= len(target_n1)
@@ -354,7 +353,7 @@ class BehaveTrainer:
                 break
         self._network.cpu()
         self._ranks.add_up(gains)
-        return candidates[int(gains.argmax())]
+        return replace(found, share=_SHARES[int(gains.argmax())])
 
     def _foretold(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(n, C) scores of what comes next, told nothing but the past, (n,) what came, and (n,) codes of the events

@@ -105,7 +105,7 @@ class Successors:
         """(n, C) chances of what follows: states are behaviours, and C for the beginning."""
         starts_n, followed_n = self.next_sc.indptr[state_n], self.followed_s[state_n]
         kept_n = self.next_sc.indptr[state_n + 1] - starts_n
-        # By hand: scipy takes longer to fetch rows of a matrix than a cached step of a rollout takes.
+        # By hand: scipy takes several times as long to fetch rows of a matrix.
         row = np.repeat(np.arange(len(state_n)), kept_n)
         at = np.arange(len(row)) + np.repeat(starts_n - (np.cumsum(kept_n) - kept_n), kept_n)
         seen = self.next_sc.data[at]
@@ -127,8 +127,13 @@ class Successors:
         """(n, C) a network's chances after steps with these codes of events, and what was counted, by ``share``."""
         if not self.share:
             return chances_nc
-        mixed: NDArray[Any] = (1 - self.share) * chances_nc + self.share * self.after_codes(code_n)
-        return mixed.astype(chances_nc.dtype, copy=False)
+        return mixture(self.share, chances_nc, self.after_codes(code_n)).astype(chances_nc.dtype, copy=False)
+
+
+def mixture(share: float, chances_nc: NDArray[Any], counted_nc: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n, C) chances of which such a share is counted."""
+    mixed: NDArray[np.float64] = (1 - share) * chances_nc + share * counted_nc
+    return mixed
 
 
 def transitions(steps: Steps, n_behaviors: int) -> Pairs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import socket
@@ -216,17 +215,6 @@ def test_a_body_too_large_is_413_whether_it_says_so_or_not(server: RunningServer
     assert re.match(rb"HTTP/1.1 4(00|13) ", server.send(claimed))
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "zstd, gzip", "br"])
-def test_an_encoded_body_is_415_and_not_called_broken_json(client: httpx.Client, encoding: str) -> None:
-    body = b'{"input": "a"}'
-    answer = client.post("/v1/embeddings", content=gzip.compress(body), headers={"Content-Encoding": encoding})
-    problem(answer, 415, "encoded-body")
-    assert answer.headers["accept-encoding"] == "identity"
-    for plain in ("Identity", ""):
-        assert client.post("/v1/embeddings", content=body, headers={"Content-Encoding": plain}).status_code == 200
-    assert client.get("/health/live", headers={"Content-Encoding": encoding}).status_code == 200, "there is no body"
-
-
 @pytest.mark.parametrize("query", ['{"embedding": [1]}', "{}", "7", '"x"', "null"])
 def test_a_query_of_no_kind_is_told_which_there_are(client: httpx.Client, query: str) -> None:
     answer = client.post("/v1/neighbors", content=f'{{"query": {query}}}')
@@ -303,33 +291,6 @@ def test_a_k_that_is_none_is_422(client: httpx.Client, k: str) -> None:
     for path in ("/v1/users/x/neighbors", "/v1/users/x/interests"):
         answer = client.get(path, params={"k": k})
         assert str(problem(answer, 422, "malformed-request")["detail"]).startswith("k: ")
-
-
-@pytest.mark.parametrize(
-    ("path", "known"),
-    [
-        ("/embed/x?as_of=1", "none"),
-        ("/v1/users/x/neighbors?n=10", "k"),
-        ("/v1/users/x/neighbors?k=10&K=10", "k"),
-        ("/v1/users/x/interests?limit=3", "k"),
-        ("/v1/audiences?s3cret-of-somebody", "none"),
-    ],
-)
-def test_a_parameter_that_would_go_unheard_is_422_and_not_repeated(client: httpx.Client, path: str, known: str) -> None:
-    detail = str(problem(client.get(path), 422, "malformed-request")["detail"])
-    assert detail == f"the query has a parameter that is unknown here; expected {known}"
-
-
-def test_an_erasure_with_a_parameter_is_none(client: httpx.Client, release: Release) -> None:
-    user = release.history.users[7]
-    problem(client.delete(f"/v1/users/{user}?dry_run=true"), 422, "malformed-request")
-    assert client.get(f"/embed/{user}").status_code == 200
-    problem(client.delete("/v1/users/x/interests?k=10"), 405, "method-not-allowed")
-
-
-def test_whoever_watches_may_ask_as_they_like(client: httpx.Client) -> None:
-    for path in ("/health/live?probe=1", "/health/ready?probe=1", "/docs?probe=1"):
-        assert client.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
