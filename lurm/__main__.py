@@ -377,8 +377,8 @@ def erase(
     Events up to now count nowhere again, neither when they are sent once more nor in the next build. The ledger of
     erasures keeps a keyed digest of each id, when, and who asked. Servers that run see it at once.
 
-    --purge also writes the active release anew without them, removes older releases, stages, quarantined rows and
-    evaluations, and scrubs the live events. --verify looks for the ids in every file.
+    --purge also writes the active release anew without them, removes other releases that have anything of theirs,
+    stages, quarantined rows and evaluations, and scrubs the live events. --verify looks for the ids in every file.
 
     \b
     Examples:

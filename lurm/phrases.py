@@ -36,6 +36,11 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _QUOTED else f"{text[:_QUOTED]}…")
 
 
+def counted(n: int, what: str) -> str:
+    """So many of something: "1 user", "2,000 users"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def likest(text: str, there: Sequence[str]) -> str:
     """What somebody may have meant: the name nearest to what they wrote, where there are not too many; or the first."""
     folded = {name.casefold(): name for name in reversed(there)} if len(there) <= NEAR_AMONG else {}

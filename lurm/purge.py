@@ -1,7 +1,7 @@
 """Takes the bytes of erased users off the disk: releases, stages, segments, quarantine, the live store.
 
 Erasure itself is immediate and logical (``lurm.erasure``); this makes it physical. The active release is written anew
-without them, in the same vector space, and whatever else was published is removed.
+without them, in the same vector space, and other releases that have anything of theirs are removed.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
-from lurm.errors import DataError, UsageError
+from lurm.errors import DataError, LurmError, UsageError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
 from lurm.live import letters, segments
 from lurm.live.place import open_live
+from lurm.phrases import counted
 from lurm.progress import Reporter
 from lurm.release import EmbeddingsWriter, Release, current, list_releases, publish, withdraw
 from lurm.remains import SHORTEST_ID, Wanted
@@ -41,7 +42,7 @@ class Purged:
     Attributes:
         release_id: of the active release; None: there is none.
         n_users: whose rows or events were taken out of it.
-        removed: releases that are gone.
+        removed: other releases, older or newer, that had anything of erased users.
         n_events: taken out of segments of live events.
     """
 
@@ -91,11 +92,13 @@ class Erased:
         lines = []
         if n := len(self.erased):
             of_whom = f", of whom {self.n_known:,} {'was' if self.n_known == 1 else 'were'} known"
-            lines.append(f"erased {_counted(n, 'user')}{of_whom if self.n_known < n else ''}")
+            lines.append(f"erased {counted(n, 'user')}{of_whom if self.n_known < n else ''}")
         if self.purged is not None:
-            users, events = _counted(self.purged.n_users, "user"), _counted(self.purged.n_events, "live event")
-            older = _counted(len(self.purged.removed), "older release")
-            lines.append(f"off the disk: {users} of the active release, {events}, {older}")
+            users, events = counted(self.purged.n_users, "user"), counted(self.purged.n_events, "live event")
+            removed = self.purged.removed
+            named = f" ({', '.join(removed)})" if removed else ""
+            others = f"{counted(len(removed), 'other release')}{named}"
+            lines.append(f"off the disk: {users} of the active release, {events}, {others}")
         return "\n".join(lines)
 
 
@@ -171,10 +174,6 @@ class Erasing:
         return None if active is None else HistoryBase.open(self._root / "releases" / active / "history", verify=False)
 
 
-def _counted(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
 def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:
     """Take erased users out of everything on disk but the store of live events, which does so itself (``scrub``).
 
@@ -194,7 +193,8 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         active, n_users = current(root), 0
         if active is not None:
             active, n_users = _without_erased(root, active, ledger, reporter)
-        removed = [one.release_id for one in list_releases(root) if one.release_id != active]
+        others = [one.release_id for one in list_releases(root) if one.release_id != active]
+        removed = [one for one in others if _holds_erased(root, one, ledger)]
         for release_id in removed:
             withdraw(root, release_id)
         for folder in ("stages", "quarantine", "evaluate", jobs.FOLDER):
@@ -204,6 +204,15 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         letters.expunge(live_folder / letters.FILE, ledger)
         Definitions(root, ledger).expunge()  # last: it may find a damaged one
     return Purged(active, n_users, removed, n_events)
+
+
+def _holds_erased(root: Path, release_id: str, ledger: Ledger) -> bool:
+    """Whether a release has anything of erased users; of one that cannot be read nobody knows."""
+    try:
+        history = HistoryBase.open(root / "releases" / release_id / "history", verify=False)
+        return bool((erased_up_to(history, ledger) >= 0).any())
+    except LurmError:
+        return True
 
 
 def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Reporter) -> tuple[str, int]:

@@ -27,6 +27,7 @@ from lurm.dataset import Dataset
 from lurm.errors import DataError
 from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow
 from lurm.history import shortage
+from lurm.phrases import counted
 from lurm.progress import Reporter, Silent
 
 _MAX_EXAMPLES = 5
@@ -359,7 +360,10 @@ def _dates(dataset: Dataset, seen: _Seen, calendar: Calendar | None) -> Iterator
     """What may surprise about a calendar."""
     if calendar is None or not len(calendar):
         return
-    yield f"the calendar has {len(calendar):,} events of {len(calendar.kinds)} kinds: {', '.join(calendar.kinds)}"
+    yield (
+        f"the calendar has {counted(len(calendar), 'event')} of {counted(len(calendar.kinds), 'kind')}: "
+        f"{', '.join(calendar.kinds)}"
+    )
     outside = int(((calendar.end_n <= seen.first_at) | (calendar.start_n > seen.last_at)).sum())
     if outside == len(calendar):
         yield "none of them lies within the log, which so tells nothing of what they do"

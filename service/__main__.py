@@ -222,8 +222,9 @@ def next_of(
         ),
     ] = None,
     rollout: Annotated[
-        int, typer.Option(help="Imagine so many steps instead, one after the other.", min=0, max=256)
-    ] = 0,
+        int | None,
+        typer.Option(help="Imagine so many steps instead, one after the other.", min=1, max=256, show_default=False),
+    ] = None,
     paths: Annotated[int, typer.Option(help="With --rollout: futures of each user.", min=1, max=16)] = 1,
     days: Annotated[
         float | None, typer.Option(help="With --rollout: how far into the future.", show_default=False)

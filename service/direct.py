@@ -7,8 +7,9 @@ the request and the parameters of its path as they are; what else it needs it ta
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 from urllib.parse import unquote
 
 import orjson
@@ -150,16 +151,20 @@ def _not_allowed(allowed: Iterable[str]) -> HTTPException:
 
 
 def _check_query(route: BaseRoute, scope: Scope) -> None:
-    """Whether the route knows all parameters of the query: one that is misspelt would otherwise go unheard.
+    """Whether the route hears all parameters of the query: not one that is misspelt, nor all but the last of several.
 
     Raises:
         Malformed: it does not.
     """
     if not scope["query_string"] or not isinstance(route, APIRoute) or needed_by(route) == PUBLIC:
         return
-    known = sorted(one.alias for one in route.dependant.query_params)
-    if not QueryParams(scope["query_string"]).keys() <= set(known):
-        raise Malformed(f"the query has a parameter that is unknown here; expected {', '.join(known) or 'none'}")
+    known = {one.alias: get_origin(one.field_info.annotation) is list for one in route.dependant.query_params}
+    said = Counter(name for name, _ in QueryParams(scope["query_string"]).multi_items())
+    if not said.keys() <= known.keys():
+        expected = ", ".join(sorted(known)) or "none"
+        raise Malformed(f"the query has a parameter that is unknown here; expected {expected}")
+    if repeated := sorted(name for name, times in said.items() if times > 1 and not known[name]):
+        raise Malformed(f"the query says {', '.join(repeated)} more than once; expected each parameter once")
 
 
 class DirectRoute(APIRoute):

@@ -108,6 +108,13 @@ def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back
     assert len(rebuilt_again.history.history(back)) == len(rest)
     assert read_manifest(rebuilt_again.path / "history").metrics["live_through"]
 
+    # with an older release active, newer ones go only if they have anything of those who are erased
+    rollback(root)
+    assert lurm(root, "erase", "--purge")["purged"]["removed"] == []
+    assert len(list_releases(root)) == 2
+    lurm(root, "erase", other)
+    assert lurm(root, "erase", "--purge")["purged"]["removed"] == [shorter.release_id, rebuilt_again.release_id]
+
 
 def _erase_up_to(root: Path, release: Release, user_id: str, moment: int) -> None:
     """As if the user had been erased at an earlier moment, and gone on afterwards."""

@@ -37,6 +37,13 @@ def test_a_parameter_that_would_go_unheard_is_422_and_not_repeated(client: httpx
     assert detail == f"the query has a parameter that is unknown here; expected {known}"
 
 
+def test_a_parameter_that_is_said_twice_is_422(client: httpx.Client) -> None:
+    detail = str(problem(client.get("/v1/users/x/neighbors?k=1&k=3"), 422, "malformed-request")["detail"])
+    assert detail == "the query says k more than once; expected each parameter once"
+    several = client.get("/v1/overlap?audience=s3cret-a&audience=s3cret-b")
+    problem(several, 404, "unknown-name")  # both were heard
+
+
 def test_an_erasure_with_a_parameter_is_none(client: httpx.Client, release: Release) -> None:
     user = release.history.users[7]
     problem(client.delete(f"/v1/users/{user}?dry_run=true"), 422, "malformed-request")
