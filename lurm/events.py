@@ -33,6 +33,8 @@ from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, lay
 from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
+MOST_VALUE = 1e15
+"""Of either sign: what is larger is an amount of nothing, and sums of it are no longer numbers of 32 bits."""
 REQUIRED = ("user_id", "item_id", "timestamp")
 ALIASES = {
     "user_id": """uid user customer_id customer cust_id client_id client member_id member visitor_id visitor
@@ -69,6 +71,7 @@ class Reason(StrEnum):
     UNPARSABLE = "timestamp unparsable"
     IMPOSSIBLE = "timestamp impossible"
     NOT_FINITE = "value not finite"
+    TOO_LARGE = f"value beyond {MOST_VALUE:g}"
     NO_ITEM = "item_id null or empty"
     DUPLICATE = "duplicate"
 
@@ -374,6 +377,7 @@ class EventLog:
             pl.col("timestamp").is_null().alias(Reason.UNPARSABLE),
             pl.col("timestamp").is_between(*self.bounds).not_().alias(Reason.IMPOSSIBLE),
             pl.col("value").is_finite().not_().alias(Reason.NOT_FINITE),
+            pl.col("value").is_between(-MOST_VALUE, MOST_VALUE).not_().alias(Reason.TOO_LARGE),
         )
         good = np.ones(n, bool)
         if self.until is not None:
@@ -395,7 +399,7 @@ class EventLog:
         stamps = frame["timestamp"]
         if not len(frame) or frame["user_id"].null_count() or stamps.null_count():
             return False
-        if "value" in frame.columns and not frame["value"].is_finite().all():
+        if "value" in frame.columns and not frame["value"].is_between(-MOST_VALUE, MOST_VALUE).all():
             return False
         first, last = int(str(stamps.min())), int(str(stamps.max()))
         return self.bounds[0] <= first and last <= self.bounds[1] and (self.until is None or last < self.until)

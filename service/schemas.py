@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import numpy as np
 import orjson
 from pydantic import (
     BaseModel,
@@ -30,7 +29,7 @@ from lurm.audience import GROUPS_AT_MOST
 from lurm.cache import CachedEmbedding
 from lurm.definitions import NAME
 from lurm.erasure import Ledger
-from lurm.events import Event
+from lurm.events import MOST_VALUE, Event
 from lurm.filters import NAMES as FILTER_NAMES
 from lurm.filters import Filter
 from lurm.history import HistoryBase
@@ -40,7 +39,6 @@ from lurm.live.arriving import arriving
 from lurm.moments import Moment, iso_of, whole
 from service.problems import Malformed
 
-_LARGEST = float(np.finfo(np.float32).max)
 _EVENTS_AT_ONCE = 1000
 EVENTS_AT_MOST = 1000
 """Of one POST /v1/events."""
@@ -117,7 +115,7 @@ class InlineEvent(WireModel):
     item_id: Id | None = Field(description="null for an event without an item.")
     timestamp: Moment = Field(description="Epoch milliseconds, or ISO 8601.", examples=["2024-03-01T12:00:00Z"])
     behavior: str = Field("event", max_length=MAX_ID_BYTES)
-    value: float = Field(1.0, ge=-_LARGEST, le=_LARGEST)
+    value: float = Field(1.0, ge=-MOST_VALUE, le=MOST_VALUE)
     location: str = Field("", max_length=MAX_ID_BYTES)
     event_id: str = Field("", max_length=MAX_ID_BYTES)
 

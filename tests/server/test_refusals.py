@@ -132,6 +132,7 @@ def test_a_malformed_input_is_an_error_in_its_place(client: httpx.Client, releas
         {"behavior": 7},
         {"value": SECRET},
         {"value": 1e39},
+        {"value": -2e15},
         {"value": -1e300},
         {"value": True},
         {"location": ["x"]},

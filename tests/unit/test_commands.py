@@ -148,7 +148,7 @@ def test_cuts_and_seeds_are_refused_where_nothing_is_repeated(run: Run, words: t
         (("--rollout", "3", "-k", "10", "--location", "home"), "leave out -k, --location"),
         (("--paths", "3"), "leave out --paths, or add --rollout"),
         (("--days", "7", "--seed", "0"), "leave out --days, --seed, or add --rollout"),
-        (("--rollout", "0"), "0 is not in the range 1<=x<=256"),
+        (("--rollout", "0"), "greater than or equal to 1"),
     ],
     ids=lambda case: " ".join(case) if isinstance(case, tuple) else "",
 )

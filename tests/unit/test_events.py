@@ -72,6 +72,8 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason(parquet, tmp_path):
         18: ("value", "inf", Reason.NOT_FINITE),
         19: ("value", "1e300", Reason.NOT_FINITE),
         20: ("value", "cheap", Reason.NOT_FINITE),
+        21: ("value", "-1.1e15", Reason.TOO_LARGE),
+        22: ("value", "3.4e38", Reason.TOO_LARGE),
     }
     n = 40
     columns = {
