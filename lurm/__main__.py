@@ -186,32 +186,6 @@ def doctor(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def validate(
-    path: Annotated[Path, typer.Argument(help="A dataset: folder, file or TOML config.", show_default=False)],
-    as_json: AsJson = False,
-) -> None:
-    """Say what a build would make of an event log.
-
-    Counts, time span, users, items, events per user, every kind of bad row with examples, and a starter
-    config to edit. Exit 3 when a build would refuse the dataset.
-
-    \b
-    Examples:
-      lurm validate events.parquet
-      lurm validate mydataset/ --json
-    """
-    from lurm.dataset import Dataset
-    from lurm.errors import DataError
-    from lurm.progress import TerminalReporter
-    from lurm.validate import validate as examined
-
-    report = examined(Dataset.open(path), reporter=TerminalReporter())
-    emit(report.to_json(), as_json=as_json, text=report)
-    if report.would_stop:
-        raise typer.Exit(DataError.exit_code)
-
-
-@app.command()
 def export(
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet, .arrow or .npy.", show_default=False)],
     users: Annotated[

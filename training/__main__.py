@@ -1,4 +1,4 @@
-"""The commands of training: simulate, build, forecast, evaluate, demo, bench; quality and gate are with the judges."""
+"""Commands of training: validate, simulate, build, forecast, evaluate, demo and bench; others are with the judges."""
 
 # Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
 
@@ -26,11 +26,40 @@ _RESULTS, _PAGE = Path("tests/benchmarks/results"), Path("BENCHMARKS.md")
 
 def register(app: typer.Typer) -> None:
     """Add the commands of training to the front door."""
+    app.command()(validate)
     for command in (simulate, build, forecast, evaluate, quality, demo, bench):
         app.command(rich_help_panel="Releases")(command)
     for group in app.registered_groups:
         if group.name == "release" and group.typer_instance:
             group.typer_instance.command()(gate)
+
+
+def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False) -> None:
+    """Say what a build would make of an event log.
+
+    Counts, time span, users, items, events per user, every kind of bad row with examples, and a starter
+    config to edit. Exit 3 when a build would refuse the dataset, 2 when its config or recipe says what lurm does not
+    know.
+
+    \b
+    Examples:
+      lurm validate events.parquet
+      lurm validate mydataset/ --json
+    """
+    from lurm.dataset import Dataset
+    from lurm.errors import DataError
+    from lurm.progress import TerminalReporter
+    from lurm.validate import validate as examined
+
+    dataset = Dataset.open(path)
+    if recipe or dataset.extra:
+        from training.recipes import opened
+
+        dataset, _ = opened(path, recipe)
+    report = examined(dataset, reporter=TerminalReporter())
+    emit(report.to_json(), as_json=as_json, text=report)
+    if report.would_stop:
+        raise typer.Exit(DataError.exit_code)
 
 
 def simulate(

@@ -135,8 +135,9 @@ class BehaveGptModel:
         for users, hidden_bd, code_b in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
             with torch.inference_mode(), UNDIVIDED():
-                scores_bc = _in_full(self.network.scores, hidden_bd, context)
-                chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
+                if not all(silence_b[user] for user in users.tolist()):
+                    scores_bc = _in_full(self.network.scores, hidden_bd, context)
+                    chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
                 for row, user in enumerate(users.tolist()):
                     if silence_b[user]:
                         last_at, place = int(batch.last_at[user]), int(context_b[3, user])

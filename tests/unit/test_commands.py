@@ -270,6 +270,18 @@ def test_a_dataset_that_is_not_there_is_a_usage_error(run: Run) -> None:
     assert "nowhere" in outcome.err
 
 
+def test_validate_reads_what_the_build_would_read_of_a_config_and_a_recipe(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user_id,item_id,timestamp\nu,i,1700000000\nv,j,1700000001\n")
+    misspelt = "[training]\nlearning_rat = 0.1\n"
+    (tmp_path / "dataset.toml").write_text(f'{misspelt}[events]\npath = "log.csv"\n')
+    (tmp_path / "recipe.toml").write_text(misspelt)
+    for words in (("dataset.toml",), ("log.csv", "--recipe", "recipe.toml")):
+        outcome = run("validate", *words)
+        assert (outcome.code, outcome.out) == (2, "")
+        assert "did you mean 'learning_rate'?" in outcome.err
+    assert run("validate", "log.csv").code == 0
+
+
 def ending_with(error: BaseException) -> str:
     """The name of a command that ends so."""
 
