@@ -13,7 +13,7 @@ A forecast is a function of history, calendar, model and the day it is made for:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -42,6 +42,7 @@ KIND = "lumos"
 LEVEL = 0.9
 """Of intervals."""
 _SIDES = 1.645  # standard deviations to either side that hold so much
+_YEAR_MS = 365 * DAY_MS
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
 Answer = TypeVar("Answer")
@@ -158,7 +159,7 @@ class Forecaster:
 
     Attributes:
         questions: what it answers.
-        calendar: as the log had it.
+        calendar: as the log had it; where that is shorter than a year, seasons do not go on beyond one horizon.
         ends_at: the end of the log, epoch ms, stragglers left out (``HistoryBase.complete_until``).
     """
 
@@ -171,8 +172,11 @@ class Forecaster:
         calibrations: Sequence[Calibration],
         history: HistoryBase,
     ) -> None:
-        self.network, self.reader, self.questions, self.calendar = network.eval(), reader, questions, calendar
+        self.network, self.reader, self.questions = network.eval(), reader, questions
         self.calibrations, self.ends_at = tuple(calibrations), history.complete_until()
+        if self.ends_at - history.first_at < _YEAR_MS:
+            calendar = replace(calendar, seasons_until=day_of(self.ends_at) + reader.horizon)
+        self.calendar = calendar
         self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()
         columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,6 +114,20 @@ def test_intervals_are_as_wide_as_amounts_vary_and_no_calendar_moves_that(foreca
         assert np.std(widths[0]) > 0.05 * np.mean(widths[0])
         assert widths[1] == pytest.approx(widths[0], abs=1e-4)
         assert np.abs(logs[1] - logs[0]).max() > 0
+
+
+def test_a_log_of_months_has_no_seasons_that_go_on_for_years(forecaster, batch, today, calendar):
+    """What it takes for one may be its growth: what is said of the days after it stays, of a year later does not."""
+    ends = forecaster.ends_at
+    log = SimpleNamespace(users=forecaster._users, first_at=ends - 100 * DAY, complete_until=lambda: ends)
+    parts = forecaster.network, forecaster.reader, forecaster.questions, calendar, forecaster.calibrations
+    short = Forecaster(*parts, log)
+    one, other = (who.forecast(batch, today).probability for who in (forecaster, short))
+    assert np.array_equal(one, other, equal_nan=True)
+    assert short.calendar.seasons_until == today - 1 + RECIPE.network.horizon
+    assert forecaster.calendar.seasons_until > 10**6, "this log has seen whole years"
+    one, other = (who.forecast(batch, today + 200).probability for who in (forecaster, short))
+    assert not np.array_equal(one, other, equal_nan=True)
 
 
 def test_no_answer_contradicts_another(forecaster, release, batch, today):
