@@ -145,5 +145,6 @@ def test_how_many_were_known_is_told_and_all_are_recorded(tmp_path: Path) -> Non
         "erased 2 users, of whom 0 were known",
     ]
     assert len(ledger) == 6
-    purged = Purged("r", 1, ["a", "b"], 1)
-    assert str(Erased([], 0, purged)) == "off the disk: 1 user of the active release, 1 live event, 2 older releases"
+    for removed, others in ((["a", "b"], "2 other releases (a, b)"), ([], "0 other releases")):
+        told_of = str(Erased([], 0, Purged("r", 1, removed, 1)))
+        assert told_of == f"off the disk: 1 user of the active release, 1 live event, {others}"

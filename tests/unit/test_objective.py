@@ -34,7 +34,8 @@ def test_the_worst_mixture_is_that_of_a_linear_program(data: st.DataObject, n: i
     assert (worst_c >= p_c - below_c - 1e-9).all() and (worst_c <= p_c + above_c + 1e-9).all()
     bounds = list(zip(p_c - below_c, p_c + above_c, strict=True))
     best = linprog(-loss_c, A_eq=np.ones((1, n)), b_eq=[1], bounds=bounds)
-    assert worst_c @ loss_c == pytest.approx(-best.fun, abs=1e-7)
+    # the solver may leave each bound by 1e-7, which is worth ten times as much where a loss is 10
+    assert worst_c @ loss_c == pytest.approx(-best.fun, abs=1e-5)
 
 
 def test_radius_zero_is_plain_cross_entropy_bit_for_bit() -> None:
