@@ -171,9 +171,12 @@ class Forecaster:
         calendar: Calendar,
         calibrations: Sequence[Calibration],
         history: HistoryBase,
+        ends_at: int | None = None,
     ) -> None:
+        """Of a trained network; ``ends_at`` None: the history is read for it."""
         self.network, self.reader, self.questions = network.eval(), reader, questions
-        self.calibrations, self.ends_at = tuple(calibrations), history.complete_until()
+        self.calibrations = tuple(calibrations)
+        self.ends_at = history.complete_until() if ends_at is None else ends_at
         if self.ends_at - history.first_at < _YEAR_MS:
             calendar = replace(calendar, seasons_until=day_of(self.ends_at) + reader.horizon)
         self.calendar = calendar
@@ -224,15 +227,16 @@ class Forecaster:
             reader = Reader(view, statics, attributes, config.days, config.horizon)
             network = Lumos(config, questions, (features.width, reader.static_width, calendar.n_features))
             network.load_state_dict(load_file(artifact.path / "network.safetensors"))
-            calibrations = [Calibration(**one) for one in told["calibrations"]]
+            calibrations, ends_at = [Calibration(**one) for one in told["calibrations"]], int(told["ends_at"])
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
             raise ArtifactCorrupt(f"{artifact.path} is not a forecaster of this release: {error}") from error
-        return cls(network, reader, questions, calendar, calibrations, history)
+        return cls(network, reader, questions, calendar, calibrations, history, ends_at)
 
     def write(self, folder: Path, calendar: Calendar | None = None) -> None:
         """Write the files of a ``lumos`` artifact into a draft; with another calendar, if one is given."""
         told = {
             "revision": REVISION,
+            "ends_at": self.ends_at,
             "network": self.network.config.to_json(),
             "features": self.reader.view.features.to_json(),
             "statics": self.reader.statics.to_json(),
@@ -472,7 +476,8 @@ class Forecaster:
 def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration], history: HistoryBase) -> Forecaster:
     """The same forecaster, corrected otherwise."""
     one = forecaster
-    return Forecaster(one.network, one.reader, one.questions, one.calendar, calibrations, history)
+    parts = one.network, one.reader, one.questions, one.calendar
+    return Forecaster(*parts, calibrations, history, one.ends_at)
 
 
 def _numbers_at(arrays: Mapping[str, NDArray[np.float64]], place: int | tuple[int, int]) -> dict[str, float | None]:

@@ -423,6 +423,7 @@ def test_a_written_forecaster_foretells_the_same(forecaster, release, batch, tod
     again = Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes)
     for one, other in zip(again.forecast(batch, today), forecaster.forecast(batch, today), strict=True):
         assert np.array_equal(one, other, equal_nan=True)
+    assert (again.ends_at, again.day_for(0)) == (release.history.complete_until(), today)
     told = tmp_path / "lumos" / "lumos.json"
     told.write_bytes(told.read_bytes().replace(b'"revision":%d' % REVISION, b'"revision":%d' % (REVISION - 1)))
     with pytest.raises(ArtifactCorrupt, match=f"computes by revision {REVISION - 1}, this lurm by {REVISION}"):
