@@ -221,7 +221,8 @@ class HistoryBase:
 
         Its last event, but for stragglers: wrong clocks leave a few events weeks or years after all others, and until
         then nobody is silent. Where the last thousandth of events takes more than 30 times as long as at the pace of
-        the tenth before it, the log ends with those 30 times.
+        the tenth before it, the log ends where it becomes so slow: with the last tenth of that thousandth before one
+        that takes 30 times as long as usual.
 
         Args:
             before: the end of the log before a moment, epoch ms, which is known to have come; None: of the whole log.
@@ -233,9 +234,12 @@ class HistoryBase:
             times = self._columns["timestamps"][start : start + _AT_ONCE]
             counts += np.bincount((times[times <= end] - self.first_at) // width, minlength=_END_BINS)
         so_far = counts.cumsum()
-        nine_tenths, nearly_all = (int(so_far.searchsorted(share * so_far[-1])) + 1 for share in (0.9, 0.999))
-        usual = nearly_all + -(-30 * (nearly_all - nine_tenths) // 99)
-        return min(end, self.first_at + usual * width)
+        ends = so_far.searchsorted(np.append(0.9, np.linspace(0.999, 1, 11)) * so_far[-1]) + 1
+        most = 30 * (int(ends[1]) - int(ends[0])) / 99
+        if ends[-1] - ends[1] <= most:
+            return end
+        took = np.diff(ends[1:])
+        return min(end, self.first_at + int(ends[1 + (took > most / 10).argmax()]) * width)
 
     def item_counts(self, *, max_events: int = _AT_ONCE) -> NDArray[np.int64]:
         """(N,) events per catalog row, counted so many events at a time."""

@@ -106,6 +106,8 @@ class NextModel(Protocol):
     def next(self, batch: HistoryBatch, occasions: Sequence[Occasion], most: int) -> list[list[Prospect]]:
         """The likeliest behaviours of B users, likeliest first, at most so many of each.
 
+        A model may rank the rare a little higher than their probability says.
+
         A user's answer depends on their own history and occasion alone, to the bit.
         """
         ...

@@ -134,7 +134,7 @@ class ProspectItem(BaseModel):
 
 
 class NextAnswer(BaseModel):
-    """What a user may do next, likeliest first."""
+    """What a user may do next, likeliest first, the rare raised a little."""
 
     user_id: str
     n_events: int

@@ -53,8 +53,8 @@ async def next_of(
     """The likeliest next behaviours of a user, in words and with probabilities.
 
     Whenever and wherever it comes, given that it has not come until a moment; or given that it comes at a time or a
-    place. Probabilities are among the behaviours that the model tells apart. 409 where the release has no such model,
-    or at is earlier than as_of.
+    place. Probabilities are among the behaviours that the model tells apart. Rare ones stand a little higher than that,
+    so a probability may be below the next one. 409 where the release has no such model, or at is earlier than as_of.
     """
     serving = serving_of(request)
     model = serving.foreteller.of_release()

@@ -184,13 +184,20 @@ class BehaveGpt(nn.Module):
         return hidden
 
     def scores(self, hidden_nd: Tensor, context_n: Tensor | None = None) -> Tensor:
-        """(n, C) scores m of what comes next.
+        """(n, C) scores m of what comes next, those of the rare raised: for ranks, not for probabilities.
 
         Args:
             hidden_nd: (n, D) of ``hidden``.
             context_n: (4, n) weekday, slot, gap and place codes of what is foretold, 0 where not given; None: nowhere.
         """
         return F.linear(self.weighed(hidden_nd, context_n), self.head_weight, self.head_bias + self.tilt_c)
+
+    def softmaxes(self, scores_nc: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, C) probabilities by such scores, and what they are ranked by, in which the rare are raised."""
+        ranked_nc = torch.softmax(scores_nc, dim=1)
+        if not self.tilt_c.any():
+            return ranked_nc, ranked_nc
+        return torch.softmax(scores_nc - self.tilt_c, dim=1), ranked_nc
 
     def weighed(self, hidden_nd: Tensor, context_n: Tensor | None = None) -> Tensor:
         """(n, D) what the rows of W2 are held against."""

@@ -12,8 +12,9 @@ both are eps_c, half of the rare behaviours weigh nothing at any time (see train
 same switch: focal (Lin et al. 2017), class-balanced (Cui et al. 2019), logit-adjusted (Menon et al. 2021), and a
 Kullback-Leibler ball (Q ~ P exp(l / tau)).
 
-What training leaves to rare behaviours, a tilt adds: after it, scores are raised by -t log P (Menon et al. 2021, after
-training), with the largest t that, as the network itself expects of users who do not train, costs little recall.
+What training leaves to rare behaviours, a tilt adds: after it, they are ranked by scores that are raised by -t log P
+(Menon et al. 2021, after training), with the largest t that, as the network itself expects of users who do not train,
+costs little recall. Probabilities are told, and futures drawn, without it.
 """
 
 from __future__ import annotations

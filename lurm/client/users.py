@@ -244,7 +244,7 @@ class UserMethods(ABC):
         location: str | None = None,
         as_of: datetime | str | int | None = None,
     ) -> Steps[list[Prospect]]:
-        """At most k behaviours that may come next of a user, likeliest first.
+        """At most k behaviours that may come next of a user, likeliest first, the rare raised a little.
 
         Args:
             user_id: whose.

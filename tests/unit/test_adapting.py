@@ -221,7 +221,7 @@ def test_what_another_log_taught_helps_where_there_is_little_of_this_one(log: Lo
     def judged(made: BehaveGpt) -> Measures:
         tally = Tally(own.counts_c)
         scores, target = scored(made, own, (history, there))
-        tally.add(scores.numpy(), target.numpy())
+        tally.add(scores.numpy(), scores.numpy(), target.numpy())
         return tally.measures()
 
     rows, before = np.arange(100, 200), history.watermark + 1

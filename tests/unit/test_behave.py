@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_radius_zero_trains_the_weights_of_plain_cross_entropy(log: Log) -> None
 
 
 def test_what_is_trained_fairly_is_tilted_by_users_who_never_train(log: Log) -> None:
-    """The tilt raises what is rare, costs about what it may, and futures know nothing of it."""
+    """The tilt ranks what is rare higher and costs about what it may; probabilities and futures know nothing of it."""
     network, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.2)
     straight, _ = trained(log, objective=ObjectiveConfig("dro", spend=0), holdout=0.2)
     counts_c = small(*log)[1].counts_c
@@ -145,8 +146,19 @@ def test_what_is_trained_fairly_is_tilted_by_users_who_never_train(log: Log) -> 
     batch, plan = log[0].batch(np.arange(20)), Plan(steps=4)
     models = [BehaveGptModel(one, small(*log)[1], log[1]) for one in (network, straight)]
     assert models[0].rollout(batch, plan, 0) == models[1].rollout(batch, plan, 0)
-    chances = [one.chances(batch, [Occasion()] * 20) for one in models]
-    assert (chances[0][:, counts_c.argmin()] > chances[1][:, counts_c.argmin()]).all()
+    last = log[0].batch(np.arange(20)).last_at.tolist()
+    for occasions in ([Occasion()] * 20, [Occasion(quiet_until=at + 3_600_000) for at in last]):
+        chances = [one.chances(batch, occasions) for one in models]
+        assert np.allclose(*chances, atol=1e-6)
+        raised, plain = (one.next(batch, occasions, len(counts_c)) for one in models)
+        assert raised != plain
+        for mine, theirs in zip(raised, plain, strict=True):
+            order = {one[:3]: rank for rank, one in enumerate(map(dataclasses.astuple, mine))}
+            rarest = network.tilt_c.argmax()
+            meant = dataclasses.astuple(models[0]._prospect(int(rarest), 0.0))[:3]
+            assert order[meant] <= [dataclasses.astuple(one)[:3] for one in theirs].index(meant)
+            told = {dataclasses.astuple(one)[:3]: one.probability for one in theirs}
+            assert all(told[dataclasses.astuple(one)[:3]] == pytest.approx(one.probability, abs=1e-6) for one in mine)
     few, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.0)
     assert not few.tilt_c.any(), "who trains does not judge"
 

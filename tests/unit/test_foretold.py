@@ -38,8 +38,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
 def test_measures_are_what_one_counts_by_hand() -> None:
     tally = Tally(np.array([100, 10, 1]))
     scores_nc = np.log(np.array([[0.72, 0.2, 0.08], [0.62, 0.3, 0.08], [0.1, 0.82, 0.08], [0.52, 0.08, 0.4]]))
-    tally.add(scores_nc[:3], np.array([0, 1, 1]))
-    tally.add(scores_nc[3:], np.array([2]))
+    tally.add(scores_nc[:3], scores_nc[:3], np.array([0, 1, 1]))
+    tally.add(scores_nc[3:], scores_nc[3:], np.array([2]))
     found = tally.measures()
     assert found.n == 4
     assert found.weighted_recall == pytest.approx(2 / 4)
@@ -52,9 +52,19 @@ def test_measures_are_what_one_counts_by_hand() -> None:
     assert found.calibration_error == pytest.approx((0.28 + 0.62 + 0.18 + 0.52) / 4)
 
 
+def test_ranks_and_probabilities_may_be_of_two_minds() -> None:
+    tally = Tally(np.array([100, 10]))
+    told_nc = np.log([[0.7, 0.3]] * 10)
+    tally.add(told_nc, np.array([[0.0, 1.0]] * 10), np.array([1] * 3 + [0] * 7))
+    found = tally.measures()
+    assert found.weighted_recall == pytest.approx(0.3), "the second is ranked first"
+    assert found.calibration_error == pytest.approx(0), "and is right as often as it is told to be"
+    assert found.nats == pytest.approx(-(3 * np.log(0.3) + 7 * np.log(0.7)) / 10)
+
+
 def test_who_cannot_tell_is_not_right_by_chance() -> None:
     tally = Tally(np.ones(6, np.int64))
-    tally.add(np.zeros((60, 6)), np.tile(np.arange(6), 10))
+    tally.add(np.zeros((60, 6)), np.zeros((60, 6)), np.tile(np.arange(6), 10))
     assert tally.measures().ndcg_at_5 == 0
 
 
@@ -120,7 +130,8 @@ def test_seeds_together_tell_means_and_how_sure_they_are() -> None:
         measures = {}
         for name, n_right in (("BehaveGPT dro", ours), ("BehaveGPT plain", plain)):
             tally = Tally(np.array([100, 10]))
-            tally.add(np.array([[2.0, 1.0]] * 10), np.array([0] * n_right + [1] * (10 - n_right)))
+            scores_nc = np.array([[2.0, 1.0]] * 10)
+            tally.add(scores_nc, scores_nc, np.array([0] * n_right + [1] * (10 - n_right)))
             measures[name] = tally.measures()
         return Verdict(0, 2, {}, {DISJOINT: measures, FORWARD: measures}, {})
 

@@ -12,7 +12,7 @@ All are learned from the log before a moment, without some users; all foretell t
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ from training.packing import Packed, known_at, packed, stretches
 from training.passes import chunks
 
 DISJOINT, FORWARD = "user-disjoint", "time-forward"
+Told = tuple[torch.Tensor, torch.Tensor]
+"""(n, C) scores that probabilities are made of, and (n, C) by which behaviours are ranked."""
 _DECILES = {"rare_recall": slice(0, 5), "middle_recall": slice(5, 8)}  # the rarest half of behaviours, and what follows
 _WORDS = ("weighted_recall", "macro_recall", "ndcg_at_5", "nats", "calibration_error", *_DECILES)
 
@@ -261,8 +263,8 @@ class _Trial:
             for split in splits:
                 tally = tallies[split][name] = Tally(self.codebook.counts_c)
                 for part, ours in parts[split]:
-                    target_n = (part.target[EVENT][ours] - FIRST).numpy()
-                    tally.add(scores(part, ours).numpy(), target_n)
+                    told, ranked = scores(part, ours)
+                    tally.add(told.numpy(), ranked.numpy(), (part.target[EVENT][ours] - FIRST).numpy())
             self._reporter.say(f"  {name}: {tallies[FORWARD][name].measures().macro_recall:.4f} macro recall")
             if made.ours is not None and not futures and self._trial.futures:
                 rows = splits[FORWARD][: self._trial.futures]
@@ -293,7 +295,8 @@ class _Trial:
         tally = Tally(self.codebook.counts_c)
         for part, ours in asked:
             scores = network.scores(known_at(network, part)[ours])
-            tally.add(scores.numpy(), (part.target[EVENT][ours] - FIRST).numpy())
+            told = scores - network.tilt_c
+            tally.add(told.numpy(), scores.numpy(), (part.target[EVENT][ours] - FIRST).numpy())
         return tally.measures()
 
     def _newcomers(self, made: _Ours, asked: list[tuple[Packed, torch.Tensor]]) -> Newcomers | None:
@@ -321,7 +324,7 @@ class _Trial:
             yield name, self._trained(name, network, replace(self._training, objective=objective))
         counted = Successors.of(self._steps_before(self._rows), self.codebook.n_behaviors)
         for rival in (MostFrequent(counted), OwnMostFrequent(counted), Markov(counted)):
-            yield rival.name, _Made(functools.partial(_asked, rival))
+            yield rival.name, _Made(functools.partial(_both, functools.partial(_asked, rival)))
         if self._trial.neural:
             n_parameters = BehaveGpt(self._network, self.codebook.n_codes).n_parameters
             alone = replace(self._training, objective=ObjectiveConfig("plain"), gap_weight=0.0, shared_rows=False)
@@ -352,14 +355,15 @@ class _Trial:
             return network.scores(known_at(network, part)[ours])
 
         if type(network) is not BehaveGpt:
-            return _Made(alone, network.n_parameters)
+            return _Made(functools.partial(_both, alone), network.n_parameters)
         successors = trainer.successors()
 
-        def scores(part: Packed, ours: torch.Tensor) -> torch.Tensor:
-            if not successors.share:
-                return alone(part, ours)
+        def scores(part: Packed, ours: torch.Tensor) -> Told:
             code_n = part.streams[EVENT].flatten()[part.at][ours].numpy()
-            return torch.from_numpy(successors.mixed(torch.softmax(alone(part, ours), 1).numpy(), code_n)).log()
+            chances_nc, ranked_nc = network.softmaxes(alone(part, ours))
+            mixed = (torch.from_numpy(successors.mixed(one.numpy(), code_n)) for one in (chances_nc, ranked_nc))
+            told, ranked = (one.clamp_min(1e-30).log() for one in mixed)
+            return told, ranked
 
         return _Made(scores, network.n_parameters, _Ours(network, alone))
 
@@ -405,6 +409,12 @@ class _Trial:
             yield self.codebook.steps(self._history.batch(some).before(self.cut_at), self._vocabulary)
 
 
+def _both(scores_of: ScoresOf, part: Packed, ours: torch.Tensor) -> Told:
+    """The same scores for probabilities and ranks."""
+    scores = scores_of(part, ours)
+    return scores, scores
+
+
 def _asked(rival: MostFrequent | OwnMostFrequent | Markov, part: Packed, ours: torch.Tensor) -> torch.Tensor:
     return rival.scores(part)[ours]
 
@@ -419,7 +429,7 @@ class _Ours:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    scores_of: ScoresOf
+    scores_of: Callable[[Packed, torch.Tensor], Told]
     n_parameters: int = 0
     ours: _Ours | None = None
 

@@ -1,4 +1,7 @@
-"""How well the next behaviour was foretold: overall, evenly over behaviours, by rank, and how sure it was."""
+"""How well the next behaviour was foretold: overall, evenly over behaviours, by rank, and how sure it was.
+
+A model may rank by other scores than it tells probabilities by, so that the rare are heard and nobody is misled.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ _BINS = 10
 
 @dataclass(frozen=True, slots=True)
 class Measures:
-    """Of the likeliest behaviour, unless said otherwise.
+    """Of the behaviour that is ranked first, unless said otherwise.
 
     Attributes:
         n: steps that were foretold.
@@ -21,8 +24,8 @@ class Measures:
         weighted_precision, macro_precision: likewise; 0 for a behaviour that was never foretold.
         ndcg_at_3, ndcg_at_5: of the rank of what happened.
         recall_by_decile: macro recall of ten groups of the behaviours that happened, the rarest in training first.
-        calibration_error: mean distance of the probability of the likeliest from how often it is right, in ten bins.
-        nats: mean cross-entropy.
+        calibration_error: mean distance of the probability of the first from how often it is right, in ten bins.
+        nats: mean cross-entropy of the probabilities.
     """
 
     n: int
@@ -51,24 +54,27 @@ class Tally:
         self._gain_3 = self._gain_5 = self._nats = 0.0
         self._bins = np.zeros((3, _BINS))  # steps, right, probability
 
-    def add(self, scores_nc: NDArray[np.floating], target_n: NDArray[np.int64]) -> None:
-        """Take some steps: (n, C) scores, larger is likelier and softmax gives probabilities, and what happened.
+    def add(self, told_nc: NDArray[np.floating], ranked_nc: NDArray[np.floating], target_n: NDArray[np.int64]) -> None:
+        """Take some steps.
 
-        Of equal scores, what happened counts as the last.
+        Args:
+            told_nc: (n, C) scores, of which softmax makes probabilities.
+            ranked_nc: (n, C) scores, larger is ranked higher; of equal ones, what happened counts as the last.
+            target_n: (n,) what happened.
         """
         if not len(target_n):
             return
-        own = scores_nc[np.arange(len(target_n)), target_n][:, None]
-        rank_n = (scores_nc >= own).sum(1) - 1
-        likeliest = scores_nc.argmax(1)
-        highest = scores_nc.max(1, keepdims=True).astype(np.float64)
-        total = np.exp(scores_nc - highest).sum(1)
-        chance = 1 / total
-        self._nats += float((np.log(total) + highest[:, 0] - own[:, 0]).sum())
-        is_right = likeliest == target_n
+        at = np.arange(len(target_n))
+        rank_n = (ranked_nc >= ranked_nc[at, target_n][:, None]).sum(1) - 1
+        first = ranked_nc.argmax(1)
+        highest = told_nc.max(1, keepdims=True).astype(np.float64)
+        total = np.log(np.exp(told_nc - highest).sum(1)) + highest[:, 0]
+        chance = np.exp(told_nc[at, first] - total)
+        self._nats += float((total - told_nc[at, target_n]).sum())
+        is_right = first == target_n
         n = len(self._counts_c)
         self._happened += np.bincount(target_n, minlength=n)
-        self._foretold += np.bincount(likeliest, minlength=n)
+        self._foretold += np.bincount(first, minlength=n)
         self._right += np.bincount(target_n[is_right], minlength=n)
         gain = 1 / np.log2(rank_n + 2)
         self._gain_3 += float(gain[rank_n < 3].sum())
