@@ -36,4 +36,4 @@ def emit(result: Any, *, as_json: bool, text: RenderableType | None = None) -> N
         sys.stdout.flush()
         return
     width = None if sys.stdout.isatty() else _PIPE_COLUMNS
-    Console(highlight=False, markup=False, width=width).print(text, soft_wrap=isinstance(text, str))
+    Console(highlight=False, markup=False, width=width).print(text, soft_wrap=isinstance(text, str), crop=False)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import as_text
+from lurm.columns import as_text, with_comma
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine, columns_of
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
@@ -430,8 +430,10 @@ def _texts(chunk: Chunk, column: str) -> pl.Series:
 
 
 def _attribute(array: pa.Array, name: str) -> pl.Series:
-    """A column as it is where it is of a plain type, else as text."""
+    """A column as it is where it is of a plain type, decimals as the numbers they are, else as text."""
     kind, types = array.type, pa.types
+    if types.is_decimal(kind):
+        return pl.Series(pl.from_arrow(array.cast(pa.float64(), safe=False)))
     plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_date, types.is_timestamp)
     return pl.Series(pl.from_arrow(array)) if any(is_of(kind) for is_of in plain) else as_text(array, name)
 
@@ -462,8 +464,8 @@ def _as_number(texts: pl.Series) -> pl.Series:
     """A column of CSV text as numbers, where that loses nothing."""
     plain = texts.str.strip_chars()
     plain = plain.set(plain == "", None)
-    for dtype in (pl.Int64, pl.Float64):
-        number = plain.cast(dtype, strict=False)
+    real = plain.cast(pl.Float64, strict=False)
+    for number in (plain.cast(pl.Int64, strict=False), real, real.zip_with(real.is_not_null(), with_comma(plain))):
         is_exact = number.null_count() == plain.null_count() < len(plain)
         if is_exact and not plain.str.contains(r"^[+-]?0\d").any():
             return number

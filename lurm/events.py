@@ -70,7 +70,7 @@ class Reason(StrEnum):
     LONG_ID = f"id over {MAX_ID_BYTES} bytes"
     UNPARSABLE = "timestamp unparsable"
     IMPOSSIBLE = "timestamp impossible"
-    NOT_FINITE = "value not finite"
+    NOT_FINITE = "value not a finite number"
     TOO_LARGE = f"value beyond {MOST_VALUE:g}"
     NO_ITEM = "item_id null or empty"
     DUPLICATE = "duplicate"

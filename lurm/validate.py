@@ -136,7 +136,8 @@ class Report:
             parts.append(Text("\nnotes", style="bold"))
             parts.extend(Text(f"  {note}") for note in self.notes)
         parts.append(Text("\nstarter config", style="bold"))
-        parts.append(Text("\n".join(f"  {line}" for line in self.config.splitlines())))
+        # whoever copies it wants its lines whole
+        parts.append(Text("\n".join(f"  {line}" for line in self.config.splitlines()), no_wrap=True, overflow="ignore"))
         parts.append(Text(f"\n{self.verdict}", style="bold red" if self.would_stop else "bold green"))
         return Group(*parts)
 

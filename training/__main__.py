@@ -44,7 +44,7 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
     \b
     Examples:
       lurm validate events.parquet
-      lurm validate mydataset/ --json
+      lurm validate mydataset/ --json | jq -r .config > mydataset.toml
     """
     from lurm.dataset import Dataset
     from lurm.errors import DataError

@@ -55,6 +55,9 @@ def test_numbers_come_from_numbers_and_text_and_say_what_is_none():
     numbers = as_numbers(text, "value").to_list()
     assert numbers[:5] == [2.5, 3.0, None, None, None]
     assert np.isnan(numbers[5]) and np.isnan(numbers[7])
+    commas = ["12,5", "-2020,44", "1.234,50", "1.234.567,8", "1,234", "1,2,3", "12.5", "1.23,4"]
+    read = as_numbers(pa.array(commas, pa.large_string()), "value").fill_nan(None).to_list()
+    assert read == [12.5, -2020.44, 1234.5, 1234567.8, None, None, 12.5, None], "1,234 may be a thousand, or one"
     flags = pa.array(["True", "false", "truth"], pa.large_string())
     assert as_numbers(flags, "value").fill_nan(None).to_list() == [1.0, 0.0, None]
     assert numbers[6] == 1000 and numbers[8] == float("inf")

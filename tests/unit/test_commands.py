@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -268,6 +269,17 @@ def test_a_dataset_that_is_not_there_is_a_usage_error(run: Run) -> None:
     outcome = run("validate", "nowhere", "--json")
     assert (outcome.code, outcome.document["error"]["exit_code"]) == (2, 2)
     assert "nowhere" in outcome.err
+
+
+def test_the_starter_config_can_be_copied_from_what_is_shown(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / ("a long name of a folder " * 8)
+    folder.mkdir()
+    (folder / "events.csv").write_text("user_id,item_id,timestamp\nu,i,1700000000\nv,j,1700000001\n")
+    shown = run("validate", folder).out
+    copied = shown.split("starter config\n")[1].rpartition("\n\n")[0]
+    (tmp_path / "copied.toml").write_text(copied)
+    assert run("validate", "copied.toml").code == 0
+    assert tomllib.loads(copied) == tomllib.loads(run("validate", folder, "--json").document["config"])
 
 
 def test_validate_reads_what_the_build_would_read_of_a_config_and_a_recipe(run: Run, tmp_path: Path) -> None:

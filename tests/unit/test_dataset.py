@@ -190,7 +190,7 @@ def test_attributes_of_any_type_are_read(folder):
     table = table.append_column("since", pa.array([datetime(2024, 1, 1)], pa.timestamp("us", "Europe/Paris")))
     pq.write_table(table.append_column("nap", pa.array([time(1, 30)])), folder / "users.parquet")
     users = opened(folder).users()
-    assert users.drop("since").rows() == [("u", "1.50", "7", "01:30:00.000000")]
+    assert users.drop("since").rows() == [("u", 1.5, 7.0, "01:30:00.000000")]
     assert users["since"].dtype == pl.Datetime("us", "Europe/Paris")
 
 
@@ -207,6 +207,11 @@ def test_numbers_in_csv_are_numbers_where_that_loses_nothing(folder):
         "none": pl.String,
     }
     assert users.rows() == [("01", 30, 1.5, "01234", 7, "x", None), ("2", None, 2.0, "99999", 8, "1", None)]
+
+
+def test_decimal_commas_of_a_csv_are_numbers(folder):
+    (folder / "users.csv").write_text("user_id;balance;odd;zip\na;12,5;1,5;01234,5\nb;3;x;2,5\n")
+    assert opened(folder).users().rows() == [("a", 12.5, "1,5", "01234,5"), ("b", 3.0, "x", "2,5")]
 
 
 def test_a_calendar_means_the_same_in_every_format(folder):

@@ -78,7 +78,7 @@ def test_every_kind_of_bad_row_has_examples_and_the_verdict_follows(tmp_path):
     found = {one.reason: (one.n_rows, [example.row for example in one.examples]) for one in report.bad}
     assert found == {
         "user_id null or empty": (1, [7]),
-        "value not finite": (1, [20]),
+        "value not a finite number": (1, [20]),
         "timestamp impossible": (1, [30]),
         "id over 512 bytes": (1, [40]),
         "item_id null or empty": (1, [50]),
