@@ -264,7 +264,9 @@ def lookalike(
         ),
     ],
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet.", show_default=False)],
-    percent: Annotated[float | None, typer.Option(help="Of everybody else.", show_default=False)] = None,
+    percent: Annotated[
+        float | None, typer.Option(help="Of everybody else; 1 where no size is given.", show_default=False)
+    ] = None,
     count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
     probability: Annotated[float | None, typer.Option(help="All at least so probable.", show_default=False)] = None,
     negative: Annotated[Path | None, typer.Option(help="File of users it is to be unlike.", show_default=False)] = None,
@@ -276,7 +278,9 @@ def lookalike(
     balance: Annotated[
         str | None, typer.Option(help="Keep the mix of this attribute's values.", show_default=False)
     ] = None,
-    like: Annotated[str, typer.Option(help="Whose mix --balance keeps: seeds or base.")] = "seeds",
+    mix: Annotated[
+        str | None, typer.Option("--mix", "--like", help="Whose mix --balance keeps: seeds (the default) or base.")
+    ] = None,
     expected: Annotated[
         float | None,
         typer.Option(help="How many more of their kind there are, for probabilities. Default: as many as seeds."),
@@ -307,23 +311,22 @@ def lookalike(
       lurm lookalike customers.txt audience.parquet --percent 1
       lurm lookalike @customers audience.parquet --count 50000 --exclude leavers.txt --exclude @staff
       lurm lookalike customers.txt audience.parquet --percent 5 --where 'country = UK and age >= 30'
-      lurm lookalike 'where behavior purchase at least 5' audience.parquet --percent 5 --balance country --like base
+      lurm lookalike 'where behavior purchase at least 5' audience.parquet --percent 5 --balance country --mix base
     """
 
     from lurm import lookalikes, settings
-    from lurm.audience import Size
     from lurm.progress import TerminalReporter
 
     lookalikes.check(destination)
     config = settings.load({"artifacts_dir": artifacts_dir})
     asked = audiences.asked_of(
         seeds,
-        Size(percent, count, probability),
+        audiences.sized(percent, count, probability),
         negative,
         exclude or [],
         include_seeds=include_seeds,
         where=where,
-        balance=None if balance is None else lookalikes.Balance(balance, like),  # type: ignore[arg-type]  # it checks
+        balance=audiences.balanced(balance, mix),
         expected=expected,
         n_groups=groups,
     )

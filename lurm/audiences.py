@@ -15,8 +15,9 @@ from rich.table import Table
 from lurm.console import ArtifactsDir, AsJson, emit
 
 if TYPE_CHECKING:
+    from lurm.audience import Size
     from lurm.definitions import Rule
-    from lurm.lookalikes import Asked
+    from lurm.lookalikes import Asked, Balance
     from lurm.saved import Audiences
     from lurm.settings import Settings
 
@@ -65,6 +66,10 @@ def save(
     where: Annotated[
         str | None, typer.Option(help="Only users who pass this filter; see `lurm lookalike --help`.")
     ] = None,
+    balance: Annotated[
+        str | None, typer.Option(help="Keep the mix of this attribute's values.", show_default=False)
+    ] = None,
+    mix: Annotated[str | None, typer.Option(help="Whose mix --balance keeps: seeds (the default) or base.")] = None,
     expected: Annotated[
         float | None, typer.Option(help="How many more of their kind there are.", show_default=False)
     ] = None,
@@ -85,10 +90,10 @@ def save(
       lurm audience save customers --users customers.txt
       lurm audience save alike --like @customers --percent 2 --exclude @leavers
       lurm audience save buyers --like 'where behavior purchase at least 5' --where 'country = UK'
+      lurm audience save even --like @customers --count 5000 --balance country --mix base
     """
     import orjson
 
-    from lurm.audience import Size
     from lurm.definitions import Alike, Combined, Listed
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
@@ -96,6 +101,11 @@ def save(
 
     if sum(one is not None for one in (users, like, combine)) != 1:
         raise UsageError("who is in it? Give exactly one of --users, --like and --combine")
+    how = {"percent": percent, "count": count, "probability": probability, "negative": negative, "exclude": exclude,
+           "where": where, "balance": balance, "mix": mix, "expected": expected, "include-seeds": include_seeds or None,
+           "groups": groups}  # fmt: skip
+    if like is None and (unheard := [f"--{option}" for option, said in how.items() if said is not None]):
+        raise UsageError(f"these are options of --like; leave out {', '.join(unheard)}")
     rule: Rule
     if users is not None:
         rule = Listed(ids_in(users))
@@ -105,9 +115,8 @@ def save(
         except orjson.JSONDecodeError as error:
             raise UsageError(f"--combine is not JSON ({error})") from error
     else:
-        if percent is count is probability is None:
-            percent = 1.0
-        rule = Alike(asked_of(like or "", Size(percent, count, probability), negative, exclude or [], where,
+        size = sized(percent, count, probability)
+        rule = Alike(asked_of(like or "", size, negative, exclude or [], where, balance=balanced(balance, mix),
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
     definition = audiences.put(name, rule)
@@ -291,6 +300,33 @@ def asked_of(
         where=None if where is None else parse(where),
         **more,
     )
+
+
+def sized(percent: float | None, count: int | None, probability: float | None) -> Size:
+    """The size that options ask for; 1 % where none does.
+
+    Raises:
+        UsageError: more than one does, or it is none.
+    """
+    from lurm.audience import Size
+
+    return Size(1.0 if percent is count is probability is None else percent, count, probability)
+
+
+def balanced(attribute: str | None, mix: str | None) -> Balance | None:
+    """The mix that options ask for.
+
+    Raises:
+        UsageError: they say whose, and not of what; or of nobody there is.
+    """
+    from lurm.errors import UsageError
+    from lurm.lookalikes import Balance
+
+    if attribute is None:
+        if mix is not None:
+            raise UsageError(f"whose mix is kept ({mix}) is said, and not of what; add --balance ATTRIBUTE")
+        return None
+    return Balance(attribute, mix or "seeds")  # type: ignore[arg-type]  # it checks
 
 
 def ids_in(file: Path | None) -> list[str]:

@@ -370,7 +370,7 @@ def _places(column: Attribute, values: Sequence[str | bool | int | float]) -> li
         place_of = {text: place for place, text in enumerate(column.values)}.__getitem__
     places = []
     for value in values:
-        text = str(value).lower() if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.12g}"
+        text = value if isinstance(value, str) else f"{value:.12g}" if isinstance(value, float) else str(value).lower()
         try:
             places.append(place_of(text) + 1)
         except (ValueError, KeyError):

@@ -321,6 +321,10 @@ class HistoryBase:
         """
         return self.placed(user_id, events)[0]
 
+    def may_lack_item(self, behavior: str) -> bool:
+        """Whether its events may name no item: most of the log's name none, or there are none in it yet."""
+        return behavior in self.itemless_behaviors or self.behaviors.row(behavior) < 0
+
     def placed(self, user_id: str, events: Sequence[Event]) -> tuple[History, list[int]]:
         """As ``inline``, and which of the events each of the history's is, by its place among those given."""
         for event in events:
@@ -328,7 +332,7 @@ class HistoryBase:
         own = sorted(
             (_as_logged(event), at)
             for at, event in enumerate(events)
-            if not _is_blank(event.item_id) or event.behavior in self.itemless_behaviors
+            if not _is_blank(event.item_id) or self.may_lack_item(event.behavior)
         )
         if self.drops_duplicates:
             own = _first_of_each(own)

@@ -117,7 +117,7 @@ class Asked:
         told: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None or value == ():
+            if value is None or (field.default == () and not value):
                 continue
             if isinstance(value, Size | Balance):
                 value = asdict(value)

@@ -115,13 +115,14 @@ class InlineEvent(WireModel):
     item_id: Id | None = Field(description="null for an event without an item.")
     timestamp: Moment = Field(description="Epoch milliseconds, or ISO 8601.", examples=["2024-03-01T12:00:00Z"])
     behavior: str = Field("event", max_length=MAX_ID_BYTES)
-    value: float = Field(1.0, ge=-MOST_VALUE, le=MOST_VALUE)
-    location: str = Field("", max_length=MAX_ID_BYTES)
-    event_id: str = Field("", max_length=MAX_ID_BYTES)
+    value: float | None = Field(1.0, ge=-MOST_VALUE, le=MOST_VALUE, description="null: as if left out.")
+    location: str | None = Field("", max_length=MAX_ID_BYTES, description="null: nowhere known.")
+    event_id: str | None = Field("", max_length=MAX_ID_BYTES, description="null: it has none.")
 
     def event_of(self, user_id: str) -> Event:
         """The same event, of this user."""
-        return Event(user_id, self.item_id, self.behavior, self.timestamp, self.value, self.location, self.event_id)
+        value, location, event_id = 1.0 if self.value is None else self.value, self.location or "", self.event_id or ""
+        return Event(user_id, self.item_id, self.behavior, self.timestamp, value, location, event_id)
 
 
 class UserEvent(InlineEvent):

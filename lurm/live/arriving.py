@@ -39,6 +39,6 @@ def _refused(base: HistoryBase, event: Event, now: int) -> str | None:
         return "timestamp: more than a day in the future"
     if event.timestamp < _EARLIEST:
         return "timestamp: too long ago to be real"
-    if not (event.item_id or "").strip() and event.behavior not in base.itemless_behaviors:
+    if not (event.item_id or "").strip() and not base.may_lack_item(event.behavior):
         return "item_id: events of this behavior name an item"
     return None

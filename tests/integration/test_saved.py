@@ -55,6 +55,11 @@ def alike(release: Release, **more: object) -> Alike:
     return Alike(Asked(**given))  # type: ignore[arg-type]
 
 
+def test_equal_rules_are_written_alike_whoever_wrote_them() -> None:
+    said_by_all = Asked(["a"], Size(count=3), negatives=[], exclude=[], exclude_audiences=[])
+    assert said_by_all.to_json() == Asked(["a"], Size(count=3)).to_json()
+
+
 RULES: list[Rule] = [
     Listed(["a", "ü"]),
     Combined({"and": ["a", {"not": {"or": ["b-2", "c_3"]}}]}),

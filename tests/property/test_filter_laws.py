@@ -281,6 +281,11 @@ def test_what_a_release_does_not_have_is_told_with_what_was_meant(world: World, 
         world.filters.mask(parse(text))
 
 
+def test_a_code_of_many_digits_is_asked_for_whole(world: World) -> None:
+    with pytest.raises(Unfulfillable, match="of nobody is '1152921504606846977'"):
+        world.filters.mask(filter_of({"attribute": "country", "in": [2**60 + 1]}))
+
+
 def test_too_much_of_a_filter_is_refused(world: World) -> None:
     wide = {"all": [{"any": [{"attribute": "age"}] * 40}] * 30}
     deep: dict[str, Any] = {"attribute": "age"}

@@ -170,6 +170,18 @@ def test_every_event_gets_a_receipt_and_what_is_wrong_with_one_harms_no_other(
     assert 'lurm_live_events_total{status="rejected"} 9.0' in exposed
 
 
+def test_what_a_log_would_take_is_taken_live(live: httpx.Client, release: Release) -> None:
+    """Behaviours that the release has never seen may have no item; null is as if nothing were said."""
+    at = release.history.watermark
+    login = event("who-logs-in", None, at, behavior="login", value=None, location=None, event_id=None)
+    answer = send(live, login, event("who-logs-in", "i", at + 1, value=None), event("who-logs-in", None, at + 2))
+    assert statuses(answer) == ["accepted", "accepted", "rejected"]
+    assert answer["receipts"][2]["reason"] == "item_id: events of this behavior name an item"
+    assert embedded(live, "who-logs-in")[1] == 2
+    inline = {"input": [{"events": [{key: login[key] for key in login if key != "user_id"}]}]}
+    assert live.post("/v1/embeddings", json=inline).json()["data"][0]["n_events"] == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"{}", b'{"events": 3}', b'{"events": []}', b'{"events": {}}', b'{"events": [{}], "more": 1}'],

@@ -159,6 +159,23 @@ def test_options_of_next_that_would_go_unheard_are_refused(run: Run, words: tupl
     assert said in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--users", "u.txt", "--where", "nonsense nope", "--percent", "5"), "leave out --percent, --where"),
+        (("--combine", '"a"', "--include-seeds", "--exclude", "@b"), "leave out --exclude, --include-seeds"),
+        (("--like", "@a", "--mix", "base"), "add --balance ATTRIBUTE"),
+        (("--like", "@a", "--balance", "country", "--mix", "us"), "expected seeds or base"),
+        (("--like", "@a", "--count", "5", "--percent", "5"), "2 of percent, count and probability"),
+    ],
+    ids=lambda case: " ".join(case) if isinstance(case, tuple) else "",
+)
+def test_options_of_an_audience_that_would_go_unheard_are_refused(run: Run, words: tuple[str, ...], said: str) -> None:
+    outcome = run("audience", "save", "some", *words)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert said in outcome.err
+
+
 def test_a_misspelt_command_is_a_usage_error_with_a_hint(run: Run) -> None:
     outcome = run("confg")
     assert (outcome.code, outcome.out) == (2, "")

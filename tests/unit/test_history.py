@@ -259,7 +259,7 @@ def as_read(event: Event) -> Event:
 def test_an_inline_event_without_an_item_counts_where_such_events_are_kept(tmp_path: Path) -> None:
     base, _ = ingest(tmp_path / "base", [clean_batch(SETTLED)])
     events = [Event("u", None, behavior, T + n) for n, behavior in enumerate(["coupon", "view", "never heard of"])]
-    assert base.inline("u", events).timestamps.tolist() == [T]
+    assert base.inline("u", events).timestamps.tolist() == [T, T + 2]
 
 
 @pytest.mark.parametrize(
