@@ -130,7 +130,7 @@ class Definitions:
         Raises:
             ArtifactCorrupt: one is not as it was written.
         """
-        there, damaged = self._all()
+        there, damaged = self.read()
         for error in damaged.values():
             raise error
         return there
@@ -183,7 +183,7 @@ class Definitions:
         """
         _check_name(name)
         with self._changing():
-            there, damaged = self._all()
+            there, damaged = self.read()
             n_there = len(there) + len(damaged)
             if name not in there and name not in damaged and n_there >= AT_MOST:
                 raise Unfulfillable(f"there are {n_there} saved audiences, expected at most {AT_MOST}; delete some")
@@ -203,7 +203,7 @@ class Definitions:
             Unfulfillable: others are made of it.
         """
         with self._changing():
-            there, damaged = self._all()
+            there, damaged = self.read()
             if name not in there and name not in damaged:
                 raise UnknownName("there is no saved audience of this name")
             if users := sorted(one.name for one in there.values() if name in one.uses):
@@ -270,7 +270,7 @@ class Definitions:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     yield name, _stamp((self.folder / name / FILE).stat())
 
-    def _all(self) -> tuple[dict[str, Definition], dict[str, ArtifactCorrupt]]:
+    def read(self) -> tuple[dict[str, Definition], dict[str, ArtifactCorrupt]]:
         """Every definition by name, and what is wrong with those that are not as they were written."""
         found, damaged = dict[str, tuple[object, Definition]](), dict[str, ArtifactCorrupt]()
         for name, stamp in self._stamps():

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lurm.artifacts import alone, digest_of, open_artifact
+from lurm.artifacts import alone, digest_of, discard, open_artifact
 from lurm.audience import Likeness
 from lurm.definitions import MAKING, Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
 from lurm.erasure import Ledger
@@ -135,11 +135,10 @@ class Audiences:
     def all(self, reporter: Reporter | None = None) -> dict[str, Made]:
         """Every audience by name, each after those it is made of; made now where it was not yet.
 
-        Raises:
-            ArtifactCorrupt: a definition is not as it was written.
+        Those whose definition is not as it was written are in nobody's way; ``summaries`` tells of them.
         """
         with self._lock:
-            self._made = self._all_of(self.definitions.all(), reporter)
+            self._made = self._all_of(self.definitions.read()[0], reporter)
             return self._made
 
     def some(self, names: Iterable[str], reporter: Reporter | None = None) -> dict[str, Made]:
@@ -255,7 +254,10 @@ class Audiences:
 
     def summaries(self, reporter: Reporter | None = None) -> list[dict[str, Any]]:
         """What there is to list of every audience, by name: JSON values."""
-        told = []
+        nothing = dict.fromkeys(("saved_at", "n_users", "churn"))
+        damaged = self.definitions.read()[1]
+        why = "its definition is not as it was written; save it anew, or delete it"
+        told = [{"name": name, "kind": "damaged", **nothing, "why_not": why} for name in damaged]
         for name, one in sorted(self.all(reporter).items()):
             why_not = str(one.members) if isinstance(one.members, Unfulfillable) else None
             facts = {} if isinstance(one.members, Unfulfillable) else one.members.facts
@@ -269,7 +271,7 @@ class Audiences:
                     "why_not": why_not,
                 }
             )
-        return told
+        return sorted(told, key=lambda one: str(one["name"]))
 
     def table(
         self, name: str, reporter: Reporter | None = None, *, start: int = 0, most: int | None = None
@@ -361,14 +363,17 @@ class Audiences:
     def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
         own = self.definitions.folder_of(definition.name)
         folder = own / f"{self.release.release_id}-{key[:16]}"
-        with suppress(ArtifactError, FileNotFoundError):  # not made yet, or just removed; what else, is told below
-            return Members(open_artifact(folder, KIND, verify=False))
+        with suppress(ArtifactError, FileNotFoundError):  # not made yet, just removed, or damaged
+            return Members(open_artifact(folder, KIND))
         with alone(own, MAKING):  # the others find them made
             self.definitions.check_there(definition.name)
-            if not folder.exists():
-                making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
-                making.write(folder, key)
-                let_go(own, folder)
+            with suppress(ArtifactError, FileNotFoundError):
+                return Members(open_artifact(folder, KIND))
+            if folder.exists():
+                discard(folder)  # it can be found anew
+            making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
+            making.write(folder, key)
+            let_go(own, folder)
             return Members(open_artifact(folder, KIND, verify=False))
 
 

@@ -296,8 +296,8 @@ class AudienceItem(BaseModel):
     """A saved audience in a list."""
 
     name: str
-    kind: Literal["users", "like", "combine"]
-    saved_at: str
+    kind: Literal["users", "like", "combine", "damaged"]
+    saved_at: str | None = Field(description="null where its definition is damaged.")
     n_users: int | None = Field(description="Members; null where it cannot be made of this release.")
     churn: Churn | None = Field(description="null where it was not made of a release before.")
     why_not: str | None = Field(description="Why it cannot be made.")

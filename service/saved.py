@@ -186,4 +186,5 @@ def _one(serving: Serving, definition: Definition) -> dict[str, Any]:
 
 
 def _listed(summary: dict[str, Any]) -> dict[str, Any]:
-    return {**summary, "saved_at": iso_of(summary["saved_at"])}
+    saved_at = summary["saved_at"]
+    return {**summary, "saved_at": None if saved_at is None else iso_of(saved_at)}

@@ -44,7 +44,8 @@ class Audience:
     """A saved audience.
 
     Attributes:
-        kind: "users", "like" or "combine".
+        kind: "users", "like" or "combine"; in a list "damaged" where its definition is not as it was written.
+        saved_at: None of a damaged one.
         n_users: members; None where it cannot be made of the release that is served.
         churn: since which release how many joined, left and stayed; None where it was not made of one before.
         why_not: why it cannot be made.
@@ -54,7 +55,7 @@ class Audience:
 
     name: str
     kind: str
-    saved_at: str
+    saved_at: str | None
     n_users: int | None
     churn: dict[str, Any] | None
     why_not: str | None = None

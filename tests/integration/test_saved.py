@@ -419,3 +419,40 @@ def test_who_looks_while_what_was_found_is_removed_finds_it_again(release: Relea
             over.set()
     assert removing.result() > 10
     assert found == [expected] * 60
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing", "manifest"])
+def test_damaged_members_are_found_again_and_never_told(release: Release, tmp_path: Path, damage: str) -> None:
+    audiences = saved(release, tmp_path)
+    audiences.put("crowd", alike(release))
+    expected = audiences.rows_of("crowd").tolist()
+    (file,) = tmp_path.glob("audiences/crowd/[!.]*/rows.npy")
+    raw = bytearray(file.read_bytes())
+    raw[-8] ^= 1
+    match damage:
+        case "flipped":
+            file.unlink()
+            file.write_bytes(raw)
+        case "truncated":
+            file.write_bytes(b"")
+        case "missing":
+            file.unlink()
+        case _:
+            (file.parent / "manifest.json").write_bytes(b"{")
+    assert saved(release, tmp_path).rows_of("crowd").tolist() == expected
+    (file,) = tmp_path.glob("audiences/crowd/[!.]*/rows.npy")
+    assert np.load(file).tolist() == expected, "on the disk, too"
+
+
+def test_a_damaged_audience_is_listed_and_no_other_is_in_its_way(release: Release, tmp_path: Path) -> None:
+    audiences = saved(release, tmp_path)
+    for name in ("a", "b"):
+        audiences.put(name, Listed(some(release, 0, 40)))
+    (tmp_path / "audiences/a/definition.json").write_bytes(b"")
+    again = saved(release, tmp_path)
+    assert [(one["name"], one["kind"], one["n_users"]) for one in again.summaries()] == [
+        ("a", "damaged", None),
+        ("b", "users", 40),
+    ]
+    user = some(release, 3, 4)[0]
+    assert [(place.name, place.member) for place in again.places_in_release(user)] == [("b", True)]
