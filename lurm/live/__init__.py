@@ -90,6 +90,14 @@ class LiveTail(NamedTuple):
     erased_at: int = 0
     erased_seq: int = 0
 
+    def by_ledger(self, erased_at: int) -> LiveTail:
+        """The same, or where the store does not know of an erasure, yet or any more, that of who was just erased.
+
+        Args:
+            erased_at: what the ledger says, epoch ms; 0: never.
+        """
+        return self if erased_at <= self.erased_at else LiveTail(max(self.seq, 1), erased_at, max(self.seq, 1))
+
 
 NOTHING = LiveTail()
 

@@ -225,7 +225,9 @@ class RedisLiveEvents:
         self._waiting.append(([self._digest(user_id) for user_id in user_ids], tails))
         if self._asking is None:
             self._asking = asyncio.create_task(self._ask())
-        return [self._by_ledger(user_id, tail) for user_id, tail in zip(user_ids, await tails, strict=True)]
+        return [
+            tail.by_ledger(self._ledger.erased_at(user_id)) for user_id, tail in zip(user_ids, await tails, strict=True)
+        ]
 
     async def events(self, user_ids: Sequence[str], *, after: int) -> list[tuple[LiveTail, list[Arrived]]]:
         """As ``LiveEvents``."""
@@ -237,7 +239,7 @@ class RedisLiveEvents:
             self._check_store(answers is not None)
             for user_id, user, answer in zip(some, users, answers, strict=True):
                 tail, events = self._own(user, after, *answer)
-                known = self._by_ledger(user_id, tail)
+                known = tail.by_ledger(self._ledger.erased_at(user_id))
                 found.append((known, events if known is tail else []))
         return found
 
@@ -426,13 +428,6 @@ class RedisLiveEvents:
             raise Unavailable(
                 f"Redis, which holds the live events, does not answer ({str(error) or 'in time'}); try again shortly"
             ) from error
-
-    def _by_ledger(self, user_id: str, tail: LiveTail) -> LiveTail:
-        """The same tail, or where Redis does not know of an erasure, yet or any more, that of who was just erased."""
-        erased_at = self._ledger.erased_at(user_id)
-        if erased_at <= tail.erased_at:
-            return tail
-        return LiveTail(max(tail.seq, 1), erased_at, max(tail.seq, 1))
 
     def _digest(self, user_id: str) -> str:
         return self._ledger.digest(user_id).hex()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import sqlite3
@@ -74,7 +75,7 @@ class SqliteLiveEvents:
         self._store_id = self._lineage = ""
         self._is_lost = False
         self._waiting: list[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = []
-        self._n_waiting = 0
+        self._n_waiting = self._n_caught_up = 0
         self._writing: asyncio.Task[None] | None = None
         self._lock: TextIO | None = None
         try:
@@ -91,9 +92,10 @@ class SqliteLiveEvents:
         except (sqlite3.Error, OSError) as error:
             if self._lock is not None:
                 self._lock.close()
-            raise ArtifactError(
-                f"{path} cannot be used to keep live events ({error}); make it writable, or move it away to begin anew"
-            ) from error
+            is_full = isinstance(error, sqlite3.Error) and error.sqlite_errorname == "SQLITE_FULL"
+            is_full |= isinstance(error, OSError) and error.errno == errno.ENOSPC
+            advice = "free some space" if is_full else "make it writable, or move it away to begin anew"
+            raise ArtifactError(f"{path} cannot be used to keep live events ({error}); {advice}") from error
         self._write_thread = ThreadPoolExecutor(1, "live-writer")
         self._read_thread = ThreadPoolExecutor(1, "live-reader")
 
@@ -135,7 +137,7 @@ class SqliteLiveEvents:
 
         def read() -> list[tuple[LiveTail, list[Arrived]]]:
             with _snapshot(self._reader):
-                return [self._of(self._ledger.digest(user_id), after) for user_id in user_ids]
+                return [self._of(user_id, after) for user_id in user_ids]
 
         return await self._in_reader(read)
 
@@ -232,12 +234,18 @@ class SqliteLiveEvents:
 
     def _append(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt]]:
         with _transaction(self._writer) as writer:
-            return _Appending(writer, self._ledger, int(self._clock() * 1000)).all(batches)
+            n_caught_up = self._catch_up(writer)
+            receipts = _Appending(writer, self._ledger, int(self._clock() * 1000)).all(batches)
+        self._n_caught_up = n_caught_up
+        return receipts
 
-    def _of(self, user: bytes, after: int) -> tuple[LiveTail, list[Arrived]]:
+    def _of(self, user_id: str, after: int) -> tuple[LiveTail, list[Arrived]]:
         query = f"SELECT {_EVENT} FROM events WHERE user = ? AND arrival > ? ORDER BY arrival"
-        rows = self._reader.execute(query, (user, after))
-        return _tail(self._reader, user), [_arrived(row) for row in rows]
+        user = self._ledger.digest(user_id)
+        tail = _tail(self._reader, user)
+        known = tail.by_ledger(self._ledger.erased_at(user_id))
+        rows = self._reader.execute(query, (user, after)) if known is tail else ()
+        return known, [_arrived(row) for row in rows]
 
     def _connect(self, busy_s: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -285,26 +293,34 @@ class SqliteLiveEvents:
                 writer.execute("INSERT OR REPLACE INTO facts VALUES ('lineage', ?)", (lineage,))
             except sqlite3.OperationalError:  # a full disk, say, on which there is much to read
                 self._lineage = lineage
-        erased = {u: at for u, at in self._ledger.all_erased().items() if _tail(writer, u).erased_at < at}
-        if erased:
+        if any(_tail(writer, user).erased_at < at for user, at in self._ledger.all_erased().items()):
             with _transaction(writer):
-                for user, erased_at in erased.items():
-                    _erase(writer, user, erased_at)
+                self._catch_up(writer)
+        self._n_caught_up = len(self._ledger)
+
+    def _catch_up(self, writer: sqlite3.Connection) -> int:
+        """Take over erasures that the ledger alone has, within a transaction; how many it then has seen."""
+        erasures = self._ledger.erasures
+        for erasure in erasures[self._n_caught_up :]:
+            user = bytes.fromhex(erasure.user)
+            if _tail(writer, user).erased_at < erasure.erased_at:
+                _erase(writer, user, erasure.erased_at)
+        return len(erasures)
 
 
 class _Tails:
-    """The tails of users, remembered for as long as nobody writes anything.
+    """The tails of users, remembered for as long as nobody writes anything, and nobody is erased.
 
     Args:
         connection: reads, and nothing else: SQLite gives the file a new version whenever another connection commits.
-        ledger: knows the digests of users.
+        ledger: knows the digests of users, and of erasures that could not be written here, on a full disk say.
     """
 
     def __init__(self, connection: sqlite3.Connection, ledger: Ledger) -> None:
         self.connection = connection
         self._ledger = ledger
         self._looked = False
-        self._version: tuple[int] | None = None
+        self._version: tuple[object, ...] | None = None
         self._is_empty = False
         self._known: dict[str, LiveTail] = {}
 
@@ -322,10 +338,11 @@ class _Tails:
         All that goes on in a turn was there when it began, so nobody in it can know of a commit that came later.
         """
         # Asked before the rows are: what is committed in between is read now, and again under the next version.
-        version = self.connection.execute("PRAGMA data_version").fetchone()
+        version = *self.connection.execute("PRAGMA data_version").fetchone(), self._ledger.head
         if version != self._version or len(self._known) > _REMEMBERED:
             self._known.clear()
-            self._is_empty = self.connection.execute("SELECT 1 FROM users LIMIT 1").fetchone() is None
+            has_none = self.connection.execute("SELECT 1 FROM users LIMIT 1").fetchone() is None
+            self._is_empty = has_none and not self._ledger.all_erased()
             self._version = version
         self._looked = True
         asyncio.get_running_loop().call_soon(self._turn)
@@ -334,7 +351,8 @@ class _Tails:
         self._looked = False
 
     def _look_up(self, user_id: str) -> LiveTail:
-        tail = self._known[user_id] = _tail(self.connection, self._ledger.digest(user_id))
+        tail = _tail(self.connection, self._ledger.digest(user_id)).by_ledger(self._ledger.erased_at(user_id))
+        self._known[user_id] = tail
         return tail
 
 

@@ -176,6 +176,32 @@ def test_erasures_of_the_ledger_hold_in_a_store_that_was_away(stores: Stores) ->
     assert stores.using(lambda store: store.last()) == seq, "opening it again erases nobody twice"
 
 
+def test_an_erasure_that_could_not_be_written_holds_at_once(stores: Stores) -> None:
+    """The ledger has it, and a full disk, say, kept it from the store."""
+
+    async def body(store: LiveEvents) -> None:
+        await store.append(stores.arriving(event(), event("v")))
+        assert (await store.tails(["u"]))[0].erased_at == 0
+        stores.ledger.record("u", AT + 10, by="test")
+        stores.ledger.record("nobody we know", AT + 10, by="test")
+        await asyncio.sleep(0)  # an answer of the same turn may be older
+        assert [tail.erased_at for tail in await store.tails(["u", "v", "nobody we know"])] == [AT + 10, 0, AT + 10]
+        ((tail, events), (_, others)) = await store.events(["u", "v"], after=0)
+        assert (tail.erased_at, events, len(others)) == (AT + 10, [], 1)
+        if store.kind == "sqlite":
+            assert statuses(await store.append(stores.arriving(event(at=5, item="old"), event(at=20, item="new")))) == [
+                "rejected",
+                "accepted",
+            ]
+        else:
+            await store.erase("u", AT + 10)
+            await store.append(stores.arriving(event(at=20, item="new")))
+        ((_, events),) = await store.events(["u"], after=0)
+        assert [one.event.item_id for one in events] == ["new"]
+
+    stores.using(body)
+
+
 def test_a_scan_gives_everything_once_in_order_of_arrival(stores: Stores) -> None:
     events = [event(f"u{n % 7}", n, event_id=str(n)) for n in range(50)]
 
