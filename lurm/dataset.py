@@ -83,7 +83,12 @@ class ItemsConfig(BaseModel):
 
 
 class UsersConfig(BaseModel):
-    """The ``[users]`` table; every other column is an attribute."""
+    """The ``[users]`` table; every other column is an attribute.
+
+    Attributes:
+        path: file or folder.
+        user_id: column. None is found by its name or an alias.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -92,7 +97,11 @@ class UsersConfig(BaseModel):
 
 
 class DatasetConfig(BaseModel):
-    """A dataset's TOML, without the tables that belong to others."""
+    """A dataset's TOML, without the tables that belong to others.
+
+    Attributes:
+        name: what releases of it are called; None: the name of the folder or file.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -57,9 +57,7 @@ costs is a fact of the item, and what was paid is price times quantity."""
 
 _TEXTS = ("user_id", "item_id", "behavior", "location", "event_id")
 _BATCH = ("user_id", "item_id", "behavior", "timestamp", "value", "location", "event_id", "file", "row")
-_SAMPLE_ROWS = 10_000
-_MAX_DETAIL = 500
-_FLUSH_ROWS = 50_000
+_SAMPLE_ROWS, _MAX_DETAIL, _FLUSH_ROWS = 10_000, 500, 50_000
 
 
 class Reason(StrEnum):
@@ -98,7 +96,13 @@ def _known_timezone(name: str) -> str:
 
 
 class EventColumns(BaseModel):
-    """Canonical column -> column of the log. None: found by its name or an alias. "": the log has none."""
+    """What the columns of the log are called. None: found by its name or an alias. "": the log has none.
+
+    Attributes:
+        user_id, item_id, timestamp: who, with what if with anything, and when.
+        behavior, value, location: the type of event, how much (1 where it is empty), and where.
+        event_id: by which a repeat is known; without it, rows that say the same are one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

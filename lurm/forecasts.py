@@ -175,8 +175,7 @@ class Forecaster:
     ) -> None:
         """Of a trained network; ``ends_at`` None: the history is read for it."""
         self.network, self.reader, self.questions = network.eval(), reader, questions
-        self.calibrations = tuple(calibrations)
-        self.ends_at = history.complete_until() if ends_at is None else ends_at
+        self.calibrations, self.ends_at = tuple(calibrations), ends_at or history.complete_until()
         if self.ends_at - history.first_at < _YEAR_MS:
             calendar = replace(calendar, seasons_until=day_of(self.ends_at) + reader.horizon)
         self.calendar = calendar
@@ -312,10 +311,13 @@ class Forecaster:
     def totals(self, together_q: NDArray[np.float64]) -> Interval:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
 
-        Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training.
+        Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training. Of
+        what is counted it is not below 0; a sum that is NaN stays so.
         """
         spread_q = np.sqrt(self._dispersion * np.abs(together_q) + (self._shock * together_q) ** 2)
-        return Interval.around(together_q, spread_q)
+        around = Interval.around(together_q, spread_q)
+        is_counted_q = [target.kind != "spend" for target in self.targets]
+        return around._replace(low=np.where(is_counted_q, np.maximum(around.low, 0.0), around.low))
 
     def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""

@@ -53,7 +53,12 @@ class CalendarConfig(BaseModel):
 
 
 class LinksConfig(BaseModel):
-    """The ``[calendar_targets]`` table: which users an event is for, one pair a row."""
+    """The ``[calendar_targets]`` table: which users an event is for, one pair a row.
+
+    Attributes:
+        path: file or folder.
+        event_id, user_id: columns.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

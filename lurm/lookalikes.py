@@ -313,7 +313,7 @@ def in_words(found: Found) -> str:
                 f"  {one.share:6.1%} of everybody else: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
                 for one in audience.reach
             ),
-            "more often than everybody:",
+            "more often than everybody:" + ("" if found.interests else " nothing that enough of them share"),
             *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {one.description}" for one in found.interests),
             *(["the mix, wanted and found:"] if found.mix else []),
             *(

@@ -21,9 +21,12 @@ _WINDOW_DAYS = (0.25, 1.0, 7.0, 28.0, 91.0, 364.0)
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """``n_windows`` windows of ``days`` days each, the newest ending with the user's last event.
+    """Windows of one length, the newest ending with the user's last event.
 
-    ``days``, from one hour to a century, may be None: the whole life in one window.
+    Attributes:
+        name: what people call it.
+        days: length of each, from one hour to a century; None: the whole life in one.
+        n_windows: how many.
     """
 
     name: str

@@ -242,7 +242,7 @@ def next_of(
     \b
     Examples:
       lurm next u0000042 -k 5
-      lurm next u0000042 --at 2024-12-24T18:00
+      lurm next u0000042 --at 2025-01-24T18:00
       lurm next u0000042 --as-of now --rollout 20 --days 30
       lurm next u0000042 --rollout 20 --days 7 --paths 3 --json
     """
@@ -323,7 +323,7 @@ def _prospects(row: dict[str, Any]) -> str:
         for one in row.get("next", ())
     ]
     for number, path in enumerate(row.get("paths", ()), 1):
-        lines.append(f"  future {number}:")
+        lines.append(f"  future {number}:" + ("" if path else " nothing"))
         lines += [f"    {one['at']}  {one['behavior']}  {one['description'] or ''}".rstrip() for one in path]
     return "\n".join(lines)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from lurm.console import ArtifactsDir, AsJson, emit
-from training.judges import RecipeName, gate, published_before, quality
+from training.judges import RecipeName, gate, published_before, quality, recipe
 
 if TYPE_CHECKING:
     pass
@@ -27,7 +27,7 @@ _RESULTS, _PAGE = Path("tests/benchmarks/results"), Path("BENCHMARKS.md")
 def register(app: typer.Typer) -> None:
     """Add the commands of training to the front door."""
     app.command()(validate)
-    for command in (simulate, build, forecast, evaluate, quality, demo, bench):
+    for command in (recipe, simulate, build, forecast, evaluate, quality, demo, bench):
         app.command(rich_help_panel="Releases")(command)
     for group in app.registered_groups:
         if group.name == "release" and group.typer_instance:

@@ -1,4 +1,4 @@
-"""The commands that judge what was built: quality, and the gate of a release."""
+"""The commands that judge what was built: quality, and the gate of a release; and what a recipe may say."""
 
 # Imports of the library stand inside the commands; `lurm --help` must answer at once (see lurm.__main__).
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from lurm.console import ArtifactsDir, AsJson, emit
 
@@ -70,6 +72,33 @@ def quality(
         page, findings["audiences"] = qualities.laid_in(page, found.text), found.findings
     write_durably(out, page.encode())
     emit(findings, as_json=as_json, text=qualities.summary(told) if told or found is None else found.text)
+
+
+def recipe(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print docs/recipes.md.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show every entry of a dataset's TOML and of a recipe, with its default and what it means.
+
+    \b
+    Examples:
+      lurm recipe
+      lurm recipe --json | jq '.[] | select(.heading == "[events]")'
+    """
+    from dataclasses import asdict
+
+    from training.recipes import reference
+
+    if markdown:
+        typer.echo(reference.markdown(), nl=False)
+        return
+    found = reference.sections()
+    table = Table("entry", "default", "meaning", box=None, pad_edge=False)
+    for section in found:
+        table.add_row(Text(f"\n{section.heading}", style="bold"), "", Text(f"\n{section.about}", style="bold"))
+        for entry in section.entries:
+            table.add_row(*map(Text, (f"  {entry.name}", entry.default, entry.meaning)))
+    emit([asdict(section) for section in found], as_json=as_json, text=table)
 
 
 def gate(

@@ -122,7 +122,7 @@ def foretell(
     forecaster = release.foreteller
     (rows, n_unknown), first_day = _cohort(release, users, ledger), forecaster.day_for(0)
     forecaster.edited(edits, first_day)
-    together_q, changes = np.zeros(len(forecaster.targets)), []
+    together_q, asked_q, changes = np.zeros(len(forecaster.targets)), np.zeros(len(forecaster.targets), bool), []
     with (
         replacing(destination) as aside,
         pq.ParquetWriter(aside, _SCHEMA, compression=PARQUET["compression"], write_page_checksum=True) as file,
@@ -137,9 +137,11 @@ def foretell(
                 part = forecaster.forecast(batch, first_day)
             file.write_table(_table(forecaster, batch.user_ids, part))
             together_q += part.together_q
+            asked_q |= ~np.isnan(part.expected).all(0)
             task.advance(len(batch))
     difference = forecaster.interval_as_json(forecaster.together(changes)) if edits else []
-    return Outlook(len(rows), n_unknown, forecaster.interval_as_json(forecaster.totals(together_q)), difference)
+    totals = forecaster.totals(np.where(asked_q, together_q, np.nan))
+    return Outlook(len(rows), n_unknown, forecaster.interval_as_json(totals), difference)
 
 
 _SCHEMA = pa.schema(

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from lurm.settings import markdown
+from training.recipes import reference
 
 PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
 
@@ -22,6 +23,15 @@ def test_every_setting_is_documented_as_it_is(repository: Path) -> None:
     assert page.endswith(markdown()), (
         "docs/settings.md is not what the settings say; put the output of `lurm config --markdown` under its heading"
     )
+
+
+def test_every_entry_of_a_recipe_is_documented_as_it_is(repository: Path) -> None:
+    page = (repository / "docs/recipes.md").read_text()
+    assert page == reference.markdown(), "docs/recipes.md is not what the code says; lurm recipe --markdown prints it"
+    found = reference.sections()
+    assert [(one.heading, entry.name) for one in found for entry in one.entries if not entry.meaning] == []
+    headings = {one.heading for one in found}
+    assert {"[events]", "[events.columns]", "[behavegpt.training.objective]", "[[evaluate.tasks]]"} <= headings
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -295,6 +295,9 @@ def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     totals = forecaster.totals(found.together_q)
     assert np.allclose(totals.value, np.nansum(found.expected, axis=0))
     assert (totals.low <= totals.value).all() and (totals.value <= totals.high).all()
+    few = forecaster.totals(np.where(np.arange(len(TARGETS)) == CHURN, np.nan, 0.1))
+    assert np.isnan([few.value[CHURN], few.low[CHURN]]).all(), "what nobody is asked is not 0"
+    assert (np.delete(few.low, [CHURN, SPEND]) == 0).all() and few.low[SPEND] < 0
     start = (today + 2) * DAY
     edit = Edit("add", kind="sale", start=start, end=start + 4 * DAY)
     some = batch.part(0, 40)

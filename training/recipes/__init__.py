@@ -194,7 +194,13 @@ class BehaveRecipe:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The model's part of a build; every default is meant to be good for any log."""
+    """The model's part of a build; every default is meant to be good for any log.
+
+    Attributes:
+        seed: of everything random, where a table has none of its own.
+        models: beside the embeddings: "behavegpt", what users do next; "lumos", what they will do in days to come.
+        embeddings: whose vectors a release serves.
+    """
 
     seed: int = 0
     item_embeddings: ItemConfig = field(default_factory=ItemConfig)
