@@ -269,7 +269,9 @@ def lookalike(
     ] = None,
     count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
     probability: Annotated[float | None, typer.Option(help="All at least so probable.", show_default=False)] = None,
-    negative: Annotated[Path | None, typer.Option(help="File of users it is to be unlike.", show_default=False)] = None,
+    negative: Annotated[
+        Path | None, typer.Option(help="File of users it is to be unlike; they are not in it.", show_default=False)
+    ] = None,
     exclude: Annotated[
         list[str] | None,
         typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),

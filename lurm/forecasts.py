@@ -347,21 +347,19 @@ class Forecaster:
             days: that were asked for; targets that then are one are told once. None: those of each target.
         """
         return [
-            {
-                "target": target.name,
-                "kind": target.kind,
-                "days": target.days,
-                **_numbers_at(forecast._asdict(), (user, at)),
-            }
+            {**self._named(target), "days": target.days, **_numbers_at(forecast._asdict(), (user, at))}
             for target, at in self._asking(days).place.items()
         ]
 
     def interval_as_json(self, interval: Interval, days: int | None = None) -> list[dict[str, Any]]:
         """(Q,) each, a target each; null where the question does not arise. ``days`` as for ``as_json``."""
         return [
-            {"target": target.name, **_numbers_at(interval._asdict(), at)}
+            {**self._named(target), **_numbers_at(interval._asdict(), at)}
             for target, at in self._asking(days).place.items()
         ]
+
+    def _named(self, target: Target) -> dict[str, Any]:
+        return {"target": target.name, "kind": target.kind, "about": self.questions.about(target)}
 
     def _asking(self, days: int | None) -> Questions:
         """The questions at another horizon."""

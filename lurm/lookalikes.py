@@ -74,7 +74,7 @@ class Asked:
         seeds: ids of users the audience is to be like.
         size: how many.
         weights: how much each seed counts; None: all the same.
-        negatives: ids of users it is to be unlike.
+        negatives: ids of users it is to be unlike; they are not in it.
         exclude: ids of users who must not be in it.
         seeds_where: a filter; whoever passes it is a seed, too; None: nobody.
         seeds_of: a saved audience whose members are seeds, too; None: none.
@@ -249,6 +249,7 @@ def find(
         scores_u = lookalike.scores(task.advance)
     eligible_u = alive_u.copy()
     eligible_u[_rows(release, asked.exclude)] = False
+    eligible_u[negatives] = False
     for name in asked.exclude_audiences:
         eligible_u[members_of(name)] = False
     if not asked.include_seeds:

@@ -30,7 +30,7 @@ from lurm.progress import Reporter
 from lurm.release import Release
 
 KIND = "audience"
-VERSION = 2
+VERSION = 3
 """Of what is kept; goes into the key, so that what an older lurm kept is made again."""
 _SCALE = 100_001  # scores that percentiles are read from, at most
 _BOOL, _GROUP, _ROW, _HASH, _FLOAT = (np.dtype(one) for one in ("?", "<i4", "<i8", "<u8", "<f4"))
@@ -172,7 +172,7 @@ class Making:
             filters=self._filters,
         )
         audience, likeness = found.audience, found.audience.likeness
-        named = [*asked.exclude, *(() if asked.include_seeds else asked.seeds)]
+        named = [*asked.exclude, *asked.negatives, *(() if asked.include_seeds else asked.seeds)]
         kept_out, strangers = self._known(named)
         may_u = np.ones(len(self._alive_u), bool)
         may_u[kept_out] = False

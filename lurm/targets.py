@@ -275,6 +275,10 @@ class Questions:
             )
         return int(np.argmax(held))
 
+    def about(self, target: Target) -> str | None:
+        """The interests that a target of kind "interest" is about, in words; None of others."""
+        return self._features.groups[self.group_of(target)] if target.kind == "interest" else None
+
     def _columns(self, target: Target) -> tuple[int, ...]:
         """The columns of a day in which a target happens."""
         if target.kind == "interest":

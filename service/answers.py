@@ -419,6 +419,7 @@ class TargetAnswer(BaseModel):
 
     target: str
     kind: str
+    about: str | None = Field(description="Which interests, in words; null where it is about none.")
     days: int
     probability: float | None = Field(description="Calibrated; of an amount, that there is one.")
     amount: float | None = Field(description="Given that there is one, on average; null of other targets.")
@@ -433,6 +434,8 @@ class DifferenceAnswer(BaseModel):
     """What another calendar changes in what is expected of one target."""
 
     target: str
+    kind: str
+    about: str | None = Field(description="Which interests, in words; null where it is about none.")
     value: float | None
     low: float | None
     high: float | None

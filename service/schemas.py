@@ -261,7 +261,9 @@ class LikeRule(WireModel):
 
     seeds: Seeds
     size: AudienceSize = AudienceSize.model_construct(percent=1.0)
-    negatives: list[Id] = Field(default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike.")
+    negatives: list[Id] = Field(
+        default_factory=list, max_length=SEEDS_AT_MOST, description="Users to be unlike; they are not in it."
+    )
     exclude: list[Id] = Field(
         default_factory=list, max_length=SEEDS_AT_MOST, description="Users who must not be in it."
     )

@@ -49,7 +49,7 @@ class Outlook:
     def __str__(self) -> str:
         told = [(one, "") for one in self.totals] + [(one, "changed by ") for one in self.difference]
         lines = [
-            f"  {one['target']}: {how}"
+            f"  {one['target']}{f' ({about})' if (about := one['about']) else ''}: {how}"
             + ("not known" if None in bounds else "{:,.1f} ({:,.1f} to {:,.1f})".format(*bounds))
             for one, how in told
             for bounds in [[one["value"], one["low"], one["high"]]]

@@ -444,6 +444,18 @@ def test_damaged_members_are_found_again_and_never_told(release: Release, tmp_pa
     assert np.load(file).tolist() == expected, "on the disk, too"
 
 
+def test_who_it_is_to_be_unlike_is_not_in_it(release: Release, tmp_path: Path) -> None:
+    audiences = saved(release, tmp_path)
+    unlike = some(release, 60, 80)
+    for include_seeds in (False, True):
+        audiences.put("alike", alike(release, negatives=unlike, size=Size(percent=100), include_seeds=include_seeds))
+        rows = audiences.rows_of("alike")
+        assert not set(rows.tolist()) & set(range(60, 80))
+        assert len(rows) == len(release.history) - 20 - (0 if include_seeds else 40)
+        places = audiences.places_in_release(unlike[0])
+        assert [(place.name, place.member) for place in places] == [("alike", False)]
+
+
 def test_a_damaged_audience_is_listed_and_no_other_is_in_its_way(release: Release, tmp_path: Path) -> None:
     audiences = saved(release, tmp_path)
     for name in ("a", "b"):
