@@ -42,8 +42,9 @@ class Members:
     Attributes:
         facts: size, churn and what ``lookalikes.facts`` says; JSON values.
         member_u: (U,) who is in it.
-        rows: (N,) the members' rows, most alike first.
-        percentile, probability: (N,) of members, in that order; empty where there are no seeds.
+        rows: (N,) the members' rows, most alike first; of several audiences put together by the one that is like
+            seeds, and in no order where none or several are.
+        percentile, probability: (N,) of members, in that order; empty where there is none.
         may_u: (U,) whom the definition does not keep out by name; empty where there are no seeds.
         strangers: ascending hashes of ids the release does not know, and the definition names.
         likeness: what vectors are held against; None where there are no seeds.
@@ -157,7 +158,16 @@ class Making:
             raise Unfulfillable(
                 f"fewer than {self._k_min:,} users are in it, which would tell who they are; put together larger ones"
             )
-        return {"rows": rows}, {}
+        alike = [one for name in self._definition.uses if (one := self._of[name]).likeness is not None]
+        if len(alike) != 1:
+            return {"rows": rows}, {}
+        (by,) = alike  # where there is one, it says who comes first
+        rows = rows[np.lexsort((rows, -by.scores_u[rows]))]
+        scores, likeness = by.scores_u[rows], by.likeness
+        assert likeness is not None
+        percentile = 100 * by.scale.searchsorted(scores, "left") / max(len(by.scale), 1)
+        probability = likeness.probability(scores)
+        return {"rows": rows, "percentile": percentile.astype(_FLOAT), "probability": probability.astype(_FLOAT)}, {}
 
     def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         asked = rule.asked

@@ -456,6 +456,20 @@ def test_who_it_is_to_be_unlike_is_not_in_it(release: Release, tmp_path: Path) -
         assert [(place.name, place.member) for place in places] == [("alike", False)]
 
 
+def test_what_is_put_together_is_ranked_by_the_one_part_that_ranks(release: Release, tmp_path: Path) -> None:
+    audiences = saved(release, tmp_path)
+    audiences.put("alike", alike(release, size=Size(percent=60)))
+    audiences.put("some", Listed(some(release, 100, 200)))
+    audiences.put("rest", Combined({"and": ["alike", {"not": "some"}]}))
+    audiences.put("both", Combined({"or": ["some", "some"]}))
+    by, rest = (audiences.table(name) for name in ("alike", "rest"))
+    left = [row for row in by.to_pylist() if row["user_id"] not in set(some(release, 100, 200))]
+    assert [row["user_id"] for row in rest.to_pylist()] == [row["user_id"] for row in left]
+    for column in ("percentile", "probability"):
+        assert rest[column].to_pylist() == pytest.approx([row[column] for row in left], abs=1e-4)
+    assert audiences.table("both")["percentile"].null_count == len(audiences.members("both"))
+
+
 def test_a_damaged_audience_is_listed_and_no_other_is_in_its_way(release: Release, tmp_path: Path) -> None:
     audiences = saved(release, tmp_path)
     for name in ("a", "b"):
