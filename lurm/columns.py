@@ -18,6 +18,7 @@ _NEVER_MS = 9 * 10**15  # an impossible timestamp stays one, however far out it 
 _YEAR_1_MS, _YEAR_9999_MS = -62_135_000_000_000, 253_402_000_000_000
 _ZONE = r"(?i)(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
 _COMMA = r"^[+-]?(\d+,\d{1,2}|\d{1,3}(\.\d{3})+,\d+)$"
+_GROUPED = r"^[+-]?\d{1,3}(\.\d{3})+$"
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
 
 
@@ -60,7 +61,8 @@ def as_text(array: pa.Array, name: str) -> pl.Series:
 def as_numbers(array: pa.Array, name: str) -> pl.Series:
     """A column of numbers, booleans or text as numbers.
 
-    In text a comma may stand for the point where nothing else can be meant: 12,5 and 1.234,50, but not 1,234.
+    In text a comma may stand for the point where nothing else can be meant: 12,5 and 1.234,50, but not 1,234. Among
+    such numbers 1.234 is a thousand.
 
     Args:
         array: a column of a ``Chunk``.
@@ -80,7 +82,12 @@ def as_numbers(array: pa.Array, name: str) -> pl.Series:
             return number
         lower = text.str.to_lowercase()
         flag = pl.when(lower == "true").then(1.0).when(lower == "false").then(0.0)
-        return pl.select(pl.coalesce(number, with_comma(text), flag.when(text != "").then(float("nan")))).to_series()
+        commas = with_comma(text)
+        if commas.null_count() < len(commas):  # then points part thousands
+            grouped = text.set(~text.str.contains(_GROUPED), None).str.replace_all(".", "", literal=True)
+            commas = commas.zip_with(commas.is_not_null(), grouped.cast(pl.Float64, strict=False))
+            number = number.set(commas.is_not_null(), None)
+        return pl.select(pl.coalesce(number, commas, flag.when(text != "").then(float("nan")))).to_series()
     if _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return _series(array.cast(pa.float64(), safe=False))
     raise DataError(f"column {name!r} is of type {kind}; expected numbers")

@@ -474,7 +474,10 @@ def _as_number(texts: pl.Series) -> pl.Series:
     plain = texts.str.strip_chars()
     plain = plain.set(plain == "", None)
     real = plain.cast(pl.Float64, strict=False)
-    for number in (plain.cast(pl.Int64, strict=False), real, real.zip_with(real.is_not_null(), with_comma(plain))):
+    tried = [plain.cast(pl.Int64, strict=False), real]
+    if plain.str.contains(r",\d\d$").any():  # 1,2 may be two codes
+        tried.append(real.zip_with(real.is_not_null(), with_comma(plain)))
+    for number in tried:
         is_exact = number.null_count() == plain.null_count() < len(plain)
         if is_exact and not plain.str.contains(r"^[+-]?0\d").any():
             return number

@@ -100,6 +100,11 @@ class Definition:
                 return set()
 
     @property
+    def ranks_by(self) -> set[str]:
+        """Names of the audiences it is put together of, those left out that it takes away."""
+        return set(_wanted(self.rule.term)) if isinstance(self.rule, Combined) else set()
+
+    @property
     def kind(self) -> str:
         """What the rule is called outside."""
         return {Listed: "users", Alike: "like", Combined: "combine"}[type(self.rule)]
@@ -428,6 +433,16 @@ def _names(term: object, depth: int) -> Iterator[str]:
         raise TooInvolved(f"audiences are put together more than {_DEPTH} deep")
     for one in terms:
         yield from _names(one, depth - 1)
+
+
+def _wanted(term: Term, *, is_wanted: bool = True) -> Iterator[str]:
+    """Names under no ``not``, or an even number of them."""
+    if isinstance(term, str):
+        yield from [term] if is_wanted else []
+        return
+    ((word, inner),) = term.items()
+    for one in [inner] if word == "not" else inner:
+        yield from _wanted(one, is_wanted=is_wanted != (word == "not"))
 
 
 def combine(term: Term, of: Callable[[str], Any], everybody: Any) -> Any:

@@ -175,7 +175,8 @@ class Forecaster:
     ) -> None:
         """Of a trained network; ``ends_at`` None: the history is read for it."""
         self.network, self.reader, self.questions = network.eval(), reader, questions
-        self.calibrations, self.ends_at = tuple(calibrations), ends_at or history.complete_until()
+        self.calibrations = tuple(calibrations)
+        self.ends_at = history.complete_until() if ends_at is None else ends_at
         if self.ends_at - history.first_at < _YEAR_MS:
             calendar = replace(calendar, seasons_until=day_of(self.ends_at) + reader.horizon)
         self.calendar = calendar

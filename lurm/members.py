@@ -158,7 +158,7 @@ class Making:
             raise Unfulfillable(
                 f"fewer than {self._k_min:,} users are in it, which would tell who they are; put together larger ones"
             )
-        alike = [one for name in self._definition.uses if (one := self._of[name]).likeness is not None]
+        alike = [one for name in self._definition.ranks_by if (one := self._of[name]).likeness is not None]
         if len(alike) != 1:
             return {"rows": rows}, {}
         (by,) = alike  # where there is one, it says who comes first

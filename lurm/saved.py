@@ -351,7 +351,12 @@ class Audiences:
         key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self._k_min])
         for name in sorted(definition.uses):
             if name not in made:
-                return Made(definition, parts, key, Unfulfillable("it is made of a saved audience that is not there"))
+                return Made(
+                    definition,
+                    parts,
+                    key,
+                    Unfulfillable("it is made of a saved audience that is not there, or damaged"),
+                )
             if isinstance(part := made[name].members, Unfulfillable):
                 return Made(definition, parts, key, Unfulfillable(f"the audience {name!r} cannot be made: {part}"))
         of = {name: one.members for name, one in made.items() if isinstance(one.members, Members)}

@@ -134,6 +134,7 @@ class BehaveGptModel:
         """(B, C) probabilities of behaviours, and what they are ranked by: the same, with the rare raised."""
         context_b = self._contexts(batch, occasions)
         told = tuple(np.empty((len(batch), self.n_behaviors), np.float32) for _ in range(2))
+        is_tilted = bool(self.network.tilt_c.any())
         silence_b = [
             0 if one.quiet_until is None or one.at is not None or not n else max(one.quiet_until - last_at, 0)
             for one, last_at, n in zip(occasions, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
@@ -151,9 +152,9 @@ class BehaveGptModel:
                         after = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
                         for one, of_c in zip(told, after, strict=True):
                             one[user] = of_c.numpy()
-            for one in told:
+            for one in told if is_tilted else told[:1]:
                 one[users] = self.successors.mixed(one[users], code_b)
-        return told[0], told[1]
+        return told[0], told[1] if is_tilted else told[0]
 
     def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> tuple[Tensor, Tensor]:
         """(C,) each, as ``_told`` has them, after a silence, ms, of what comes if anything does: means over moments."""

@@ -92,7 +92,7 @@ class SqliteLiveEvents:
         except (sqlite3.Error, OSError) as error:
             if self._lock is not None:
                 self._lock.close()
-            is_full = isinstance(error, sqlite3.Error) and error.sqlite_errorname == "SQLITE_FULL"
+            is_full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"  # not every error has a name
             is_full |= isinstance(error, OSError) and error.errno == errno.ENOSPC
             advice = "free some space" if is_full else "make it writable, or move it away to begin anew"
             raise ArtifactError(f"{path} cannot be used to keep live events ({error}); {advice}") from error
@@ -167,8 +167,10 @@ class SqliteLiveEvents:
         """As ``LiveEvents``."""
 
         def write() -> LiveTail:
+            user = self._ledger.digest(user_id)
             with _transaction(self._writer) as writer:
-                return _erase(writer, self._ledger.digest(user_id), erased_at)
+                tail = _tail(writer, user)  # by the ledger it may be done already, and a new life have begun
+                return tail if tail.erased_at >= erased_at else _erase(writer, user, erased_at)
 
         return await self._in_writer(write)
 
@@ -293,10 +295,11 @@ class SqliteLiveEvents:
                 writer.execute("INSERT OR REPLACE INTO facts VALUES ('lineage', ?)", (lineage,))
             except sqlite3.OperationalError:  # a full disk, say, on which there is much to read
                 self._lineage = lineage
+        n_erasures = len(self._ledger)  # what is recorded from now on is looked at once more
         if any(_tail(writer, user).erased_at < at for user, at in self._ledger.all_erased().items()):
             with _transaction(writer):
                 self._catch_up(writer)
-        self._n_caught_up = len(self._ledger)
+        self._n_caught_up = n_erasures
 
     def _catch_up(self, writer: sqlite3.Connection) -> int:
         """Take over erasures that the ledger alone has, within a transaction; how many it then has seen."""

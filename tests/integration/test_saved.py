@@ -461,7 +461,7 @@ def test_what_is_put_together_is_ranked_by_the_one_part_that_ranks(release: Rele
     audiences.put("alike", alike(release, size=Size(percent=60)))
     audiences.put("some", Listed(some(release, 100, 200)))
     audiences.put("rest", Combined({"and": ["alike", {"not": "some"}]}))
-    audiences.put("both", Combined({"or": ["some", "some"]}))
+    audiences.put("both", Combined({"and": ["some", {"not": "alike"}]}))  # who is least wanted must not be first
     by, rest = (audiences.table(name) for name in ("alike", "rest"))
     left = [row for row in by.to_pylist() if row["user_id"] not in set(some(release, 100, 200))]
     assert [row["user_id"] for row in rest.to_pylist()] == [row["user_id"] for row in left]

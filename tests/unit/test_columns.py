@@ -58,6 +58,9 @@ def test_numbers_come_from_numbers_and_text_and_say_what_is_none():
     commas = ["12,5", "-2020,44", "1.234,50", "1.234.567,8", "1,234", "1,2,3", "12.5", "1.23,4"]
     read = as_numbers(pa.array(commas, pa.large_string()), "value").fill_nan(None).to_list()
     assert read == [12.5, -2020.44, 1234.5, 1234567.8, None, None, 12.5, None], "1,234 may be a thousand, or one"
+    mixed = as_numbers(pa.array(["1.234", "12,50", "1.234,50", "2.000", "0,99", "1.5"], pa.large_string()), "value")
+    assert mixed.to_list() == [1234, 12.5, 1234.5, 2000, 0.99, 1.5]
+    assert as_numbers(pa.array(["1.234", "2.000"], pa.large_string()), "value").to_list() == [1.234, 2]
     flags = pa.array(["True", "false", "truth"], pa.large_string())
     assert as_numbers(flags, "value").fill_nan(None).to_list() == [1.0, 0.0, None]
     assert numbers[6] == 1000 and numbers[8] == float("inf")

@@ -210,8 +210,11 @@ def test_numbers_in_csv_are_numbers_where_that_loses_nothing(folder):
 
 
 def test_decimal_commas_of_a_csv_are_numbers(folder):
-    (folder / "users.csv").write_text("user_id;balance;odd;zip\na;12,5;1,5;01234,5\nb;3;x;2,5\n")
-    assert opened(folder).users().rows() == [("a", 12.5, "1,5", "01234,5"), ("b", 3.0, "x", "2,5")]
+    (folder / "users.csv").write_text("user_id;balance;odd;zip;codes\na;12,50;1,50;01234,50;1,2\nb;3;x;2,50;3,4\n")
+    assert opened(folder).users().rows() == [
+        ("a", 12.5, "1,50", "01234,50", "1,2"),
+        ("b", 3.0, "x", "2,50", "3,4"),
+    ]
 
 
 def test_a_calendar_means_the_same_in_every_format(folder):

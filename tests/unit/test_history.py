@@ -314,6 +314,19 @@ def test_a_log_ends_before_its_stragglers(seed: int, stragglers: int, later_days
     assert base.complete_until(middle) == middle - 1, "whatever comes later"
 
 
+@settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 99))
+def test_a_log_that_trickles_on_ends_where_it_stops(seed: int) -> None:
+    """As a news site's, which stops at four in the morning, and of which a thousandth comes in the weeks after."""
+    rng = np.random.default_rng(seed)
+    stops = T + 16 * DAY_MS
+    times = [*rng.integers(T, stops, size=19_985), *rng.integers(stops, stops + 20 * DAY_MS, size=15)]
+    events = [Event(f"u{at % 40}", "i", "view", int(at)) for at in times]
+    with tempfile.TemporaryDirectory() as folder:
+        base, _ = ingest(Path(folder) / "base", [clean_batch(events)])
+    assert abs(base.complete_until() - stops) < DAY_MS // 10
+
+
 def test_a_log_of_a_few_events_ends_with_the_last(tmp_path: Path) -> None:
     events = [Event("ann", "i", "view", T), Event("ann", "i", "view", T + 1000 * DAY_MS)]
     base, _ = ingest(tmp_path / "base", [clean_batch(events)])
