@@ -126,6 +126,7 @@ class Foretold:
         typical: half of such amounts are larger; nine of ten lie between low and high.
         guess: of such an amount, whose error as a share of the truth is least on average.
         expected: probability × amount; of other targets the probability.
+        about: which interests, in words; None where it is about none.
     """
 
     target: str
@@ -138,6 +139,7 @@ class Foretold:
     high: float | None
     guess: float | None
     expected: float | None
+    about: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,8 @@ class Difference:
     value: float | None
     low: float | None
     high: float | None
+    kind: str | None = None
+    about: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
