@@ -343,7 +343,7 @@ def parse_embeddings(
         Malformed: not JSON, not a request at all, or too much of it.
     """
     request = validated(EmbeddingsRequest, parsed(body))
-    given: Any = request.input
+    given: Any = whole(request.input)
     if isinstance(given, bool) or not isinstance(given, str | int | dict | list):
         raise Malformed("input: expected a user id, an object with events, or a list of these")
     given = given if isinstance(given, list) else [given]

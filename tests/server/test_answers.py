@@ -189,6 +189,10 @@ def test_one_user_need_not_stand_in_a_list(client: httpx.Client, release: Releas
     user_id = somebody(release)
     response = client.post("/v1/embeddings", json={"input": user_id, "model": "text-embedding-3-small"})
     assert response.json()["data"][0]["user_id"] == user_id
+    for number in (37504811503, 37504811503.0):  # the same to JSON
+        for given in (number, [number]):
+            (error,) = client.post("/v1/embeddings", json={"input": given}).json()["data"]
+            assert error["error"]["type"] == "urn:lurm:problem:unknown-user"
 
 
 def test_an_etag_saves_the_answer_until_something_changes(client: httpx.Client, release: Release) -> None:
