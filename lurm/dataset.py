@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import as_text, with_comma
+from lurm.columns import as_numbers, as_text, with_comma
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine, columns_of
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
@@ -442,7 +442,7 @@ def _attribute(array: pa.Array, name: str) -> pl.Series:
     """A column as it is where it is of a plain type, decimals as the numbers they are, else as text."""
     kind, types = array.type, pa.types
     if types.is_decimal(kind):
-        return pl.Series(pl.from_arrow(array.cast(pa.float64(), safe=False)))
+        return as_numbers(array, name)
     plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_date, types.is_timestamp)
     return pl.Series(pl.from_arrow(array)) if any(is_of(kind) for is_of in plain) else as_text(array, name)
 

@@ -84,13 +84,18 @@ class Ledger:
         return cls(path)
 
     def __len__(self) -> int:
-        return len(self.erasures)
+        self._read()
+        return len(self._erasures)
 
     @property
     def erasures(self) -> list[Erasure]:
         """All of them, oldest first."""
+        return self.after(0)
+
+    def after(self, n_seen: int) -> list[Erasure]:
+        """Those that follow the first so many, oldest first."""
         self._read()
-        return list(self._erasures)
+        return self._erasures[n_seen:]
 
     @property
     def head(self) -> str:

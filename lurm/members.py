@@ -86,6 +86,11 @@ class Members:
             return float(self.cutoffs_g[0])
         return float(self.cutoffs_g[self.groups_u[row] if row >= 0 else -1])
 
+    def percentile_of(self, scores_n: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(N,) how many of a hundred users are less like the seeds than users of such scores are."""
+        below_n: NDArray[np.float64] = 100 * self.scale.searchsorted(scores_n, "left") / max(len(self.scale), 1)
+        return below_n
+
     def names(self, user_id: str) -> bool:
         """Whether the definition names a user the release does not know."""
         if not len(self.strangers):
@@ -165,8 +170,7 @@ class Making:
         rows = rows[np.lexsort((rows, -by.scores_u[rows]))]
         scores, likeness = by.scores_u[rows], by.likeness
         assert likeness is not None
-        percentile = 100 * by.scale.searchsorted(scores, "left") / max(len(by.scale), 1)
-        probability = likeness.probability(scores)
+        percentile, probability = by.percentile_of(scores), likeness.probability(scores)
         return {"rows": rows, "percentile": percentile.astype(_FLOAT), "probability": probability.astype(_FLOAT)}, {}
 
     def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -236,9 +236,11 @@ class Audiences:
                 places.append(Place(name, one.definition.kind, member[name]))
                 continue
             alike = np.array([members.scores_u[row] if as_scanned else scores[name]], np.float32)
-            percentile = 100 * members.scale.searchsorted(alike[0], "left") / max(len(members.scale), 1)
-            probability = float(members.likeness.probability(alike)[0])
-            places.append(Place(name, one.definition.kind, member[name], cosines[name], float(percentile), probability))
+            percentile, probability = (
+                float(members.percentile_of(alike)[0]),
+                float(members.likeness.probability(alike)[0]),
+            )
+            places.append(Place(name, one.definition.kind, member[name], cosines[name], percentile, probability))
         return sorted(places, key=lambda place: place.name)
 
     def places_in_release(self, user_id: str) -> list[Place]:

@@ -51,11 +51,16 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
     from lurm.progress import TerminalReporter
     from lurm.validate import validate as examined
 
-    dataset = Dataset.open(path)
-    if recipe or dataset.extra:
-        from training.recipes import opened
+    given = None
+    if recipe:
+        from training.recipes import read
 
-        dataset, _ = opened(path, recipe)
+        given = read(recipe)
+    dataset = Dataset.open(path, recipe=given)
+    if dataset.extra:  # what the report does not need takes torch to read
+        from training.recipes import Recipe
+
+        Recipe.of(dataset.extra)
     report = examined(dataset, reporter=TerminalReporter())
     emit(report.to_json(), as_json=as_json, text=report)
     if report.would_stop:

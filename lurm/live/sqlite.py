@@ -303,12 +303,12 @@ class SqliteLiveEvents:
 
     def _catch_up(self, writer: sqlite3.Connection) -> int:
         """Take over erasures that the ledger alone has, within a transaction; how many it then has seen."""
-        erasures = self._ledger.erasures
-        for erasure in erasures[self._n_caught_up :]:
+        further = self._ledger.after(self._n_caught_up)
+        for erasure in further:
             user = bytes.fromhex(erasure.user)
             if _tail(writer, user).erased_at < erasure.erased_at:
                 _erase(writer, user, erasure.erased_at)
-        return len(erasures)
+        return self._n_caught_up + len(further)
 
 
 class _Tails:
