@@ -56,6 +56,7 @@ The map of the house, from the ground up. Each module may import only what stand
     reasons       why: interests that people share, or have more often
     targets       what is asked of the future, and what the log answered        (LUMOS)
     tokens        users as LUMOS reads them                                   (LUMOS)
+    calibrations  what corrects raw answers, and what amounts are by it       (LUMOS)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
     lumos         many behaviors at once, given what is known of the future   (LUMOS)

@@ -13,7 +13,7 @@ A forecast is a function of history, calendar, model and the day it is made for:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,7 +28,8 @@ from lurm.ahead import each
 from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
-from lurm.days import DayFeatures, DayView, day_of, from_signed_log
+from lurm.calibrations import Calibration, Calibrations
+from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
@@ -39,40 +40,12 @@ from lurm.tokens import Reader, StaticFeatures
 from lurm.transformer import UNDIVIDED
 
 KIND = "lumos"
-LEVEL = 0.9
-"""Of intervals."""
 _SIDES = 1.645  # standard deviations to either side that hold so much
 _YEAR_MS = 365 * DAY_MS
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
+_MOST_SHARE = 100.0  # of an amount, over what days say
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What a target's raw answers are corrected by, measured after the training; the defaults correct nothing.
-
-    Attributes:
-        slope, intercept: of logits.
-        factor: of expected amounts.
-        tilt, shift: signed logs of typical amounts are those of the network, times and plus this.
-        width: signed logs of amounts lie so many spreads from typical ones in nine cases of ten.
-        least: amount there was, which no amount is below.
-        dispersion: variance of an answer, over its mean.
-        shock: spread of the log of what everybody did together, over what was foretold.
-        most_logit: no logit lies farther from 0: what so many answers never showed may still be.
-    """
-
-    slope: float = 1.0
-    intercept: float = 0.0
-    factor: float = 1.0
-    tilt: float = 1.0
-    shift: float = 0.0
-    width: float = 1.0
-    least: float = -1e300
-    dispersion: float = 1.0
-    shock: float = 0.0
-    most_logit: float = 30.0
 
 
 class Forecast(NamedTuple):
@@ -182,10 +155,7 @@ class Forecaster:
         self.calendar = calendar
         self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()
-        columns = np.array([list(asdict(one).values()) for one in calibrations], np.float64).T
-        self._slope, self._intercept, self._factor, *rest = columns
-        self._tilt, self._shift, self._width, self._least, *rest = rest
-        self._dispersion, self._shock, self._most_logit = rest
+        self._corrected = Calibrations(calibrations)
 
     @classmethod
     def open(
@@ -257,24 +227,21 @@ class Forecaster:
         """The first day of a forecast where none is asked for: after the end of the log and a user's newest event."""
         return day_of(max(self.ends_at, last_at)) + 1
 
-    def forecast(
-        self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit] = (), *, days: int | None = None
-    ) -> Forecast:
+    def forecast(self, batch: HistoryBatch, first_day: int, *, days: int | None = None) -> Forecast:
         """What users will do from a day on.
 
         Args:
             batch: B histories; what is later than the begin of the day is not looked at.
             first_day: epoch day, UTC.
-            edits: to the calendar.
             days: horizon of every target, at most that of the network; None: their own.
 
         Raises:
-            Unfulfillable: an edit or the horizon is impossible.
+            Unfulfillable: the horizon is impossible.
         """
-        calendar, questions = self.edited(edits, first_day), self._asking(days)
+        questions = self._asking(days)
 
         def forecast(some: slice) -> Forecast:
-            return self._answer(batch.part(some.start, some.stop), calendar, first_day, questions)[1]
+            return self._answer(batch.part(some.start, some.stop), self.calendar, first_day, questions)[1]
 
         return _joined(_at_once(forecast, len(batch)))
 
@@ -315,7 +282,8 @@ class Forecaster:
         Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training. Of
         what is counted it is not below 0; a sum that is NaN stays so.
         """
-        spread_q = np.sqrt(self._dispersion * np.abs(together_q) + (self._shock * together_q) ** 2)
+        by = self._corrected
+        spread_q = np.sqrt(by.dispersion_q * np.abs(together_q) + (by.shock_q * together_q) ** 2)
         around = Interval.around(together_q, spread_q)
         is_counted_q = [target.kind != "spend" for target in self.targets]
         return around._replace(low=np.where(is_counted_q, np.maximum(around.low, 0.0), around.low))
@@ -384,9 +352,18 @@ class Forecaster:
 
         def compared(some: slice) -> _Compared:
             part = batch.part(some.start, some.stop)
-            answers = (self._answer(part, known, first_day, questions) for known in (self.calendar, calendar))
-            (one, before), (two, after) = answers
-            return _Compared(before, after, self._slopes(one, two))
+            (one, before), (two, after) = (
+                self._answer(part, known, first_day, questions) for known in (self.calendar, calendar)
+            )
+            # An amount moves as days say: what corrects it was measured between users, not between calendars.
+            raw_bq, other_bq = (said.expected_bq.double().numpy() for said in (one, two))
+            share_bq = before.expected / np.where(np.abs(raw_bq) > 1e-9, raw_bq, np.nan)
+            share_bq = np.clip(np.nan_to_num(share_bq, nan=1.0), 0.0, _MOST_SHARE)
+            moved_bq = before.expected + share_bq * (other_bq - raw_bq)
+            moves_bq = (self.questions.amount_q >= 0) & ~np.isnan(moved_bq)
+            amount_bq = np.where(moves_bq, moved_bq / np.maximum(after.probability, 1e-9), after.amount)
+            after = after._replace(expected=np.where(moves_bq, moved_bq, after.expected), amount=amount_bq)
+            return _Compared(before, after, self._slopes(one, two, share_bq))
 
         return _at_once(compared, len(batch))
 
@@ -424,22 +401,18 @@ class Forecaster:
 
     def _forecast_of(self, said: _Said, questions: Questions, own_bq: NDArray[np.float64] | None = None) -> Forecast:
         """Calibrated, and no answer against another, nor against those of the release's own questions, if given."""
-        logit = said.logit_bq.double().numpy() * self._slope + self._intercept
-        logit = np.clip(logit, -self._most_logit, self._most_logit)
-        chance_bq = np.where(said.arises_bq, 1 / (1 + np.exp(-logit)), np.nan)
+        chance_bq = np.where(said.arises_bq, self._corrected.chances(said.logit_bq.double().numpy()), np.nan)
         probability = questions.coherent(chance_bq, own_bq)
         is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
-        raw = said.expected_bq.double().numpy() * self._factor
-        mean = np.where(is_amount, raw / np.maximum(probability, 1e-9), np.nan)
-        log_bq, spread_bq, guess_bq = (x_bq.astype(np.float64) for x_bq in said.amounts)
-        logs = np.where(np.isnan(mean), np.nan, log_bq * self._tilt + self._shift)
-        around = (from_signed_log(logs + side * self._width * spread_bq) / FINE for side in (0, -1, 1))
-        given = mean, *around, np.where(np.isnan(mean), np.nan, guess_bq)
-        amount, typical, low, high, guess = (np.maximum(one * unit_q, self._least) for one in given)
+        log_bq, spread_bq, guess_bq = (
+            np.where(is_amount & ~np.isnan(probability), x_bq, np.nan).astype(np.float64) for x_bq in said.amounts
+        )
+        given = *self._corrected.amounts(log_bq, spread_bq, unit_q / FINE), guess_bq * unit_q
+        amount, typical, low, high, guess = (np.maximum(one, self._corrected.least_q) for one in given)
         expected = np.where(is_amount, probability * amount, probability)
         return Forecast(probability, amount, typical, low, high, guess, expected)
 
-    def _slopes(self, one: _Said, two: _Said) -> NDArray[np.float64]:
+    def _slopes(self, one: _Said, two: _Said, share_bq: NDArray[np.float64]) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on.
 
         Of a question that does not arise under both calendars there is no difference, and nothing that moves.
@@ -447,14 +420,13 @@ class Forecaster:
         if not one.rate_bfh.numel():
             raise Unfulfillable("a difference has an interval with head = 'sequence' alone; build with that head")
         slopes, arises_bq = [], torch.from_numpy(one.arises_bq & two.arises_bq)
+        slope_q, intercept_q = (torch.from_numpy(x_q) for x_q in (self._corrected.slope_q, self._corrected.intercept_q))
+        is_amount, told_bq = torch.from_numpy(self.questions.amount_q >= 0), torch.from_numpy(share_bq)
         for said in (one, two):
             rate_bfh = said.rate_bfh.clone().requires_grad_()
             foretold = self.network.added_up(said.inputs, rate_bfh, said.amount_bfa, said.burst_bh)
-            slope, intercept, factor = (torch.from_numpy(x) for x in (self._slope, self._intercept, self._factor))
-            chance_bq = torch.sigmoid(foretold.logit_bq * slope + intercept)
-            amount_bq = foretold.expected_bq * factor * torch.from_numpy(self.questions.unit_q)
-            is_amount = torch.from_numpy(self.questions.amount_q >= 0)
-            expected_q = (torch.where(is_amount, amount_bq, chance_bq) * arises_bq).sum(0)
+            chance_bq = torch.sigmoid(foretold.logit_bq * slope_q + intercept_q)
+            expected_q = (torch.where(is_amount, foretold.expected_bq * told_bq, chance_bq) * arises_bq).sum(0)
             by_day_qbf = torch.stack(
                 [
                     torch.autograd.grad(sum_, rate_bfh, retain_graph=True)[0][..., channel]

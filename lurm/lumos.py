@@ -37,7 +37,7 @@ from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 7
+REVISION = 8
 """Of the arithmetic; weights of another one mean something else."""
 FINE = 30.0
 """Lines tell amounts in logs of so small a part of their unit: half a purchase less is no small error."""

@@ -15,9 +15,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.calibrations import LEVEL, STRAYS, Calibration, mean_amounts
 from lurm.days import signed_log
 from lurm.events import DAY_MS
-from lurm.forecasts import LEVEL, Calibration, Forecast, Forecaster, with_calibrations
+from lurm.forecasts import Forecast, Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.lumos import FINE
 from lurm.targets import Target
@@ -40,29 +41,26 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
             moods make everybody differ at once from what was foretold.
     """
     forecast, happened_bq, amount_bq = _answers(raw, history, cut_day)
-    probability_bq, raw_bq, parts_q = forecast.probability, forecast.expected, raw.questions.unit_q / FINE
+    probability_bq, parts_q = forecast.probability, raw.questions.unit_q / FINE
     log_bq, high_bq = (signed_log(x_bq / parts_q) for x_bq in (forecast.typical, forecast.high))
     found = []
     for at, (slope, intercept) in enumerate(lines(raw.targets, probability_bq, happened_bq)):
         target = raw.targets[at]
         logit_b = slope * _logit(probability_bq[:, at]) + intercept
         said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
-        factor, tilt, shift, width, least = 1.0, 1.0, 0.0, 1.0, Calibration().least
+        one = Calibration(slope, intercept)
         if target.is_amount:
             did_b = amount_bq[:, at].astype(np.float64)
-            total = float(raw_bq[:, at].sum())
-            factor = float(np.clip(did_b.sum() / total, 0.1, 10.0)) if total * did_b.sum() > 0 else 1.0
-            some_b = did_b != 0
-            least = float(did_b[some_b].min()) if some_b.any() else least
-            log_b, true_b = log_bq[some_b, at], signed_log(did_b[some_b] / parts_q[at])
-            tilt, shift, width = typical(log_b, true_b, high_bq[some_b, at] - log_b)
-            said_b = factor * raw_bq[:, at]
+            one, mean_b = of_amounts(one, log_bq[:, at], high_bq[:, at] - log_bq[:, at], did_b, parts_q[at])
+            total, happened = float(np.nansum(said_b * mean_b)), float(np.nansum(did_b))
+            factor = float(np.clip(happened / total, 0.1, 10.0)) if total * happened > 0 else 1.0
+            one, said_b = replace(one, factor=factor), said_b * mean_b * factor
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
         n_asked = int((~np.isnan(happened_bq[:, at])).sum())
         most = float(np.log(n_asked + 1))  # Laplace: n of n, and (n + 1) / (n + 2) of more
-        found.append(Calibration(slope, intercept, factor, tilt, shift, width, least, dispersion, most_logit=most))
+        found.append(replace(one, dispersion=dispersion, most_logit=most))
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
     logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
@@ -136,6 +134,33 @@ def _platt(
         step = np.linalg.solve(curvature, x_b2.T @ (happened_b - p_b) - prior @ (weights - before))
         weights = weights + np.clip(step, -1, 1)
     return float(np.clip(weights[0], 0.1, 5.0)), float(weights[1])
+
+
+def of_amounts(
+    one: Calibration, log_b: NDArray[np.float64], spread_b: NDArray[np.float64], did_b: NDArray[np.float64], part: float
+) -> tuple[Calibration, NDArray[np.float64]]:
+    """What corrects typical amounts, their intervals and means; and (B,) these means.
+
+    Args:
+        one: what corrects probabilities.
+        log_b: signed logs of amounts as they are told, in parts of their unit.
+        spread_b: how far from what is told they may lie, to some measure.
+        did_b: amounts there were; 0: there was none.
+        part: of a unit.
+    """
+    some_b = (did_b != 0) & ~np.isnan(did_b) & ~np.isnan(log_b)
+    true_b = signed_log(did_b[some_b] / part)
+    tilt, shift, width = typical(log_b[some_b], true_b, spread_b[some_b])
+    one = replace(one, tilt=tilt, shift=shift, width=width)
+    told_b = tilt * log_b + shift
+    if some_b.any():
+        away_b = true_b - told_b[some_b]
+        strays = np.quantile(away_b / spread_b[some_b], (np.arange(STRAYS) + 0.5) / STRAYS)
+        below, above = max(0.0, -float(away_b.min())), max(0.0, float(away_b.max()))
+        least = float(did_b[some_b].min())
+        one = replace(one, strays=tuple(strays.tolist()), below=below, above=above, least=least)
+    apart = np.array([[-one.below], [one.above]])
+    return one, part * mean_amounts(told_b[:, None], spread_b[:, None], np.array([one.strays]), apart)[:, 0]
 
 
 def typical(

@@ -24,11 +24,12 @@ from lurm.ahead import ahead
 from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.calendars import Calendar, checked
+from lurm.calibrations import Calibration
 from lurm.dataset import Dataset
 from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import DataError
 from lurm.events import DAY_MS
-from lurm.forecasts import Calibration, Forecaster, with_calibrations
+from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig

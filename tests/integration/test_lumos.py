@@ -301,10 +301,14 @@ def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     start = (today + 2) * DAY
     edit = Edit("add", kind="sale", start=start, end=start + 4 * DAY)
     some = batch.part(0, 40)
-    _, _, difference = forecaster.compare(some, today, [edit])
+    baseline, alone, difference = forecaster.compare(some, today, [edit])
     scenario, change = forecaster.changed(some, today, [edit])
     together = forecaster.together([change])
-    assert np.array_equal(scenario.expected, forecaster.forecast(some, today, [edit]).expected, equal_nan=True)
+    assert np.array_equal(scenario.expected, alone.expected, equal_nan=True)
+    assert np.allclose(alone.expected - baseline.expected, difference.value, equal_nan=True)
+    for told in (baseline, alone):
+        expected = np.where(np.isnan(told.amount), told.probability, told.probability * told.amount)
+        assert np.allclose(expected, told.expected, equal_nan=True)
     assert np.allclose(together.value, np.nansum(difference.value, axis=0))
     assert together.low[VIEWS] > 0
 
@@ -381,7 +385,7 @@ def test_what_is_on_moves_a_network_that_reads_of_it_alone(release, calendar, ba
     plain = found.forecast(some, today).probability
     for start, hears in ((today + 2, "future"), (today - 9, "past")):
         edit = Edit("add", kind="sale", start=start * DAY, end=(start + 4) * DAY)
-        same = np.array_equal(found.forecast(some, today, [edit]).probability, plain, equal_nan=True)
+        same = np.array_equal(found.compare(some, today, [edit])[1].probability, plain, equal_nan=True)
         assert same == (context != hears)
 
 

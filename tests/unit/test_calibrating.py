@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lurm.calibrations import Calibration, Calibrations
 from lurm.targets import Target
-from training.calibrating import lines, typical
+from training.calibrating import lines, of_amounts, typical
 
 TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
 N = 4000
@@ -65,3 +66,28 @@ def test_nine_of_ten_lie_within_also_of_those_that_vary_little_and_much() -> Non
     for spread in (0.5, 2.0):
         assert within_b[spread_b == spread].mean() == pytest.approx(0.9, abs=0.02)
     assert typical(log_b[:5], true_b[:5], spread_b[:5])[:2] == (1.0, 0.0)  # too few to tell
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_means_are_those_of_users_who_vary_little_and_much(sign: float) -> None:
+    """Told twice too high, in tenths of a unit: means are right of each sort of user, and within their own interval."""
+    rng, n, part = np.random.default_rng(6), 40_000, 0.1
+    spread_b = np.where(rng.random(n) < 0.3, 1.0, 0.3)
+    typical_b = rng.normal(7, 0.5, n)
+    did_b = sign * part * np.exp(typical_b + spread_b * rng.normal(size=n)) * (rng.random(n) < 0.4)
+    log_b = sign * (typical_b + np.log(2))
+    one, mean_b = of_amounts(Calibration(0.9, 0.2), log_b, spread_b, did_b, part)
+    assert (one.slope, one.intercept, one.factor) == (0.9, 0.2, 1.0)
+    for spread in (0.3, 1.0):
+        own = (spread_b == spread) & (did_b != 0)
+        assert mean_b[own].mean() == pytest.approx(did_b[own].mean(), rel=0.05)
+    mean, _, low, high = Calibrations([one]).amounts(log_b[:, None], spread_b[:, None], np.array([part]))
+    assert np.allclose(mean[:, 0], mean_b)
+    assert ((low < mean) & (mean < high)).all()
+
+
+def test_of_no_amounts_the_typical_one_is_the_mean() -> None:
+    log_b, nothing_b = np.array([1.0, np.nan, 2.0]), np.zeros(3)
+    one, mean_b = of_amounts(Calibration(), log_b, np.ones(3), nothing_b, 1.0)
+    assert one == Calibration(width=0.0)
+    assert np.allclose(mean_b, np.expm1(log_b), equal_nan=True)

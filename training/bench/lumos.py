@@ -16,9 +16,10 @@ import torch
 
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar
+from lurm.calibrations import Calibration
 from lurm.days import DayFeatures, DayView, day_of
 from lurm.events import DAY_MS
-from lurm.forecasts import Calibration, Forecaster
+from lurm.forecasts import Forecaster
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
 from lurm.lumos import Lumos, LumosConfig
