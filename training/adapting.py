@@ -228,7 +228,7 @@ def _fit(
     """Put the most probable rows from ``n_old`` on into the head; ``share_k`` of what may be lost goes to each."""
     start_kd, start_k = network.head_weight[n_old:].detach().clone(), network.head_bias[n_old:].detach().clone()
     with torch.no_grad():
-        old_nc = known_nd @ network.head_weight[:n_old].T + (network.head_bias + network.tilt_c)[:n_old]
+        old_nc = known_nd @ network.head_weight[:n_old].T + network.head_bias[:n_old]
         others_n1 = torch.logsumexp(old_nc, 1, keepdim=True)
         highest_n, likeliest_n = old_nc.max(1)
         pull = config.pull * float(known_nd[target_n < n_old].var(0, correction=0).mean())

@@ -38,7 +38,6 @@ from training.ranks import ALONE, Ranks
 Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
-_TILTED_BY = 256  # held-out users by whom a tilt is chosen
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a chance that may be counted
 _RANKED, _RANKED_AT_ONCE, _RANKED_IN_ALL = 5, 256, 8192  # places, and steps
 
@@ -185,7 +184,7 @@ class BehaveTrainer:
         self._epochs = config.epochs_for(history.n_events)
 
     def fit(self) -> BehaveOutcome:
-        """Train until the passes are done or the held-out loss stops falling; keep the best weights, and tilt them.
+        """Train until the passes are done or the held-out loss stops falling; keep the best weights.
 
         Raises:
             DataError: no held-out user has done anything that can be foretold.
@@ -202,8 +201,6 @@ class BehaveTrainer:
             ranks=self._ranks,
         )
         self._network.load_state_dict(passed.best)
-        if config.objective.tilts and not self._in_sample:
-            self._network.tilt_c.copy_(self._tilt())
         self._network.cpu()
         return BehaveOutcome(
             passed.epochs,
@@ -317,43 +314,47 @@ class BehaveTrainer:
         return self._finite(float(total[0] / total[1]), "held-out users")
 
     @torch.no_grad()
-    def _tilt(self) -> Tensor:
-        """(C,) of a network without one, the same at every rank."""
-        tilt = Tilt(self._objective.p_c, self._config.objective.spend)
-        for scores_nc, _, _ in self._foretold(self._held_rows[:_TILTED_BY]):
-            tilt.add(scores_nc)
-        self._ranks.add_up(tilt.expected_k)
-        return tilt.chosen()
-
-    @torch.no_grad()
     def successors(self) -> Successors:
-        """What follows what among users who train, and how much of a fitted network's chances is to be counted.
+        """What follows what among users who train, how much of a fitted network's chances is counted, and their tilt.
 
-        By which share what comes is ranked best (NDCG) among held-out users; none where all users train.
+        The share is that by which held-out users' steps are ranked best (NDCG), the tilt as ``Tilt`` says, of chances
+        that lean so; where all users train, neither.
         """
         parts = (self._steps(rows) for rows in chunks(self._train_rows, 1024))
         found = Successors.of(parts, self._codebook.n_behaviors, most=MOST_KEPT)
-        if not self._config.counted or self._in_sample:
+        if self._in_sample:
             return found
-        gains, left = torch.zeros(len(_SHARES), dtype=torch.float64), _RANKED_IN_ALL // self._ranks.n
         self._network.to(self._device)
-        for foretold in self._foretold(self._held_rows):
-            scores_nc, target_n, code_n = (one[:left] for one in foretold)
-            target_n1 = target_n.cpu().numpy()[:, None]
-            for start in range(0, len(target_n1), _RANKED_AT_ONCE):
-                some = slice(start, start + _RANKED_AT_ONCE)
-                chances_nc = torch.softmax(scores_nc[some], 1).cpu().numpy()
-                counted_nc = found.after_codes(code_n[some].cpu().numpy())
+        if self._config.counted:
+            gains = torch.zeros(len(_SHARES), dtype=torch.float64)
+            for chances_nc, target_n, code_n in self._chances():
+                counted_nc = found.after_codes(code_n)
                 for at, share in enumerate(_SHARES):
                     mixed_nc = mixture(share, chances_nc, counted_nc)
-                    rank_n = (mixed_nc >= np.take_along_axis(mixed_nc, target_n1[some], 1)).sum(1) - 1
+                    rank_n = (mixed_nc >= np.take_along_axis(mixed_nc, target_n[:, None], 1)).sum(1) - 1
                     gains[at] += float((1 / np.log2(2 + rank_n))[rank_n < _RANKED].sum())
-            left -= len(target_n1)
+            self._ranks.add_up(gains)
+            found = replace(found, share=_SHARES[int(gains.argmax())])
+        if self._config.objective.tilts:
+            tilt = Tilt(found.chance_c, self._config.objective.spend)
+            for chances_nc, _, code_n in self._chances():
+                tilt.add(found.mixed(chances_nc, code_n))
+            self._ranks.add_up(tilt.expected_k)
+            found = replace(found, tilt=tilt.chosen())
+        self._network.cpu()
+        return found
+
+    def _chances(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]:
+        """(n, C) the network's chances of what comes next among held-out users, what came, and codes of what was."""
+        left = _RANKED_IN_ALL // self._ranks.n
+        for foretold in self._foretold(self._held_rows):
+            scores_nc, target_n, code_n = (one[:left] for one in foretold)
+            for some in (slice(at, at + _RANKED_AT_ONCE) for at in range(0, len(target_n), _RANKED_AT_ONCE)):
+                chances_nc = torch.softmax(scores_nc[some].float(), 1).cpu().numpy()
+                yield chances_nc, target_n[some].cpu().numpy(), code_n[some].cpu().numpy()
+            left -= len(target_n)
             if not left:
                 break
-        self._network.cpu()
-        self._ranks.add_up(gains)
-        return replace(found, share=_SHARES[int(gains.argmax())])
 
     def _foretold(self, rows: NDArray[np.int64]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(n, C) scores of what comes next, told nothing but the past, (n,) what came, and (n,) codes of the events

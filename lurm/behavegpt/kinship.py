@@ -125,7 +125,7 @@ def take_over(
     """Let a network that has been started go on from what an older one learned; in place.
 
     A behaviour that is wholly an old one gets its rows bit for bit; the bias of others is how frequent they are, and
-    what training made of their kin's beyond that. No tilt is taken over.
+    what training made of their kin's beyond that.
 
     Args:
         old: of ``kin``'s older codebook.
@@ -189,12 +189,11 @@ def grow(network: BehaveGpt, old: Codebook, grown: Codebook, vocabulary: Interes
     with torch.no_grad():
         made.event_weight[old.n_behaviors :] = network.get_parameter(f"streams.{EVENT}.weight")[0]
         made.whole_weight[old.n_behaviors :] = network.whole.weight[0]
-        made.tilt_c[: old.n_behaviors] = network.tilt_c
     itself = sp.identity(old.n_behaviors, np.float32, "csr")
     further = _of_behaviors(by_meaning(vocabulary), old, grown)[old.n_behaviors :]
     codes = (np.arange(n - FIRST) for n in grown.n_codes[1:4])
     take_over(network, made, Kin(sp.vstack([itself, further], "csr"), *codes), grown.counts_c, old.counts_c)
-    made.load_state_dict({name: one for name, one in network.named_buffers() if name != "tilt_c"}, strict=False)
+    made.load_state_dict(dict(network.named_buffers()), strict=False)
     return made.eval()
 
 

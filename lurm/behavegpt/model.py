@@ -30,7 +30,7 @@ from lurm.transformer import UNDIVIDED
 WEIGHTS, CODES, COUNTS = "behavegpt.safetensors", "codebook.safetensors", "successors.safetensors"
 SHAPE = "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 5
+REVISION = 6
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -115,10 +115,10 @@ class BehaveGptModel:
 
     def next(self, batch: HistoryBatch, occasions: Sequence[Occasion], most: int) -> list[list[Prospect]]:
         """The likeliest behaviours of B users; see ``NextModel.next``."""
-        chances_bc, ranked_bc = self._told(batch, occasions)
+        chances_bc = self.chances(batch, occasions)
         most = min(most, self.n_behaviors)
         found = []
-        for chance_c, ranked_c in zip(chances_bc, ranked_bc, strict=True):
+        for chance_c, ranked_c in zip(chances_bc, self.successors.ranked(chances_bc), strict=True):
             rows = np.argpartition(-ranked_c, most - 1)[:most]
             rows = rows[np.lexsort((rows, -ranked_c[rows]))]
             found.append([self._prospect(row, float(chance_c[row])) for row in rows.tolist()])
@@ -126,15 +126,8 @@ class BehaveGptModel:
 
     def chances(self, batch: HistoryBatch, occasions: Sequence[Occasion]) -> NDArray[np.float32]:
         """(B, C) probabilities of behaviours."""
-        return self._told(batch, occasions)[0]
-
-    def _told(
-        self, batch: HistoryBatch, occasions: Sequence[Occasion]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(B, C) probabilities of behaviours, and what they are ranked by: the same, with the rare raised."""
         context_b = self._contexts(batch, occasions)
-        told = tuple(np.empty((len(batch), self.n_behaviors), np.float32) for _ in range(2))
-        is_tilted = bool(self.network.tilt_c.any())
+        chances_bc = np.empty((len(batch), self.n_behaviors), np.float32)
         silence_b = [
             0 if one.quiet_until is None or one.at is not None or not n else max(one.quiet_until - last_at, 0)
             for one, last_at, n in zip(occasions, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
@@ -144,28 +137,24 @@ class BehaveGptModel:
             with torch.inference_mode(), UNDIVIDED():
                 if not all(silence_b[user] for user in users.tolist()):
                     scores_bc = _in_full(self.network.scores, hidden_bd, context)
-                    for one, of_bc in zip(told, self.network.softmaxes(scores_bc), strict=True):
-                        one[users] = of_bc.numpy()
+                    chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
                 for row, user in enumerate(users.tolist()):
                     if silence_b[user]:
                         last_at, place = int(batch.last_at[user]), int(context_b[3, user])
-                        after = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
-                        for one, of_c in zip(told, after, strict=True):
-                            one[user] = of_c.numpy()
-            for one in told if is_tilted else told[:1]:
-                one[users] = self.successors.mixed(one[users], code_b)
-        return told[0], told[1] if is_tilted else told[0]
+                        after_c = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
+                        chances_bc[user] = after_c.numpy()
+            chances_bc[users] = self.successors.mixed(chances_bc[users], code_b)
+        return chances_bc
 
-    def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> tuple[Tensor, Tensor]:
-        """(C,) each, as ``_told`` has them, after a silence, ms, of what comes if anything does: means over moments."""
+    def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
+        """(C,) chances, after a silence, ms, of what comes if anything does: a mean over moments."""
         chances_g = torch.softmax(self.network.gap_scores(hidden_1d).double(), dim=1)[0].numpy()
         chances_g[-1] = 0
         gap_n = gaps_after(silence, chances_g, self.codebook, (np.arange(_ROWS_AT_ONCE) + 0.5) / _ROWS_AT_ONCE)
         weekday, slot = self.codebook.calendar(last_at + gap_n)
         context = np.stack([weekday, slot, self.codebook.gap_code(gap_n), np.full_like(gap_n, place)])
         scores_nc = self.network.scores(hidden_1d.expand(_ROWS_AT_ONCE, -1), torch.from_numpy(context))
-        chances_nc, ranked_nc = self.network.softmaxes(scores_nc)
-        return chances_nc.mean(0), ranked_nc.mean(0)
+        return torch.softmax(scores_nc, dim=1).mean(0)
 
     def rollout(self, batch: HistoryBatch, plan: Plan, start_at: int) -> list[list[list[Imagined]]]:
         """Futures of B users; see ``NextModel.rollout``."""

@@ -3,7 +3,7 @@
     x_t = [weekday, slot + gap, place, event] + whole event       streams d wide, concatenated to D = 4d
     h   = causal blocks(x)
     a   = h + Q c                                                 c: the time and place of what is foretold
-    m   = W2 (a + gelu(W1 a + b1)) + b2 + tilt                    over behaviours
+    m   = W2 (a + gelu(W1 a + b1)) + b2                           over behaviours
 
 Paper: BehaveGPT, model and head. Our reading: c, "not given" by default, is told by the same embeddings as a step's own
 time and place, and comes in after the blocks, so that it may differ from step to step. Departures: an event is told D
@@ -11,7 +11,6 @@ wide beside its stream, starting from the head's rows, and the head adds to what
 through to the scores and blocks can hand on what was done before: a stream of d = 16 does not tell 2,000 behaviours
 apart (see training/LOG.md). Two further heads foretell the gap to the next event, or that there is none, and its place,
 which a rollout needs.
-The tilt is what scores of rare behaviours are raised by (see ``Tilt``); 0 in training, and in futures.
 """
 
 from __future__ import annotations
@@ -91,7 +90,6 @@ class BehaveGpt(nn.Module):
 
     mean_d: Tensor
     known_until: Tensor
-    tilt_c: Tensor
 
     def __init__(self, config: BehaveGptConfig, n_codes: tuple[int, int, int, int, int]) -> None:
         super().__init__()
@@ -107,7 +105,6 @@ class BehaveGpt(nn.Module):
         self.place_head = nn.Linear(width, n_codes[3] - 1)  # none, and those known
         self.register_buffer("mean_d", torch.zeros(width))
         self.register_buffer("known_until", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("tilt_c", torch.zeros(self.n_behaviors))
 
     @property
     def n_behaviors(self) -> int:
@@ -164,7 +161,6 @@ class BehaveGpt(nn.Module):
                 told = _principal(known, weight.shape[1])
                 weight.mul_(0.3).add_(told, alpha=spread / float(told.square().mean().sqrt().clamp_min(1e-6)))
             self.whole_weight.copy_(self.head_weight * (0.5 / self.head_weight.square().mean().sqrt()))
-            self.tilt_c.zero_()
             self.head_bias.copy_(torch.from_numpy(np.log(counts_c / counts_c.sum())).float())
 
     def hidden(self, streams_bt: Tensor, mask: Tensor | None = None, cache: KeyValues | None = None) -> Tensor:
@@ -184,20 +180,13 @@ class BehaveGpt(nn.Module):
         return hidden
 
     def scores(self, hidden_nd: Tensor, context_n: Tensor | None = None) -> Tensor:
-        """(n, C) scores m of what comes next, those of the rare raised: for ranks, not for probabilities.
+        """(n, C) scores m of what comes next.
 
         Args:
             hidden_nd: (n, D) of ``hidden``.
             context_n: (4, n) weekday, slot, gap and place codes of what is foretold, 0 where not given; None: nowhere.
         """
-        return F.linear(self.weighed(hidden_nd, context_n), self.head_weight, self.head_bias + self.tilt_c)
-
-    def softmaxes(self, scores_nc: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, C) probabilities by such scores, and what they are ranked by, in which the rare are raised."""
-        ranked_nc = torch.softmax(scores_nc, dim=1)
-        if not self.tilt_c.any():
-            return ranked_nc, ranked_nc
-        return torch.softmax(scores_nc - self.tilt_c, dim=1), ranked_nc
+        return F.linear(self.weighed(hidden_nd, context_n), self.head_weight, self.head_bias)
 
     def weighed(self, hidden_nd: Tensor, context_n: Tensor | None = None) -> Tensor:
         """(n, D) what the rows of W2 are held against."""

@@ -12,9 +12,9 @@ both are eps_c, half of the rare behaviours weigh nothing at any time (see train
 same switch: focal (Lin et al. 2017), class-balanced (Cui et al. 2019), logit-adjusted (Menon et al. 2021), and a
 Kullback-Leibler ball (Q ~ P exp(l / tau)).
 
-What training leaves to rare behaviours, a tilt adds: after it, they are ranked by scores that are raised by -t log P
-(Menon et al. 2021, after training), with the largest t that, as the network itself expects of users who do not train,
-costs little recall. Probabilities are told, and futures drawn, without it.
+What training leaves to rare behaviours, a tilt adds: after it, behaviours are ranked by their probability times P^-t
+(Menon et al. 2021, after training), with the largest t that, as probabilities themselves have it of users who do not
+train, costs little recall. Probabilities are told, and futures drawn, without it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, Bound, check
 from lurm.errors import UsageError
 
-_TILTS = tuple(k / 40 for k in range(25))
+_TILTS = tuple(k / 40 for k in range(41))
 ObjectiveKind = Literal["dro", "plain", "focal", "balanced", "adjusted", "kl"]
 
 
@@ -65,7 +65,7 @@ class ObjectiveConfig:
     gamma: float = 2.0
     beta: float = 0.999
     tau: float = 1.0
-    spend: float = 0.007
+    spend: float = 0.009
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ObjectiveKind):
@@ -82,36 +82,35 @@ class ObjectiveConfig:
 
 
 class Tilt:
-    """How far the scores of rare behaviours may be raised.
+    """How much higher than by their probability rare behaviours may be ranked.
 
-    Recall is what the network expects it to be: the probability of the behaviour it puts first, before the tilt. So no
-    labels are asked, and what is compared differs by the tilt alone, not by luck.
+    Recall is what is expected: the probability of the behaviour that is put first. So no labels are asked, and what is
+    compared differs by the tilt alone, not by luck.
 
     Attributes:
         expected_k: sums of the recall of each tilt; those of all processes are added up before one is chosen.
 
     Args:
-        p_c: (C,) how frequent behaviours are.
+        chance_c: (C,) how frequent behaviours are.
         spend: share of the recall that it may cost.
     """
 
-    def __init__(self, p_c: Tensor, spend: float) -> None:
-        rare_c = -p_c.log()
-        self._rare_c, self._spend = (rare_c - p_c @ rare_c).float(), spend  # a softmax knows nothing of the middle
-        self.expected_k = torch.zeros(len(_TILTS), dtype=torch.float64, device=p_c.device)
+    def __init__(self, chance_c: NDArray[np.float64], spend: float) -> None:
+        self._rare_c, self._spend = -torch.from_numpy(np.log(chance_c)).float(), spend
+        self.expected_k = torch.zeros(len(_TILTS), dtype=torch.float64)
 
-    def add(self, scores_nc: Tensor) -> None:
-        """Take (n, C) scores without a tilt."""
-        chances_nc = torch.softmax(scores_nc.float(), dim=1)
+    def add(self, chances_nc: NDArray[np.floating]) -> None:
+        """Take (n, C) probabilities."""
+        chances = torch.from_numpy(chances_nc).float()
+        logs_nc = chances.log()
         for k, tilt in enumerate(_TILTS):
-            first_n1 = torch.add(scores_nc, self._rare_c, alpha=tilt).argmax(1, keepdim=True)
-            self.expected_k[k] += chances_nc.gather(1, first_n1).double().sum()
+            first_n1 = torch.add(logs_nc, self._rare_c, alpha=tilt).argmax(1, keepdim=True)
+            self.expected_k[k] += chances.gather(1, first_n1).double().sum()
 
-    def chosen(self) -> Tensor:
-        """(C,) what is added to scores."""
+    def chosen(self) -> float:
+        """T: what is ranked is a probability times how frequent the behaviour is to the power of -t."""
         borne = (self.expected_k >= (1 - self._spend) * self.expected_k[0]).tolist()
-        within = borne.index(False) if False in borne else len(borne)
-        return self._rare_c * _TILTS[within - 1]
+        return _TILTS[(borne.index(False) if False in borne else len(borne)) - 1]
 
 
 def worst_mixture(p_c: Tensor, loss_c: Tensor, below_c: Tensor, above_c: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def rollout(
             context[3] = _drawn(_probabilities(place_scores), chance[:, 2]) + 1
         else:
             context[3] = 1
-        scores_rc = network.scores(hidden, _tensor(context, hidden)) - network.tilt_c
+        scores_rc = network.scores(hidden, _tensor(context, hidden))
         chances_rc = _probabilities(scores_rc / plan.temperature)
         event = _drawn(_likeliest(chances_rc, plan), chance[:, 3])
         futures.at_rn[rows, nth], futures.place_rn[rows, nth], futures.event_rn[rows, nth] = at_r, context[3], event

@@ -1,9 +1,10 @@
-"""What follows what in a log, counted; and how far a network's chances lean on it.
+"""What follows what in a log, counted; how far a network's chances lean on it, and how they are ranked.
 
 A network tells what goes together, by rows of embeddings that many behaviours share. That this one is followed by that
 one, and by little else, is known better from having been seen, above all of the rare.
 
-    p = (1 - share) p_network + share (n(last, next) + 20 chance) / (n(last) + 20)
+    p     = (1 - share) p_network + share (n(last, next) + 20 chance) / (n(last) + 20)
+    ranks = p chance^-tilt                                               so that the rare are heard; see ``Tilt``
 
 Paper: Khandelwal et al. (2020) mix a language model with what was seen to follow, by a fixed share. Departure:
 BehaveGPT foretells by its network alone; futures, which are less like life when drawn from the mixture, still do.
@@ -36,12 +37,14 @@ class Successors:
         next_sc: (C+1, C) CSR, how often what follows what; the last row is the beginning.
         followed_s: (C+1,) float64, how often anything follows, at least what is in ``next_sc``.
         share: of a chance that is counted; the rest is the network's.
+        tilt: by how much the rare are ranked higher than by their chance.
     """
 
     chance_c: NDArray[np.float64]
     next_sc: sp.csr_matrix
     followed_s: NDArray[np.float64]
     share: float = 0.0
+    tilt: float = 0.0
 
     @classmethod
     def of(
@@ -78,17 +81,18 @@ class Successors:
         parts = arrays["counts"].astype(np.float64), arrays["columns"], arrays["offsets"]
         next_sc = sp.csr_matrix(parts, shape=(n + 1, n))
         next_sc.check_format()
-        (share,), followed_s = arrays["share"].tolist(), arrays["followed_s"]
+        (share, tilt), followed_s = arrays["lean"].tolist(), arrays["followed_s"]
         is_whole = (
             next_sc.has_canonical_format
             and len(followed_s) == n + 1
             and bool((followed_s >= np.asarray(next_sc.sum(1)).ravel()).all())
             and bool((arrays["chance_c"] > 0).all())
             and 0 <= share <= 1
+            and 0 <= tilt < np.inf
         )
         if not is_whole:
             raise ValueError("these are no counts of what follows what")
-        return cls(arrays["chance_c"], next_sc, followed_s, share)
+        return cls(arrays["chance_c"], next_sc, followed_s, share, tilt)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What a file keeps of it."""
@@ -98,7 +102,7 @@ class Successors:
             "columns": self.next_sc.indices.astype(np.int32),
             "counts": self.next_sc.data.astype(np.uint32),
             "followed_s": self.followed_s,
-            "share": np.array([self.share]),
+            "lean": np.array([self.share, self.tilt]),
         }
 
     def after(self, state_n: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -128,6 +132,10 @@ class Successors:
         if not self.share:
             return chances_nc
         return mixture(self.share, chances_nc, self.after_codes(code_n)).astype(chances_nc.dtype, copy=False)
+
+    def ranked(self, chances_nc: NDArray[Any]) -> NDArray[Any]:
+        """(n, C) by what behaviours with such chances are ranked: the same, with the rare raised."""
+        return chances_nc * (self.chance_c**-self.tilt).astype(chances_nc.dtype) if self.tilt else chances_nc
 
 
 def mixture(share: float, chances_nc: NDArray[Any], counted_nc: NDArray[np.float64]) -> NDArray[np.float64]:

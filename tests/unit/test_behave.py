@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -137,30 +136,33 @@ def test_radius_zero_trains_the_weights_of_plain_cross_entropy(log: Log) -> None
 
 def test_what_is_trained_fairly_is_tilted_by_users_who_never_train(log: Log) -> None:
     """The tilt ranks what is rare higher and costs about what it may; probabilities and futures know nothing of it."""
-    network, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.2)
-    straight, _ = trained(log, objective=ObjectiveConfig("dro", spend=0), holdout=0.2)
-    counts_c = small(*log)[1].counts_c
-    assert float(network.tilt_c[counts_c.argmin()]) > 0 > float(network.tilt_c[counts_c.argmax()])
-    assert not straight.tilt_c.any()
-    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), straight.parameters(), strict=True))
-    batch, plan = log[0].batch(np.arange(20)), Plan(steps=4)
-    models = [BehaveGptModel(one, small(*log)[1], log[1]) for one in (network, straight)]
-    assert models[0].rollout(batch, plan, 0) == models[1].rollout(batch, plan, 0)
-    last = log[0].batch(np.arange(20)).last_at.tolist()
-    for occasions in ([Occasion()] * 20, [Occasion(quiet_until=at + 3_600_000) for at in last]):
-        chances = [one.chances(batch, occasions) for one in models]
-        assert np.allclose(*chances, atol=1e-6)
-        raised, plain = (one.next(batch, occasions, len(counts_c)) for one in models)
+    history, vocabulary = log
+
+    def learned(spend: float, **config: Any) -> BehaveGptModel:
+        network, codebook = small(*log)
+        config = {**QUICK, "objective": ObjectiveConfig("dro", spend=spend), "holdout": 0.2, **config}
+        trainer = BehaveTrainer(network, codebook, vocabulary, history, BehaveTrainConfig(**config), None, Silent())
+        trainer.fit()
+        return BehaveGptModel(network, codebook, vocabulary, trainer.successors())
+
+    tilted, straight = learned(0.05), learned(0.0)
+    assert tilted.successors.tilt > 0 == straight.successors.tilt
+    assert tilted.successors.share == straight.successors.share > 0
+    assert learned(0.05, counted=False).successors.tilt > 0
+    assert same(tilted.network, straight.network)
+    batch, plan = history.batch(np.arange(20)), Plan(steps=4)
+    assert tilted.rollout(batch, plan, 0) == straight.rollout(batch, plan, 0)
+    n, rarest = tilted.n_behaviors, int(tilted.codebook.counts_c.argmin())
+    for occasions in ([Occasion()] * 20, [Occasion(quiet_until=at + 3_600_000) for at in batch.last_at.tolist()]):
+        assert np.array_equal(tilted.chances(batch, occasions), straight.chances(batch, occasions))
+        raised, plain = (one.next(batch, occasions, n) for one in (tilted, straight))
         assert raised != plain
         for mine, theirs in zip(raised, plain, strict=True):
-            order = {one[:3]: rank for rank, one in enumerate(map(dataclasses.astuple, mine))}
-            rarest = network.tilt_c.argmax()
-            meant = dataclasses.astuple(models[0]._prospect(int(rarest), 0.0))[:3]
-            assert order[meant] <= [dataclasses.astuple(one)[:3] for one in theirs].index(meant)
-            told = {dataclasses.astuple(one)[:3]: one.probability for one in theirs}
-            assert all(told[dataclasses.astuple(one)[:3]] == pytest.approx(one.probability, abs=1e-6) for one in mine)
-    few, _ = trained(log, objective=ObjectiveConfig("dro", spend=0.05), holdout=0.0)
-    assert not few.tilt_c.any(), "who trains does not judge"
+            assert set(mine) == set(theirs), "the same probabilities in another order"
+            assert [one.probability for one in theirs] == sorted((one.probability for one in theirs), reverse=True)
+            what = next(one for one in theirs if one == tilted._prospect(rarest, one.probability))
+            assert mine.index(what) <= theirs.index(what)
+    assert learned(0.05, holdout=0.0).successors.tilt == 0, "who trains does not judge"
 
 
 @settings(deadline=None, max_examples=20)

@@ -81,11 +81,20 @@ def test_a_mixture_is_as_written_and_none_where_nothing_is_counted() -> None:
     assert np.array_equal(mixed, one_by_one)
 
 
+def test_what_is_rare_is_ranked_as_if_it_were_likelier() -> None:
+    found = Successors.of([steps_of([[FIRST, FIRST + 1] * 40])], N)
+    chances = np.random.default_rng(1).dirichlet(np.ones(N), 3).astype(np.float32)
+    assert found.ranked(chances) is chances
+    ranked = replace(found, tilt=0.5).ranked(chances)
+    assert ranked.dtype == np.float32
+    assert np.allclose(ranked, chances / np.sqrt(found.chance_c))
+
+
 def test_a_file_keeps_it() -> None:
-    found = replace(Successors.of([steps_of([[FIRST, FIRST + 1, 0, FIRST + 3] * 9])], N, most=2), share=0.2)
+    found = replace(Successors.of([steps_of([[FIRST, FIRST + 1, 0, FIRST + 3] * 9])], N, most=2), share=0.2, tilt=0.4)
     again = Successors.from_arrays(found.arrays())
     states = np.arange(N + 1)
-    assert np.array_equal(again.after(states), found.after(states)) and again.share == 0.2
+    assert np.array_equal(again.after(states), found.after(states)) and (again.share, again.tilt) == (0.2, 0.4)
 
 
 def test_a_file_keeps_counts_to_the_last_one() -> None:
@@ -106,9 +115,11 @@ def test_a_file_keeps_counts_to_the_last_one() -> None:
         {"followed_s": np.full(N + 1, np.nan)},
         {"chance_c": np.array([0.5, 0.5, 0, 0, 0])},
         {"chance_c": np.full(N - 1, 0.25)},
-        {"share": np.array([7.0])},
-        {"share": np.array([np.nan])},
-        {"share": np.array([0.1, 0.2])},
+        {"lean": np.array([7.0, 0.0])},
+        {"lean": np.array([np.nan, 0.0])},
+        {"lean": np.array([0.1, -0.2])},
+        {"lean": np.array([0.1, np.inf])},
+        {"lean": np.array([0.1])},
     ],
 )
 def test_what_does_not_belong_together_is_refused(wrong: dict[str, NDArray[Any]]) -> None:

@@ -43,7 +43,7 @@ _SIZES = {
 _MEMORY_LIMIT_BYTES = 2**32
 _QUESTIONS = 20
 _PATHS = 4  # of one user, imagined together
-_SHARE = 0.2  # of a chance that is counted, where a question is timed
+_SHARE, _TILT = 0.2, 0.2  # of a chance that is counted, and of ranks, where a question is timed
 
 
 def bench(track: Track, scale: str) -> Figures:
@@ -173,7 +173,7 @@ def _questions(
 
 def _counted(base: HistoryBase, vocabulary: InterestVocabulary, codebook: Codebook) -> Successors:
     steps = codebook.steps(base.batch(np.arange(len(base))), vocabulary)
-    return replace(Successors.of([steps], codebook.n_behaviors, most=MOST_KEPT), share=_SHARE)
+    return replace(Successors.of([steps], codebook.n_behaviors, most=MOST_KEPT), share=_SHARE, tilt=_TILT)
 
 
 def _long(base: HistoryBase, window: int) -> HistoryBatch:

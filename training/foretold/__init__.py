@@ -294,9 +294,8 @@ class _Trial:
     def _judged(self, asked: list[tuple[Packed, torch.Tensor]], network: BehaveGpt) -> Measures:
         tally = Tally(self.codebook.counts_c)
         for part, ours in asked:
-            scores = network.scores(known_at(network, part)[ours])
-            told = scores - network.tilt_c
-            tally.add(told.numpy(), scores.numpy(), (part.target[EVENT][ours] - FIRST).numpy())
+            scores = network.scores(known_at(network, part)[ours]).numpy()
+            tally.add(scores, scores, (part.target[EVENT][ours] - FIRST).numpy())
         return tally.measures()
 
     def _newcomers(self, made: _Ours, asked: list[tuple[Packed, torch.Tensor]]) -> Newcomers | None:
@@ -360,10 +359,9 @@ class _Trial:
 
         def scores(part: Packed, ours: torch.Tensor) -> Told:
             code_n = part.streams[EVENT].flatten()[part.at][ours].numpy()
-            chances_nc, ranked_nc = network.softmaxes(alone(part, ours))
-            mixed = (torch.from_numpy(successors.mixed(one.numpy(), code_n)) for one in (chances_nc, ranked_nc))
-            told, ranked = (one.clamp_min(1e-30).log() for one in mixed)
-            return told, ranked
+            chances_nc = successors.mixed(torch.softmax(alone(part, ours), dim=1).numpy(), code_n)
+            told, ranked = (torch.from_numpy(one) for one in (chances_nc, successors.ranked(chances_nc)))
+            return told.clamp_min(1e-30).log(), ranked
 
         return _Made(scores, network.n_parameters, _Ours(network, alone))
 
