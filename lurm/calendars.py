@@ -81,8 +81,7 @@ class Calendar:
         start_n, end_n, known_at_n: (N,) int64, epoch ms; the end is exclusive.
         targets: event -> the rows of the users it is for, ascending; events that are not here are for everybody.
         forced: event -> whether it is for all users that are asked about, whatever ``targets`` says; by an edit.
-        seasons_until: epoch day; later ones have its place in the year, for what a log of months takes for seasons may
-            be its growth.
+        has_seasons: whether days have a place in the year; what a log of months takes for seasons may be its growth.
     """
 
     kinds: tuple[str, ...]
@@ -93,7 +92,7 @@ class Calendar:
     known_at_n: NDArray[np.int64]
     targets: Mapping[int, NDArray[np.int64]]
     forced: Mapping[int, bool]
-    seasons_until: int = _NEVER
+    has_seasons: bool = True
 
     @classmethod
     def of(
@@ -187,7 +186,7 @@ class Calendar:
         some_un, group_b = np.unique(concerns_bn, axis=0, return_inverse=True)
         by_kind_nk = np.eye(len(self.kinds))[self.kind_n[events]]
         on_uwk = np.einsum("un,nw,nk->uwk", some_un.astype(np.float64), share_nw, by_kind_nk, optimize=True)
-        plain_wc = np.broadcast_to(_plain(begins, self.seasons_until), (len(on_uwk), n_days, _PLAIN))
+        plain_wc = np.broadcast_to(_plain(begins, self.has_seasons), (len(on_uwk), n_days, _PLAIN))
         contexts = np.concatenate([plain_wc, np.minimum(on_uwk, 3.0)], axis=2).astype(np.float32)
         return Days(contexts, group_b.reshape(-1).astype(np.int64), on_uwk > 0)
 
@@ -309,7 +308,7 @@ class Calendar:
             np.append(self.known_at_n, as_of),
             self.targets,
             forced,
-            self.seasons_until,
+            self.has_seasons,
         )
 
 
@@ -344,14 +343,14 @@ def _check_time(name: str, start: int, end: int) -> None:
         raise Unfulfillable(f"event {name!r} would start at {in_words(start)} and would end after the year 9999")
 
 
-def _plain(begins: NDArray[np.int64], seasons_until: int) -> NDArray[np.float64]:
-    """(W, 11) what days are by themselves: weekday, and sines of the month and of the year, up to a day."""
+def _plain(begins: NDArray[np.int64], has_seasons: bool) -> NDArray[np.float64]:
+    """(W, 11) what days are by themselves: weekday, and sines of the month and of the year, 0 where none is known."""
     days = begins // DAY_MS
     weekday_wc = np.eye(7)[(days + _MONDAY) % 7]
     dates = begins.astype("datetime64[ms]").astype("datetime64[D]")
     of_month = (dates - dates.astype("datetime64[M]")).astype(np.int64) / 30.5 * 2 * math.pi
-    of_year = np.minimum(days, seasons_until) % _YEAR / _YEAR * 2 * math.pi
-    waves = [np.sin(of_month), np.cos(of_month), np.sin(of_year), np.cos(of_year)]
+    of_year = days % _YEAR / _YEAR * 2 * math.pi
+    waves = [np.sin(of_month), np.cos(of_month), has_seasons * np.sin(of_year), has_seasons * np.cos(of_year)]
     return np.column_stack([weekday_wc, *waves])
 
 

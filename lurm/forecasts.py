@@ -41,7 +41,6 @@ from lurm.transformer import UNDIVIDED
 
 KIND = "lumos"
 _SIDES = 1.645  # standard deviations to either side that hold so much
-_YEAR_MS = 365 * DAY_MS
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
 _MOST_SHARE = 100.0  # of an amount, over what days say
@@ -132,7 +131,7 @@ class Forecaster:
 
     Attributes:
         questions: what it answers.
-        calendar: as the log had it; where that is shorter than a year, seasons do not go on beyond one horizon.
+        calendar: as the log had it.
         ends_at: the end of the log, epoch ms, stragglers left out (``HistoryBase.complete_until``).
     """
 
@@ -150,8 +149,6 @@ class Forecaster:
         self.network, self.reader, self.questions = network.eval(), reader, questions
         self.calibrations = tuple(calibrations)
         self.ends_at = history.complete_until() if ends_at is None else ends_at
-        if self.ends_at - history.first_at < _YEAR_MS:
-            calendar = replace(calendar, seasons_until=day_of(self.ends_at) + reader.horizon)
         self.calendar = calendar
         self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()
@@ -190,7 +187,7 @@ class Forecaster:
                     f"{artifact.path} computes by revision {told['revision']}, this lurm by {REVISION}; build it anew"
                 )
             features = DayFeatures.from_json(told["features"])
-            calendar = Calendar.read(artifact.path)
+            calendar = replace(Calendar.read(artifact.path), has_seasons=told["has_seasons"])
             questions = Questions.from_json(told["targets"], features, calendar.kinds)
             config = LumosConfig(**told["network"])
             view, statics = DayView(features, history, vocabulary), StaticFeatures.from_json(told["statics"])
@@ -207,6 +204,7 @@ class Forecaster:
         told = {
             "revision": REVISION,
             "ends_at": self.ends_at,
+            "has_seasons": self.calendar.has_seasons,
             "network": self.network.config.to_json(),
             "features": self.reader.view.features.to_json(),
             "statics": self.reader.statics.to_json(),

@@ -25,6 +25,7 @@ from lurm.targets import Target
 
 _MOST_USERS = 32_768
 _SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
+_SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
 _SHARED = (100.0, 100.0)  # likewise, around what all targets say together
 _MOST_SAY = 100.0  # of a target, in what all say
@@ -64,10 +65,14 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
     logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
-    if len(logs_nq) > 1:
-        shock_q = np.nan_to_num(np.sqrt(np.square(np.stack(logs_nq)).mean(0)))
-        found = [replace(one, shock=float(shock)) for one, shock in zip(found, shock_q, strict=True)]
-    return found
+    logs_qn = np.array(logs_nq).reshape(len(cuts), len(found)).T
+    return [replace(one, shock=shock_of(logs_n)) for one, logs_n in zip(found, logs_qn, strict=True)]
+
+
+def shock_of(logs_n: NDArray[np.float64]) -> float:
+    """The spread of logs of what everybody did together over what was foretold; what few say leans on what is usual."""
+    known_n = logs_n[~np.isnan(logs_n)]
+    return float(np.sqrt((_SHOCK**2 + np.square(known_n).sum()) / (1 + len(known_n))))
 
 
 def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> NDArray[np.float64]:

@@ -264,7 +264,7 @@ def train(
 
     Args:
         history, vocabulary, attributes: of the release.
-        calendar: of the log.
+        calendar: of the log; in less than a year of it no day has a place in the year.
         recipe: how.
         until_day: epoch day before which all that is used lies; None: the end of the log.
         checkpoint: folder to resume from; None: no checkpoints.
@@ -277,6 +277,7 @@ def train(
     """
     first_day = day_of(history.first_at)
     until_day = first_day + days_of(history) if until_day is None else until_day
+    calendar = replace(calendar, has_seasons=until_day - first_day >= _YEAR)
     recipe = recipe.for_log(until_day - first_day)
     network_config = recipe.network
     learn_until = until_day - network_config.horizon

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from lurm.calendars import Calendar, Edit
 from lurm.dataset import Dataset
 from lurm.days import day_of, signed_log
 from lurm.errors import ArtifactCorrupt, DataError, Unfulfillable, UsageError
-from lurm.forecasts import Forecaster, with_calibrations
+from lurm.forecasts import KIND, Forecaster, with_calibrations
 from lurm.history import HistoryBatch
 from lurm.lumos import FINE, REVISION, LumosConfig
 from lurm.progress import Silent
@@ -116,18 +115,20 @@ def test_intervals_are_as_wide_as_amounts_vary_and_no_calendar_moves_that(foreca
         assert np.abs(logs[1] - logs[0]).max() > 0
 
 
-def test_a_log_of_months_has_no_seasons_that_go_on_for_years(forecaster, batch, today, calendar):
-    """What it takes for one may be its growth: what is said of the days after it stays, of a year later does not."""
-    ends = forecaster.ends_at
-    log = SimpleNamespace(users=forecaster._users, first_at=ends - 100 * DAY, complete_until=lambda: ends)
-    parts = forecaster.network, forecaster.reader, forecaster.questions, calendar, forecaster.calibrations
-    short = Forecaster(*parts, log)
-    one, other = (who.forecast(batch, today).probability for who in (forecaster, short))
-    assert np.array_equal(one, other, equal_nan=True)
-    assert short.calendar.seasons_until == today - 1 + RECIPE.network.horizon
-    assert forecaster.calendar.seasons_until > 10**6, "this log has seen whole years"
-    one, other = (who.forecast(batch, today + 200).probability for who in (forecaster, short))
-    assert not np.array_equal(one, other, equal_nan=True)
+def test_of_a_log_of_months_no_day_has_a_place_in_the_year(forecaster, release, calendar, batch, tmp_path):
+    """What it takes for a season may be its growth; and what was trained without is asked without."""
+    assert forecaster.calendar.has_seasons, "this log has seen whole years"
+    first_day = day_of(release.history.first_at)
+    short = trained(release, calendar, replace(RECIPE, epochs=1), until_day=first_day + 200)
+    assert not short.calendar.has_seasons
+    with draft(tmp_path / "short", kind=KIND, key="test", config={}, parents={}) as work:
+        short.write(work.path, calendar)
+    opened = Forecaster.open(tmp_path / "short", release.history, release.vocabulary, release.attributes)
+    for day in (first_day + 200, first_day + 300):
+        said = [one.forecast(batch, day).probability for one in (short, opened)]
+        assert np.array_equal(*said, equal_nan=True)
+    edit = Edit("add", kind="sale", start=(first_day + 201) * DAY)
+    assert not opened.edited([edit], first_day + 200).has_seasons
 
 
 def test_no_answer_contradicts_another(forecaster, release, batch, today):

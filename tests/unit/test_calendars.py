@@ -55,15 +55,13 @@ def test_a_day_is_on_for_as_much_of_it_as_an_event_covers():
     assert on(fair, "fair", ANN, range(9, 14)) == [0, 0.5, 1, 0.25, 0]
 
 
-def test_seasons_end_where_the_log_knows_no_more_of_them_and_weekdays_go_on():
+def test_without_seasons_a_day_has_no_place_in_the_year_and_its_weekday():
     days = calendar(("fair", "fair", 150, 160, 0, None))
-    edited = replace(days, seasons_until=100).edited([Edit("add", kind="fair", start=200 * DAY)], as_of=0)
-    plain, bounded = (one.days(ALL[:1], 90, 100, as_of=0).contexts_uwc[0] for one in (days, edited))
-    of_year = slice(PLAIN - 2, PLAIN)
-    assert np.array_equal(bounded[:11], plain[:11])
-    assert (bounded[11:, of_year] == plain[10, of_year]).all()
-    assert not np.isclose(plain[60, of_year], plain[10, of_year]).any()
-    assert np.array_equal(np.delete(bounded, [PLAIN - 2, PLAIN - 1], 1), np.delete(plain, [PLAIN - 2, PLAIN - 1], 1))
+    edited = replace(days, has_seasons=False).edited([Edit("add", kind="fair", start=200 * DAY)], as_of=0)
+    plain, without = (one.days(ALL[:1], 90, 100, as_of=0).contexts_uwc[0] for one in (days, edited))
+    of_year = [PLAIN - 2, PLAIN - 1]
+    assert (without[:, of_year] == 0).all() and plain[:, of_year].any(1).all()
+    assert np.array_equal(np.delete(without, of_year, 1), np.delete(plain, of_year, 1))
 
 
 def test_events_are_for_everybody_or_by_attribute_or_by_name():

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lurm.calibrations import Calibration, Calibrations
 from lurm.targets import Target
-from training.calibrating import lines, of_amounts, typical
+from training.calibrating import lines, of_amounts, shock_of, typical
 
 TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
 N = 4000
@@ -91,3 +91,9 @@ def test_of_no_amounts_the_typical_one_is_the_mean() -> None:
     one, mean_b = of_amounts(Calibration(), log_b, np.ones(3), nothing_b, 1.0)
     assert one == Calibration(width=0.0)
     assert np.allclose(mean_b, np.expm1(log_b), equal_nan=True)
+
+
+def test_where_few_stretches_are_known_everybody_may_be_off_at_once() -> None:
+    assert shock_of(np.array([])) == shock_of(np.array([np.nan])) == pytest.approx(0.2)
+    assert shock_of(np.zeros(1)) > shock_of(np.zeros(6)) > 0.05
+    assert shock_of(np.array([0.5, -0.5, np.nan, 0.5])) == pytest.approx(0.44, abs=0.01)
