@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from uvicorn.supervisors import Multiprocess
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 # Balancers and orchestrators ask every second or few, and take a moment to tell each other.
 DRAIN_S = 5.0
@@ -89,16 +90,29 @@ class Workers(Multiprocess):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._ending = False
+        self._ending = self._has_served = False
         for number in _SIGNALS:
             signal.signal(number, self._pass_on)
 
     def keep_subprocess_alive(self) -> None:
-        """Start anew whoever has ended, or gives no sign of life."""
-        for worker in self.processes:
+        """Start anew whoever has ended or gives no sign of life; whoever cannot start, as soon as others could."""
+        for at, worker in enumerate(self.processes):
             # The worker has its own end of the pipe. Were ours open, the silence of a dead one would be waited for.
             worker.child_conn.close()
-        super().keep_subprocess_alive()
+            if self.should_exit.is_set() or worker.is_alive(timeout=self.config.timeout_worker_healthcheck):
+                self._has_served = self._has_served or worker.is_ready()
+                continue
+            worker.kill()
+            worker.join()
+            if worker.exitcode == STARTUP_FAILURE and not self._has_served:
+                _log.error("worker %s could not start", worker.pid)
+                self.should_exit.set()
+            else:
+                _log.error("worker %s ended (%s); another one is started", worker.pid, _end_of(worker.exitcode))
+                self.should_exit.wait(_LOOKS_S if worker.exitcode == STARTUP_FAILURE else 0)
+            if not self.should_exit.is_set():
+                self.processes[at] = Process(self.config, self.sockets)
+                self.processes[at].start()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         for worker in self.processes:
@@ -108,3 +122,9 @@ class Workers(Multiprocess):
                 worker.process.terminate()
         self._ending = True
         self.signal_queue.append(number)
+
+
+def _end_of(exit_code: int | None) -> str:
+    if exit_code == STARTUP_FAILURE:
+        return "it could not start"
+    return signal.Signals(-exit_code).name if exit_code and exit_code < 0 else f"exit status {exit_code}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -381,3 +382,20 @@ def test_every_worker_follows_and_one_that_is_started_later_begins_with_the_last
             assert served(client) == second
             assert named_in_metrics(client) == [second]
     assert len(complaints(server)) == 1
+
+
+def test_a_worker_that_cannot_start_takes_no_other_along(own: tuple[Path, str, str], serve: StartServer) -> None:
+    root, first, _ = own
+    server = serve(root, workers=2)
+    folder, aside = root / "releases", root / "aside"
+    folder.rename(aside)
+    os.kill(int(min(workers_of(server))), signal.SIGKILL)
+    until(lambda: any("could not start" in line for line in server.log))
+    with server.client() as client:
+        assert served(client) == first
+    aside.rename(folder)
+    until(lambda: len(workers_of(server)) == 2)
+    for _ in range(10):
+        with server.client() as client:
+            assert served(client) == first
+    assert server.process.poll() is None
