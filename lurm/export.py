@@ -121,7 +121,7 @@ async def export_moments(
         for store_id, batch in arrivals(parts.segments):
             then.learn(batch, store_id)
         if is_begun(live_folder, live_url):
-            async with open_live(live_folder, live_url) as live:
+            async with open_live(live_folder, live_url, release.history.live_through) as live:
                 store = live.events
                 async for batch in arriving_since(store, dict(parts.through).get(store.store_id, 0)):
                     then.learn(batch, store.store_id)

@@ -73,6 +73,7 @@ class Histories:
         self.live = live
         self._without_live = AbsentLiveEvents(ledger, "")
         self._through = base.live_through(live.store_id)
+        live.beyond(self._through)
 
     async def tails(self, user_ids: Sequence[str]) -> tuple[list[LiveTail], Unavailable | None]:
         """What has happened to users since the live store was begun; if it does not answer, what is known without.

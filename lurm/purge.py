@@ -6,6 +6,7 @@ without them, in the same vector space, and other releases that have anything of
 
 from __future__ import annotations
 
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ from lurm.live import letters, segments
 from lurm.live.place import open_live
 from lurm.phrases import counted
 from lurm.progress import Reporter
-from lurm.release import EmbeddingsWriter, Release, current, list_releases, publish, withdraw
+from lurm.release import EmbeddingsWriter, Release, current, held_through, list_releases, publish, withdraw
 from lurm.remains import SHORTEST_ID, Wanted
 
 
@@ -139,7 +140,8 @@ class Erasing:
                     f"id {nth:,} of {len(user_ids):,} has {n_bytes:,} bytes, expected 1 to {MAX_ID_BYTES}; "
                     "nobody was erased"
                 )
-        async with open_live(self._live_folder, self._live_url) as live:
+        held = functools.partial(held_through, self._root)
+        async with open_live(self._live_folder, self._live_url, held) as live:
             events, ledger = live.written_to()
             base, erased, n_known = self._base(), [], 0
             histories = None if base is None else Histories(base, events, ledger)

@@ -11,7 +11,7 @@ The release id is its time of publication and the head of its fingerprint, so id
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -332,6 +332,16 @@ def live_through(root: Path, store_id: str) -> int:
     there = set(_ids(root))
     histories = [read_manifest(_folder(root, id_) / "history") for id_ in _pointer(root) if id_ in there]
     return min((int(one.metrics.get("live_through", {}).get(store_id, 0)) for one in histories), default=0)
+
+
+def held_through(root: Path, store_id: str) -> int:
+    """The last arrival of a store of live events that any release holds, as far as they can be read; 0: none."""
+    last = 0
+    for id_ in _ids(root):
+        with suppress(ArtifactError):
+            manifest = read_manifest(_folder(root, id_) / "history")
+            last = max(last, int(manifest.metrics.get("live_through", {}).get(store_id, 0)))
+    return last
 
 
 def withdraw(root: Path, release_id: str) -> None:

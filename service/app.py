@@ -37,7 +37,14 @@ Every error is `application/problem+json` in one shape; its `request_id` is also
 appear in errors, logs or metrics. Where the service asks for API keys, a key has scopes, and an operation needs one."""
 
 
-def create_app(settings: Settings, source: Source, release_id: str, *, shared_metrics: Path | None = None) -> ASGIApp:
+def create_app(
+    settings: Settings,
+    source: Source,
+    release_id: str,
+    *,
+    shared_metrics: Path | None = None,
+    live_store: str | None = None,
+) -> ASGIApp:
     """The application of one server process.
 
     Args:
@@ -45,6 +52,7 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
         source: the releases there are.
         release_id: the one to begin with.
         shared_metrics: folder of the metrics of all processes; None: there is only this one.
+        live_store: id of the store of live events of all processes; None: this one begins it where there is none.
 
     Raises:
         SettingsError: the API keys, or LURM_OTEL_ENDPOINT, cannot be used.
@@ -56,7 +64,7 @@ def create_app(settings: Settings, source: Source, release_id: str, *, shared_me
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        async with open_releases(settings, source, release_id, telemetry) as releases:
+        async with open_releases(settings, source, release_id, telemetry, live_store) as releases:
             with drain.on_signals():
                 yield {"releases": releases, "drain": drain}
         if tracing is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
 
 from starlette.requests import Request
@@ -16,7 +18,7 @@ from lurm.histories import Histories
 from lurm.jobs import Jobs
 from lurm.live.place import Live, open_live
 from lurm.lookalikes import filters_of
-from lurm.release import Release
+from lurm.release import Release, held_through
 from lurm.saved import Audiences
 from lurm.settings import Settings
 from service.embedder import Embedder
@@ -71,9 +73,15 @@ def cache_for(settings: Settings) -> EmbeddingCache:
     return TwoLevelCache(MemoryCache(settings.near_cache_bytes), shared) if settings.near_cache_bytes else shared
 
 
+def live_of(settings: Settings, store_id: str | None = None) -> AbstractAsyncContextManager[Live]:
+    """Live events and erasures; see ``open_live``."""
+    held = functools.partial(held_through, settings.artifacts_dir)
+    return open_live(settings.live_folder, settings.live_url, held, store_id=store_id)
+
+
 @contextlib.asynccontextmanager
-async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator[Shared]:
-    """What all releases share, in the process and event loop that will use it.
+async def open_shared(settings: Settings, telemetry: Telemetry, live_store: str | None = None) -> AsyncIterator[Shared]:
+    """What all releases share, in the process and event loop that will use it; ``live_store`` as in ``create_app``.
 
     Raises:
         SettingsError: LURM_REDIS_URL or LURM_LIVE_URL cannot be used.
@@ -86,7 +94,7 @@ async def open_shared(settings: Settings, telemetry: Telemetry) -> AsyncIterator
         threads, audience_thread = Threads(_THREADS, _OPEN), Threads(1, _OPEN)
         opened.callback(threads.close)
         opened.callback(audience_thread.close)
-        live = await opened.enter_async_context(open_live(settings.live_folder, settings.live_url))
+        live = await opened.enter_async_context(live_of(settings, live_store))
         jobs = Jobs(
             settings.artifacts_dir,
             ttl_s=settings.job_ttl_s,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import signal
 import time
@@ -31,7 +32,7 @@ from lurm.live.letters import FILE, DeadLetter, DeadLetters
 from lurm.live.place import Live, open_live
 from lurm.live.stream import FROM_NOW, FROM_THE_START, Entry, StreamGroup
 from lurm.progress import Reporter, Task
-from lurm.release import Release, current
+from lurm.release import Release, current, held_through
 from lurm.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, Unanswered
 from lurm.settings import Settings
 from service.schemas import all_checked
@@ -349,12 +350,13 @@ async def _run(settings: Settings, url: str, source: Source, base: _Base, report
     patience = _Patience(stop, reporter, _ONCE_S if source.once else None)
     dead = DeadLetters(source.dead_letters or settings.live_folder / FILE, source.stream)
     group = StreamGroup(url, source.stream, source.group, source.consumer, timeout_s=_TIMEOUT_S, setting=SETTING)
+    held = functools.partial(held_through, settings.artifacts_dir)
     with _on_signals(stop):
         async with contextlib.AsyncExitStack() as opened:
             opened.push_async_callback(group.close)
             try:
                 live = await patience(
-                    lambda: opened.enter_async_context(open_live(settings.live_folder, settings.live_url))
+                    lambda: opened.enter_async_context(open_live(settings.live_folder, settings.live_url, held))
                 )
             except _Stopped:
                 return Consumed(dead.path)

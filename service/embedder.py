@@ -141,16 +141,14 @@ class Embedder:
         self._encoder = encoder
         self._space_id = space_id
         self._base = histories.base.artifact.manifest.fingerprint
-        lineage = histories.live.lineage
-        # ``seq`` of who has live events counts within their store
-        self._moved = hashlib.sha256(f"{self._base} {lineage}".encode()).hexdigest() if lineage else self._base
         self._cache = cache
         self._telemetry = telemetry
         self._queue_users = queue_users
         self._batches = Batches[_Waiting](
             "encoder", most=batch_users, wait_s=batch_wait_s, cost=_n_events, most_cost=batch_events
         )
-        self._known: list[Known | None] = [None] * _REMEMBERED  # whoever comes next to a place takes it
+        self._known: list[Known | None] = []  # whoever comes next to a place takes it
+        self._begin_lineage()
         self._flights: dict[Provenance, Flight] = {}
         self._puts: set[asyncio.Task[None]] = set()
 
@@ -180,6 +178,8 @@ class Embedder:
             Unavailable: the release does not know them, and what came after it cannot be told.
         """
         (tail,), why_not_fresh = await self._histories.tails([user_id])
+        if self._histories.live.lineage != self._lineage:
+            self._begin_lineage()
         slot = hash(user_id) % _REMEMBERED
         known = self._known[slot]
         if known is None or known.provenance.user_id != user_id or known.tail != tail or why_not_fresh is not None:
@@ -193,8 +193,11 @@ class Embedder:
 
         Many at once are looked up faster than they are remembered.
         """
+        standings = await self._histories.standings(user_ids)
+        if self._histories.live.lineage != self._lineage:
+            self._begin_lineage()
         known = self.known_of
-        return [known(one) if isinstance(one, Standing) else one for one in await self._histories.standings(user_ids)]
+        return [known(one) if isinstance(one, Standing) else one for one in standings]
 
     async def embed_one(self, known: Known) -> Embedded:
         """The embedding of one known user.
@@ -309,6 +312,12 @@ class Embedder:
             (one.standing.row if one.standing.is_settled else next(found)) if isinstance(one, Known) else one
             for one in asked
         ]
+
+    def _begin_lineage(self) -> None:
+        """Within one, ``seq`` of who has live events tells their histories apart."""
+        self._lineage = lineage = self._histories.live.lineage
+        self._moved = hashlib.sha256(f"{self._base} {lineage}".encode()).hexdigest() if lineage else self._base
+        self._known = [None] * _REMEMBERED
 
     def known_of(self, standing: Standing, tail: LiveTail = NOTHING) -> Known:
         """A user as they stand, by this tail."""

@@ -68,7 +68,7 @@ def histories_now(
         async with contextlib.AsyncExitStack() as opened:
             live = Live(AbsentLiveEvents(None, ""), None)
             if is_begun(live_folder, live_url):
-                live = await opened.enter_async_context(open_live(live_folder, live_url))
+                live = await opened.enter_async_context(open_live(live_folder, live_url, release.history.live_through))
             histories = Histories(release.history, live.events, live.ledger)
             standings = await histories.standings(user_ids)
             found = iter(await histories.read([one for one in standings if isinstance(one, Standing)]))

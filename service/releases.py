@@ -216,7 +216,7 @@ class Releases:
 
 @contextlib.asynccontextmanager
 async def open_releases(
-    settings: Settings, source: Source, release_id: str, telemetry: Telemetry
+    settings: Settings, source: Source, release_id: str, telemetry: Telemetry, live_store: str | None = None
 ) -> AsyncIterator[Releases]:
     """Serve a release, and follow the pointer unless the settings name one; in the event loop that will use it.
 
@@ -224,7 +224,7 @@ async def open_releases(
         SettingsError, Unavailable: as ``open_shared``.
         ArtifactError: the first release, or what is live, cannot be opened.
     """
-    async with open_shared(settings, telemetry) as shared:
+    async with open_shared(settings, telemetry, live_store) as shared:
         releases = Releases(shared, source)
         await releases.serve(_warmed_up(source.open(release_id)))
         # What is loaded by now stays, but for the release, which no cycle keeps. Looking through all this for garbage

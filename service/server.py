@@ -22,12 +22,11 @@ import lurm
 from lurm.allocator import keep_freed_memory
 from lurm.console import emit
 from lurm.errors import UsageError
-from lurm.live.place import open_live
 from lurm.release import Release
 from lurm.settings import Settings
 from service import logs
 from service.app import create_app
-from service.bootstrap import cache_for
+from service.bootstrap import cache_for, live_of
 from service.drain import DRAIN_S, Workers
 from service.keys import read_keys
 from service.protocol import GuardedProtocol
@@ -64,7 +63,7 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
             settings = settings.model_copy(update={"drain_s": 0.0 if local else DRAIN_S})
         signal.signal(signal.SIGTERM, _end)
         logging.config.dictConfig(logs.configuration(settings.log_level))
-        asyncio.run(_look_at(settings))
+        live_store = asyncio.run(_live_store(settings))
         if not n_keys and not local:
             _log.warning(
                 "LURM_HOST lets other machines in and no API keys are configured, so all of them may ask anything; "
@@ -76,13 +75,13 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
         if settings.workers == 1:
             _run_here(settings, listener, source, release_id)
         else:
-            _run_workers(settings, listener, source, release_id)
+            _run_workers(settings, listener, source, release_id, live_store)
 
 
-async def _look_at(settings: Settings) -> None:
-    """Say what is wrong with live events or the ledger here, too."""
-    async with open_live(settings.live_folder, settings.live_url):
-        pass
+async def _live_store(settings: Settings) -> str:
+    """The store of live events, begun here for all; what is wrong with it, or with the ledger, is said here, too."""
+    async with live_of(settings) as live:
+        return live.events.store_id
 
 
 def _run_here(settings: Settings, listener: socket.socket, source: Source, release_id: str) -> None:
@@ -92,7 +91,7 @@ def _run_here(settings: Settings, listener: socket.socket, source: Source, relea
         server.run(sockets=[listener])
 
 
-def _run_workers(settings: Settings, listener: socket.socket, source: Source, release_id: str) -> None:
+def _run_workers(settings: Settings, listener: socket.socket, source: Source, release_id: str, live_store: str) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="lurm-workers-") as folder,
         vetting(source, release_id, Path(folder), pinned=settings.release is not None),
@@ -100,16 +99,16 @@ def _run_workers(settings: Settings, listener: socket.socket, source: Source, re
         # prometheus_client asks the environment, when it is imported, where the workers share their metrics.
         environment = Path(folder) / "environment"
         environment.write_text(f"PROMETHEUS_MULTIPROC_DIR={folder}\n")
-        app = functools.partial(_worker_app, settings, Path(folder))
+        app = functools.partial(_worker_app, settings, Path(folder), live_store)
         options = _options(settings) | {"env_file": environment, "workers": settings.workers}
         config = Config(app, factory=True, **options)
         Workers(config, sockets=[listener]).run()
 
 
-def _worker_app(settings: Settings, shared: Path) -> Any:
+def _worker_app(settings: Settings, shared: Path, live_store: str) -> Any:
     keep_freed_memory()
     source = Source(settings.artifacts_dir, sound=shared)
-    return create_app(settings, source, source.wanted() or "", shared_metrics=shared)
+    return create_app(settings, source, source.wanted() or "", shared_metrics=shared, live_store=live_store)
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 
 from lurm import release
@@ -21,10 +22,11 @@ def living(config: Settings, *, take: bool = False) -> Living:
     folder = config.live_folder
 
     async def taken() -> Living:
-        async with open_live(folder, config.live_url) as live:
+        held = functools.partial(release.held_through, config.artifacts_dir)
+        async with open_live(folder, config.live_url, held) as live:
             events, ledger = live.written_to()
-            held = release.live_through(config.artifacts_dir, events.store_id)
-            await events.prune(held, forget_before=int((time.time() - REPEATS_S) * 1000))
+            kept = release.live_through(config.artifacts_dir, events.store_id)
+            await events.prune(kept, forget_before=int((time.time() - REPEATS_S) * 1000))
             return await segments.take(events, folder, ledger)
 
     if take and is_begun(folder, config.live_url):

@@ -2,7 +2,9 @@
 
     LiveEvents          the protocol: append, tails, events; scan, prune; erase
     live.sqlite         one host, any number of processes: the default
+    live.tables         its tables
     live.redis          several hosts
+    live.scripts        what Redis does at once
     live.absent         none: a folder that cannot be written
     live.stream         where events may come from: entries of a Redis Stream
     live.letters        those of its entries that are no events
@@ -136,6 +138,10 @@ class LiveEvents(Protocol):
     @property
     def lineage(self) -> str:
         """Within one, equal ``seq`` of a user mean equal events; a store put back from a copy begins another."""
+        ...
+
+    def beyond(self, arrival: int) -> None:
+        """Give no arrival up to this one any more: a base holds it, though the store was put back to before then."""
         ...
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:

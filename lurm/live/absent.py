@@ -28,6 +28,9 @@ class AbsentLiveEvents:
     def __init__(self, ledger: Ledger | None, why: str, *, has_some: bool = False) -> None:
         self._ledger, self._why, self._has_some = ledger, why, has_some
 
+    def beyond(self, arrival: int) -> None:
+        """None is given."""
+
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """Refused."""
         self._refuse()

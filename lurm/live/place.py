@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lurm.erasure import Ledger
-from lurm.live import LiveEvents, Unavailable
+from lurm.live import LiveEvents, Unavailable, segments
 from lurm.live.absent import AbsentLiveEvents
 from lurm.live.redis import RedisLiveEvents
 from lurm.live.sqlite import SqliteLiveEvents
@@ -48,7 +48,9 @@ def is_begun(folder: Path, url: str | None) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_live(folder: Path, url: str | None) -> AsyncIterator[Live]:
+async def open_live(
+    folder: Path, url: str | None, held: Callable[[str], int], *, store_id: str | None = None
+) -> AsyncIterator[Live]:
     """The store of live events and the ledger of erasures; begun where there are none.
 
     Where the folder cannot be written to, what was erased is still known, and no event can be taken.
@@ -56,6 +58,8 @@ async def open_live(folder: Path, url: str | None) -> AsyncIterator[Live]:
     Args:
         folder: of the ledger, and of the SQLite file.
         url: of the Redis that keeps live events; None: SQLite does.
+        held: the last arrival of a store that any release holds.
+        store_id: see ``RedisLiveEvents.open``.
 
     Raises:
         SettingsError: the URL cannot be used.
@@ -71,9 +75,15 @@ async def open_live(folder: Path, url: str | None) -> AsyncIterator[Live]:
         has_some = url is not None or (folder / FILE).exists()
         yield Live(AbsentLiveEvents(known, why, has_some=has_some), known, why)
         return
-    live: LiveEvents = (
-        SqliteLiveEvents(folder / FILE, ledger) if url is None else await RedisLiveEvents.open(url, ledger)
-    )
+
+    def anywhere(store_id: str) -> int:
+        return max(held(store_id), dict(segments.living(folder, None).through).get(store_id, 0))
+
+    live: LiveEvents
+    if url is None:
+        live = SqliteLiveEvents(folder / FILE, ledger, held=anywhere)
+    else:
+        live = await RedisLiveEvents.open(url, ledger, held=anywhere, store_id=store_id)
     try:
         yield Live(live, ledger)
     finally:

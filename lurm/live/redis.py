@@ -1,6 +1,6 @@
 """Live events in Redis, for several hosts.
 
-    {P}store        hash: id of the store, up to which arrival pruned
+    {P}store        hash: id of the store, run of the Redis that last wrote, up to which arrival pruned
     {P}arrival      the last arrival
     {P}log          stream: <arrival>-0 -> user, moment of arrival, the event
     {P}u:<digest>   hash: seq, newest timestamp, when and at which arrival erased
@@ -8,7 +8,8 @@
     {P}i:<digest>   an identity, for as long as repeats may come
 
 One script per request, so a request is kept whole or not at all. Every answer says of which store it is: a Redis
-that was emptied is not taken for the one that acknowledged events, until a restart begins anew. Redis acknowledges
+that was emptied is not taken for the one that acknowledged events, until a restart begins anew. One that starts again,
+perhaps with less than it had, begins a new lineage with the first write. Redis acknowledges
 what it has synced only with ``appendonly yes`` and ``appendfsync always``, or from 7.2 on when it is asked to
 (``WAITAOF``), which is done.
 """
@@ -28,7 +29,19 @@ import orjson
 from lurm.erasure import Ledger
 from lurm.errors import SettingsError
 from lurm.events import Event
-from lurm.live import ERASED, NOTHING, REPEATS_S, Arrived, Arriving, Damaged, LiveTail, Receipt, Status, Unavailable
+from lurm.live import (
+    ERASED,
+    NOTHING,
+    REPEATS_S,
+    Arrived,
+    Arriving,
+    Damaged,
+    LiveTail,
+    Receipt,
+    Status,
+    Unavailable,
+    scripts,
+)
 from lurm.remote import Breaker, Unanswered, answered, connect
 
 if TYPE_CHECKING:
@@ -39,89 +52,6 @@ _USERS_PER_TRIP = 256
 _LARGEST = 2**53  # beyond, Lua counts no more
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-_APPEND = """
-local P, now, lifetime = KEYS[1], ARGV[2], ARGV[3]
-if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
-    return false
-end
-local answers = {}
-for at = 4, #ARGV, 5 do
-    local user, identity, stamp, newest = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
-    local key = P .. 'u:' .. user
-    local known = redis.call('HMGET', key, 'newest_at', 'erased_at')
-    newest = math.max(newest, tonumber(known[1] or '0'))
-    if stamp <= tonumber(known[2] or '0') then
-        answers[#answers + 1] = -1
-    elseif identity ~= '' and redis.call('EXISTS', P .. 'i:' .. identity) == 1 then
-        answers[#answers + 1] = -2
-    else
-        local arrival = redis.call('INCR', P .. 'arrival')
-        redis.call('XADD', P .. 'log', arrival .. '-0', 'u', user, 't', now, 'e', ARGV[at + 4])
-        redis.call('RPUSH', P .. 'e:' .. user, arrival)
-        redis.call('HSET', key, 'seq', arrival, 'newest_at', string.format('%.0f', math.max(newest, stamp)))
-        if identity ~= '' then -- last: where one of these fails, it may come once more
-            redis.call('SET', P .. 'i:' .. identity, '', 'EX', lifetime)
-        end
-        answers[#answers + 1] = stamp < newest and {arrival} or arrival
-    end
-end
-return answers
-"""
-_EVENTS = """
-local P, after = KEYS[1], tonumber(ARGV[2])
-if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
-    return false
-end
-local answers, pruned = {}, tonumber(redis.call('HGET', P .. 'store', 'pruned') or '0') or 0
-for at = 3, #ARGV do
-    local entries = {}
-    for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. ARGV[at], 0, -1)) do
-        if tonumber(arrival) > after then
-            entries[#entries + 1] = redis.call('XRANGE', P .. 'log', arrival .. '-0', arrival .. '-0')[1] or false
-        end
-    end
-    local tail = redis.call('HMGET', P .. 'u:' .. ARGV[at], 'seq', 'erased_at', 'erased_seq')
-    answers[#answers + 1] = {tail, entries, pruned}
-end
-return answers
-"""
-_ERASE = """
-local P, user, moment = KEYS[1], ARGV[2], tonumber(ARGV[3])
-if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
-    return false
-end
-for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. user, 0, -1)) do
-    redis.call('XDEL', P .. 'log', arrival .. '-0')
-end
-redis.call('DEL', P .. 'e:' .. user)
-local key = P .. 'u:' .. user
-moment = math.max(moment, tonumber(redis.call('HGET', key, 'erased_at') or '0'))
-local arrival = redis.call('INCR', P .. 'arrival')
-local text = string.format('%.0f', moment)
-redis.call('HSET', key, 'seq', arrival, 'newest_at', 0, 'erased_at', text, 'erased_seq', arrival)
-return {arrival, text, arrival}
-"""
-_PRUNE = """
-local P, upto = KEYS[1], tonumber(ARGV[1])
-redis.call('HSET', P .. 'store', 'pruned', ARGV[1])
-local entries = redis.call('XRANGE', P .. 'log', '-', ARGV[1], 'COUNT', 1000)
-for _, entry in ipairs(entries) do
-    local user = entry[2][2]
-    local own = P .. 'e:' .. user
-    local head = redis.call('LINDEX', own, 0)
-    while head and tonumber(head) <= upto do
-        redis.call('LPOP', own)
-        head = redis.call('LINDEX', own, 0)
-    end
-    local known = redis.call('HMGET', P .. 'u:' .. user, 'seq', 'erased_at')
-    if tonumber(known[1] or '0') <= upto and not known[2] then
-        redis.call('DEL', P .. 'u:' .. user)
-    end
-    redis.call('XDEL', P .. 'log', entry[1])
-end
-return #entries
-"""
 
 
 class RedisLiveEvents:
@@ -154,14 +84,15 @@ class RedisLiveEvents:
         self._redis, self._ledger, self._clock = redis, ledger, clock
         self._timeout_s, self._lookup_s = timeout_s, lookup_s
         self._breaker = Breaker(monotonic)
-        self._events, self._prune = redis.register_script(_EVENTS), redis.register_script(_PRUNE)
+        self._events, self._prune = redis.register_script(scripts.EVENTS), redis.register_script(scripts.PRUNE)
         self._writes: deque[tuple[list[Any], asyncio.Future[list[Receipt]]]] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._waiting: deque[tuple[list[str], asyncio.Future[list[LiveTail]]]] = deque()
         self._asking: asyncio.Task[None] | None = None
-        self._store_id = ""
-        self._is_other = False
-        self._syncs_on_demand = False
+        self._store_id = self._lineage = ""
+        self._run: bytes | None = b""
+        self._held = 0
+        self._is_other = self._is_ready = self._syncs_on_demand = False
 
     @classmethod
     async def open(
@@ -169,6 +100,8 @@ class RedisLiveEvents:
         url: str,
         ledger: Ledger,
         *,
+        held: Callable[[str], int] = lambda store_id: 0,
+        store_id: str | None = None,
         timeout_s: float = 2.0,
         lookup_s: float = 0.1,
         clock: Callable[[], float] = time.time,
@@ -179,6 +112,8 @@ class RedisLiveEvents:
         Args:
             url: redis://, rediss:// or unix://.
             ledger, timeout_s, lookup_s, clock, monotonic: as above.
+            held: the last arrival of a store that any base holds.
+            store_id: that was begun by somebody this one belongs to: no other is, and Redis is asked when it must be.
 
         Raises:
             SettingsError: the redis package is missing, the URL is not one, or this Redis drops what it runs short of
@@ -188,7 +123,10 @@ class RedisLiveEvents:
         redis = connect(url, timeout_s=timeout_s, setting="LURM_LIVE_URL")
         store = cls(redis, ledger, timeout_s=timeout_s, lookup_s=lookup_s, clock=clock, monotonic=monotonic)
         try:
-            await store._begin()
+            store._store_id = await store._begun() if store_id is None else store_id
+            store.beyond(held(store._store_id))
+            if store_id is None:
+                await store._make_ready()
         except BaseException:
             await store.close()
             raise
@@ -202,7 +140,11 @@ class RedisLiveEvents:
     @property
     def lineage(self) -> str:
         """As ``LiveEvents``."""
-        return self._store_id
+        return self._lineage
+
+    def beyond(self, arrival: int) -> None:
+        """As ``LiveEvents``."""
+        self._held = max(self._held, arrival)
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """As ``LiveEvents``."""
@@ -217,7 +159,9 @@ class RedisLiveEvents:
         self._writes.append((arguments, receipts))
         if self._writing is None:
             self._writing = asyncio.create_task(self._write())
-        return await receipts
+        kept = await receipts
+        self.beyond(max((one.seq or 0 for one in kept), default=0))
+        return kept
 
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """As ``LiveEvents``."""
@@ -275,9 +219,12 @@ class RedisLiveEvents:
                 await task
         await self._redis.aclose()
 
-    async def _begin(self) -> None:
+    async def _begun(self) -> str:
         await self._command("HSETNX", f"{PREFIX}store", "id", uuid.uuid4().hex)
-        self._store_id = str((await self._command("HGET", f"{PREFIX}store", "id")).decode())
+        return str((await self._command("HGET", f"{PREFIX}store", "id")).decode())
+
+    async def _make_ready(self) -> None:
+        """See whether what this Redis is given is safe with it, and give it the erasures it does not know."""
         server, memory = [await self._command("INFO", part) for part in ("server", "memory")]
         if memory["maxmemory"] and memory["maxmemory_policy"] != "noeviction":
             raise SettingsError(
@@ -295,7 +242,9 @@ class RedisLiveEvents:
         _, *known = await self._tails_of([user.hex() for user, _ in erased])
         for (user, erased_at), tail in zip(erased, known, strict=True):
             if _tail(tail).erased_at < erased_at:
-                await self._erase_digest(user.hex(), erased_at)
+                (answer,) = await self._written([(scripts.ERASE, [user.hex(), erased_at])])
+                self._unless_failed(answer)
+        self._is_ready = True
 
     async def _always_syncs(self) -> bool:
         try:
@@ -330,7 +279,7 @@ class RedisLiveEvents:
                 some = list(self._writes)
                 self._writes.clear()
                 try:
-                    answers = await self._kept([(_APPEND, arguments) for arguments, _ in some])
+                    answers = await self._kept([(scripts.APPEND, arguments) for arguments, _ in some])
                 except Exception as error:
                     for _, receipts in some:
                         if not receipts.done():
@@ -341,18 +290,34 @@ class RedisLiveEvents:
         finally:
             self._writing = None
 
-    async def _kept(self, scripts: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+    async def _kept(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """What scripts answer, or how each fails, once Redis has synced what they wrote, where it can be asked to.
 
         Raises:
             Unavailable: it was kept, but may not be on disk; sent once more, it is a duplicate.
         """
+        if not self._is_ready:
+            try:
+                await self._make_ready()
+            except SettingsError as error:
+                raise Unavailable(str(error)) from error
+        return await self._written(calls)
+
+    async def _written(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         trip = self._redis.pipeline(transaction=False)
-        for script, arguments in scripts:
+        trip.eval(scripts.AWAKE, 1, PREFIX, self._store_id, self._held)
+        for script, arguments in calls:
             trip.eval(script, 1, PREFIX, self._store_id, *arguments)
         if self._syncs_on_demand:  # over the same connection: Redis waits for what came over this one
             trip.execute_command("WAITAOF", 1, 0, int(self._timeout_s * 900))
-        answers = await self._trip(trip.execute(raise_on_error=False))
+        last, *answers = await self._trip(trip.execute(raise_on_error=False))
+        if isinstance(last, int) and last < self._held:
+            _log.error(
+                "Redis had given %d arrivals, and a base holds %d: it was put back to an earlier state, and what was "
+                "acknowledged in between is lost unless a base holds it; arrivals go on from there",
+                last,
+                self._held,
+            )
         if self._syncs_on_demand:
             synced = answers.pop()
             if isinstance(synced, Exception):
@@ -393,28 +358,31 @@ class RedisLiveEvents:
             raise Unavailable("Redis, which holds the live events, has not been answering; try again shortly")
         try:
             async with asyncio.timeout(self._lookup_s):
-                store, *tails = await self._tails_of(users)
+                named, *tails = await self._tails_of(users)
         except (Unavailable, TimeoutError) as error:
             self._breaker.failed()
             raise Unavailable("Redis, which holds the live events, does not answer in time") from error
         self._breaker.succeeded()
+        store, run = named if isinstance(named, list) else (None, None)
         self._check_store(store == self._store_id.encode())
+        if run != self._run:
+            self._run, self._lineage = run, f"{self._store_id} {run}"
         return tails
 
     async def _tails_of(self, users: Sequence[str]) -> list[Any]:
-        """The id of the store, and what it says of each user."""
+        """Id and run of the store, and what it says of each user."""
         found: list[Any] = []
         for start in range(0, max(len(users), 1), _USERS_PER_TRIP):
             trip = self._redis.pipeline(transaction=False)
             if not start:
-                trip.hget(f"{PREFIX}store", "id")
+                trip.hmget(f"{PREFIX}store", "id", "run")
             for user in users[start : start + _USERS_PER_TRIP]:
                 trip.hmget(f"{PREFIX}u:{user}", "seq", "erased_at", "erased_seq")
             found += await self._trip(trip.execute(raise_on_error=False))
         return found
 
     async def _erase_digest(self, user: str, erased_at: int) -> LiveTail:
-        (answer,) = await self._kept([(_ERASE, [user, erased_at])])
+        (answer,) = await self._kept([(scripts.ERASE, [user, erased_at])])
         return _tail(self._unless_failed(answer))
 
     async def _command(self, *words: str | int) -> Any:

@@ -29,8 +29,8 @@ from typing import TextIO, TypeVar
 
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Overloaded
-from lurm.events import Event
-from lurm.live import ERASED, NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, Unavailable
+from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Unavailable
+from lurm.live.tables import EVENT, SCHEMA, Appending, arrived_of, erase_user, fact_of, last_of, tail_of, transaction
 
 FORMAT = 1
 _BUSY_S = 5.0  # a writer waits so long for the writer of another process
@@ -39,19 +39,6 @@ _AT_ONCE = 20_000  # events of one transaction
 _MOST_WAITING = 100_000  # events
 _LOCK = ".live.lock"
 _REMEMBERED = 2**16  # users
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counter (one INTEGER PRIMARY KEY CHECK (one = 1), arrival INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS users (user BLOB PRIMARY KEY, seq INTEGER NOT NULL, newest_at INTEGER NOT NULL,
-    erased_at INTEGER NOT NULL, erased_seq INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS events (arrival INTEGER PRIMARY KEY, arrived_at INTEGER NOT NULL, user BLOB NOT NULL,
-    user_id TEXT NOT NULL, item_id TEXT, behavior TEXT NOT NULL, timestamp INTEGER NOT NULL, value REAL NOT NULL,
-    location TEXT NOT NULL, event_id TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS events_of_user ON events (user, arrival);
-CREATE TABLE IF NOT EXISTS identities (identity BLOB PRIMARY KEY, arrived_at INTEGER NOT NULL) WITHOUT ROWID;
-INSERT OR IGNORE INTO counter VALUES (1, 0);
-"""
-_EVENT = "arrival, arrived_at, user_id, item_id, behavior, timestamp, value, location, event_id"
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -62,6 +49,7 @@ class SqliteLiveEvents:
     Args:
         path: the file; made if it is not there, its folder too.
         ledger: of erasures; the store takes them over when it is opened.
+        held: the last arrival of a store that any base holds.
         clock: seconds since the epoch.
 
     Raises:
@@ -70,12 +58,19 @@ class SqliteLiveEvents:
 
     kind = "sqlite"
 
-    def __init__(self, path: Path, ledger: Ledger, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ledger: Ledger,
+        *,
+        held: Callable[[str], int] = lambda store_id: 0,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._path, self._ledger, self._clock = path, ledger, clock
         self._store_id = self._lineage = ""
         self._is_lost = False
         self._waiting: list[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = []
-        self._n_waiting = self._n_caught_up = 0
+        self._n_waiting = self._n_caught_up = self._held = 0
         self._writing: asyncio.Task[None] | None = None
         self._lock: TextIO | None = None
         try:
@@ -83,9 +78,9 @@ class SqliteLiveEvents:
             self._lock = (path.parent / _LOCK).open("w")
             is_first = _locked_alone(self._lock.fileno())
             self._writer = self._connect(_BUSY_S)
-            self._prepare(is_first=is_first)
+            self._prepare(held, is_first=is_first)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
-            self._lineage = self._lineage or _fact(self._writer, "lineage")
+            self._lineage = self._lineage or fact_of(self._writer, "lineage")
             self._place = self._where()
             self._tails = _Tails(self._connect(_READER_BUSY_S), ledger)
             self._reader = self._connect(_BUSY_S)
@@ -108,6 +103,10 @@ class SqliteLiveEvents:
     def lineage(self) -> str:
         """As ``LiveEvents``."""
         return self._lineage
+
+    def beyond(self, arrival: int) -> None:
+        """As ``LiveEvents``."""
+        self._held = max(self._held, arrival)
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """As ``LiveEvents``; what waits at the same moment is synced together.
@@ -143,20 +142,20 @@ class SqliteLiveEvents:
 
     async def last(self) -> int:
         """As ``LiveEvents``."""
-        return await self._in_reader(lambda: _last(self._reader))
+        return await self._in_reader(lambda: last_of(self._reader))
 
     async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
         """As ``LiveEvents``."""
-        query = f"SELECT {_EVENT} FROM events WHERE arrival > ? AND arrival <= ? ORDER BY arrival LIMIT ?"
+        query = f"SELECT {EVENT} FROM events WHERE arrival > ? AND arrival <= ? ORDER BY arrival LIMIT ?"
         return await self._in_reader(
-            lambda: [_arrived(row) for row in self._reader.execute(query, (after, upto, most))]
+            lambda: [arrived_of(row) for row in self._reader.execute(query, (after, upto, most))]
         )
 
     async def prune(self, upto: int, *, forget_before: int) -> None:
         """As ``LiveEvents``."""
 
         def write() -> None:
-            with _transaction(self._writer) as writer:
+            with transaction(self._writer) as writer:
                 writer.execute("DELETE FROM events WHERE arrival <= ?", (upto,))
                 writer.execute("DELETE FROM users WHERE seq <= ? AND erased_at = 0", (upto,))
                 writer.execute("DELETE FROM identities WHERE arrived_at < ?", (forget_before,))
@@ -168,9 +167,9 @@ class SqliteLiveEvents:
 
         def write() -> LiveTail:
             user = self._ledger.digest(user_id)
-            with _transaction(self._writer) as writer:
-                tail = _tail(writer, user)  # by the ledger it may be done already, and a new life have begun
-                return tail if tail.erased_at >= erased_at else _erase(writer, user, erased_at)
+            with self._changing() as writer:
+                tail = tail_of(writer, user)  # by the ledger it may be done already, and a new life have begun
+                return tail if tail.erased_at >= erased_at else erase_user(writer, user, erased_at)
 
         return await self._in_writer(write)
 
@@ -235,19 +234,34 @@ class SqliteLiveEvents:
     # -- in the threads
 
     def _append(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt]]:
-        with _transaction(self._writer) as writer:
+        with self._changing() as writer:
             n_caught_up = self._catch_up(writer)
-            receipts = _Appending(writer, self._ledger, int(self._clock() * 1000)).all(batches)
+            receipts = Appending(writer, self._ledger, int(self._clock() * 1000)).all(batches)
         self._n_caught_up = n_caught_up
         return receipts
 
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that gives arrivals, none of which any base holds."""
+        with transaction(self._writer) as writer:
+            if (last := last_of(writer)) < self._held:
+                _log.error(
+                    "%s had given %d arrivals, and a base holds %d: it was put back to an earlier state, and what was "
+                    "acknowledged in between is lost unless a base holds it; arrivals go on from there",
+                    self._path,
+                    last,
+                    self._held,
+                )
+                writer.execute("UPDATE counter SET arrival = ?", (self._held,))
+            yield writer
+
     def _of(self, user_id: str, after: int) -> tuple[LiveTail, list[Arrived]]:
-        query = f"SELECT {_EVENT} FROM events WHERE user = ? AND arrival > ? ORDER BY arrival"
+        query = f"SELECT {EVENT} FROM events WHERE user = ? AND arrival > ? ORDER BY arrival"
         user = self._ledger.digest(user_id)
-        tail = _tail(self._reader, user)
+        tail = tail_of(self._reader, user)
         known = tail.by_ledger(self._ledger.erased_at(user_id))
         rows = self._reader.execute(query, (user, after)) if known is tail else ()
-        return known, [_arrived(row) for row in rows]
+        return known, [arrived_of(row) for row in rows]
 
     def _connect(self, busy_s: float) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -274,7 +288,7 @@ class SqliteLiveEvents:
         if is_lost:
             raise Unavailable("the file of live events is not where it was; put it back, or restart to begin anew")
 
-    def _prepare(self, *, is_first: bool) -> None:
+    def _prepare(self, held: Callable[[str], int], *, is_first: bool) -> None:
         """Make what is not there yet, begin a lineage, and take over erasures the store does not know."""
         writer = self._writer
         (found,) = writer.execute("PRAGMA user_version").fetchone()
@@ -283,12 +297,13 @@ class SqliteLiveEvents:
                 f"{self._path} has format {found}, this lurm reads up to {FORMAT}; upgrade lurm, or move it away"
             )
         if found < FORMAT:
-            with _transaction(writer):
-                for statement in filter(str.strip, _SCHEMA.split(";")):
+            with transaction(writer):
+                for statement in filter(str.strip, SCHEMA.split(";")):
                     writer.execute(statement)
                 writer.execute(f"PRAGMA user_version = {FORMAT}")
                 writer.execute("INSERT OR IGNORE INTO facts VALUES ('store_id', ?)", (uuid.uuid4().hex,))
-        self._store_id = _fact(writer, "store_id")
+        self._store_id = fact_of(writer, "store_id")
+        self.beyond(held(self._store_id))
         if is_first:
             lineage = uuid.uuid4().hex
             try:
@@ -296,8 +311,8 @@ class SqliteLiveEvents:
             except sqlite3.OperationalError:  # a full disk, say, on which there is much to read
                 self._lineage = lineage
         n_erasures = len(self._ledger)  # what is recorded from now on is looked at once more
-        if any(_tail(writer, user).erased_at < at for user, at in self._ledger.all_erased().items()):
-            with _transaction(writer):
+        if any(tail_of(writer, user).erased_at < at for user, at in self._ledger.all_erased().items()):
+            with self._changing():
                 self._catch_up(writer)
         self._n_caught_up = n_erasures
 
@@ -306,8 +321,8 @@ class SqliteLiveEvents:
         further = self._ledger.after(self._n_caught_up)
         for erasure in further:
             user = bytes.fromhex(erasure.user)
-            if _tail(writer, user).erased_at < erasure.erased_at:
-                _erase(writer, user, erasure.erased_at)
+            if tail_of(writer, user).erased_at < erasure.erased_at:
+                erase_user(writer, user, erasure.erased_at)
         return self._n_caught_up + len(further)
 
 
@@ -354,72 +369,9 @@ class _Tails:
         self._looked = False
 
     def _look_up(self, user_id: str) -> LiveTail:
-        tail = _tail(self.connection, self._ledger.digest(user_id)).by_ledger(self._ledger.erased_at(user_id))
+        tail = tail_of(self.connection, self._ledger.digest(user_id)).by_ledger(self._ledger.erased_at(user_id))
         self._known[user_id] = tail
         return tail
-
-
-class _Appending:
-    """The inside of one transaction: what it has to know of users is read once and written once."""
-
-    def __init__(self, writer: sqlite3.Connection, ledger: Ledger, now: int) -> None:
-        self._writer, self._ledger, self._now = writer, ledger, now
-        self._arrival = _last(writer)
-        self._users: dict[bytes, tuple[LiveTail, int]] = {}
-        self._rows: list[tuple[object, ...]] = []
-
-    def all(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt]]:
-        """Keep the events of some requests; their receipts, request by request."""
-        receipts = [[self._one(arriving) for arriving in batch] for batch in batches]
-        self._writer.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows)
-        self._writer.executemany(
-            "INSERT OR REPLACE INTO users VALUES (?, ?, ?, ?, ?)",
-            [
-                (user, tail.seq, newest_at, tail.erased_at, tail.erased_seq)
-                for user, (tail, newest_at) in self._users.items()
-                if tail.seq
-            ],
-        )
-        self._writer.execute("UPDATE counter SET arrival = ?", (self._arrival,))
-        return receipts
-
-    def _one(self, arriving: Arriving) -> Receipt:
-        event = arriving.event
-        user = self._ledger.digest(event.user_id)
-        tail, newest_at = self._users.get(user) or self._user(user)
-        if event.timestamp <= tail.erased_at:
-            return ERASED
-        if arriving.identity is not None:
-            kept = self._writer.execute(
-                "INSERT OR IGNORE INTO identities VALUES (?, ?)", (arriving.identity, self._now)
-            )
-            if not kept.rowcount:
-                return Receipt(Status.DUPLICATE)
-        self._arrival += 1
-        newest_at = max(newest_at, arriving.newest_at)
-        late = event.timestamp < newest_at
-        tail = LiveTail(self._arrival, tail.erased_at, tail.erased_seq)
-        self._users[user] = tail, max(newest_at, event.timestamp)
-        self._rows.append(
-            (
-                self._arrival,
-                self._now,
-                user,
-                event.user_id,
-                event.item_id,
-                event.behavior,
-                event.timestamp,
-                event.value,
-                event.location,
-                event.event_id,
-            )
-        )
-        return Receipt(Status.LATE if late else Status.ACCEPTED, self._arrival)
-
-    def _user(self, user: bytes) -> tuple[LiveTail, int]:
-        row = self._writer.execute("SELECT newest_at FROM users WHERE user = ?", (user,)).fetchone()
-        self._users[user] = _tail(self._writer, user), row[0] if row else 0
-        return self._users[user]
 
 
 async def _in_thread(thread: ThreadPoolExecutor, call: Callable[[], _T]) -> _T:
@@ -433,19 +385,6 @@ def _unavailable() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise Unavailable(f"the store of live events cannot be used now ({error}); try again shortly") from error
-
-
-@contextlib.contextmanager
-def _transaction(writer: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """All or nothing; on leaving, on disk."""
-    writer.execute("BEGIN IMMEDIATE")
-    try:
-        yield writer
-        writer.execute("COMMIT")
-    except BaseException:
-        if writer.in_transaction:
-            writer.execute("ROLLBACK")
-        raise
 
 
 @contextlib.contextmanager
@@ -466,32 +405,3 @@ def _locked_alone(lock: int) -> bool:
         fcntl.flock(lock, fcntl.LOCK_SH)  # held alone, by who opens the file first, only for a moment
         return False
     return True
-
-
-def _fact(connection: sqlite3.Connection, name: str) -> str:
-    row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-    return str(row[0]) if row else ""
-
-
-def _tail(connection: sqlite3.Connection, user: bytes) -> LiveTail:
-    row = connection.execute("SELECT seq, erased_at, erased_seq FROM users WHERE user = ?", (user,)).fetchone()
-    return NOTHING if row is None else LiveTail(*row)
-
-
-def _last(connection: sqlite3.Connection) -> int:
-    (arrival,) = connection.execute("SELECT arrival FROM counter").fetchone()
-    return int(arrival)
-
-
-def _erase(writer: sqlite3.Connection, user: bytes, erased_at: int) -> LiveTail:
-    arrival = _last(writer) + 1
-    writer.execute("UPDATE counter SET arrival = ?", (arrival,))
-    writer.execute("DELETE FROM events WHERE user = ?", (user,))
-    tail = LiveTail(arrival, max(erased_at, _tail(writer, user).erased_at), arrival)
-    writer.execute("INSERT OR REPLACE INTO users VALUES (?, ?, 0, ?, ?)", (user, arrival, tail.erased_at, arrival))
-    return tail
-
-
-def _arrived(row: tuple[int, int, str, str | None, str, int, float, str, str]) -> Arrived:
-    arrival, arrived_at, user_id, item_id, behavior, timestamp, value, location, event_id = row
-    return Arrived(arrival, arrived_at, Event(user_id, item_id, behavior, timestamp, value, location, event_id))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -41,14 +42,15 @@ class Stores:
         (self.folder / "erasures.jsonl").unlink(missing_ok=True)
         self.ledger = Ledger.open(self.folder)
 
-    async def open(self, now: float = NOW) -> LiveEvents:
+    async def open(self, now: float = NOW, held: int = 0) -> LiveEvents:
+        options: dict[str, Any] = {"clock": lambda: now, "held": lambda store_id: held}
         if self.kind == "redis":
-            return await RedisLiveEvents.open(self.url, self.ledger, clock=lambda: now)
-        return SqliteLiveEvents(self.folder / "live" / "live.sqlite", self.ledger, clock=lambda: now)
+            return await RedisLiveEvents.open(self.url, self.ledger, **options)
+        return SqliteLiveEvents(self.folder / "live" / "live.sqlite", self.ledger, **options)
 
-    def using(self, body: Callable[[LiveEvents], Awaitable[T]], now: float = NOW) -> T:
+    def using(self, body: Callable[[LiveEvents], Awaitable[T]], now: float = NOW, held: int = 0) -> T:
         async def run() -> T:
-            store = await self.open(now)
+            store = await self.open(now, held)
             try:
                 return await body(store)
             finally:
@@ -99,6 +101,33 @@ def test_what_was_acknowledged_is_there_word_for_word_also_when_opened_again(sto
     names = [stores.using(lambda store: asyncio.sleep(0, store.store_id)) for _ in range(2)]
     assert names[0] == names[1] != ""
     stores.using(read)
+
+
+def test_a_store_that_was_put_back_gives_no_arrival_that_a_base_holds(
+    stores: Stores, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Given again, an arrival would be taken for one of the base, and what came with it for lost by everybody."""
+
+    moments = itertools.count()
+
+    async def append(store: LiveEvents) -> int:
+        (receipt,) = await store.append(stores.arriving(event("u", next(moments))))
+        return receipt.seq or 0
+
+    async def also_later(store: LiveEvents) -> list[int]:
+        store.beyond(20)
+        store.beyond(4)
+        erased = await store.erase("v", AT)
+        return [await append(store), erased.seq]
+
+    assert stores.using(append) == 1
+    assert stores.using(append, held=1) == 2
+    assert "had given" not in caplog.text
+    stores.ledger.record("w", AT, by="test")
+    assert stores.using(append, held=10) == 12, "the erasure of w comes before"
+    assert "had given 2 arrivals, and a base holds 10" in caplog.text
+    assert stores.using(also_later) == [22, 21]
+    assert [one.arrival for one in stores.using(lambda store: store.scan(after=0, upto=99, most=99))] == [1, 2, 12, 22]
 
 
 def test_an_event_id_counts_once_for_its_user_whatever_else_it_says(stores: Stores) -> None:

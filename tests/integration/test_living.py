@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,9 +19,9 @@ from lurm.events import Event
 from lurm.histories import Histories
 from lurm.history import COLUMNS
 from lurm.live import Arrived, Arriving, identity_of
-from lurm.live.place import open_live
+from lurm.live.place import FILE, open_live
 from lurm.live.segments import living
-from lurm.release import Release, rollback
+from lurm.release import Release, held_through, rollback
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +42,7 @@ def rebuilt(dataset: Path, root: Path) -> Release:
 
 def send(root: Path, release: Release, events: Sequence[Event], erase: Sequence[str] = ()) -> None:
     async def run() -> None:
-        async with open_live(root / "live", None) as live:
+        async with open_live(root / "live", None, lambda store_id: held_through(root, store_id)) as live:
             store, ledger = live.written_to()
             drops = release.history.drops_duplicates
             await store.append([Arriving(one, identity_of(one, ledger, drops_duplicates=drops)) for one in events])
@@ -56,7 +57,7 @@ def seen(root: Path, release: Release, users: Sequence[str]) -> dict[str, list[t
     """Everybody's history by name, as a server of this release would read it."""
 
     async def run() -> dict[str, list[tuple[object, ...]] | None]:
-        async with open_live(root / "live", None) as live:
+        async with open_live(root / "live", None, lambda store_id: held_through(root, store_id)) as live:
             histories = Histories(release.history, live.events, live.ledger)
             found: dict[str, list[tuple[object, ...]] | None] = {}
             for user in users:
@@ -77,7 +78,7 @@ def kept(root: Path) -> list[Arrived]:
     """What the store still has."""
 
     async def run() -> list[Arrived]:
-        async with open_live(root / "live", None) as live:
+        async with open_live(root / "live", None, lambda store_id: held_through(root, store_id)) as live:
             return await live.events.scan(after=0, upto=10**9, most=10**6)
 
     return asyncio.run(run())
@@ -141,3 +142,25 @@ def test_without_live_events_a_rebuild_has_nothing_to_do(tiny: Path, tmp_path: P
     first = rebuilt(tiny, root)
     send(root, first, [])
     assert "history: nothing has changed, skipped" in rebuild(tiny, root)
+
+
+def test_a_store_put_back_to_before_a_build_takes_events_that_the_next_build_finds(tiny: Path, tmp_path: Path) -> None:
+    """The release holds arrivals that this store has not given yet; what gets them must not be taken for held."""
+    root = tmp_path / "artifacts"
+    first = rebuilt(tiny, root)
+    user, item, end = first.history.users[0], first.history.items[0], first.history.watermark
+    send(root, first, [Event(user, item, "view", end + 1)])
+    store = root / "live" / FILE
+    shutil.copy(store, tmp_path / "copy")
+    send(root, first, [Event(user, item, "view", end + n) for n in (2, 3, 4)])
+    second = rebuilt(tiny, root)
+    n_held = len(seen(root, second, [user])[user] or [])
+    for file in store.parent.glob(f"{FILE}*"):
+        file.unlink()
+    shutil.copy(tmp_path / "copy", store)
+    send(root, second, [Event(user, item, "view", end + 5), Event("newcomer", item, "view", end + 6)])
+    before = seen(root, second, [user, "newcomer"])
+    assert [len(before[one] or []) for one in (user, "newcomer")] == [n_held + 1, 1]
+    third = rebuilt(tiny, root)
+    assert third.history.n_events == second.history.n_events + 2
+    assert seen(root, third, [user, "newcomer"]) == before

@@ -129,7 +129,7 @@ def until(so: Callable[[], object]) -> None:
 
 def kept(live_dir: Path) -> list[Arrived]:
     async def scanned() -> list[Arrived]:
-        async with open_live(live_dir, None) as live:
+        async with open_live(live_dir, None, lambda store_id: 0) as live:
             return await live.events.scan(after=0, upto=10**9, most=10**6)
 
     return asyncio.run(scanned())

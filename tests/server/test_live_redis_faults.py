@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 import redis
@@ -17,10 +22,11 @@ from lurm.erasure import Ledger
 from lurm.live.redis import PREFIX
 from lurm.release import Release
 from lurm.settings import environment_of
-from tests.server.conftest import problem
-from tests.server.test_live import embedded, event, send, statuses
+from tests.conftest import RedisServer
+from tests.server.conftest import RunningServer, problem
+from tests.server.test_live import embedded, event, send, statuses, truth
 from tests.server.test_live_faults import AT, SYNCED, Start, StartRedis, post, refused, stop
-from tests.server.test_swaps import until
+from tests.server.test_swaps import until, workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -54,6 +60,100 @@ def test_redis_killed_and_started_again_keeps_what_was_acknowledged(
                 raise
         running.kill()
         running.wait()
+
+
+@contextmanager
+def started_again(store: RedisServer) -> Iterator[None]:
+    """Redis was killed, and another one begins in its place with nothing."""
+    store.process.kill()
+    store.process.wait()
+    place = ["--port", "0", "--unixsocket", str(store.socket), "--dir", str(store.socket.parent), "--save", ""]
+    with subprocess.Popen(["redis-server", *place, *SYNCED], stdout=subprocess.DEVNULL) as running:
+        try:
+            yield
+        finally:
+            running.kill()
+
+
+def test_what_is_cached_of_arrivals_that_redis_has_forgotten_is_nobodys(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
+) -> None:
+    """Put back to an earlier state it gives numbers again that it gave before, to two workers who remember."""
+    cache, store, user = start_redis(), start_redis(*SYNCED), release.history.users[0]
+    settings: dict[str, object] = {"redis_url": cache.url, "redis_timeout_ms": 1000, "live_url": store.url}
+    server = start_server(live_dir=tmp_path / "live", workers=2, **settings)
+    first, lost, third = (
+        event(user, release.history.items[n], release.history.watermark + n, event_id=str(n)) for n in (1, 2, 3)
+    )
+    with redis.Redis.from_url(store.url) as plain, server.client() as client:
+        send(client, first)
+        copies = {key: plain.dump(key) for key in plain.keys(f"{PREFIX}*")}
+        send(client, lost)
+        for _ in range(20):
+            with server.client() as other:
+                assert embedded(other, user)[0].tobytes() == truth(release, user, [first, lost]).tobytes()
+    for file in store.socket.parent.glob("appendonlydir/*"):
+        file.unlink()
+    with started_again(store), redis.Redis.from_url(store.url) as plain:
+        until(lambda: _answers(plain))
+        for key, value in copies.items():
+            plain.restore(key, 0, value)
+        with server.client() as client:
+            until(lambda: post(client, third).status_code == 200)
+        for _ in range(20):
+            with server.client() as other:
+                until(lambda other=other: "x-lurm-stale" not in other.get(f"/embed/{user}").headers)  # type: ignore[misc]
+                assert embedded(other, user)[0].tobytes() == truth(release, user, [first, third]).tobytes()
+
+
+def _answers(plain: redis.Redis) -> bool:
+    try:
+        return bool(plain.ping())
+    except redis.ConnectionError:
+        return False
+
+
+@pytest.mark.parametrize("how", ["does not answer", "was emptied"])
+def test_a_worker_that_begins_while_redis_is_unwell_does_as_the_others_do(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release, how: str
+) -> None:
+    store, user = start_redis(*SYNCED), release.history.users[0]
+    server = start_server(live_dir=tmp_path / "live", live_url=store.url, workers=2)
+    with redis.Redis.from_url(store.url) as plain, server.client() as client:
+        send(client, event(user, "i", AT))
+        copies = {key: plain.dump(key) for key in plain.keys(f"{PREFIX}*")}
+        if how == "was emptied":
+            plain.flushall()
+        else:
+            store.process.send_signal(signal.SIGSTOP)
+        old = workers_of(server)
+        os.kill(int(min(old)), signal.SIGKILL)
+        until(lambda: len(workers_of(server)) == 2 and workers_of(server) != old)
+        until(lambda: served_by_both(server, user))
+        for _ in range(10):
+            with server.client() as other:
+                refused(post(other, event(user, "j", AT)))
+                assert other.get(f"/embed/{user}").headers["x-lurm-stale"]
+        if how == "was emptied":
+            assert not plain.keys(f"{PREFIX}*"), "nothing was begun anew in silence"
+            for key, value in copies.items():
+                plain.restore(key, 0, value)
+        else:
+            store.process.send_signal(signal.SIGCONT)
+        for n in range(10):
+            with server.client() as other:
+                until(lambda other=other, n=n: post(other, event(user, "k", AT + n)).status_code == 200)  # type: ignore[misc]
+
+
+def served_by_both(server: RunningServer, user: str) -> bool:
+    """Whether connection after connection is answered."""
+    try:
+        for _ in range(10):
+            with server.client() as client:
+                client.get(f"/embed/{user}").raise_for_status()
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def test_a_redis_that_forgets_is_noticed_and_not_answered_for(
