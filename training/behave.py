@@ -24,6 +24,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 from lurm.ahead import ahead
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt
+from lurm.behavegpt.pace import Pace, gaps_so_far
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.behavegpt.successors import MOST_KEPT, Successors, mixture
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
@@ -39,6 +40,7 @@ Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a chance that may be counted
+_PACES = tuple(k / 10 for k in range(11))  # of that of a gap
 _RANKED, _RANKED_AT_ONCE, _RANKED_IN_ALL = 5, 256, 8192  # places, and steps
 
 
@@ -343,6 +345,42 @@ class BehaveTrainer:
             found = replace(found, tilt=tilt.chosen())
         self._network.cpu()
         return found
+
+    @torch.no_grad()
+    def pace(self) -> Pace:
+        """How soon users come back who train, and by which share of it held-out users' gaps are likeliest, if any."""
+        network = self._network
+        parts = (self._steps(rows) for rows in chunks(self._train_rows, 1024))
+        found = Pace.of(parts, network.n_codes[GAP] - FIRST)
+        if not self._config.counted or self._in_sample or not self._config.gap_weight:
+            return found
+        likely = torch.zeros(len(_PACES), dtype=torch.float64)
+        network.to(self._device).eval()
+        for chances_ng, gap_n, so_far in self._gaps():
+            at = np.arange(len(gap_n)), gap_n
+            said_n, counted_n = chances_ng[at], found.after(*so_far)[at]
+            likely += torch.tensor([np.log((1 - s) * said_n + s * counted_n + 1e-30).sum() for s in _PACES])
+        network.cpu()
+        self._ranks.add_up(likely)
+        return replace(found, share=_PACES[int(likely.argmax())])
+
+    def _gaps(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64], list[NDArray[np.int64]]]]:
+        """(n, G) the network's chances of held-out users' gaps, what these were, and what was known of the pace."""
+        left, window = _RANKED_IN_ALL // self._ranks.n, self._network.config.window
+        for rows in chunks(self._held_rows[self._ranks.share(len(self._held_rows))], 32):
+            steps = self._steps(rows)
+            so_far = gaps_so_far(steps)
+            for start, end in zip(steps.offsets, steps.offsets[1:], strict=False):
+                own = slice(max(start, end - window), end)
+                gap = steps.streams[GAP, own][1:][:left] - FIRST
+                at = np.flatnonzero(gap >= 0)
+                if len(at):
+                    streams = torch.from_numpy(steps.streams[:, None, own][:, :, :-1]).to(self._device)
+                    scores = self._network.gap_scores(self._network.hidden(streams)[0, at])[:, :-1]
+                    yield torch.softmax(scores.double(), 1).cpu().numpy(), gap[at], [one[own][at] for one in so_far]
+                left -= len(at)
+            if not left:
+                return
 
     def _chances(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]:
         """(n, C) the network's chances of what comes next among held-out users, what came, and codes of what was."""

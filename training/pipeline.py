@@ -370,7 +370,7 @@ class _Build:
         checkpoint = self._shared_checkpoint(work, goes_on=self._origin is not None)
         rest = self._recipe, checkpoint, self._reporter, self._ranks, self._origin
         model, outcome = train_next(history, vocabulary, *rest)
-        write_model(work.path, model.network, model.codebook, model.successors)
+        write_model(work.path, model)
         work.metrics.update(asdict(outcome))
         self._reporter.say(f"  {outcome}")
 

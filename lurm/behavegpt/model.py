@@ -18,8 +18,9 @@ from torch import Tensor
 from lurm.artifacts import Artifact, open_artifact
 from lurm.behavegpt import KIND
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import gaps_after, rollout
-from lurm.behavegpt.steps import EVENT, Codebook
+from lurm.behavegpt.steps import EVENT, FIRST, GAP, Codebook
 from lurm.behavegpt.successors import Successors
 from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBatch
@@ -28,9 +29,10 @@ from lurm.prospect import Imagined, Occasion, Plan, Prospect
 from lurm.transformer import UNDIVIDED
 
 WEIGHTS, CODES, COUNTS = "behavegpt.safetensors", "codebook.safetensors", "successors.safetensors"
+PACES = "pace.safetensors"
 SHAPE = "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 6
+REVISION = 7
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -54,10 +56,12 @@ class BehaveGptModel:
         codebook: Codebook,
         vocabulary: InterestVocabulary,
         successors: Successors | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        """Of a trained network; ``successors`` None: its chances are the network's alone."""
+        """Of a trained network; ``successors`` None: its chances are the network's alone; ``pace`` likewise of gaps."""
         self.network, self.codebook = network.eval(), codebook
         self.successors = successors or Successors.of([], network.n_behaviors)
+        self.pace = pace or Pace.of([], network.n_codes[GAP] - FIRST)
         self.dim, self.n_behaviors = network.config.shape.width, network.n_behaviors
         self._vocabulary = vocabulary
 
@@ -93,11 +97,14 @@ class BehaveGptModel:
             successors = Successors.from_arrays(load_arrays(folder / COUNTS))
             if len(successors.chance_c) != network.n_behaviors:
                 raise ValueError(f"{COUNTS} is of {len(successors.chance_c)} behaviours, not {network.n_behaviors}")
+            pace, n_gaps = Pace.from_arrays(load_arrays(folder / PACES)), network.n_codes[GAP] - FIRST
+            if pace.chances_pg.shape[1] != n_gaps:
+                raise ValueError(f"{PACES} is of {pace.chances_pg.shape[1]} gaps, not {n_gaps}")
         except ArtifactError:
             raise
         except Exception as error:
             raise ArtifactCorrupt(f"{folder} does not hold the model its manifest promises: {error}") from error
-        return cls(network, codebook, vocabulary, successors)
+        return cls(network, codebook, vocabulary, successors, pace)
 
     @property
     def known_until(self) -> int:
@@ -161,7 +168,7 @@ class BehaveGptModel:
         steps = self.codebook.steps(batch, self._vocabulary)
         with UNDIVIDED():
             found = [
-                rollout(self.network, self.codebook, steps.of(user), plan, start_at, lot=_lot(user_id))
+                rollout(self.network, self.codebook, steps.of(user), plan, start_at, pace=self.pace, lot=_lot(user_id))
                 for user, user_id in enumerate(batch.user_ids)
             ]
         return [
@@ -222,12 +229,14 @@ def _lot(user_id: str) -> int:
     return int.from_bytes(hashlib.blake2b(user_id.encode(), digest_size=8).digest(), "little")
 
 
-def write_model(folder: Path, network: BehaveGpt, codebook: Codebook, successors: Successors) -> None:
+def write_model(folder: Path, model: BehaveGptModel) -> None:
     """Write the files of a ``behavegpt`` artifact into a draft."""
+    network, codebook = model.network, model.codebook
     shape = {"revision": REVISION, "network": network.config.to_json(), "types": list(codebook.types)}
     (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     save_arrays(codebook.arrays(), folder / CODES)
-    save_arrays(successors.arrays(), folder / COUNTS)
+    save_arrays(model.successors.arrays(), folder / COUNTS)
+    save_arrays(model.pace.arrays(), folder / PACES)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
 
 

@@ -5,7 +5,8 @@ is then part of what the next one knows. Keys and values of what is known are ke
 fill the window, its later half is read anew.
 
 Who was last seen a while ago is known to have done nothing since: the first gap is drawn from those that are no shorter
-than this silence. One of the gaps is "never", with which a path ends.
+than this silence. One of the gaps is "never", with which a path ends. The others lean on how soon those came back who
+had come back at such a pace.
 
 Paper: BehaveGPT, long-term generation. Departures: the silence and the end, of which the paper says nothing.
 """
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lurm.behavegpt.network import BehaveGpt
-from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Codebook, Steps
+from lurm.behavegpt.pace import Pace, gaps_so_far
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, Codebook, Steps
 from lurm.prospect import Plan
 from lurm.transformer import KeyValues
 
@@ -89,6 +91,7 @@ def rollout(
     plan: Plan,
     start_at: int,
     *,
+    pace: Pace | None = None,
     lot: int = 0,
     cached: bool = True,
 ) -> Futures:
@@ -104,6 +107,7 @@ def rollout(
         plan: how futures are drawn.
         start_at: epoch ms until which nothing has happened since the user's last event: no future begins earlier. Where
             the last event is later, futures go on from that.
+        pace: what gaps lean on; None: they are the network's alone.
         lot: of the user, 0 or more: each has other chances, or futures of many would lean the same way together.
         cached: keep keys and values; False: read everything anew at every step, for comparison.
     """
@@ -117,9 +121,11 @@ def rollout(
     values_gs = np.vstack([codebook.values_gs, np.full_like(codebook.values_gs[:1], NEVER)])
     rows = np.arange(plan.paths)  # still under way
     silence = int(start_at - at_r[0])
+    pace = pace or Pace.of([], network.n_codes[GAP] - FIRST)
+    sum_r, known_r = (np.full(plan.paths, so_far[-1]) for so_far in gaps_so_far(steps))
     for nth in range(plan.steps):
         chance = chance_rn[rows, nth]
-        gap_chances_rg = _probabilities(network.gap_scores(known.hidden_rd))
+        gap_chances_rg = pace.mixed(_probabilities(network.gap_scores(known.hidden_rd)), sum_r, known_r)
         if nth == 0 and not has_begun:
             gap_chances_rg[:, -1] = 0
         if nth == 0 and silence > 0:
@@ -131,12 +137,14 @@ def rollout(
         alive = (value_r < NEVER) & (at_r <= until)
         if not alive.all():
             rows, at_r, value_r, chance = rows[alive], at_r[alive], value_r[alive], chance[alive]
+            sum_r, known_r = sum_r[alive], known_r[alive]
             if not len(rows):
                 break
             known.keep(torch.from_numpy(np.flatnonzero(alive)).to(known.hidden_rd.device))
         hidden = known.hidden_rd
         weekday, slot = codebook.calendar(at_r)
         context = np.stack([weekday, slot, codebook.gap_code(value_r), np.zeros_like(value_r)])
+        sum_r, known_r = sum_r + context[GAP] - FIRST, known_r + 1
         if network.n_codes[3] > FIRST:
             place_scores = network.place_scores(hidden, _tensor(context, hidden))
             context[3] = _drawn(_probabilities(place_scores), chance[:, 2]) + 1

@@ -339,7 +339,7 @@ def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_pa
     history, vocabulary = log
     parents = {"interests": vocabulary.artifact.manifest.fingerprint}
     with draft(tmp_path / "model", kind=KIND, key="test", config={}, parents=parents) as work:
-        write_model(work.path, model.network, model.codebook, model.successors)
+        write_model(work.path, model)
     opened = BehaveGptModel.open(tmp_path / "model", vocabulary)
     batch = history.batch(np.arange(4))
     assert opened.next(batch, [Occasion()] * 4, 5) == model.next(batch, [Occasion()] * 4, 5)
@@ -348,7 +348,7 @@ def test_a_published_model_says_the_same(log: Log, model: BehaveGptModel, tmp_pa
     leans = [(one.successors.share, one.successors.tilt) for one in (opened, model)]
     assert leans == [(0.3, 0.2)] * 2
     with draft(tmp_path / "other", kind=KIND, key="test", config={}, parents={"interests": "another"}) as work:
-        write_model(work.path, model.network, model.codebook, model.successors)
+        write_model(work.path, model)
     with pytest.raises(ArtifactCorrupt, match="another interest vocabulary"):
         BehaveGptModel.open(tmp_path / "other", vocabulary)
 

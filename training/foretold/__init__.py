@@ -27,6 +27,7 @@ from lurm.artifacts import digest_of
 from lurm.behavegpt.model import REVISION
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
+from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
 from lurm.behavegpt.successors import Successors
 from lurm.bounds import AT_LEAST_ONE, Bound, check
@@ -272,6 +273,7 @@ class _Trial:
                     self._history,
                     self._vocabulary,
                     made.ours.network,
+                    made.ours.pace,
                     self.codebook,
                     rows,
                     self._rows,
@@ -363,7 +365,7 @@ class _Trial:
             told, ranked = (torch.from_numpy(one) for one in (chances_nc, successors.ranked(chances_nc)))
             return told.clamp_min(1e-30).log(), ranked
 
-        return _Made(scores, network.n_parameters, _Ours(network, alone))
+        return _Made(scores, network.n_parameters, _Ours(network, trainer.pace(), alone))
 
     def _kept(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook) -> Path | None:
         """Where a training goes on: of this network, on these users before this moment."""
@@ -419,9 +421,10 @@ def _asked(rival: MostFrequent | OwnMostFrequent | Markov, part: Packed, ours: t
 
 @dataclass(frozen=True, slots=True)
 class _Ours:
-    """The network of a trained BehaveGPT, and its scores alone."""
+    """The network of a trained BehaveGPT, what its gaps lean on, and its scores alone."""
 
     network: BehaveGpt
+    pace: Pace
     alone: ScoresOf
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.behavegpt.network import BehaveGpt
+from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import NEVER, Futures, rollout
 from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
 from lurm.behavegpt.successors import Successors
@@ -62,6 +63,7 @@ def realism(
     history: HistoryBase,
     vocabulary: InterestVocabulary,
     network: BehaveGpt,
+    pace: Pace,
     codebook: Codebook,
     rows: NDArray[np.int64],
     training_rows: NDArray[np.int64],
@@ -75,7 +77,7 @@ def realism(
 
     Args:
         history, vocabulary: the log.
-        network, codebook: trained on what is before the moment.
+        network, pace, codebook: trained on what is before the moment.
         rows: users who are imagined; those without an event before the moment are left out.
         training_rows: users of the training; runs of behaviours are sought in a sample of them.
         cut_at: the moment, epoch ms.
@@ -90,7 +92,7 @@ def realism(
     life = _happened(codebook.steps(whole, vocabulary), cut_at, until)
     plan = Plan(steps=_MOST_STEPS, paths=_PATHS, until=until, seed=seed)
     imagined = _imagined(
-        rollout(network, codebook, steps.of(user), plan, cut_at, lot=user) for user in range(len(steps))
+        rollout(network, codebook, steps.of(user), plan, cut_at, pace=pace, lot=user) for user in range(len(steps))
     )
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Successors.of([sample], codebook.n_behaviors)
