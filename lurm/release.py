@@ -446,9 +446,9 @@ def _is_sound(root: Path, release_id: str, name: str, parents: Mapping[str, str]
 
 
 def _pointer(root: Path) -> tuple[str | None, str | None]:
-    """The active release and the one before it."""
+    """The active release and the one before it; where the file is damaged, names that no release has."""
     try:
-        lines = (root / "current").read_text().split()
+        lines = (root / "current").read_text("utf-8", errors="backslashreplace").split()
     except FileNotFoundError:
         return None, None
     return (lines[0] if lines else None), (lines[1] if len(lines) > 1 else None)

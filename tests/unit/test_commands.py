@@ -265,6 +265,20 @@ def test_a_release_that_is_not_there_ends_with_4(run: Run, two_releases: Path) -
     assert release.current(two_releases) == "r2"
 
 
+@pytest.mark.parametrize("damage", [b"", b"r9\n", b"\xff\xfe"])
+def test_a_damaged_pointer_points_at_nothing_until_a_release_is_activated(
+    run: Run, two_releases: Path, damage: bytes
+) -> None:
+    (two_releases / "current").write_bytes(damage)
+    listed = run("release", "list", "--artifacts-dir", two_releases, "--json").document
+    assert [one["active"] for one in listed] == [False, False]
+    for command in ("rollback", "verify"):
+        outcome = run("release", command, "--artifacts-dir", two_releases)
+        assert (outcome.code, outcome.err.count("\n")) == (4, 1)
+    assert run("release", "activate", "r1", "--artifacts-dir", two_releases).code == 0
+    assert release.current(two_releases) == "r1"
+
+
 def test_a_damaged_release_does_not_verify(run: Run, two_releases: Path) -> None:
     outcome = run("release", "verify", "--artifacts-dir", two_releases)
     assert (outcome.code, outcome.out) == (4, "")
