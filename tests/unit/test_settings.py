@@ -134,7 +134,17 @@ def test_describe_shows_every_setting_and_what_decided_it(toml: Toml, monkeypatc
     assert (rows["LURM_HOST"]["source"], rows["LURM_PORT"]["default"]) == ("default", 8000)
 
 
-@pytest.mark.parametrize("url", ["redis://user:hunter2@host:6379/0", "rediss://:hunter2@host"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:hunter2@host:6379/0",
+        "rediss://:hunter2@host",
+        "redis://:p@hunter2@host",
+        "redis://host:6379/0?password=hunter2",
+        "redis://host?db=0&username=hunter2&password=p@hunter2",
+        "unix://:hunter2@/host.sock?password=hunter2",
+    ],
+)
 def test_describe_hides_passwords(url: str) -> None:
     rows = {row["variable"]: row for row in describe(load({"redis_url": url}, file=ABSENT), file=ABSENT)}
     assert "hunter2" not in str(rows)
