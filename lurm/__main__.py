@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.table import Table
@@ -25,6 +25,9 @@ import lurm
 from lurm import audiences
 from lurm.console import ArtifactsDir, AsJson, emit
 from lurm.errors import LurmError
+
+if TYPE_CHECKING:
+    from lurm.doctor import Checks
 
 _Misused: type[Exception] = typer.BadParameter.__mro__[2]
 """What typer raises where a command line is wrong; it names some of its kinds alone."""
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     if arguments is None:
         signal.signal(signal.SIGTERM, _stop)  # so that what is open is closed, as after Ctrl-C
     try:
-        ended = _composed()(words, prog_name="lurm", standalone_mode=not as_json)  # else it would tell people alone
+        ended = _composed()[0](words, prog_name="lurm", standalone_mode=not as_json)  # else it would tell people alone
         raise SystemExit(ended if isinstance(ended, int) else 0)
     except _Misused as error:
         said: Any = error
@@ -99,14 +102,15 @@ def _as_document(kind: str, message: str, exit_code: int) -> NoReturn:
 
 
 @functools.cache
-def _composed() -> typer.Typer:
-    """The app with everybody's commands, registered once a process."""
+def _composed() -> tuple[typer.Typer, list[Checks]]:
+    """The app with everybody's commands, and what else they have the doctor look at; registered once a process."""
+    further = []
     for entry in sorted(entry_points(group="lurm.commands"), key=lambda entry: entry.name):
         try:
-            entry.load()(app)
+            further.append(entry.load()(app))
         except ImportError as error:  # `lurm doctor` has to answer above all where a library is broken
             typer.echo(f"lurm: the commands of {entry.name} are missing: {error}; see `lurm doctor`", err=True)
-    return app
+    return app, [checks for checks in further if checks]
 
 
 def _print_version(wanted: bool) -> None:
@@ -162,7 +166,8 @@ def config(
 def doctor(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
     """Say whether this machine is ready, and what to do if not.
 
-    Looks at Python, the libraries, cores, memory, disk, the release and Redis. Exit 1 when something fails.
+    Looks at Python, the libraries, cores, memory, disk, the release, Redis, live events and API keys. Exit 1 when
+    something fails.
 
     \b
     Examples:
@@ -173,7 +178,7 @@ def doctor(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
     from lurm.doctor import Check, examine
 
     checks: list[Check] = []
-    for check in examine(settings.load({"artifacts_dir": artifacts_dir})):
+    for check in examine(settings.load({"artifacts_dir": artifacts_dir}), _composed()[1]):
         checks.append(check)
         if not as_json:
             advice = f"\n        -> {check.advice}" if check.advice else ""

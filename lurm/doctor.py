@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -10,7 +11,7 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,8 +55,16 @@ class Check:
     advice: str = ""
 
 
-def examine(settings: Settings) -> Iterator[Check]:
-    """Every check in order, each yielded as soon as it is known (torch alone takes seconds to load)."""
+Checks = Callable[[Settings], Iterator[Check]]
+
+
+def examine(settings: Settings, further: Iterable[Checks] = ()) -> Iterator[Check]:
+    """Every check in order, each yielded as soon as it is known (torch alone takes seconds to load).
+
+    Args:
+        settings: of this machine.
+        further: what those who stand on lurm look at.
+    """
     yield check_python()
     for distribution, module in NATIVE.items():
         yield check_library(distribution, module)
@@ -65,6 +74,9 @@ def examine(settings: Settings) -> Iterator[Check]:
     yield check_writable(settings.artifacts_dir)
     yield check_release(settings.artifacts_dir, settings.release)
     yield check_redis(settings.redis_url)
+    yield check_live(settings.live_folder, settings.live_url)
+    for checks in further:
+        yield from checks(settings)
 
 
 def check_python() -> Check:
@@ -162,6 +174,32 @@ def check_redis(url: str | None) -> Check:
     found = f"no usable answer within {REDIS_PATIENCE_MS} ms"
     advice = "start it, or correct address and password in LURM_REDIS_URL; until then all embeddings are computed"
     return Check("redis", "warn", found, advice)
+
+
+def check_live(folder: Path, url: str | None) -> Check:
+    """Live events and the ledger of erasures open, as before a service starts; where there are none, none are begun."""
+    try:
+        # Here, since it loads the libraries whose absence a doctor must survive.
+        from lurm.live.place import FILE, is_begun, open_live
+
+        async def why_not(place: Path) -> str | None:
+            async with open_live(place, url) as live:
+                return live.why_not
+
+        with contextlib.ExitStack() as opened:
+            place, found = folder, f"{folder} opens"
+            if not is_begun(folder, None) and not (folder / FILE).exists():
+                found = "none yet, and can be begun"
+                place = Path(opened.enter_context(tempfile.TemporaryDirectory(dir=_existing(folder))))
+            refused = asyncio.run(why_not(place))
+    except (ImportError, LurmError) as error:
+        advice = "mend it, or correct LURM_LIVE_URL and LURM_LIVE_DIR; until then `lurm serve` does not start"
+        return Check("live", "fail", str(error), advice)
+    except OSError as error:
+        refused = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"
+    if refused:
+        return Check("live", "warn", refused, "until then a service takes neither events nor erasures")
+    return Check("live", "ok", found)
 
 
 def _existing(path: Path) -> Path:

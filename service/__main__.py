@@ -5,12 +5,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lurm.console import ArtifactsDir, AsJson, emit
+from lurm.errors import LurmError
+
+if TYPE_CHECKING:
+    from lurm.doctor import Check, Checks
+    from lurm.settings import Settings
 
 ReleaseId = Annotated[
     str | None, typer.Option("--release", help="Release id; instead of the current one.", show_default=False)
@@ -18,11 +24,29 @@ ReleaseId = Annotated[
 _SHOWN = 6
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of the service to the front door."""
+def register(app: typer.Typer) -> Checks:
+    """Add the commands of the service to the front door; returns what the doctor is to look at besides."""
     for command in (serve, key, consume, embed):
         app.command(rich_help_panel="Service")(command)
     app.command("next", rich_help_panel="Service")(next_of)
+    return checks
+
+
+def checks(settings: Settings) -> Iterator[Check]:
+    """What of the settings keeps `lurm serve` from starting, beside what lurm itself looks at."""
+    from lurm.doctor import Check
+
+    try:
+        from service.keys import read_keys
+        from service.tracing import tracing_for
+
+        n_keys = len(read_keys(settings))
+        if (tracing := tracing_for(settings)) is not None:
+            tracing.close()
+    except (ImportError, LurmError) as error:
+        yield Check("service", "fail", str(error), "mend it; until then `lurm serve` does not start")
+    else:
+        yield Check("service", "ok", f"{n_keys} API keys" if n_keys else "no API keys, everything is open")
 
 
 def serve(

@@ -284,6 +284,24 @@ def test_a_damaged_release_does_not_verify(run: Run, two_releases: Path) -> None
     assert (outcome.code, outcome.out) == (4, "")
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "complaint"),
+    [
+        ("LURM_API_KEYS_FILE", "nowhere", "LURM_API_KEYS_FILE cannot be read"),
+        ("LURM_API_KEYS", "somebody read", "LURM_API_KEYS line 1"),
+        ("LURM_OTEL_ENDPOINT", "collector:4318", "LURM_OTEL_ENDPOINT is not"),
+    ],
+)
+def test_the_doctor_fails_what_a_service_would_not_start_with(
+    run: Run, variable: str, value: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    outcome = run("doctor", "--json")
+    (failed,) = [check for check in outcome.document["checks"] if check["verdict"] == "fail"]
+    assert (outcome.code, failed["name"]) == (1, "service")
+    assert complaint in failed["found"]
+
+
 @pytest.mark.parametrize(("spoiled", "code"), [(0, 0), (1, 0), (2, 3)])
 def test_validate_ends_with_3_when_a_build_would_stop(run: Run, tmp_path: Path, spoiled: int, code: int) -> None:
     rows = [f"u{n % 7},i{n % 5},{'never' if n < spoiled else 1_700_000_000 + n}" for n in range(100)]

@@ -12,6 +12,9 @@ import pytest
 from lurm import doctor
 from lurm.artifacts import draft
 from lurm.doctor import Check, examine
+from lurm.erasure import FILE as LEDGER
+from lurm.erasure import Ledger
+from lurm.live.place import FILE
 from lurm.release import KIND, activate
 from lurm.settings import load
 
@@ -21,7 +24,17 @@ ABSENT = Path("no-such-file.toml")
 def test_a_new_machine_is_well_and_only_waits_for_a_release(artifacts_dir: Path) -> None:
     artifacts_dir.mkdir()
     checks = {check.name: check for check in examine(load({"artifacts_dir": artifacts_dir}, file=ABSENT))}
-    assert {"python", *doctor.NATIVE, "cores", "memory", "disk", "artifacts", "release", "redis"} <= checks.keys()
+    assert {
+        "python",
+        *doctor.NATIVE,
+        "cores",
+        "memory",
+        "disk",
+        "artifacts",
+        "release",
+        "redis",
+        "live",
+    } <= checks.keys()
     assert not [check for check in checks.values() if check.verdict == "fail"]
     assert checks["release"].verdict == "warn"
     assert "lurm build" in checks["release"].advice
@@ -121,3 +134,38 @@ def test_a_redis_away_is_a_slowdown_and_no_failure(url: str) -> None:
 @pytest.mark.parametrize("url", ["http://host", "redis://127.0.0.1:port", "nonsense"])
 def test_what_is_no_redis_url_is_a_failure(url: str) -> None:
     assert doctor.check_redis(url).verdict == "fail"
+
+
+def test_live_events_that_are_not_begun_are_not_begun_by_looking(tmp_path: Path) -> None:
+    assert doctor.check_live(tmp_path / "live", None) == Check("live", "ok", "none yet, and can be begun")
+    assert list(tmp_path.iterdir()) == []
+    Ledger.open(tmp_path / "live")
+    assert doctor.check_live(tmp_path / "live", None) == Check("live", "ok", f"{tmp_path / 'live'} opens")
+
+
+@pytest.mark.parametrize("name", [FILE, LEDGER])
+def test_live_events_or_a_ledger_that_stop_a_service_are_a_failure(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("nonsense\n" * 500)
+    found = doctor.check_live(tmp_path, None)
+    assert (found.verdict, str(tmp_path / name) in found.found) == ("fail", True)
+
+
+@pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "nonsense"])
+def test_a_redis_of_live_events_that_is_away_is_a_failure(tmp_path: Path, url: str) -> None:
+    found = doctor.check_live(tmp_path, url)
+    assert (found.verdict, "LURM_LIVE_URL" in found.advice) == ("fail", True)
+
+
+def test_a_redis_of_live_events_answers(tmp_path: Path, start_redis) -> None:
+    assert doctor.check_live(tmp_path, start_redis().url).verdict == "ok"
+
+
+def test_live_events_that_cannot_be_written_still_let_a_service_start() -> None:
+    found = doctor.check_live(Path("/proc/self/live"), None)
+    assert (found.verdict, "LURM_LIVE_DIR" in found.found) == ("warn", True)
+
+
+def test_who_stands_on_lurm_has_more_looked_at(artifacts_dir: Path) -> None:
+    more = Check("more", "fail", "broken", "mend it")
+    *_, last = examine(load({"artifacts_dir": artifacts_dir}, file=ABSENT), [lambda _: iter([more])])
+    assert last is more
