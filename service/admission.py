@@ -57,9 +57,9 @@ class Admission:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
+        """Serve one request, or the lifespan."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._live(scope, receive, send)
             return
         if scope["method"] == "HEAD":
             scope = {**scope, "method": "GET", "is_head": True}  # the server, which knows better, leaves the body out
@@ -86,6 +86,19 @@ class Admission:
             self._telemetry.answered(route, visit.status, took_s)
             if self._tracing is not None:
                 self._tracing.answered(scope, route if route is not NO_ROUTE else None, visit.status, took_s)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Start and end; what goes wrong is told in the log, and not to the server, as the text of a traceback."""
+
+        async def tell(message: Message) -> None:
+            message.pop("message", None)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, tell)
+        except Exception as error:
+            _log.error("the server process did not start, or end, as it should", exc_info=error)
+            raise
 
 
 @types.coroutine

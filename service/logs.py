@@ -1,12 +1,13 @@
 """Log lines: one JSON object each, on stderr, with no user id in it.
 
 Ids travel in paths, bodies and exceptions, so none of these is written: no access log, and of an exception that
-lurm did not raise on purpose only the type and the place.
+lurm did not raise on purpose only the type, what the system calls it, and the place.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -33,10 +34,17 @@ class JsonLines(logging.Formatter):
         }
         error = record.exc_info[1] if record.exc_info else None
         if error is not None:
-            line["error"] = f"{type(error).__name__}: {error}" if isinstance(error, LurmError) else type(error).__name__
+            line["error"] = ": ".join([type(error).__name__, *_said(error)])
             frames = traceback.extract_tb(error.__traceback__)
             line["where"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         return orjson.dumps(line).decode("utf-8", "replace")
+
+
+def _said(error: BaseException) -> list[str]:
+    """The words of an error that hold no input."""
+    if isinstance(error, OSError) and error.errno:
+        return [os.strerror(error.errno)]
+    return [str(error)] if isinstance(error, LurmError) else []
 
 
 class NotOnClients(logging.Filter):

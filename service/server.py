@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from uvicorn import Config, Server
+from uvicorn.config import STARTUP_FAILURE
 
 import lurm
 from lurm.allocator import keep_freed_memory
@@ -108,7 +109,11 @@ def _run_workers(settings: Settings, listener: socket.socket, source: Source, re
 def _worker_app(settings: Settings, shared: Path, live_store: str) -> Any:
     keep_freed_memory()
     source = Source(settings.artifacts_dir, sound=shared)
-    return create_app(settings, source, source.wanted() or "", shared_metrics=shared, live_store=live_store)
+    try:
+        return create_app(settings, source, source.wanted() or "", shared_metrics=shared, live_store=live_store)
+    except Exception as error:
+        _log.error("the server process did not start", exc_info=error)
+        raise SystemExit(STARTUP_FAILURE) from None
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 from collections.abc import Awaitable, Callable
@@ -162,6 +163,39 @@ def test_an_exception_is_500_and_neither_answer_nor_log_repeats_it(caplog: pytes
     assert line["where"][-1].endswith(" app")
     assert headers[b"x-request-id"].decode() in line["message"], "who complains can be found in the log"
     assert 'lurm_http_requests_total{route="(none)",status="500"} 1.0' in telemetry.exposition().decode()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (ArtifactCorrupt("the ledger is damaged"), "ArtifactCorrupt: the ledger is damaged"),
+        (OSError(errno.ENOSPC, "nothing left", SECRET), "OSError: No space left on device"),
+        (KeyError(SECRET), "KeyError"),
+    ],
+)
+def test_what_keeps_a_process_from_starting_is_one_line_of_the_log(
+    error: Exception, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "lifespan.startup.failed", "message": f"Traceback\n{error}"})
+        raise error
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def nothing() -> Message:
+        return {"type": "lifespan.startup"}
+
+    admission = Admission(app, Telemetry(), body_bytes=10, timeout_s=5, clock=lambda: 0.0)
+    with pytest.raises(type(error)):
+        asyncio.run(admission({"type": "lifespan"}, nothing, send))
+    assert sent == [{"type": "lifespan.startup.failed"}]
+    (record,) = caplog.records
+    line = json.loads(JsonLines().format(record))
+    assert (line["level"], line["error"]) == ("error", told)
+    assert line["where"][-1].endswith(" app")
 
 
 def test_of_uvicorns_warnings_only_those_about_clients_are_dropped() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import re
 import resource
@@ -28,6 +29,7 @@ from lurm.live.place import FILE
 from lurm.live.sqlite import SqliteLiveEvents
 from lurm.release import Release
 from lurm.settings import environment_of
+from service.keys import new_key
 from tests.conftest import RedisServer
 from tests.server.conftest import RunningServer, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
@@ -214,6 +216,25 @@ def test_what_is_damaged_before_the_start_is_named_and_nothing_is_served(
     assert done.returncode == 4
     assert complaint in done.stderr
     assert "serves" not in done.stderr
+
+
+def test_a_worker_that_cannot_start_says_why_in_one_line(start_server: Start, tmp_path: Path) -> None:
+    keys, folder = tmp_path / "keys", tmp_path / "live"
+    keys.write_text(new_key("etl", ["read"])[1].line)
+    server = start_server(workers=2, api_keys_file=keys, live_dir=folder)
+
+    def told(error: str) -> bool:
+        return any(f'"error":"{error}' in line for line in server.log)
+
+    keys.rename(tmp_path / "aside")
+    os.kill(int(min(workers_of(server))), signal.SIGKILL)
+    until(lambda: told("SettingsError: LURM_API_KEYS_FILE cannot be read: No such file"))
+    (folder / LEDGER).write_text("nonsense\n")
+    (tmp_path / "aside").rename(keys)
+    until(lambda: told(f"ArtifactCorrupt: {folder / LEDGER}, line 1, is not what was written"))
+    lines = [json.loads(line) for line in server.log]
+    assert not [line for line in lines if "Traceback" in line["message"]]
+    assert {line["level"] for line in lines if "error" in line} == {"error"}
 
 
 def test_events_that_cannot_be_opened_are_not_taken_for_none(
