@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import threading
@@ -29,6 +30,12 @@ from lurm.errors import ArtifactCorrupt
 FILE = "erasures.jsonl"
 DIGEST_BYTES = 16
 _NOTHING = "0" * 64
+_ADVICE = "put the ledger of erasures back, or restore it from a copy; erased users could come back without it"
+_log = logging.getLogger(__name__)
+
+
+class LedgerCorrupt(ArtifactCorrupt):
+    """Who was erased cannot be told: the ledger is not what was written, or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,8 @@ class Ledger:
         path: of the file; it must exist.
 
     Raises:
-        ArtifactCorrupt: it is not a ledger, or its chain is broken.
+        LedgerCorrupt: it is not a ledger, or its chain is broken; as every look may. When it was sound until then,
+            the log says so, too.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,6 +72,7 @@ class Ledger:
         self._size = 0
         self._head = _NOTHING
         self._salt = b""
+        self._is_sound = False
         self._erasures: list[Erasure] = []
         self._erased_at: dict[bytes, int] = {}
         self._read()
@@ -82,6 +91,14 @@ class Ledger:
             if not path.exists():
                 write_durably(path, orjson.dumps({"ledger": 1, "salt": secrets.token_hex(DIGEST_BYTES)}) + b"\n")
         return cls(path)
+
+    def check(self) -> None:
+        """See that the file is still what was written.
+
+        Raises:
+            LedgerCorrupt: it is not what was written, or cannot be read.
+        """
+        self._read()
 
     def __len__(self) -> int:
         self._read()
@@ -165,25 +182,35 @@ class Ledger:
     def _read(self) -> None:
         """Read what was added since the last look; half a line is none yet."""
         with self._reading:
-            self._read_on()
+            was_sound, self._is_sound = self._is_sound, False
+            try:
+                self._read_on()
+            except LedgerCorrupt as error:
+                if was_sound:
+                    _log.error("%s", error)
+                raise
+            self._is_sound = True
 
     def _read_on(self) -> None:
         try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
-            raise self._corrupt() from None
-        if size < self._size:
-            raise self._corrupt()
-        if size == self._size and self._salt:
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._size)
-            added = file.read()
+            added = self._added()
+        except OSError as error:
+            raise LedgerCorrupt(f"{self.path} cannot be read ({error.strerror}); {_ADVICE}") from error
         for line in added[: added.rfind(b"\n") + 1].splitlines(keepends=True):
             self._take(line)
             self._size += len(line)
         if not self._salt:
             raise self._corrupt()
+
+    def _added(self) -> bytes:
+        size = self.path.stat().st_size
+        if size < self._size:
+            raise self._corrupt()
+        if size == self._size:
+            return b""
+        with self.path.open("rb") as file:
+            file.seek(self._size)
+            return file.read()
 
     def _take(self, line: bytes) -> None:
         try:
@@ -201,11 +228,9 @@ class Ledger:
             raise self._corrupt() from error
         self._head = hashlib.sha256(line).hexdigest()
 
-    def _corrupt(self) -> ArtifactCorrupt:
-        return ArtifactCorrupt(
-            f"{self.path}, line {len(self._erasures) + 1 + bool(self._salt)}, is not what was written; restore the "
-            "ledger of erasures from a copy, erased users could come back without it"
-        )
+    def _corrupt(self) -> LedgerCorrupt:
+        line = len(self._erasures) + 1 + bool(self._salt)
+        return LedgerCorrupt(f"{self.path}, line {line}, is not what was written; {_ADVICE}")
 
 
 def _line(erasure: Erasure, before: str) -> bytes:

@@ -16,7 +16,16 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from service.deadlines import Deadline, Deadlines
-from service.problems import BodyTooLarge, Encoded, Malformed, SlowRequest, TookTooLong, new_request_id, respond
+from service.problems import (
+    BodyTooLarge,
+    Encoded,
+    Malformed,
+    SlowRequest,
+    TookTooLong,
+    log_if_ours,
+    new_request_id,
+    respond,
+)
 from service.telemetry import NO_ROUTE, Telemetry
 from service.tracing import Tracing
 
@@ -179,8 +188,7 @@ class _Visit:
     async def fail(self, error: Exception) -> None:
         """End in an error: as an answer, if there is none yet; what has begun is cut off."""
         answer = respond(error, self._request_id)
-        if answer.status_code == 500:
-            _log.error("request %s failed", self._request_id, exc_info=error)
+        log_if_ours(error, self._request_id)
         if self.status:
             _log.warning("the answer to request %s was cut off (%s)", self._request_id, type(error).__name__)
         else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.live import Arriving, Status, Unavailable
+from lurm.live import Arriving, Receipt, Status, Unavailable
 from lurm.moments import iso_of
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import serving_of
@@ -42,7 +43,10 @@ async def append(request: Request) -> Response:
     charge(request.scope, len(sent) - 1)
     check = functools.partial(all_checked, serving.release.history, ledger, sent, int(time.time() * 1000))
     checked = await serving.threads.run(check)
-    kept = iter(await live.append([one for one in checked if isinstance(one, Arriving)]))
+    kept: Iterator[Receipt] = iter(())
+    if arriving := [one for one in checked if isinstance(one, Arriving)]:
+        with serving.live.refusals_logged():
+            kept = iter(await live.append(arriving))
     receipts = [next(kept) if isinstance(one, Arriving) else one for one in checked]
     counts = Counter(receipt.status for receipt in receipts)
     serving.telemetry.arrived(counts)
@@ -80,14 +84,15 @@ async def erase(request: Request, user_id: UserId) -> Response:
     record = functools.partial(
         ledger.record, user_id, erased_at, by=f"key {caller_of(request.scope)}", request_id=request_id
     )
-    try:
-        await serving.threads.run(record)
-    except OSError as error:
-        raise Unavailable(f"the ledger of erasures cannot be written now ({error.strerror}); try again") from error
-    await live.erase(user_id, erased_at)
-    try:
-        await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
-    except OSError as error:
-        raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
+    with serving.live.refusals_logged():
+        try:
+            await serving.threads.run(record)
+        except OSError as error:
+            raise Unavailable(f"the ledger of erasures cannot be written now ({error.strerror}); try again") from error
+        await live.erase(user_id, erased_at)
+        try:
+            await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
+        except OSError as error:
+            raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
     serving.telemetry.erased()
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})

@@ -62,13 +62,17 @@ async def live(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """200 when a release is open and embeddings are being computed; a cache that is away does not matter.
 
-    503 from the first signal to end on, while requests are still answered.
+    503 from the first signal to end on, while requests are still answered; and while the ledger of erasures is damaged
+    or away, when nobody is.
     """
     drain: Drain = request.scope["state"]["drain"]
     if drain.begun:
         raise NotReady("draining: the process is about to end; ask another")
-    if not serving_of(request).embedder.works:
+    serving = serving_of(request)
+    if not serving.embedder.works:
         raise NotReady("the encoder has stopped; restart the process")
+    if serving.live.ledger is not None:
+        serving.live.ledger.check()
     return as_json({"status": "ready"})
 
 

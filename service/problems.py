@@ -20,6 +20,7 @@ TookTooLong        503      no answer within LURM_REQUEST_TIMEOUT_S
 NotReady           503      this process cannot answer, or is about to end
 Unavailable        503      the store of live events does not answer
 ArtifactError      503      the release cannot be used
+  LedgerCorrupt    503      it cannot be told who was erased
 anything else      500      our fault
 """
 
@@ -39,6 +40,7 @@ import orjson
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from lurm.erasure import LedgerCorrupt
 from lurm.errors import (
     ArtifactError,
     DataError,
@@ -137,6 +139,12 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     NotReady: Problem(503, "not-ready", "Not ready"),
     Unavailable: Problem(503, "live-events-unavailable", "Live events unavailable"),
     ArtifactError: Problem(503, "release-unusable", "Release unusable", "the release cannot be used; see the log"),
+    LedgerCorrupt: Problem(
+        503,
+        "erasures-unknown",
+        "Erasures unknown",
+        "it cannot be told who was erased; see the log",
+    ),
     Exception: Problem(500, "internal-error", "Internal error", "the error is ours; its request_id is in the log"),
 }
 _ROUTING = {
@@ -179,9 +187,15 @@ def body_of(error: BaseException, request_id: str) -> dict[str, Any]:
 def problem_told(error: BaseException) -> dict[str, Any]:
     """What is wrong with work that nobody waits for: the problem document, in the log where the fault is ours."""
     body = body_of(error, new_request_id())
-    if body["status"] == 500:
-        _log.error("request %s failed", body["request_id"], exc_info=error)
+    log_if_ours(error, body["request_id"])
     return body
+
+
+def log_if_ours(error: BaseException, request_id: str) -> None:
+    """Say in the log what the answer leaves to it; of a damaged ledger it has known since that was first seen."""
+    problem = problem_of(error)
+    if problem.status >= 500 and problem.detail is not None and not isinstance(error, LedgerCorrupt):
+        _log.error("request %s failed", request_id, exc_info=error)
 
 
 def respond(error: BaseException, request_id: str) -> Response:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from lurm.erasure import Ledger
@@ -18,7 +18,7 @@ FILE = "live.sqlite"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Live:
     """What changes while a release is served.
 
@@ -30,6 +30,7 @@ class Live:
     events: LiveEvents
     ledger: Ledger | None
     why_not: str | None = None
+    _refuses: bool = field(default=False, init=False)
 
     def written_to(self) -> tuple[LiveEvents, Ledger]:
         """Both, to be written to.
@@ -40,6 +41,18 @@ class Live:
         if self.ledger is None or self.why_not:
             raise Unavailable(f"neither events nor erasures are taken here: {self.why_not}")
         return self.events, self.ledger
+
+    @contextlib.contextmanager
+    def refusals_logged(self) -> Iterator[None]:
+        """Write within: a refusal stands in the log, and further ones do not until something was written again."""
+        try:
+            yield
+        except Unavailable as error:
+            if not self._refuses:
+                _log.error("events and erasures are refused: %s", error)
+            self._refuses = True
+            raise
+        self._refuses = False
 
 
 def is_begun(folder: Path, url: str | None) -> bool:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from lurm.erasure import LedgerCorrupt
 from lurm.errors import ArtifactCorrupt, Overloaded
+from lurm.live import Unavailable
 from service.admission import Admission, App
 from service.logs import JsonLines, NotOnClients
 from service.telemetry import Telemetry
@@ -149,6 +151,14 @@ def test_overload_and_damage_have_their_own_answers() -> None:
     status, _, body = ask(raising(ArtifactCorrupt("/srv/secret/path is damaged")))
     assert status == 503
     assert b"/srv/secret" not in body
+
+
+def test_the_log_says_what_an_answer_leaves_to_it(caplog: pytest.LogCaptureFixture) -> None:
+    for error in (ArtifactCorrupt("/srv/part is damaged"), Overloaded("12 users wait"), Unavailable("it is away")):
+        ask(raising(error))
+    assert ask(raising(LedgerCorrupt("it said so itself")))[0] == 503
+    (record,) = caplog.records
+    assert json.loads(JsonLines().format(record))["error"] == "ArtifactCorrupt: /srv/part is damaged"
 
 
 def test_an_exception_is_500_and_neither_answer_nor_log_repeats_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -120,6 +120,9 @@ def test_on_a_full_disk_events_are_refused_at_once_reads_go_on_and_it_recovers(
         with limited_files(server, folder):
             answers = [take(client) for _ in range(60)]
             assert answers[-1].status_code == 503, "the disk is not full"
+            codes = [200, *(one.status_code for one in answers)]
+            n_times = sum(was < now for was, now in itertools.pairwise(codes))
+            until(lambda: len([line for line in server.log if "are refused" in line]) == n_times)
             for one in answers:
                 if one.status_code != 200:
                     refused(one)
@@ -218,6 +221,28 @@ def test_what_is_damaged_before_the_start_is_named_and_nothing_is_served(
     assert "serves" not in done.stderr
 
 
+def test_while_it_cannot_be_told_who_was_erased_nobody_is_told_of(
+    start_server: Start, tmp_path: Path, release: Release
+) -> None:
+    folder, users = tmp_path / "live", release.history.users
+    server = start_server(live_dir=folder)
+    with server.client() as client:
+        client.delete(f"/v1/users/{users[1]}").raise_for_status()
+        for _ in range(2):
+            (folder / LEDGER).rename(tmp_path / "aside")
+            for path in (f"/embed/{users[0]}", f"/v1/users/{users[0]}/neighbors", "/health/ready"):
+                problem(client.get(path), 503, "erasures-unknown")
+            problem(post(client, event("u", "i", AT)), 503, "erasures-unknown")
+            (tmp_path / "aside").rename(folder / LEDGER)
+            assert client.get("/health/ready").status_code == client.get(f"/embed/{users[0]}").status_code == 200
+            problem(client.get(f"/embed/{users[1]}"), 404, "unknown-user")
+    stop(server)
+    until(lambda: any("Finished server process" in line for line in server.log))
+    told = [json.loads(line) for line in server.log if '"level":"error"' in line]
+    assert [line["logger"] for line in told] == ["lurm.erasure"] * 2, "once a change"
+    assert all(str(folder / LEDGER) in line["message"] for line in told)
+
+
 def test_a_worker_that_cannot_start_says_why_in_one_line(start_server: Start, tmp_path: Path) -> None:
     keys, folder = tmp_path / "keys", tmp_path / "live"
     keys.write_text(new_key("etl", ["read"])[1].line)
@@ -231,7 +256,7 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(start_server: Start, tm
     until(lambda: told("SettingsError: LURM_API_KEYS_FILE cannot be read: No such file"))
     (folder / LEDGER).write_text("nonsense\n")
     (tmp_path / "aside").rename(keys)
-    until(lambda: told(f"ArtifactCorrupt: {folder / LEDGER}, line 1, is not what was written"))
+    until(lambda: told(f"LedgerCorrupt: {folder / LEDGER}, line 1, is not what was written"))
     lines = [json.loads(line) for line in server.log]
     assert not [line for line in lines if "Traceback" in line["message"]]
     assert {line["level"] for line in lines if "error" in line} == {"error"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lurm.erasure import FILE, Ledger
+from lurm.erasure import FILE, Ledger, LedgerCorrupt
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
 from lurm.live.arriving import Arriving
@@ -116,14 +116,34 @@ def test_threads_that_read_while_others_write_never_take_a_line_twice(tmp_path: 
     assert len(ledger) == len(beside) == len(Ledger.open(tmp_path)) == 80
 
 
-@pytest.mark.parametrize("how", ["shorter", "gone"])
-def test_a_ledger_that_lost_lines_while_it_is_open_is_corrupt(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["shorter", "gone", "another", "longer"])
+def test_a_ledger_that_is_damaged_while_it_is_open_is_corrupt_until_it_is_put_back_and_the_log_says_so_once(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
     ledger = Ledger.open(tmp_path)
     ledger.record("u", 1, by="test")
-    lines = ledger.path.read_bytes().splitlines(keepends=True)
-    ledger.path.unlink() if how == "gone" else ledger.path.write_bytes(lines[0])
-    with pytest.raises(ArtifactCorrupt):
-        ledger.erased_at("u")
+    written = ledger.path.read_bytes()
+    damaged = {"shorter": written[:-5], "another": b"x", "longer": written + b"nonsense\n"}
+    for n_told in 1, 2:
+        ledger.path.unlink()
+        if how != "gone":
+            ledger.path.write_bytes(damaged[how])
+        for _ in range(3):
+            with pytest.raises(LedgerCorrupt, match=rf"{FILE}.* put the ledger of erasures back"):
+                ledger.check()
+            with pytest.raises(LedgerCorrupt):
+                ledger.erased_at("u")
+        ledger.path.write_bytes(written)
+        ledger.check()
+        assert ledger.erased_at("u") == 1
+        assert [(one.levelname, FILE in one.getMessage()) for one in caplog.records] == [("ERROR", True)] * n_told
+
+
+def test_a_ledger_that_never_was_sound_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / FILE).write_text("nonsense\n")
+    with pytest.raises(LedgerCorrupt):
+        Ledger(tmp_path / FILE)
+    assert not caplog.records
 
 
 def test_how_many_were_known_is_told_and_all_are_recorded(tmp_path: Path) -> None:
