@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import importlib.metadata
 import os
@@ -74,7 +75,7 @@ def examine(settings: Settings, further: Iterable[Checks] = ()) -> Iterator[Chec
     yield check_writable(settings.artifacts_dir)
     yield check_release(settings.artifacts_dir, settings.release)
     yield check_redis(settings.redis_url)
-    yield check_live(settings.live_folder, settings.live_url)
+    yield check_live(settings.live_folder, settings.live_url, settings.artifacts_dir)
     for checks in further:
         yield from checks(settings)
 
@@ -176,14 +177,17 @@ def check_redis(url: str | None) -> Check:
     return Check("redis", "warn", found, advice)
 
 
-def check_live(folder: Path, url: str | None) -> Check:
+def check_live(folder: Path, url: str | None, root: Path) -> Check:
     """Live events and the ledger of erasures open, as before a service starts; where there are none, none are begun."""
     try:
         # Here, since it loads the libraries whose absence a doctor must survive.
         from lurm.live.place import FILE, is_begun, open_live
+        from lurm.release import held_through
+
+        held = functools.partial(held_through, root)
 
         async def why_not(place: Path) -> str | None:
-            async with open_live(place, url) as live:
+            async with open_live(place, url, held) as live:
                 return live.why_not
 
         with contextlib.ExitStack() as opened:

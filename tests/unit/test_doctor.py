@@ -137,31 +137,31 @@ def test_what_is_no_redis_url_is_a_failure(url: str) -> None:
 
 
 def test_live_events_that_are_not_begun_are_not_begun_by_looking(tmp_path: Path) -> None:
-    assert doctor.check_live(tmp_path / "live", None) == Check("live", "ok", "none yet, and can be begun")
+    assert doctor.check_live(tmp_path / "live", None, tmp_path) == Check("live", "ok", "none yet, and can be begun")
     assert list(tmp_path.iterdir()) == []
     Ledger.open(tmp_path / "live")
-    assert doctor.check_live(tmp_path / "live", None) == Check("live", "ok", f"{tmp_path / 'live'} opens")
+    assert doctor.check_live(tmp_path / "live", None, tmp_path) == Check("live", "ok", f"{tmp_path / 'live'} opens")
 
 
 @pytest.mark.parametrize("name", [FILE, LEDGER])
 def test_live_events_or_a_ledger_that_stop_a_service_are_a_failure(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("nonsense\n" * 500)
-    found = doctor.check_live(tmp_path, None)
+    found = doctor.check_live(tmp_path, None, tmp_path)
     assert (found.verdict, str(tmp_path / name) in found.found) == ("fail", True)
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1/0", "nonsense"])
 def test_a_redis_of_live_events_that_is_away_is_a_failure(tmp_path: Path, url: str) -> None:
-    found = doctor.check_live(tmp_path, url)
+    found = doctor.check_live(tmp_path, url, tmp_path)
     assert (found.verdict, "LURM_LIVE_URL" in found.advice) == ("fail", True)
 
 
 def test_a_redis_of_live_events_answers(tmp_path: Path, start_redis) -> None:
-    assert doctor.check_live(tmp_path, start_redis().url).verdict == "ok"
+    assert doctor.check_live(tmp_path, start_redis().url, tmp_path).verdict == "ok"
 
 
-def test_live_events_that_cannot_be_written_still_let_a_service_start() -> None:
-    found = doctor.check_live(Path("/proc/self/live"), None)
+def test_live_events_that_cannot_be_written_still_let_a_service_start(tmp_path: Path) -> None:
+    found = doctor.check_live(Path("/proc/self/live"), None, tmp_path)
     assert (found.verdict, "LURM_LIVE_DIR" in found.found) == ("warn", True)
 
 
