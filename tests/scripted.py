@@ -175,12 +175,13 @@ def info(space_id: str = "s", users: int = 10, events: int = 100, n_bytes: int =
 
 
 def batch(asked: Asked, space_id: str = "s") -> Said:
-    """Embeddings that say at which length the id was; ids that begin with a minus are unknown."""
+    """Embeddings that say at which length the id was; ids that begin with a minus are unknown, "" is none."""
     items: list[dict[str, Any]] = []
     for at, one in enumerate(json.loads(asked.body)["input"]):
         name = one["user_id"] if isinstance(one, dict) else one
-        if name.startswith("-"):
-            problem = {"status": 404, "type": "urn:lurm:problem:unknown-user", "title": "t", "detail": "d"}
+        if not name or name.startswith("-"):
+            status, kind = (404, "unknown-user") if name else (422, "malformed-request")
+            problem = {"status": status, "type": f"urn:lurm:problem:{kind}", "title": "t", "detail": "d"}
             items.append({"object": "error", "index": at, "error": problem})
         else:
             vector = base64.b64encode(np.array([len(name), at], "<f4").tobytes()).decode()

@@ -12,7 +12,7 @@ import httpx
 import orjson
 
 from lurm.client.answers import record
-from lurm.client.exchange import JSON, Send, Steps, id_of, in_json, quoted, read
+from lurm.client.exchange import JSON, Send, Steps, id_of, in_json, quoted, read, several
 from lurm.client.methods import Method
 
 
@@ -275,10 +275,11 @@ class AudienceMethods(ABC):
         """How many users saved audiences share.
 
         Raises:
+            UsageError: one name in place of several.
             UnknownName: there is no such audience.
             LurmError: the service refused, or did not answer.
         """
-        query = urlencode([("audience", name) for name in names])
+        query = urlencode([("audience", name) for name in several(names, "names")])
         response = yield from self._exchange(Send("GET", f"/v1/overlap?{query}"))
         return read(response, lambda it: record(Overlap, orjson.loads(it.content)))
 

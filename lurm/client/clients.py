@@ -13,6 +13,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -46,6 +47,7 @@ from lurm.client.exchange import (
     Wait,
     exchange,
     id_of,
+    ids_of,
     in_json,
     quoted,
     read,
@@ -125,15 +127,18 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
     def embed_many(self, user_ids: Iterable[str | int]) -> Steps[Embeddings]:
         """The embeddings of users, all of one space, in the order of the ids; a user who is unknown is no error.
 
+        Nor is an id that cannot be one, such as None or NaN: ``errors`` of the answer says where they are.
+
         As many requests as it takes, several at a time. If another release comes to be served between two of them,
         those of the old one are asked again.
 
         Raises:
-            UsageError: an id is none, or the service does not take what it is asked.
+            UsageError: one id in place of several, one of a type that no id has, or the service does not take what it
+                is asked.
             LurmError: the service refused, or did not answer.
         """
-        ids = [id_of(one) for one in user_ids]
-        return (yield from self._embed(ids, [orjson.dumps(one) for one in ids], [0] * len(ids), _FOR_IDS))
+        ids, none = ids_of(user_ids)
+        return (yield from self._embed(ids, none, [orjson.dumps(one) for one in ids], [0] * len(ids), _FOR_IDS))
 
     @Method
     def embed_histories(
@@ -151,11 +156,12 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
             UsageError: an event cannot be sent, or the service does not take what it is asked.
             LurmError: the service refused, or did not answer.
         """
-        ids = [id_of(name) for name in histories]
+        ids, none = ids_of(histories)
         then = {} if as_of is None else {"as_of": as_of}
         inputs = [{"user_id": one, "events": some, **then} for one, some in zip(ids, histories.values(), strict=True)]
         n_events = [len(events) for events in histories.values()]
-        return (yield from self._embed(ids, [in_json(one, "history", at) for at, one in enumerate(inputs)], n_events))
+        rows = [in_json(one, "history", at) for at, one in enumerate(inputs)]
+        return (yield from self._embed(ids, none, rows, n_events))
 
     @Method
     def export(self, destination: str | Path) -> Steps[Export]:
@@ -248,7 +254,12 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
     def _pause(self, seconds: float) -> _PauseT: ...
 
     def _embed(
-        self, ids: list[str], inputs: list[bytes], n_events: list[int], headers: Mapping[str, str] = JSON
+        self,
+        ids: list[str],
+        none: Mapping[int, LurmError],
+        inputs: list[bytes],
+        n_events: list[int],
+        headers: Mapping[str, str] = JSON,
     ) -> Steps[Embeddings]:
         known = self._known if ids else None
         if known is None:
@@ -270,7 +281,8 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
             raise
         if parts and not any(part.found_n.any() for part in parts):
             known = yield from self._ask_info()  # no vector says how wide they are
-        return Embeddings.joined(parts, parts[-1].space_id if parts else known.space_id, known.dim)
+        found = Embeddings.joined(parts, parts[-1].space_id if parts else known.space_id, known.dim)
+        return replace(found, errors={**found.errors, **none})
 
     def _ask_info(self) -> Steps[Info]:
         info = read((yield from self._exchange(Send("GET", "/info"))), Info.of)

@@ -47,6 +47,7 @@ _USAGE = {400, 413, 422, 431}
 _LONGEST_DETAIL = 500
 _FIRST_WAIT_S = 0.2
 _LONGEST_WAIT_S = 20.0
+_MISSING = {"None", "nan", "NaT", "<NA>"}  # what data frames have where there is no id, as text
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,37 @@ def id_of(value: object) -> str:
     except UnicodeEncodeError:
         raise UsageError("a user id is not Unicode: it has half of a surrogate pair") from None
     return value
+
+
+def several(values: Iterable[_T], what: str) -> list[_T]:
+    """All that was given.
+
+    Raises:
+        UsageError: it is one text, which would be taken letter by letter.
+    """
+    if isinstance(values, str | bytes):
+        raise UsageError(f"{what}: found one {type(values).__name__}, expected a list; put it in brackets")
+    return list(values)
+
+
+def ids_of(values: Iterable[object]) -> tuple[list[str], dict[int, LurmError]]:
+    """User ids as the service knows them, and by position what is wrong with those that are missing or no Unicode.
+
+    In their place is "", which the service takes for no id either.
+
+    Raises:
+        UsageError: one id in place of several, or one of a type that no id has.
+    """
+    ids, errors = [], dict[int, LurmError]()
+    for at, value in enumerate(several(values, "user ids")):
+        try:
+            ids.append(id_of(value))
+        except UsageError as error:
+            if not isinstance(value, str) and str(value) not in _MISSING:
+                raise
+            ids.append("")
+            errors[at] = error
+    return ids, errors
 
 
 def quoted(user_id: str) -> str:

@@ -87,9 +87,9 @@ def test_thousands_of_embeddings_are_those_of_the_release(
 
 
 def test_an_id_that_cannot_be_one_is_an_error_in_its_place(ask: Callable[..., Any], ids: list[str]) -> None:
-    many = ask("embed_many", [ids[0], "x" * 600, ids[1]])
-    assert many.found_n.tolist() == [True, False, True]
-    assert (type(many.errors[1]), many.unknown_ids) == (UsageError, [])
+    many = ask("embed_many", [ids[0], "x" * 600, ids[1], None])
+    assert many.found_n.tolist() == [True, False, True, False]
+    assert ([type(many.errors[at]) for at in (1, 3)], many.unknown_ids) == ([UsageError] * 2, [])
 
 
 def test_histories_of_strangers_get_the_vectors_they_would_have(

@@ -206,10 +206,28 @@ def test_an_error_names_its_request() -> None:
 @pytest.mark.parametrize("user_id", ["", None, 1.0, True, b"u", "\ud800"])
 def test_what_is_no_id_is_not_sent(connect: Callable[..., Ask], user_id: Any) -> None:
     with scripted(embedding) as server:
-        for method, asked in (("embed", user_id), ("embed_many", ["u", user_id]), ("erase", user_id)):
+        for method in ("embed", "erase"):
             with pytest.raises(UsageError):
+                connect(server.url)(method, user_id)
+        assert server.asked == []
+
+
+def test_one_text_is_not_taken_letter_by_letter(connect: Callable[..., Ask]) -> None:
+    with scripted(embedding) as server:
+        for method, asked in (("embed_many", "u1"), ("embed_many", b"u1"), ("overlap", "ab"), ("embed_many", [b"u1"])):
+            with pytest.raises(UsageError, match="expected a"):
                 connect(server.url)(method, asked)
         assert server.asked == []
+
+
+@pytest.mark.parametrize("missing", ["", None, float("nan"), np.datetime64("NaT"), "\ud800"])
+def test_a_missing_id_is_an_error_in_its_place(connect: Callable[..., Ask], missing: Any) -> None:
+    with scripted(embedding) as server:
+        many = connect(server.url)("embed_many", ["u1", missing, *["-"] * 9, missing])
+        told = connect(server.url)("embed_histories", {"a": [], missing: []})
+    assert (many.found_n.nonzero()[0].tolist(), many.user_ids[0]) == ([0], "u1")
+    assert [at for at, error in many.errors.items() if isinstance(error, UsageError)] == [1, 11]
+    assert (many.unknown_ids, told.found_n.tolist(), list(told.errors)) == (["-"] * 9, [True, False], [1])
 
 
 @pytest.mark.parametrize("options", [{"timeout_s": 0}, {"retries": -1}, {"in_flight": 0}, {"api_key": "a\nb"}])
