@@ -19,6 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
+from scipy.special import hyp1f1
 
 from lurm.bounds import AT_LEAST_ONE, Bound
 from lurm.errors import UsageError
@@ -232,8 +233,9 @@ class Lookalike:
         """What was learned, to be kept, with probabilities.
 
         Of ``n_expected`` further ones in the base, spread over scores as held-out seeds are; a probability is the part
-        of all users of a score that they are, never falling as scores rise, and no surer than so many held-out seeds
-        can make it.
+        of all users of a score that they are, never falling as scores rise. Of the users down to a score they are at
+        most all, and how many is only as sure as the held-out seeds there make it: the mean of what these make likely
+        (a gamma distribution cut off at all, of a prior 1 / p), and those it leaves out are sought further down.
 
         Args:
             n_expected: how many more of the seeds' kind there are.
@@ -241,12 +243,12 @@ class Lookalike:
         n_others = max(len(self._vectors_ue) - len(self._seeds), 1)
         edges = _edges(len(self._others_n))
         users = np.maximum(np.diff(edges, prepend=0) * n_others, 1)
-        alike = np.bincount(np.searchsorted(edges, self._held_out_s), minlength=_STEPS)
-        # Bounded when scores have been put together: of a step by itself chance makes more than all, or fewer.
-        ratio = alike / len(self._held_out_s) * n_expected / users
-        steps = isotonic_regression(ratio, weights=users, increasing=False).x
-        surest = 1 - 1 / (len(self._held_out_s) + 2)
-        told = np.minimum(steps, surest).astype(np.float32)
+        alike = np.bincount(np.searchsorted(edges, self._held_out_s), minlength=_STEPS).cumsum()
+        each = n_expected / len(self._held_out_s)
+        room = np.minimum(users.cumsum() / each, 2 * alike + 700)  # more makes no difference, and takes long
+        sure = alike * (1 - 1 / hyp1f1(1, alike + 1, room))
+        ratio = np.diff(sure, prepend=0).clip(0) * each / users
+        told = isotonic_regression(ratio, weights=users, increasing=False).x.astype(np.float32)
         return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, self._others_n, told)
 
     def cohesion(self) -> float:

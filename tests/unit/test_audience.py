@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -142,6 +143,36 @@ def test_where_most_who_are_alike_are_of_the_kind_they_are_not_lost_and_nobody_i
         parts.append(found.probability.sum() / len(hidden))
         assert found.probability.max() <= 1 - 1 / (len(seeds) + 2)
     assert 0.79 < np.mean(parts) < 1.05  # of steps bounded one by one it were .73
+
+
+def test_who_is_told_to_be_nearly_certain_is_as_often_as_told() -> None:
+    """The most alike are few held-out seeds, of which chance makes too many as often as too few."""
+    told, true = [], []
+    for (n, size, apart), seed in itertools.product(((1000, 100, 2.5), (2000, 200, 2.0), (8000, 200, 3.0)), range(20)):
+        vectors, group_n = people(n, [size], apart=apart, seed=seed)
+        seeds, hidden = halves(group_n, seed)
+        found = audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden))
+        told.append(found.probability)
+        true.append(np.isin(found.rows, hidden))
+    probability, is_hidden = np.concatenate(told), np.concatenate(true)
+    for low, high, off in ((0, 0.2, 0.01), (0.2, 0.4, 0.05), (0.4, 0.6, 0.05), (0.6, 0.8, 0.05), (0.8, 1, 0.05)):
+        some = (probability >= low) & (probability < high)
+        assert probability[some].mean() == pytest.approx(is_hidden[some].mean(), abs=off)
+
+
+@settings(max_examples=100)
+@given(
+    held_out=st.lists(st.sampled_from([0.0, 1e-4, 0.01, 0.1, 0.5, 1.0]), min_size=1, max_size=50),
+    n_expected=st.floats(1e-3, 1e9),
+)
+def test_probabilities_fall_and_expect_no_more_than_there_are(held_out: list[float], n_expected: float) -> None:
+    lookalike = copy(PLAIN)
+    lookalike._held_out_s = np.array(held_out)
+    told = lookalike.likeness(n_expected).probability_p
+    assert (np.diff(told) <= 0).all()
+    assert 0 <= told[-1] <= told[0] < 1
+    users = np.maximum(np.diff(np.geomspace(20 / 198, 1, 200), prepend=0) * 198, 1)
+    assert told @ users <= n_expected * (1 + 1e-5)
 
 
 def test_the_reach_that_is_promised_is_kept() -> None:
