@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +99,7 @@ def asked(past: Past, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     return world(tmp_path_factory.mktemp("asked"), past, planted(), CATEGORIES)
 
 
-def ids(numbers: range) -> set[str]:
+def ids(numbers: Iterable[int]) -> set[str]:
     return {f"u{user:03d}" for user in numbers}
 
 
@@ -170,13 +170,15 @@ def test_the_window_holds_its_start_and_not_its_end(tmp_path: Path, past: Past, 
     assert ("u150" in there.users(active, "yes")) is acts
 
 
-def test_what_is_given_back_does_not_lessen_value_and_a_task_may_say_how_much(tmp_path: Path, past: Past) -> None:
+def test_what_is_given_back_lessens_value_and_a_task_may_say_how_much(tmp_path: Path, past: Past) -> None:
     refunds = [Event(f"u{user:03d}", FILLER, "return", CUT + 900, value=-1e4) for user in range(60, 80)]
-    there = world(tmp_path, past, [*planted(), *refunds], CATEGORIES)
-    rich = TaskConfig("rich", "value", at_least=50)
+    clicks = [Event("u010", FILLER, "click", CUT + 1000 + at) for at in range(99)]  # that say nothing of value
+    there = world(tmp_path, past, [*planted(), *refunds, *clicks], CATEGORIES)
+    rich = TaskConfig("rich", "value", at_least=20)
     questions, _ = there.ask(EvaluateConfig(tasks=(rich,)))
     by_name = {q.name: q for q in questions}
-    assert there.users(by_name["rich"], "yes") == ids(range(50, 80))
+    assert there.users(by_name["rich"], "yes") == ids(range(20, 60))
+    assert there.users(by_name["rich"], "no") == ids([*range(20), *range(60, 80)])
     assert "value in 14 days" not in by_name, "what is declared is asked instead"
     assert "active in 14 days" in by_name, "other kinds are found as ever"
 

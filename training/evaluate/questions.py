@@ -37,6 +37,7 @@ _FOUND_VALUES = 20  # an attribute with more values than these is a number or a 
 _HORIZONS = (1, 3, 7, 14, 28, 56, 91)
 _SHARES = (0.02, 0.5)  # of the users, for a topic worth asking about
 _SAMPLE_EVENTS = 4_000_000
+_OF_NO_VALUE = 1.0  # the value of an event whose log gives it none
 _YES_OR_NO = ("no", "yes")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -209,13 +210,13 @@ class _Future:
         return [self._yes_or_no(task.name, "activity", asked, acts) for task in self._tasks("activity", "active in")]
 
     def value(self) -> list[Question]:
-        """Whose values sum up to much, among those who act."""
+        """Whose values sum up to much, among those who act; what is given back is taken off."""
         tasks = self._tasks("value", "value in")
-        values = self._acts["value"].to_numpy()
-        if not len(values) or values.min() == values.max():
+        acts_with = self._acts.filter((pl.col("value") != _OF_NO_VALUE).any().over("behavior"))
+        if acts_with["value"].n_unique() < 2:
             self.left_out |= {task.name: "all events of the window have the same value" for task in tasks}
             return []
-        sums = np.bincount(self._acts["user"], weights=np.maximum(values, 0), minlength=self._n_users)
+        sums = np.bincount(acts_with["user"], weights=acts_with["value"], minlength=self._n_users)
         acts = self._who(self._acts) == 1
         middle = float(np.median(sums[acts]))
         questions = []
@@ -425,8 +426,8 @@ def _bulk(history: HistoryBase) -> tuple[int, int]:
 
 
 def _acts(whole: HistoryBase, window: Window, row_of_user: NDArray[np.int32]) -> pl.DataFrame:
-    """The events of the window: user (row asked about), item (catalog row, -1 none) and value."""
-    columns: dict[str, list[NDArray[np.generic]]] = {"user": [], "item": [], "value": []}
+    """The events of the window: user (row asked about), item (catalog row, -1 none), behavior (row) and value."""
+    columns: dict[str, list[NDArray[np.generic]]] = {"user": [], "item": [], "behavior": [], "value": []}
     first = 0
     for batch in whole.scan():
         at = np.flatnonzero((batch.timestamps >= window.cut_at) & (batch.timestamps < window.end_at))
@@ -434,6 +435,7 @@ def _acts(whole: HistoryBase, window: Window, row_of_user: NDArray[np.int32]) ->
         known = users >= 0
         columns["user"].append(users[known])
         columns["item"].append(batch.item_rows[at[known]])
+        columns["behavior"].append(batch.behavior_rows[at[known]])
         columns["value"].append(batch.values[at[known]].astype(np.float64))
         first += len(batch)
     return pl.DataFrame({name: np.concatenate(parts) for name, parts in columns.items()})

@@ -61,7 +61,8 @@ class TaskConfig:
     Attributes:
         name: what the table calls it.
         kind: "profile"; "preference": acts in a category or an interest; "activity": acts at all; "value": the sum of
-            the values of those who act.
+            the values of those who act, what is given back (below 0) taken off; of behaviors with other values than
+            1, where an event without a value counts 1.
         column: of the users table.
         positive: values that count as yes; empty with no ``at_least``: every value is a class (macro one-vs-rest).
         at_least: for numbers and for "value": yes from here on; "value" without it: above the median.
