@@ -24,11 +24,22 @@ from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest, vocabulary
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches, requirements
 from training.diagnostics.vectors import EffectiveRank, Hubness
+from training.evaluate.readings import readings_of
 from training.recipes import GateConfig
 from training.subject import Subject
 
 N_USERS, N_INTERESTS, NEW = 300, 16, 40
 NOTHING = GateConfig(min_effective_rank_share=None, max_near_duplicates=None, min_anchor_usage=None)
+
+
+class Saying(Silent):
+    """Remembers what it is told to say."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -94,7 +105,9 @@ def random_vectors(rng: np.random.Generator, dim: int = 32) -> NDArray[np.float3
 
 
 def test_sound_vectors_pass_the_default_gate(subject: Subject) -> None:
-    assert breaches(found(subject, subject), GateConfig()) == []
+    sound = found(subject, subject)
+    assert breaches(sound, GateConfig()) == []
+    assert sound.twins < 0.5
 
 
 def test_the_same_subject_is_found_the_same_twice_and_another_seed_changes_little(subject: Subject) -> None:
@@ -132,8 +145,13 @@ def test_half_of_the_users_collapsed_is_half_near_duplicates(subject: Subject, r
 
 def test_users_with_the_same_interests_may_have_the_same_vector(tmp_path: Path) -> None:
     events = [Event(f"u{u}", f"i{i:03d}", "view", 1_600_000_000_000 + u * 7 + i) for u in range(6) for i in (0, 4, 9)]
-    diagnostics = found(subject_of(tmp_path, events, halves()))
+    said = Saying()
+    diagnostics = examine(subject_of(tmp_path, events, halves()), before=None, seed=3, reporter=said)
+    assert said.lines[0].startswith("all 6 users have one and the same vector")
     assert (diagnostics.near_duplicates, diagnostics.effective_rank.share) == (0, 1)
+    assert next(one.cells for one in requirements(diagnostics, GateConfig()) if "twin" in one.measure)[1] == "1"
+    (told,) = readings_of({"effective_rank": diagnostics.to_json()["effective_rank"]})
+    assert (told.fine, "one and the same vector" in told.text) == (False, True)
     assert diagnostics.popularity is None
     assert breaches(diagnostics, GateConfig()) == []
 
@@ -342,7 +360,7 @@ def test_as_json_it_is_whole_and_without_plots_it_is_short(subject: Subject) -> 
     assert len(whole["effective_rank"]["spectrum"]) == 32
     assert (len(whole["cosines"]["edges"]), len(whole["cosines"]["counts"])) == (41, 40)
     assert set(whole["stability"]) == {"7", "28"}
-    assert whole["near_duplicates"] == {"share": diagnostics.near_duplicates}
+    assert whole["near_duplicates"] == {"share": diagnostics.near_duplicates, "twins": diagnostics.twins}
     short = orjson.loads(orjson.dumps(diagnostics.to_json(plots=False)))
     assert short["cosines"] == {"mean": whole["cosines"]["mean"], "std": whole["cosines"]["std"]}
     assert set(whole["hubness"]) - set(short["hubness"]) == {"edges", "counts"}

@@ -76,6 +76,7 @@ class Diagnostics:
         dim: E.
         n_interests: that they act in.
         near_duplicates: share of users with another one at a cosine above .999 whose set of interests is another.
+        twins: share of users with another one so near, whatever both did.
         anchors: empty where the encoder has none.
         popularity: None where users are too few or too alike.
         stability: days back -> stability, where there were users.
@@ -90,6 +91,7 @@ class Diagnostics:
     cosines: Cosines
     hubness: Hubness
     near_duplicates: float
+    twins: float
     anchors: tuple[Anchor, ...]
     popularity: Popularity | None
     stability: dict[int, Stability]
@@ -97,9 +99,10 @@ class Diagnostics:
 
     def to_json(self, *, plots: bool = True) -> dict[str, Any]:
         """JSON values; without ``plots`` spectrum and histograms are left out."""
-        raw = {
-            **asdict(self),
-            "near_duplicates": {"share": self.near_duplicates},
+        raw = asdict(self)
+        del raw["twins"]
+        raw |= {
+            "near_duplicates": {"share": self.near_duplicates, "twins": self.twins},
             "stability": {str(days): asdict(one) for days, one in self.stability.items()},
         }
         return raw if plots else {name: _without_plots(block) for name, block in raw.items()}
@@ -115,7 +118,7 @@ def examine(
         before: the release that was active.
         seed: of random pairs, folds and ties.
         max_users: examined; the first rows, which are a uniform sample.
-        reporter: told how many users are done.
+        reporter: told how many users are done, and where all of them have one vector.
 
     Raises:
         ArtifactCorrupt: a vector holds a number that is not finite.
@@ -134,23 +137,28 @@ def examine(
     n_possible = min(dim, n_interests, len(np.unique(acts.set_u)) - 1)
     with reporter.task("examine", n_users, "users") as task:
         occurrences = np.zeros(n_users, np.int64)
-        n_twins = 0
+        n_twins = n_confused = 0
         for start, cosines, nearest in neighbors(vectors, seed):
             occurrences += np.bincount(nearest.ravel(), minlength=n_users)
             twins = cosines > NEAR_DUPLICATE
             if twins.any():
                 own = acts.set_u[start : start + len(cosines), None]
-                n_twins += int((twins & (own != acts.set_u)).any(1).sum())
+                n_twins += int(twins.any(1).sum())
+                n_confused += int((twins & (own != acts.set_u)).any(1).sum())
             task.advance(len(cosines))
+    rank = EffectiveRank.of(covariance, n_possible)
+    if not rank.value:
+        reporter.say(f"all {n_users:,} users have one and the same vector; does the log hold no more than they share?")
     return Diagnostics(
         n_users=n_users,
         dim=dim,
         n_interests=n_interests,
-        effective_rank=EffectiveRank.of(covariance, n_possible),
+        effective_rank=rank,
         norms=Norms.of(vectors),
         cosines=Cosines.of(vectors, seed),
         hubness=Hubness.of(occurrences),
-        near_duplicates=n_twins / n_users,
+        near_duplicates=n_confused / n_users,
+        twins=n_twins / n_users,
         anchors=_anchors(subject, acts.mass_k, np.diag(covariance)),
         popularity=_popularity(centred, acts, seed),
         stability=stabilities(subject, n_users),

@@ -104,6 +104,9 @@ def requirements(diagnostics: Diagnostics, gate: GateConfig) -> list[Requirement
             Requirement(measure, found[entry], getattr(gate, entry), entry.startswith("min_"), entry, advice)
             for entry, (measure, advice) in _ASKED.items()
         ),
+        Requirement(
+            "users with a twin, whatever both did", d.twins, None, False, None, "who does the same is the same"
+        ),
     ]
 
 

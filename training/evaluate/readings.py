@@ -91,6 +91,8 @@ def anchors_of(diagnostics: Mapping[str, Any]) -> list[Anchor]:
 
 def _rank(block: Mapping[str, Any]) -> Reading:
     value, share = block["value"], block["share"]
+    if not value:
+        return Reading("Effective rank", "All users have one and the same vector: nothing sets them apart.", False)
     text = (
         f"The vectors spread over as many directions as {value:.0f} equally strong ones would, {_percent(share)} of "
         f"their width. Below {_percent(LEAST_RANK_SHARE)} most of the width would be idle."
@@ -136,9 +138,11 @@ def _norms(block: Mapping[str, Any]) -> Reading:
 
 def _near_duplicates(block: Mapping[str, Any]) -> Reading:
     text = (
-        f"{_percent(block['share'], 1)} of the users have a near-twin (cosine above .999) whose history is another; "
+        f"{_percent(block['share'], 1)} of the users have a near-twin (cosine above .999) with other interests; "
         f"above {_percent(MOST_NEAR_DUPLICATES)} the encoder would confuse people."
     )
+    if "twins" in block:
+        text += f" {_percent(block['twins'], 1)} have one, whatever both did."
     return Reading("Near-duplicates", text, block["share"] <= MOST_NEAR_DUPLICATES)
 
 

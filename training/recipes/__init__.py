@@ -155,7 +155,8 @@ class GateConfig:
 
     Attributes:
         min_effective_rank_share: effective rank of the vectors, as a share of their width.
-        max_near_duplicates: share of users whose vector is all but another's.
+        max_near_duplicates: share of users whose vector is all but that of another one (cosine above .999) whose set of
+            interests is another; users of the same set may have one vector.
         max_hubness: skewness of how often a user is among the neighbors of others.
         min_anchor_usage: share of the least used anchor.
         max_popularity_leakage: R² of a user's activity, read from the vector.
