@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lurm.identifiers import MAX_ID_BYTES, Identifiers
 KIND = "history"
 _AT_ONCE = 4_000_000  # events
 _END_BINS = 2**16
+_TAIL = np.append(0.9, np.linspace(0.999, 1, 11))  # parts of events, by which stragglers are told
 
 # column -> dtype, in the order that breaks ties of equal timestamps
 COLUMNS: dict[str, np.dtype[Any]] = {
@@ -213,8 +215,22 @@ class HistoryBase:
 
     @property
     def span_ms(self) -> int:
-        """From the first event to the last."""
-        return self.watermark - self.first_at
+        """From the beginning of the log to the last event."""
+        return self.watermark - self.begins_at
+
+    @cached_property
+    def begins_at(self) -> int:
+        """The beginning of the log, epoch ms: its first event, but for stragglers, by the rule of ``complete_until``.
+
+        Nothing is dropped: events before it are part of histories. It is read off at most four million events of the
+        first users, who are a fair sample.
+        """
+        ago = -self._columns["timestamps"][:_AT_ONCE]
+        places = np.ceil(_TAIL * len(ago)).astype(np.int64) - 1
+        begins = np.partition(ago, places)[places]
+        begins[-1] = -self.first_at
+        nth = _last_in_time(begins)
+        return self.first_at if nth is None else -int(begins[nth])
 
     def complete_until(self, before: int | None = None) -> int:
         """The end of the log, epoch ms: until when a user without an event is known to have been silent.
@@ -234,12 +250,9 @@ class HistoryBase:
             times = self._columns["timestamps"][start : start + _AT_ONCE]
             counts += np.bincount((times[times <= end] - self.first_at) // width, minlength=_END_BINS)
         so_far = counts.cumsum()
-        ends = so_far.searchsorted(np.append(0.9, np.linspace(0.999, 1, 11)) * so_far[-1]) + 1
-        most = 30 * (int(ends[1]) - int(ends[0])) / 99
-        if ends[-1] - ends[1] <= most:
-            return end
-        took = np.diff(ends[1:])
-        return min(end, self.first_at + int(ends[1 + (took > most / 10).argmax()]) * width)
+        ends = so_far.searchsorted(_TAIL * so_far[-1]) + 1
+        nth = _last_in_time(ends)
+        return end if nth is None else min(end, self.first_at + int(ends[nth]) * width)
 
     def item_counts(self, *, max_events: int = _AT_ONCE) -> NDArray[np.int64]:
         """(N,) events per catalog row, counted so many events at a time."""
@@ -396,6 +409,14 @@ def _laid(lengths: NDArray[np.int64] | Sequence[int]) -> NDArray[np.int64]:
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
+
+
+def _last_in_time(moments: NDArray[np.int64]) -> int | None:
+    """After which of the moments, by which the parts ``_TAIL`` of events have come, stragglers come; None: none do."""
+    most = 30 * (int(moments[1]) - int(moments[0])) / 99
+    if moments[-1] - moments[1] <= most:
+        return None
+    return 1 + int((np.diff(moments[1:]) > most / 10).argmax())
 
 
 @compiled_brief

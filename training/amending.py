@@ -80,7 +80,7 @@ def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Li
         until_day: epoch day with which the last stretch begins.
     """
     horizon, questions = raw.reader.horizon, raw.questions
-    earliest = day_of(history.first_at) + horizon
+    earliest = day_of(history.begins_at) + horizon
     cuts = [cut for n in range(_CUTS + 1) if (cut := until_day - n * horizon) >= earliest]
     rows = np.arange(min(len(history), _MOST_USERS))
     grid = raw.reader.view.grid(history.batch(rows))

@@ -275,7 +275,7 @@ def train(
         UsageError: a target asks for what the log does not have.
         LurmError: the training has diverged.
     """
-    first_day = day_of(history.first_at)
+    first_day = day_of(history.begins_at)
     until_day = first_day + days_of(history) if until_day is None else until_day
     calendar = replace(calendar, has_seasons=until_day - first_day >= _YEAR)
     recipe = recipe.for_log(until_day - first_day)
@@ -314,8 +314,8 @@ def train(
 
 
 def days_of(history: HistoryBase) -> int:
-    """How many days a log covers; stragglers after its end are left out, or everybody would fall silent before them."""
-    return day_of(history.complete_until()) + 1 - day_of(history.first_at)
+    """How many days a log covers; stragglers are left out, or everybody would fall silent before the last ones."""
+    return day_of(history.complete_until()) + 1 - day_of(history.begins_at)
 
 
 def some_lives(view: DayView, history: HistoryBase, first_day: int, until_day: int) -> NDArray[np.float32]:

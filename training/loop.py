@@ -201,7 +201,7 @@ class Trainer:
         history = self._history
         return foresight(
             (history.batch(some) for some in chunks(rows, 2048)),
-            first_at=history.first_at,
+            first_at=history.begins_at,
             watermark=history.watermark,
             n_behaviors=self._network.n_behaviors,
         )

@@ -16,6 +16,7 @@ from lurm.history import COLUMNS, HistoryBase, HistoryBatch
 from lurm.identifiers import Identifiers
 from lurm.ingest import HistoryBuilder, check_usable
 from lurm.progress import Silent, Task
+from lurm.sequences import scales_for
 from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest
 from training.forecasting import days_of
 
@@ -315,6 +316,25 @@ def test_a_log_ends_before_its_stragglers(seed: int, stragglers: int, later_days
 
 
 @settings(deadline=None, max_examples=15)
+@given(seed=st.integers(0, 99), stragglers=st.integers(0, 4), earlier_days=st.integers(40, 9000))
+def test_a_log_begins_after_its_stragglers(seed: int, stragglers: int, earlier_days: int) -> None:
+    """Nothing is dropped, but a clock of the year 2000 makes no log of decades: neither scales nor days are more."""
+    rng = np.random.default_rng(seed)
+    times = np.sort(T + rng.integers(200 * DAY_MS, size=5000))
+    early = times[0] - rng.integers(earlier_days // 2, earlier_days, size=stragglers) * DAY_MS
+    events = [Event(f"u{at % 40}", "i", "view", int(at)) for at in [*early, *times]]
+    with tempfile.TemporaryDirectory() as folder:
+        base, _ = ingest(Path(folder) / "base", [clean_batch(events)])
+    assert (base.first_at, base.n_events) == (min([*early, times[0]]), 5000 + stragglers)
+    if not stragglers:
+        assert base.begins_at == base.first_at
+    assert times[0] <= base.begins_at <= times[5]
+    assert scales_for(base.span_ms) == scales_for(200 * DAY_MS - DAY_MS)
+    assert days_of(base) <= 201
+    assert base.complete_until() == base.watermark
+
+
+@settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 99))
 def test_a_log_that_trickles_on_ends_where_it_stops(seed: int) -> None:
     """As a news site's, which stops at four in the morning, and of which a thousandth comes in the weeks after."""
@@ -327,9 +347,9 @@ def test_a_log_that_trickles_on_ends_where_it_stops(seed: int) -> None:
     assert abs(base.complete_until() - stops) < DAY_MS // 10
 
 
-def test_a_log_of_a_few_events_ends_with_the_last(tmp_path: Path) -> None:
+def test_a_log_of_a_few_events_begins_with_the_first_and_ends_with_the_last(tmp_path: Path) -> None:
     events = [Event("ann", "i", "view", T), Event("ann", "i", "view", T + 1000 * DAY_MS)]
     base, _ = ingest(tmp_path / "base", [clean_batch(events)])
-    assert base.complete_until() == T + 1000 * DAY_MS
+    assert (base.begins_at, base.complete_until()) == (T, T + 1000 * DAY_MS)
     assert base.complete_until(T) == T - 1
     assert base.complete_until(T + 500 * DAY_MS) <= T + 500 * DAY_MS

@@ -227,8 +227,8 @@ def judge(
     axes = AXES if axes is None else axes
     if unknown := [axis for axis in axes if axis not in AXES]:
         raise UsageError(f"there is no axis {unknown[0]!r} of LUMOS; {likest(unknown[0], list(AXES))}")
-    end = day_of(history.first_at) + days_of(history)
-    horizon = recipe.for_log(end - day_of(history.first_at)).network.horizon
+    end = day_of(history.begins_at) + days_of(history)
+    horizon = recipe.for_log(end - day_of(history.begins_at)).network.horizon
     scores = []
     for cut_day in cuts or [end - horizon * (n + 1) for n in range(n_cuts)]:
         for seed in range(recipe.seed, recipe.seed + n_seeds):
@@ -312,7 +312,7 @@ class _Cut:
         if rivals:
             ways |= self._rivals()
         ways["last value"] = self._repeated(cut_day - forecaster.reader.horizon)
-        if cut_day - _YEAR >= day_of(self._history.first_at):
+        if cut_day - _YEAR >= day_of(self._history.begins_at):
             ways["a year ago"] = self._repeated(cut_day - _YEAR)
         return ways
 
@@ -354,7 +354,7 @@ class _Cut:
     def _rivals(self) -> dict[str, Said]:
         """Models that learn from the days before, a horizon apart."""
         horizon = self._forecaster.reader.horizon
-        earliest = day_of(self._history.first_at) + horizon
+        earliest = day_of(self._history.begins_at) + horizon
         cuts = [cut for n in range(_LESSONS) if (cut := self._cut_day - horizon * (n + 1)) >= earliest]
         begun, labels = [self._grid.born_b < cut for cut in cuts], [self._labels(cut) for cut in cuts]
 
