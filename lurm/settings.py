@@ -76,7 +76,8 @@ class Settings(BaseSettings):
 
     api_keys_file: Path | None = Field(
         None,
-        description="File of API keys, one a line as `lurm key` prints it. Default: no keys, everything is open.",
+        description="File of API keys, one a line as `lurm key` prints it, followed as it changes: to revoke a key, "
+        "remove its line. Default: no keys, everything is open.",
     )
     api_keys: SecretStr | None = Field(
         None, description="The same lines, with `;` between them; hashes of keys, never keys."

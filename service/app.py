@@ -21,7 +21,7 @@ from service.admission import Admission
 from service.answers import ProblemAnswer
 from service.direct import Door, describe_keys
 from service.drain import Drain
-from service.keys import Keys, read_keys
+from service.keys import Keys, following, read_keys
 from service.problems import Malformed
 from service.queries import NeighborsRequest
 from service.releases import Source, open_releases
@@ -65,7 +65,7 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
         async with open_releases(settings, source, release_id, telemetry, live_store) as releases:
-            with drain.on_signals():
+            with drain.on_signals(), following(keys, settings):
                 yield {"releases": releases, "drain": drain}
         if tracing is not None:
             await asyncio.to_thread(tracing.close)

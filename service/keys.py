@@ -6,20 +6,27 @@ SHA-256 hashes of keys are known here. A key is 32 random bytes, so its hash nee
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
+import logging
 import math
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from lurm.errors import SettingsError, UsageError
+from lurm.phrases import counted
 from lurm.settings import Settings
 from service.problems import Forbidden, RateLimited, Unauthorized
 from service.telemetry import Telemetry
+from service.threads import Follower
 
+_log = logging.getLogger(__name__)
 KeyScope = Literal["read", "write", "admin", "export"]
 SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 PUBLIC = "public"
@@ -177,7 +184,7 @@ class Bucket:
     """
 
     def __init__(self, rate: float, clock: Callable[[], float]) -> None:
-        self._rate = rate
+        self.rate = rate
         self._clock = clock
         self._most = self._left = max(rate, 1.0)
         self._filled_at = clock()
@@ -185,10 +192,10 @@ class Bucket:
     def take(self) -> float:
         """Take one if there is one, and return 0; otherwise the seconds until there is."""
         now = self._clock()
-        self._left = min(self._left + (now - self._filled_at) * self._rate, self._most)
+        self._left = min(self._left + (now - self._filled_at) * self.rate, self._most)
         self._filled_at = now
         if self._left < 1:
-            return (1 - self._left) / self._rate
+            return (1 - self._left) / self.rate
         self._left -= 1
         return 0.0
 
@@ -210,12 +217,20 @@ class Keys:
     def __init__(
         self, keys: Iterable[Key], *, rate: float | None, telemetry: Telemetry, clock: Callable[[], float]
     ) -> None:
+        self._rate, self._telemetry, self._clock = rate, telemetry, clock
+        self._buckets: dict[str, Bucket] = {}
+        self.hold(keys)
+
+    def hold(self, keys: Iterable[Key]) -> None:
+        """Admit by these keys from now on; where one has the name and the rate of one before, it has as much left."""
         self._keys = tuple(keys)
         self._anybody = None if self._keys else Key("(anybody)", frozenset(SCOPES), b"")
-        self._telemetry = telemetry
-        everyone = self._keys if self._anybody is None else (self._anybody,)
-        rates = {key.name: rate if key.rate is None else key.rate for key in everyone}
-        self._buckets = {name: Bucket(per_s, clock) for name, per_s in rates.items() if per_s is not None}
+        before, self._buckets = self._buckets, {}
+        for key in self._keys if self._anybody is None else (self._anybody,):
+            rate = self._rate if key.rate is None else key.rate
+            if rate is not None:
+                known = before.get(key.name)
+                self._buckets[key.name] = known if known and known.rate == rate else Bucket(rate, self._clock)
 
     def admit(self, needed: str | None, scope: Mapping[str, Any]) -> None:
         """Return if a request may go where this scope is needed.
@@ -263,6 +278,40 @@ class Keys:
             self._telemetry.refused(_NO_KEY, "key")
             raise Unauthorized("the API key is unknown; ask whoever runs the service for one")
         return caller
+
+
+@contextlib.contextmanager
+def following(keys: Keys, settings: Settings) -> Iterator[None]:
+    """Within, keys are those of LURM_API_KEYS_FILE as it stands; in the event loop that asks them."""
+    file, loop = settings.api_keys_file, asyncio.get_running_loop()
+    if file is None:
+        yield
+        return
+
+    def changed() -> None:
+        try:
+            held = read_keys(settings)
+        except SettingsError as error:
+            _log.error("%s is not taken over, the keys that were read before go on: %s", file, error)
+            return
+        loop.call_soon_threadsafe(keys.hold, held)
+        _log.info("admits by %s, as %s has them", counted(len(held), "key"), file)
+
+    follower = Follower("keys", lambda: _stamp(file), changed)
+    follower.start()
+    try:
+        yield
+    finally:
+        follower.end()
+
+
+def _stamp(file: Path) -> object:
+    """Something that differs whenever a file was written, replaced, removed or opened to readers in between."""
+    try:
+        now = file.stat()
+    except OSError as error:
+        return error.errno
+    return now.st_ino, now.st_size, now.st_ctime_ns
 
 
 def caller_of(scope: Mapping[str, Any]) -> str:

@@ -13,8 +13,7 @@ import asyncio
 import contextlib
 import gc
 import logging
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,9 @@ from lurm.release import Release, current, pointed_at, stamps
 from lurm.settings import Settings
 from service.bootstrap import Serving, Shared, open_serving, open_shared
 from service.telemetry import Telemetry
-from service.threads import on_one_core
+from service.threads import Follower
 
 _log = logging.getLogger(__name__)
-_POLL_S = 0.1
-_PATIENCE_S = 2.0  # with a release that is being opened when the process ends
 _REFUSALS = "refusals"
 # Objects before Python looks for cycles among the young; of such looks before one at all objects. By default it is
 # (700, 10, 10), and what a server remembers of its users was looked through so often that a miss took 30 µs more.
@@ -101,7 +98,7 @@ def vetting(source: Source, release_id: str, folder: Path, *, pinned: bool) -> I
 
     write_durably(folder / _REFUSALS, b"0")
     write_durably(folder / "current", release_id.encode())
-    follower = _Follower(source.pointer, moved)
+    follower = Follower("releases", lambda: pointed_at(source.pointer), moved)
     if not pinned:
         follower.start()
     try:
@@ -232,7 +229,7 @@ async def open_releases(
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GARBAGE)
-        follower = _Follower(source.pointer, releases.moved)
+        follower = Follower("releases", lambda: pointed_at(source.pointer), releases.moved)
         if settings.release is None:
             follower.start()
         try:
@@ -240,31 +237,6 @@ async def open_releases(
         finally:
             await asyncio.to_thread(follower.end)  # it may wait for this loop
             await releases.close()
-
-
-class _Follower(threading.Thread):
-    """Calls ``moved`` soon, and again whenever the pointer of a folder is written."""
-
-    def __init__(self, folder: Path, moved: Callable[[], None]) -> None:
-        super().__init__(name="releases", daemon=True)
-        self._folder, self._moved = folder, moved
-        self._ends = threading.Event()
-
-    def run(self) -> None:
-        """Look, again and again."""
-        on_one_core()
-        seen = None
-        while not self._ends.wait(_POLL_S):
-            now = pointed_at(self._folder)
-            if now is not None and now != seen:
-                seen = now
-                self._moved()
-
-    def end(self) -> None:
-        """Look no more; a release that is being opened is waited for, but not for long."""
-        self._ends.set()
-        if self.is_alive():
-            self.join(_PATIENCE_S)
 
 
 def _warmed_up(release: Release) -> Release:

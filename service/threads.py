@@ -1,9 +1,10 @@
-"""Slow work off the event loop, bounded: when too much waits, the answer is "try again shortly"."""
+"""Work off the event loop, bounded: when too much waits, the answer is "try again shortly"."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -14,6 +15,8 @@ from lurm.errors import Overloaded
 
 _T = TypeVar("_T")
 _EXPORT_S = 10.0  # after which an export may have ended
+_POLL_S = 0.1
+_PATIENCE_S = 2.0  # with a release that is being opened when the process ends
 
 
 def on_one_core() -> None:
@@ -87,3 +90,34 @@ class Exports:
         finally:
             thread.shutdown(wait=False, cancel_futures=True)
             self._n_open -= 1
+
+
+class Follower(threading.Thread):
+    """Calls ``moved`` soon, and again whenever something else is there than at the last look.
+
+    Args:
+        name: of the thread.
+        look: returns what differs once something has changed; None: nothing is there now.
+        moved: must not fail.
+    """
+
+    def __init__(self, name: str, look: Callable[[], object | None], moved: Callable[[], None]) -> None:
+        super().__init__(name=name, daemon=True)
+        self._look, self._moved = look, moved
+        self._ends = threading.Event()
+
+    def run(self) -> None:
+        """Look, again and again."""
+        on_one_core()
+        seen = None
+        while not self._ends.wait(_POLL_S):
+            now = self._look()
+            if now is not None and now != seen:
+                seen = now
+                self._moved()
+
+    def end(self) -> None:
+        """Look no more; what has begun to move is waited for, but not for long."""
+        self._ends.set()
+        if self.is_alive():
+            self.join(_PATIENCE_S)

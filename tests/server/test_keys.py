@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,43 @@ def test_the_description_says_which_scope_each_operation_needs(stranger: httpx.C
             else:
                 assert operation["security"] == [{"bearer": [needed]}, {"api_key": [needed]}]
                 assert {"401", "403", "429"} <= operation["responses"].keys()
+
+
+@pytest.mark.slow
+def test_every_worker_goes_by_the_file_as_it_stands(release_root: Path, tmp_path: Path) -> None:
+    old, old_key = new_key("web", ["read"])
+    new, its_key = new_key("web", ["read"])
+    file = tmp_path / "keys"
+    file.write_text(old_key.line)
+    own = {"api_keys_file": file, "live_dir": tmp_path / "live", "workers": 2}
+    with running_server(release_root, **own) as running, running.client() as client:
+        client.headers["connection"] = "close"  # so that requests go to either worker
+
+        def answers(secret: str) -> set[int]:
+            return {client.get("/info", headers={"x-api-key": secret}).status_code for _ in range(20)}
+
+        def said(level: str, n: int) -> list[str]:
+            """The lines about the file, once there are n of them."""
+            started = time.monotonic()
+            while len(lines := [one for one in running.log if f'"level":"{level}"' in one and str(file) in one]) < n:
+                assert time.monotonic() - started < 30, "it never came to be so"
+            return lines
+
+        said("info", 2)
+        assert answers(old) == {200}
+        file.write_text(its_key.line)
+        said("info", 4)
+        assert (answers(new), answers(old)) == ({200}, {401})
+        file.write_text("web read\n")
+        assert all("line 1: it has 2 words" in line for line in said("error", 2))
+        file.unlink()
+        assert all("cannot be read: No such file" in line for line in said("error", 4)[2:])
+        assert (answers(new), answers(old)) == ({200}, {401})
+        (tmp_path / "next").write_text(old_key.line)
+        (tmp_path / "next").rename(file)
+        said("info", 6)
+        assert (answers(new), answers(old)) == ({401}, {200})
+        assert len(said("error", 4)) == 4
 
 
 async def _hello() -> Response:

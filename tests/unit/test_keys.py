@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,22 @@ def test_a_batch_counts_as_many_requests_as_it_has_inputs() -> None:
     assert refused.value.retry_after_s == pytest.approx(2.1)
     clock.now += 2.11
     keys.admit("read", asked())
+
+
+def test_keys_that_stay_have_as_much_left_as_before() -> None:
+    clock = Clock()
+    stays, stays_key = new_key("stays", ["read"], 1)
+    slower, slower_key = new_key("slower", ["read"], 1)
+    gone, gone_key = new_key("gone", ["read"])
+    keys = keys_with(stays_key, slower_key, gone_key, clock=clock)
+    keys.admit("read", bearer(stays))
+    keys.admit("read", bearer(slower))
+    keys.hold([stays_key, replace(slower_key, rate=0.5)])
+    with pytest.raises(RateLimited):
+        keys.admit("read", bearer(stays))
+    keys.admit("read", bearer(slower))
+    with pytest.raises(Unauthorized):
+        keys.admit("read", bearer(gone))
 
 
 def test_public_routes_are_not_limited_and_cost_nothing() -> None:
