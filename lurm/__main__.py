@@ -393,7 +393,7 @@ def erase(
 
 @releases.callback()
 def _releases() -> None:
-    """List, activate, roll back, verify and gate releases.
+    """List, activate, roll back, verify, gate and prune releases.
 
     \b
     Examples:
@@ -475,6 +475,28 @@ def verify(
 
     release_id = release.verify(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, release_id)
     emit({"verified": release_id}, as_json=as_json, text=f"verified: {release_id}, every byte as published")
+
+
+@releases.command()
+def prune(
+    keep: Annotated[int, typer.Option(min=1, help="So many of the newest stay.")] = 3,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Remove nothing, say what would go.")] = False,
+    artifacts_dir: ArtifactsDir = None,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old releases, and stages that none of those left is made of.
+
+    The active release stays, and the one that rollback goes to. A server that was told to serve another one
+    (LURM_RELEASE) does not start again once that is gone.
+
+    \b
+    Example:
+      lurm release prune --keep 5 --dry-run
+    """
+    from lurm import purge, settings
+
+    pruned = purge.prune(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, keep, dry_run=dry_run)
+    emit(pruned, as_json=as_json, text=str(pruned))
 
 
 if __name__ == "__main__":

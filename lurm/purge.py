@@ -1,4 +1,4 @@
-"""Takes the bytes of erased users off the disk: releases, stages, segments, quarantine, the live store.
+"""Takes off the disk what is to be there no longer: the bytes of erased users, and old releases.
 
 Erasure itself is immediate and logical (``lurm.erasure``); this makes it physical. The active release is written anew
 without them, in the same vector space, and other releases that have anything of theirs are removed.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from lurm import jobs
 from lurm.arrays import ArrayWriter, map_array
-from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact
+from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact, read_manifest, remove_drafts
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
 from lurm.errors import DataError, LurmError, UsageError
@@ -31,8 +32,18 @@ from lurm.index import write_index
 from lurm.live import letters, segments
 from lurm.live.place import open_live
 from lurm.phrases import counted
-from lurm.progress import Reporter
-from lurm.release import EmbeddingsWriter, Release, current, held_through, list_releases, publish, withdraw
+from lurm.progress import Reporter, in_bytes
+from lurm.release import (
+    EmbeddingsWriter,
+    Release,
+    current,
+    held_through,
+    list_releases,
+    older,
+    publish,
+    unused_stages,
+    withdraw,
+)
 from lurm.remains import SHORTEST_ID, Wanted
 
 
@@ -101,6 +112,27 @@ class Erased:
             others = f"{counted(len(removed), 'other release')}{named}"
             lines.append(f"off the disk: {users} of the active release, {events}, {others}")
         return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What ``prune`` removed.
+
+    Attributes:
+        releases, stages: their names, in order.
+        n_bytes: that the disk gets back; files that are linked from elsewhere stay on it.
+        dry_run: nothing was removed; this is what would be.
+    """
+
+    releases: list[str]
+    stages: list[str]
+    n_bytes: int
+    dry_run: bool
+
+    def __str__(self) -> str:
+        counts = f"{counted(len(self.releases), 'release')} and {counted(len(self.stages), 'stage')}"
+        told = f"{'would remove' if self.dry_run else 'removed'} {counts}, {in_bytes(self.n_bytes)}"
+        return "\n".join([*self.releases, *self.stages, told])
 
 
 class Erasing:
@@ -174,6 +206,35 @@ class Erasing:
     def _base(self) -> HistoryBase | None:
         active = current(self._root)
         return None if active is None else HistoryBase.open(self._root / "releases" / active / "history", verify=False)
+
+
+def prune(root: Path, keep: int, *, dry_run: bool = False) -> Pruned:
+    """Remove old releases, and stages that none of those left is made of.
+
+    The active release stays, and the one before it. What was found of saved audiences in those that go needs none of
+    their files, and goes when it is found anew.
+
+    Args:
+        root: the artifacts folder.
+        keep: so many of the newest releases stay.
+        dry_run: remove nothing.
+
+    Raises:
+        ArtifactError: a release that stays cannot be read, or another process is writing; nothing is removed.
+    """
+    with exclusive(root):
+        staying, old = older(root, keep)
+        folder = root / "releases"
+        stages = unused_stages(root, _made_of(folder / id_ for id_ in staying))
+        n_bytes = _bytes_alone([*(folder / id_ for id_ in old), *stages])
+        if not dry_run:
+            remove_drafts(folder)
+            remove_drafts(root / "stages")
+            for id_ in old:
+                withdraw(root, id_)
+            for stage in stages:
+                discard(stage)
+    return Pruned(old, [stage.name for stage in stages], n_bytes, dry_run)
 
 
 def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:
@@ -258,6 +319,22 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
         made["behavegpt"] = open_artifact(release.path / "behavegpt", "behavegpt", verify=False)
     metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
     return publish(root, made, name=release.name, metrics=metrics), n_users
+
+
+def _made_of(releases: Iterable[Path]) -> set[str]:
+    """Fingerprints of the parts of releases, and of what these were made from."""
+    parts = [read_manifest(folder / part) for folder in releases for part in read_manifest(folder).parents]
+    return {fingerprint for part in parts for fingerprint in (part.fingerprint, *part.parents.values())}
+
+
+def _bytes_alone(folders: Iterable[Path]) -> int:
+    """Bytes of the files that no name outside these folders leads to."""
+    files = [path.stat() for folder in folders for path in folder.rglob("*") if path.is_file()]
+    n_names = Counter((file.st_dev, file.st_ino) for file in files)
+    sizes = {
+        (file.st_dev, file.st_ino): file.st_size for file in files if n_names[file.st_dev, file.st_ino] == file.st_nlink
+    }
+    return sum(sizes.values())
 
 
 class _Rewriting:

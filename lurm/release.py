@@ -10,6 +10,7 @@ The release id is its time of publication and the head of its fingerprint, so id
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ PARTS = ("history", "interests", "encoder", "embeddings", "index")
 MODELS = ("behavegpt", "lumos")
 """Beside the encoder."""
 OPTIONAL = ("attributes", *MODELS)
+_STAGE = re.compile(rf"({'|'.join((*PARTS, *OPTIONAL, 'items'))})-[0-9a-f]{{16}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,6 +365,13 @@ def published_before(root: Path, release_id: str) -> str | None:
     return max((id_ for id_ in _ids(root) if id_ < release_id), default=None)
 
 
+def older(root: Path, keep: int) -> tuple[list[str], list[str]]:
+    """Ids of the active release, the one before it and so many of the newest; and of the others. Oldest first."""
+    ids = _ids(root)
+    staying = {*_pointer(root), *ids[max(len(ids) - keep, 0) :]}
+    return [id_ for id_ in ids if id_ in staying], [id_ for id_ in ids if id_ not in staying]
+
+
 def list_releases(root: Path) -> list[ReleaseSummary]:
     """All published releases, oldest first; one whose manifest cannot be read is named "(damaged)"."""
     active = current(root)
@@ -399,6 +408,15 @@ def referenced(root: Path) -> set[str]:
     return {fingerprint for id_ in _ids(root) for fingerprint in read_manifest(_folder(root, id_)).parents.values()}
 
 
+def unused_stages(root: Path, used: Container[str]) -> list[Path]:
+    """Stages whose fingerprints are not among these, and torn ones; other things in the folder are none of ours."""
+    return [
+        folder
+        for folder in sorted((root / "stages").glob("*"))
+        if _STAGE.fullmatch(folder.name) and _fingerprint(folder) not in used
+    ]
+
+
 def verify(root: Path, release_id: str | None = None) -> str:
     """Open a release with every byte checked and some of its vectors computed again; returns its id.
 
@@ -413,6 +431,13 @@ def verify(root: Path, release_id: str | None = None) -> str:
             f"{release.path}: vectors computed now are up to {apart:.1g} apart from those published; build it anew"
         )
     return release.release_id
+
+
+def _fingerprint(folder: Path) -> str | None:
+    try:
+        return read_manifest(folder).fingerprint
+    except ArtifactError:
+        return None
 
 
 def _parts(there: Container[str]) -> list[str]:

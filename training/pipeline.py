@@ -10,7 +10,6 @@ before the last step.
 from __future__ import annotations
 
 import functools
-import re
 import shutil
 import tempfile
 import time
@@ -37,7 +36,6 @@ from lurm.artifacts import (
     exclusive,
     link_or_copy,
     open_artifact,
-    read_manifest,
     remove_drafts,
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
@@ -54,7 +52,7 @@ from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.live.segments import Living
 from lurm.meanings import name_interests
 from lurm.progress import Reporter, resident_at_most
-from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
+from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced, unused_stages
 from lurm.smen.config import KIND, REVISION
 from lurm.smen.network import write_encoder
 from training import forecasting
@@ -80,7 +78,6 @@ _VERSIONS = {
     "behavegpt": 3,
 }
 _OF_TRAINING = ("held_out", "recall_at_1", "anchor_usage", "alignment")  # what a release tells of it
-_STAGE = re.compile(rf"({'|'.join(_VERSIONS)})-[0-9a-f]{{16}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -489,12 +486,5 @@ class _Build:
         except ArtifactError as damage:
             self._reporter.say(f"unused stages are kept: {damage}")
             return
-        for folder in self._stages.iterdir():
-            if not _STAGE.fullmatch(folder.name):
-                continue
-            try:
-                in_use = read_manifest(folder).fingerprint in used
-            except ArtifactError:
-                in_use = False
-            if not in_use:
-                discard(folder)
+        for folder in unused_stages(self._root, used):
+            discard(folder)
