@@ -10,6 +10,7 @@ destination, synced, and renamed; a killed process leaves at most a hidden draft
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -24,12 +25,14 @@ from typing import Any
 
 import orjson
 
-from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, UsageError
+from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, Unfulfillable, UsageError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 CHECKED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 """How Parquet is written: small, and so that a damaged page is found."""
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""What is said of a folder that cannot be written to, however often it is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +302,25 @@ def alone(folder: Path, name: str) -> Iterator[None]:
     with (folder / name).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Be the only one that changes what is kept in a folder of the folder of artifacts.
+
+    Raises:
+        Unfulfillable: it cannot be written to.
+    """
+    try:
+        with alone(folder, ".lock"):
+            yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise Unfulfillable(
+            f"the folder {folder.name} in the folder of artifacts (LURM_ARTIFACTS_DIR) cannot be written to "
+            f"({error.strerror}); mount it writable, for the user this runs as"
+        ) from error
 
 
 def _aside(destination: Path) -> Path:

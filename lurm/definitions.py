@@ -23,7 +23,7 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from lurm.artifacts import alone, digest_of, discard, write_durably
+from lurm.artifacts import alone, changing, digest_of, discard, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
@@ -183,11 +183,12 @@ class Definitions:
 
         Raises:
             UsageError: this can be no name.
-            Unfulfillable: it is made of audiences that are not there, or of itself; or there are too many already.
+            Unfulfillable: it is made of audiences that are not there, or of itself; or there are too many already; or
+                none can be saved here.
             ArtifactCorrupt: it is made of one that is not as it was written; what others are does not matter.
         """
         _check_name(name)
-        with self._changing():
+        with changing(self.folder):
             there, damaged = self.read()
             n_there = len(there) + len(damaged)
             if name not in there and name not in damaged and n_there >= AT_MOST:
@@ -205,9 +206,9 @@ class Definitions:
 
         Raises:
             UnknownName: there is none.
-            Unfulfillable: others are made of it.
+            Unfulfillable: others are made of it, or nothing can be changed here.
         """
-        with self._changing():
+        with changing(self.folder):
             there, damaged = self.read()
             if name not in there and name not in damaged:
                 raise UnknownName("there is no saved audience of this name")
@@ -231,11 +232,12 @@ class Definitions:
 
         Raises:
             ArtifactCorrupt: one is not as it was written; they are out of all others.
+            Unfulfillable: the files cannot be changed here.
         """
         if self._ledger is None or not self.folder.is_dir():
             return 0
         n_changed, damaged = 0, list[ArtifactCorrupt]()
-        with self._changing():
+        with changing(self.folder):
             for name, _ in self._stamps():
                 raw = (self.folder / name / FILE).read_bytes()
                 try:
@@ -337,10 +339,6 @@ class Definitions:
             exclude,
         )
         return replace(definition, rule=Alike(left))
-
-    def _changing(self) -> contextlib.AbstractContextManager[None]:
-        """One writer at a time, of all processes."""
-        return alone(self.folder, ".lock")
 
 
 def _stamp(now: os.stat_result) -> object:

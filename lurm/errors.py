@@ -51,7 +51,7 @@ class DataError(LurmError):
 
 
 class Unfulfillable(DataError):
-    """What is asked for is well-formed, but cannot be had of this release and its users."""
+    """What is asked for is well-formed, but cannot be had of this release and its users, or kept where it runs."""
 
 
 class ArtifactError(LurmError):

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -28,8 +28,8 @@ from typing import Any, Literal
 
 import orjson
 
-from lurm.artifacts import alone, write_durably
-from lurm.errors import ArtifactCorrupt, Overloaded, UnknownName
+from lurm.artifacts import changing, write_durably
+from lurm.errors import ArtifactCorrupt, Overloaded, Unfulfillable, UnknownName
 
 FOLDER = "jobs"
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
@@ -120,9 +120,10 @@ class Jobs:
 
         Raises:
             Overloaded: as many jobs as may be are open.
-            OSError: the folder cannot be written to.
+            Unfulfillable: the folder cannot be written to.
+            OSError: it cannot be written to now.
         """
-        with self._changing():
+        with changing(self._folder):
             n_open = self._sweep()
             if n_open >= self._most_open:
                 raise Overloaded(f"{n_open} jobs are open; come back when one has ended", retry_after_s=5)
@@ -246,7 +247,7 @@ class Jobs:
     def _sweep(self) -> int:
         """Let go of jobs that ended long ago, and of the oldest if there are too many; how many are open.
 
-        Hold ``_changing``.
+        Hold ``changing``.
         """
         ended, n_open = [], 0
         for folder in [path for path in self._folder.iterdir() if _ID.fullmatch(path.name)]:
@@ -266,12 +267,8 @@ class Jobs:
     def _sweep_now_and_then(self) -> None:
         while not self._ends.wait(_SWEEP_EVERY_S):
             if self._folder.is_dir():
-                with suppress(OSError), self._changing():
+                with suppress(OSError, Unfulfillable), changing(self._folder):
                     self._sweep()
-
-    def _changing(self) -> AbstractContextManager[None]:
-        """One process at a time counts jobs, and adds or removes one."""
-        return alone(self._folder, ".lock")
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

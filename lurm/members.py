@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.arrays import map_array
-from lurm.artifacts import Artifact, discard, draft, open_artifact
+from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
 from lurm.definitions import Alike, Combined, Definition, Listed, combine
 from lurm.erasure import Ledger
@@ -34,10 +34,13 @@ VERSION = 3
 """Of what is kept; goes into the key, so that what an older lurm kept is made again."""
 _SCALE = 100_001  # scores that percentiles are read from, at most
 _BOOL, _GROUP, _ROW, _HASH, _FLOAT = (np.dtype(one) for one in ("?", "<i4", "<i8", "<u8", "<f4"))
+_DTYPES = {"member": _BOOL, "may": _BOOL, "rows": _ROW, "strangers": _HASH, "groups": _GROUP}
+_WIDE = ("directions", "middles")
+_HASHES = "hashes.npy"
 
 
 class Members:
-    """The members of an audience among U users of a release, memory-mapped.
+    """The members of an audience among U users of a release.
 
     Attributes:
         facts: size, churn and what ``lookalikes.facts`` says; JSON values.
@@ -54,28 +57,37 @@ class Members:
         scale: the same, or enough of it, ascending.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
-        folder = artifact.path
-        self.facts: Mapping[str, Any] = artifact.manifest.metrics
-        self.member_u: NDArray[np.bool_] = map_array(folder / "member.npy", _BOOL)
-        self.rows: NDArray[np.int64] = map_array(folder / "rows.npy", _ROW)
-        self.percentile: NDArray[np.float32] = map_array(folder / "percentile.npy", _FLOAT)
-        self.probability: NDArray[np.float32] = map_array(folder / "probability.npy", _FLOAT)
-        self.may_u: NDArray[np.bool_] = map_array(folder / "may.npy", _BOOL)
-        self.strangers: NDArray[np.uint64] = map_array(folder / "strangers.npy", _HASH)
-        self.scores_u: NDArray[np.float32] = map_array(folder / "scores.npy", _FLOAT)
-        self.scale: NDArray[np.float32] = map_array(folder / "scale.npy", _FLOAT)
-        self.groups_u: NDArray[np.int32] = map_array(folder / "groups.npy", _GROUP)
-        self.cutoffs_g: NDArray[np.float32] = map_array(folder / "cutoffs.npy", _FLOAT)
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+        self.facts = facts
+        self.member_u: NDArray[np.bool_] = arrays["member"]
+        self.rows: NDArray[np.int64] = arrays["rows"]
+        self.percentile: NDArray[np.float32] = arrays["percentile"]
+        self.probability: NDArray[np.float32] = arrays["probability"]
+        self.may_u: NDArray[np.bool_] = arrays["may"]
+        self.strangers: NDArray[np.uint64] = arrays["strangers"]
+        self.scores_u: NDArray[np.float32] = arrays["scores"]
+        self.scale: NDArray[np.float32] = arrays["scale"]
+        self.groups_u: NDArray[np.int32] = arrays["groups"]
+        self.cutoffs_g: NDArray[np.float32] = arrays["cutoffs"]
         self.likeness: Likeness | None = None
-        if artifact.manifest.config["kind"] == "like":
-            self.likeness = Likeness(
-                map_array(folder / "directions.npy", _FLOAT, 2),
-                map_array(folder / "offsets.npy", _FLOAT),
-                map_array(folder / "middles.npy", _FLOAT, 2),
-                map_array(folder / "others.npy", _FLOAT),
-                map_array(folder / "steps.npy", _FLOAT),
-            )
+        if "directions" in arrays:
+            names = ("directions", "offsets", "middles", "others", "steps")
+            self.likeness = Likeness(*(arrays[name] for name in names))
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = True) -> Members:
+        """Map what was kept.
+
+        Raises:
+            ArtifactError: as ``open_artifact``.
+        """
+        manifest = open_artifact(folder, KIND, verify=verify).manifest
+        names = [Path(file).stem for file in manifest.files if file != _HASHES]
+        arrays = {
+            name: map_array(folder / f"{name}.npy", _DTYPES.get(name, _FLOAT), 2 if name in _WIDE else 1)
+            for name in names
+        }
+        return cls(arrays, manifest.metrics)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,7 +113,7 @@ class Members:
 
 
 class Making:
-    """Finds the members of one audience and writes them."""
+    """Finds the members of one audience, and writes them."""
 
     def __init__(
         self,
@@ -123,6 +135,30 @@ class Making:
         Raises:
             Unfulfillable: it cannot be made of this release.
         """
+        arrays, told = self._found(folder.parent)
+        config = {
+            "kind": self._definition.kind,
+            "definition": self._definition.digest,
+            "release": self._release.release_id,
+            "space_id": self._release.space_id,
+        }
+        with draft(folder, kind=KIND, key=key, config=config) as work:
+            for name, array in arrays.items():
+                np.save(work.path / f"{name}.npy", array, allow_pickle=False)
+            work.metrics.update(told)
+
+    def in_memory(self, own: Path) -> Members:
+        """The same members, kept nowhere.
+
+        Args:
+            own: folder of what was made of the audience before.
+
+        Raises:
+            Unfulfillable: as ``write``.
+        """
+        return Members(*self._found(own))
+
+    def _found(self, own: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         rule, started = self._definition.rule, time.perf_counter()
         match rule:
             case Listed(user_ids):
@@ -139,18 +175,9 @@ class Making:
             name: np.empty(0, _FLOAT) for name in ("percentile", "probability", "scores", "scale", "cutoffs")
         }
         nothing |= {"may": np.empty(0, bool), "strangers": np.empty(0, _HASH), "groups": np.empty(0, _GROUP)}
-        arrays = {**nothing, **arrays}
-        told |= {"n_users": len(rows), "churn": self._churn(folder, hashes)}
-        config = {
-            "kind": self._definition.kind,
-            "definition": self._definition.digest,
-            "release": self._release.release_id,
-            "space_id": self._release.space_id,
-        }
-        with draft(folder, kind=KIND, key=key, config=config) as work:
-            for name, array in {**arrays, "member": member_u, "hashes": hashes}.items():
-                np.save(work.path / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-            work.metrics.update(told, seconds=time.perf_counter() - started)
+        arrays = {**nothing, **arrays, "member": member_u, "hashes": hashes}
+        told |= {"n_users": len(rows), "churn": self._churn(own, hashes), "seconds": time.perf_counter() - started}
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, told
 
     def _listed(self, user_ids: Sequence[str]) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         rows, strangers = self._known(user_ids)
@@ -220,14 +247,14 @@ class Making:
         others = [user_id for user_id, row in zip(user_ids, rows.tolist(), strict=True) if row < 0]
         return np.unique(rows[rows >= 0]), np.unique(hash_ids(others))
 
-    def _churn(self, folder: Path, hashes: NDArray[np.uint64]) -> dict[str, Any] | None:
+    def _churn(self, own: Path, hashes: NDArray[np.uint64]) -> dict[str, Any] | None:
         """Who came and went since the release before; None where the same audience was not made of one."""
-        for before in _newest_first(folder.parent):
+        for before in _newest_first(own):
             with suppress(LurmError):
                 made = open_artifact(before, KIND, verify=False).manifest.config
                 if made["release"] == self._release.release_id or made["definition"] != self._definition.digest:
                     continue
-                then = map_array(before / "hashes.npy", _HASH)
+                then = map_array(before / _HASHES, _HASH)
                 stayed = len(np.intersect1d(then, hashes, assume_unique=True))
                 counts = {"joined": len(hashes) - stayed, "left": len(then) - stayed, "stayed": stayed}
                 told = {name: n if not n or n >= self._k_min else None for name, n in counts.items()}

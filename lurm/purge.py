@@ -260,8 +260,9 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         removed = [one for one in others if _holds_erased(root, one, ledger)]
         for release_id in removed:
             withdraw(root, release_id)
-        for folder in ("stages", "quarantine", "evaluate", jobs.FOLDER):
-            shutil.rmtree(root / folder, ignore_errors=True)
+        gone = [root / name for name in ("stages", "quarantine", "evaluate")]
+        for folder in [*gone, *(root / jobs.FOLDER).glob("[!.]*")]:  # a server may have the folder of jobs mounted
+            shutil.rmtree(folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
         letters.expunge(live_folder / letters.FILE, ledger)

@@ -2,9 +2,9 @@
 
     a user's current vector x the directions of all audiences -> where the user stands in each
 
-Whichever process is asked first finds the members; the others find them made. What users do afterwards moves them
-alone: their current vector is held against the score of the least alike member. Audiences that are made of others
-follow theirs.
+Whichever process is asked first finds the members; the others find them made. Where the folder cannot be written to,
+each finds them for itself. What users do afterwards moves them alone: their current vector is held against the score of
+the least alike member. Audiences that are made of others follow theirs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lurm.artifacts import alone, digest_of, discard, open_artifact
+from lurm.artifacts import READ_ONLY, alone, digest_of, discard
 from lurm.audience import Likeness
 from lurm.definitions import MAKING, Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
 from lurm.erasure import Ledger
@@ -28,7 +28,7 @@ from lurm.filters import Filters
 from lurm.histories import alive_in
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
-from lurm.members import KIND, VERSION, Making, Members, let_go
+from lurm.members import VERSION, Making, Members, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
 
@@ -371,17 +371,22 @@ class Audiences:
         own = self.definitions.folder_of(definition.name)
         folder = own / f"{self.release.release_id}-{key[:16]}"
         with suppress(ArtifactError, FileNotFoundError):  # not made yet, just removed, or damaged
-            return Members(open_artifact(folder, KIND))
-        with alone(own, MAKING):  # the others find them made
-            self.definitions.check_there(definition.name)
-            with suppress(ArtifactError, FileNotFoundError):
-                return Members(open_artifact(folder, KIND))
-            if folder.exists():
-                discard(folder)  # it can be found anew
-            making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
-            making.write(folder, key)
-            let_go(own, folder)
-            return Members(open_artifact(folder, KIND, verify=False))
+            return Members.open(folder)
+        making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
+        try:
+            with alone(own, MAKING):  # the others find them made
+                self.definitions.check_there(definition.name)
+                with suppress(ArtifactError, FileNotFoundError):
+                    return Members.open(folder)
+                if folder.exists():
+                    discard(folder)  # it can be found anew
+                making.write(folder, key)
+                let_go(own, folder)
+                return Members.open(folder, verify=False)
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            return making.in_memory(own)
 
 
 class _Stack:

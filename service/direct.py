@@ -267,7 +267,7 @@ _WHEN = {
     401: "No API key, or an unknown one, where the service asks for keys.",
     403: "The API key lacks the scope.",
     404: "No history is known for this user, or nothing goes by this name.",
-    409: "It cannot be had of this release: too few seeds, a filter that names what is not there, no such model.",
+    409: "It cannot be had of this release (too few seeds, names of what is not there, no such model), or kept here.",
     408: "The request did not arrive in time.",
     413: "The body is too large.",
     415: "The body is compressed, or otherwise encoded.",

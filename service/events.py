@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lurm.errors import Unfulfillable
 from lurm.live import Arriving, Receipt, Status, Unavailable
 from lurm.moments import iso_of
 from service.answers import ErasureAnswer, EventsAnswer
@@ -19,6 +21,7 @@ from service.direct import DirectRoute, UserId, as_json, in_body, problems
 from service.keys import caller_of, charge, needs
 from service.schemas import all_checked, known_id, parse_events
 
+_log = logging.getLogger(__name__)
 router = APIRouter(route_class=DirectRoute, tags=["events"])
 
 
@@ -92,6 +95,8 @@ async def erase(request: Request, user_id: UserId) -> Response:
         await live.erase(user_id, erased_at)
         try:
             await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
+        except Unfulfillable as error:  # what is read of the files is without them all the same
+            _log.warning("saved audiences still name a user who was erased: %s", error)
         except OSError as error:
             raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
     serving.telemetry.erased()

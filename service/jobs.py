@@ -76,9 +76,9 @@ def accept(serving: Serving, asked: Asked) -> Answer:
     """Queue an audience; the answer that says so.
 
     Raises:
-        Unfulfillable: there are too few seeds, whoever of them is known.
+        Unfulfillable: there are too few seeds, whoever of them is known; or no jobs can be kept here.
         Overloaded: as many jobs as may be are open.
-        Unavailable: jobs cannot be kept.
+        Unavailable: jobs cannot be kept now.
     """
     lookalikes.check_seeds(asked, serving.settings.audience_seeds)
     try:

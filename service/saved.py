@@ -162,7 +162,7 @@ async def _slow(serving: Serving, call: Callable[[], _T]) -> _T:
     """What a call returns, in the thread of audiences.
 
     Raises:
-        Unavailable: the folder of artifacts cannot be written to.
+        Unavailable: the folder of artifacts cannot be written to now.
     """
     try:
         return await serving.audience_thread.run(call)

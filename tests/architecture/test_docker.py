@@ -16,6 +16,7 @@ import pytest
 import redis
 import yaml
 
+from lurm import definitions, jobs
 from lurm.cache import CachedEmbedding, Miss, Provenance, RedisCache
 from lurm.settings import PREFIX, Settings
 from service.drain import DRAIN_S
@@ -92,6 +93,17 @@ def test_every_service_is_locked_down(compose: dict[str, Any], repository: Path)
     assert cache["networks"] == ["cache"]
     assert compose["networks"]["cache"] == {"internal": True}
     assert cache["user"] != "root"
+
+
+def test_what_a_server_writes_is_mounted_writable_and_no_more(compose: dict[str, Any]) -> None:
+    mounts = [one for one in compose["services"]["lurm"]["volumes"] if isinstance(one, dict)]
+    assert {one["target"]: one.get("read_only", False) for one in mounts} == {
+        "/artifacts": True,
+        f"/artifacts/{definitions.FOLDER}": False,
+        f"/artifacts/{jobs.FOLDER}": False,
+    }
+    for one in mounts:
+        assert one["source"] == "${ARTIFACTS:-../artifacts}" + one["target"].removeprefix("/artifacts")
 
 
 def test_open_requests_may_finish(compose: dict[str, Any]) -> None:

@@ -66,8 +66,10 @@ def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back
     assert lurm(root, "export", str(tmp_path / "all.parquet"))["n_users"] == len(users) - 1
     assert not {gone, newcomer} & set(pq.read_table(tmp_path / "all.parquet")["user_id"].to_pylist())
 
+    (root / "jobs" / ("0" * 32)).mkdir(parents=True)
     result = lurm(root, "erase", "--purge")["purged"]
     assert (result["n_users"], result["removed"]) == (2, [older.release_id, release.release_id])
+    assert list((root / "jobs").iterdir()) == [], "the folder stays: it may be mounted by who serves"
     assert lurm(root, "erase", gone, newcomer, "--verify")["remains"] == []
     assert len((root / "live" / FILE).read_bytes().splitlines()) == 1, "the letters of others stay"
     left = Release.open(root)

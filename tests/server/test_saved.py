@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pyarrow.parquet as pq
 import pytest
 
-from lurm.release import Release
+from lurm.artifacts import open_artifact
+from lurm.audience import Size
+from lurm.definitions import Alike, Combined, Definitions, Listed
+from lurm.lookalikes import Asked, Balance
+from lurm.members import Members
+from lurm.release import Release, current, publish
+from lurm.saved import Audiences
 from service.answers import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server
 
@@ -204,3 +214,68 @@ def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, rel
         "it is saved, and cannot be answered of this release: "
     )
     assert asked.delete("/v1/audiences/kept").status_code == 200
+
+
+@pytest.fixture
+def mounted(release_root: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder of artifacts, and where it is read-only, if this process may mount."""
+    root, folder = tmp_path / "artifacts", tmp_path / "mounted"
+    shutil.copytree(release_root / "releases", root / "releases")
+    shutil.copy(release_root / "current", root / "current")
+    folder.mkdir()
+    if subprocess.run(["mount", "-o", "bind,ro", root, folder], capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    yield root, folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def saved_in(root: Path, release: Release) -> Audiences:
+    return Audiences(release, Definitions(root, None), ledger=None, k_min=K_MIN)
+
+
+def all_of(members: Members) -> dict[str, Any]:
+    likeness = {} if members.likeness is None else asdict(members.likeness)
+    facts = orjson.loads(orjson.dumps(members.facts)) | {"seconds": 0}
+    return {**vars(members), **likeness, "likeness": None, "facts": facts}
+
+
+def test_members_that_cannot_be_kept_are_the_same(mounted: tuple[Path, Path], release: Release) -> None:
+    root, folder = mounted
+    kept, passing = saved_in(root, release), saved_in(folder, release)
+    kept.put("customers", Listed(some(release, 0, 30)))
+    kept.put("alike", Alike(Asked(some(release, 0, 30), Size(percent=20), balance=Balance("star_sign"))))
+    kept.put("both", Combined({"or": ["alike", "customers"]}))
+    at_hand = passing.all()
+    assert not list(root.glob("audiences/*/*/"))
+    for name, one in kept.all().items():
+        np.testing.assert_equal(all_of(at_hand[name].there), all_of(one.there))
+
+
+def test_where_nothing_can_be_kept_audiences_are_read_and_what_is_to_be_kept_is_refused_for_good(
+    mounted: tuple[Path, Path], release: Release, tmp_path: Path
+) -> None:
+    root, folder = mounted
+    seeds = some(release, 0, 30)
+    Definitions(root, None).put("customers", Listed(seeds))
+    with running_server(folder, audience_seeds=K_MIN, live_dir=tmp_path / "live") as server, server.client() as client:
+        for name in ("the first", "the next"):
+            assert [one["n_users"] for one in get(client, "/v1/audiences")["audiences"]] == [30]
+            assert get(client, "/v1/audiences/customers")["release"] == get(client, "/info")["release"]
+            assert len(get(client, "/v1/audiences/customers/members")["members"]) == 30
+            assert get(client, f"/v1/users/{seeds[0]}/audiences")["audiences"][0]["member"] is True
+            parts = {part.parent.name: part.parent for part in Release.open(root).path.glob("*/manifest.json")}
+            artifacts = {kind: open_artifact(part, kind) for kind, part in parts.items()}
+            publish(root, artifacts, name=f"{name} but one", metrics={})
+            while get(client, "/info")["release"] != current(root):
+                pass
+        job = {"seeds": seeds, "job": True}
+        for refused, kept in (
+            (client.put("/v1/audiences/more", json={"users": seeds}), "audiences"),
+            (client.delete("/v1/audiences/customers"), "audiences"),
+            (client.post("/v1/lookalikes", json=job), "jobs"),
+        ):
+            detail = str(problem(refused, 409, "unfulfillable")["detail"])
+            assert detail.startswith(f"the folder {kept} in the folder of artifacts (LURM_ARTIFACTS_DIR) cannot be")
+            assert "retry-after" not in refused.headers
+        client.delete(f"/v1/users/{seeds[0]}").raise_for_status()
+        assert len(get(client, "/v1/audiences/customers/members")["members"]) == 29
