@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lurm import definitions, erasure, jobs
+from lurm.live import letters, place, segments
 from lurm.settings import markdown
 from training.recipes import reference
 
@@ -32,6 +34,13 @@ def test_every_entry_of_a_recipe_is_documented_as_it_is(repository: Path) -> Non
     assert [(one.heading, entry.name) for one in found for entry in one.entries if not entry.meaning] == []
     headings = {one.heading for one in found}
     assert {"[events]", "[events.columns]", "[behavegpt.training.objective]", "[[evaluate.tasks]]"} <= headings
+
+
+def test_the_page_on_backups_names_all_that_is_kept(repository: Path) -> None:
+    page = (repository / "docs/operations.md").read_text()
+    folders = ("releases", "stages", definitions.FOLDER, jobs.FOLDER, segments.FOLDER)
+    files = ("current", place.FILE, erasure.FILE, letters.FILE)
+    assert [name for name in (*(f"{one}/" for one in folders), *files) if f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
