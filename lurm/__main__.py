@@ -463,9 +463,7 @@ def verify(
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every byte with what was published.
-
-    Exit 4 when it differs.
+    """Compare every byte with what was published; exit 4 when it differs.
 
     \b
     Example:
@@ -486,8 +484,7 @@ def prune(
 ) -> None:
     """Remove old releases, and stages that none of those left is made of.
 
-    The active release stays, and the one that rollback goes to. A server that was told to serve another one
-    (LURM_RELEASE) does not start again once that is gone.
+    The active one stays, and that of a rollback. A server that LURM_RELEASE tells of another cannot start without it.
 
     \b
     Example:
