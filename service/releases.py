@@ -17,8 +17,12 @@ from collections.abc import AsyncIterator, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lurm.artifacts import write_durably
+from lurm.filters import Passing
 from lurm.history import HistoryBatch
+from lurm.index import Nearest
 from lurm.prospect import Occasion
 from lurm.release import Release, current, pointed_at, stamps
 from lurm.settings import Settings
@@ -240,11 +244,16 @@ async def open_releases(
 
 
 def _warmed_up(release: Release) -> Release:
-    """The same release, after its first vector: what is compiled or loaded on first use is there."""
+    """The same release, after its first answers: what is compiled or loaded on first use is there."""
     nobody = HistoryBatch.of([release.history.inline("", [])])
     release.encoder.embed(nobody)
+    nearest = Nearest(release.index, release.embeddings.vectors_ue)
+    for among in (None, Passing.of(np.arange(len(release.history)) == 0)):
+        nearest.search(release.embeddings.vectors_ue[0], 1, among=among)
     if release.next is not None:
         release.next.next(nobody, [Occasion()], 1)
+    if release.forecaster is not None:
+        release.forecaster.forecast(release.history.batch(np.arange(1)), release.forecaster.day_for(0))
     return release
 
 
