@@ -463,7 +463,7 @@ def verify(
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare every byte with what was published; exit 4 when it differs.
+    """Compare every byte with what was published, or exit 4.
 
     \b
     Example:
@@ -482,7 +482,7 @@ def prune(
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old releases, and stages that none of those left is made of.
+    """Remove old releases, and the stages they alone need.
 
     The active one stays, and that of a rollback. A server that LURM_RELEASE tells of another cannot start without it.
 

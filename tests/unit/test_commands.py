@@ -33,7 +33,7 @@ from lurm.errors import (
 )
 
 HOUSEKEEPING = ("config", "doctor", "validate", "release")
-RELEASE = ("list", "activate", "rollback", "verify")
+RELEASE = ("list", "activate", "rollback", "verify", "prune")
 
 
 @dataclass
