@@ -29,6 +29,6 @@ def living(config: Settings, *, take: bool = False) -> Living:
             await events.prune(kept, forget_before=int((time.time() - REPEATS_S) * 1000))
             return await segments.take(events, folder, ledger)
 
-    if take and is_begun(folder, config.live_url):
+    if is_begun(folder, config.live_url) and take:
         return asyncio.run(taken())
     return segments.living(folder, Ledger.of(folder))

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lurm.erasure import Ledger
+from lurm.erasure import FILE as LEDGER
+from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.live import LiveEvents, Unavailable, segments
 from lurm.live.absent import AbsentLiveEvents
 from lurm.live.redis import RedisLiveEvents
@@ -56,8 +57,19 @@ class Live:
 
 
 def is_begun(folder: Path, url: str | None) -> bool:
-    """Whether there are, or may be, live events or erasures."""
-    return url is not None or Ledger.of(folder) is not None
+    """Whether there are, or may be, live events or erasures.
+
+    Raises:
+        LedgerCorrupt: there are events on this disk, and nothing tells who was erased.
+    """
+    if (ledger := Ledger.of(folder)) is None:
+        there = [folder / FILE, *(folder / segments.FOLDER).glob("*.parquet")]
+        if any(path.exists() for path in there):
+            raise LedgerCorrupt(
+                f"{folder} holds live events, and no ledger of erasures ({LEDGER}), without which erased users would come "
+                f"back; put the newest one there is back, or move {FILE} and {segments.FOLDER} away to begin anew"
+            )
+    return url is not None or ledger is not None
 
 
 @contextlib.asynccontextmanager
@@ -76,10 +88,11 @@ async def open_live(
 
     Raises:
         SettingsError: the URL cannot be used.
-        ArtifactError: the ledger or the store is damaged.
+        ArtifactError: the ledger or the store is damaged, or the ledger is missing beside events.
         Unavailable: Redis does not answer.
     """
     try:
+        is_begun(folder, url)
         ledger = Ledger.open(folder)
     except OSError as error:
         why = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"

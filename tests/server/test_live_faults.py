@@ -212,6 +212,7 @@ def test_a_file_that_is_overwritten_in_its_place_is_never_a_500_nor_believed(
 def test_what_is_damaged_before_the_start_is_named_and_nothing_is_served(
     release_root: Path, tmp_path: Path, workers: int, name: str, complaint: str
 ) -> None:
+    Ledger.open(tmp_path)
     (tmp_path / name).write_bytes(b"{" + os.urandom(5_000) + b"\n")
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
     environment = environment_of(live_dir=tmp_path, workers=workers)

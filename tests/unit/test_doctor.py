@@ -145,6 +145,7 @@ def test_live_events_that_are_not_begun_are_not_begun_by_looking(tmp_path: Path)
 
 @pytest.mark.parametrize("name", [FILE, LEDGER])
 def test_live_events_or_a_ledger_that_stop_a_service_are_a_failure(tmp_path: Path, name: str) -> None:
+    Ledger.open(tmp_path)
     (tmp_path / name).write_text("nonsense\n" * 500)
     found = doctor.check_live(tmp_path, None, tmp_path)
     assert (found.verdict, str(tmp_path / name) in found.found) == ("fail", True)

@@ -14,6 +14,7 @@ from lurm.erasure import FILE, Ledger, LedgerCorrupt
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
 from lurm.live.arriving import Arriving
+from lurm.live.place import is_begun, open_live
 from lurm.live.sqlite import SqliteLiveEvents
 from lurm.progress import Silent
 from lurm.purge import Erased, Erasing, Purged
@@ -168,3 +169,24 @@ def test_how_many_were_known_is_told_and_all_are_recorded(tmp_path: Path) -> Non
     for removed, others in ((["a", "b"], "2 other releases (a, b)"), ([], "0 other releases")):
         told_of = str(Erased([], 0, Purged("r", 1, removed, 1)))
         assert told_of == f"off the disk: 1 user of the active release, 1 live event, {others}"
+
+
+def test_beside_live_events_a_missing_ledger_is_not_begun_anew(tmp_path: Path) -> None:
+    """Whoever it named would come back."""
+
+    async def opened() -> None:
+        async with open_live(tmp_path, None, lambda store_id: 0):
+            pass
+
+    asyncio.run(opened())
+    ledger = tmp_path / FILE
+    aside = ledger.rename(tmp_path / "aside")
+    for look in (lambda: asyncio.run(opened()), lambda: is_begun(tmp_path, None)):
+        with pytest.raises(LedgerCorrupt, match="no ledger of erasures"):
+            look()
+    assert not ledger.exists()
+    aside.rename(ledger)
+    asyncio.run(opened())
+    ledger.unlink()
+    (tmp_path / "live.sqlite").unlink()
+    asyncio.run(opened())
