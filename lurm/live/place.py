@@ -66,8 +66,8 @@ def is_begun(folder: Path, url: str | None) -> bool:
         there = [folder / FILE, *(folder / segments.FOLDER).glob("*.parquet")]
         if any(path.exists() for path in there):
             raise LedgerCorrupt(
-                f"{folder} holds live events, and no ledger of erasures ({LEDGER}), without which erased users would come "
-                f"back; put the newest one there is back, or move {FILE} and {segments.FOLDER} away to begin anew"
+                f"{folder} holds live events, and no ledger of erasures ({LEDGER}), without which erased users would "
+                f"come back; put the newest one there is back, or move {FILE} and {segments.FOLDER} away to begin anew"
             )
     return url is not None or ledger is not None
 

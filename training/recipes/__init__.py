@@ -154,7 +154,8 @@ class GateConfig:
     """What a release must hold to be published; None: not asked. The defaults catch nothing but disasters.
 
     Attributes:
-        min_effective_rank_share: effective rank of the vectors, as a share of their width.
+        min_effective_rank_share: effective rank of the vectors, as a share of the directions they could have: their
+            width, or the interests, or the sets of interests that users have, whichever are fewest.
         max_near_duplicates: share of users whose vector is all but that of another one (cosine above .999) whose set of
             interests is another; users of the same set may have one vector.
         max_hubness: skewness of how often a user is among the neighbors of others.
