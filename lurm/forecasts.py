@@ -94,18 +94,21 @@ class Change(NamedTuple):
 
     Attributes:
         value_q: (Q,) the change.
+        pulled_q: (Q,) how much of it only keeps answers from contradicting each other.
         slopes_qc: (Q, C) by the log factors of what is on.
     """
 
     value_q: NDArray[np.float64]
+    pulled_q: NDArray[np.float64]
     slopes_qc: NDArray[np.float64]
 
 
 class _Compared(NamedTuple):
-    """What some users will do, would do, and (B, Q, C) how the difference moves with what events do."""
+    """What some users will do, would do, and (B, Q) and (B, Q, C) of the difference as ``Change`` says."""
 
     baseline: Forecast
     scenario: Forecast
+    pulled_bq: NDArray[np.float64]
     slopes_bqc: NDArray[np.float64]
 
     @property
@@ -258,7 +261,7 @@ class Forecaster:
         """What users will do, what they would do under another calendar, and the difference with its interval."""
         found = list(self._compared(batch, first_day, edits, days))
         value = np.concatenate([part.value_bq for part in found])
-        spread = np.concatenate([self._spread(part.slopes_bqc) for part in found])
+        spread = np.concatenate([np.hypot(self._spread(part.slopes_bqc), part.pulled_bq) for part in found])
         baseline, scenario = _joined(part.baseline for part in found), _joined(part.scenario for part in found)
         return baseline, scenario, Interval.around(value, spread)
 
@@ -266,13 +269,15 @@ class Forecaster:
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
     ) -> tuple[Forecast, Change]:
         """What users would do under another calendar, and what it changes of them together; see ``together``."""
-        value_q, slopes_qc = np.zeros(len(self.questions)), np.zeros((len(self.questions), self.calendar.n_features))
+        value_q, pulled_q = (np.zeros(len(self.questions)) for _ in range(2))
+        slopes_qc = np.zeros((len(self.questions), self.calendar.n_features))
         scenarios = []
         for part in self._compared(batch, first_day, edits, days):
             scenarios.append(part.scenario)
             value_q += np.nansum(part.value_bq, axis=0)
+            pulled_q += part.pulled_bq.sum(0)
             slopes_qc += part.slopes_bqc.sum(0)
-        return _joined(scenarios), Change(value_q, slopes_qc)
+        return _joined(scenarios), Change(value_q, pulled_q, slopes_qc)
 
     def totals(self, together_q: NDArray[np.float64]) -> Interval:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
@@ -288,8 +293,8 @@ class Forecaster:
 
     def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""
-        value_q, slopes_qc = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
-        return Interval.around(value_q, self._spread(slopes_qc))
+        value_q, pulled_q, slopes_qc = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
+        return Interval.around(value_q, np.hypot(self._spread(slopes_qc), pulled_q))
 
     def edited(self, edits: Sequence[Edit], first_day: int) -> Calendar:
         """The calendar as it would be, known when the forecast is made.
@@ -361,7 +366,10 @@ class Forecaster:
             moves_bq = (self.questions.amount_q >= 0) & ~np.isnan(moved_bq)
             amount_bq = np.where(moves_bq, moved_bq / np.maximum(after.probability, 1e-9), after.amount)
             after = after._replace(expected=np.where(moves_bq, moved_bq, after.expected), amount=amount_bq)
-            return _Compared(before, after, self._slopes(one, two, share_bq))
+            chance_bq, other_bq = (self._corrected.chances(said.logit_bq.double().numpy()) for said in (one, two))
+            pulled_bq = after.probability - before.probability - (other_bq - chance_bq)
+            pulled_bq = np.where(self.questions.amount_q >= 0, 0.0, np.nan_to_num(pulled_bq))
+            return _Compared(before, after, pulled_bq, self._slopes(one, two, share_bq))
 
         return _at_once(compared, len(batch))
 

@@ -145,6 +145,16 @@ def test_no_answer_contradicts_another(forecaster, release, batch, today):
     assert np.nanmax(certain[:, ACTIVE]) == pytest.approx(1 - 1 / (n + 2), abs=1e-12)
 
 
+def test_what_keeps_answers_from_contradicting_each_other_is_no_effect_that_is_sure(release, forecaster, batch, today):
+    """A sale after the week changes what is said of the week where the fortnight falls below it: by nothing, maybe."""
+    edit = Edit("add", kind="sale", start=(today + 9) * DAY, end=(today + 13) * DAY)
+    raised = [replace(one, intercept=one.intercept + 2 * (at == 1)) for at, one in enumerate(forecaster.calibrations)]
+    _, _, difference = with_calibrations(forecaster, raised, release.history).compare(batch, today, [edit])
+    moved, low, high = (x[:, 1] for x in difference)
+    assert (np.abs(moved) > 1e-6).any(), "where nobody's answers meet, this shows nothing"
+    assert not ((low > 0) | (high < 0)).any()
+
+
 @pytest.mark.parametrize("days", [2, 3, 9, 14])
 def test_another_horizon_contradicts_no_answer_about_its_own(forecaster, batch, today, days):
     own, asked = (forecaster.forecast(batch, today, days=over) for over in (None, days))
