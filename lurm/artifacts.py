@@ -305,14 +305,14 @@ def alone(folder: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def changing(folder: Path) -> Iterator[None]:
+def changing(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Be the only one that changes what is kept in a folder of the folder of artifacts.
 
     Raises:
         Unfulfillable: it cannot be written to.
     """
     try:
-        with alone(folder, ".lock"):
+        with alone(folder, name):
             yield
     except OSError as error:
         if error.errno not in READ_ONLY:

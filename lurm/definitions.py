@@ -257,12 +257,13 @@ class Definitions:
 
         Raises:
             ArtifactCorrupt: as ``forget_erased``; what was made is removed all the same.
+            Unfulfillable: the files cannot be changed here.
         """
         try:
             self.forget_erased()
         finally:
             for own in self.folder.glob("*/"):
-                with alone(own, MAKING):
+                with changing(own, MAKING):
                     for path in own.glob("*/"):
                         discard(path)
 

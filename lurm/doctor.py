@@ -181,18 +181,22 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
     """Live events and the ledger of erasures open, as before a service starts; where there are none, none are begun."""
     try:
         # Here, since it loads the libraries whose absence a doctor must survive.
-        from lurm.live.place import FILE, is_begun, open_live
+        from lurm.erasure import LedgerCorrupt
+        from lurm.live.place import is_begun, open_live
         from lurm.release import held_through
 
         held = functools.partial(held_through, root)
 
         async def why_not(place: Path) -> str | None:
-            async with open_live(place, url, held) as live:
+            is_begun_here = place == folder
+            async with open_live(place, url, held, store_id=None if is_begun_here else "") as live:
+                if not is_begun_here and await live.events.last():
+                    raise LedgerCorrupt(f"Redis holds live events, and {folder} no ledger of erasures; put it back")
                 return live.why_not
 
         with contextlib.ExitStack() as opened:
             place, found = folder, f"{folder} opens"
-            if not is_begun(folder, None) and not (folder / FILE).exists():
+            if not is_begun(folder, None):
                 found = "none yet, and can be begun"
                 place = Path(opened.enter_context(tempfile.TemporaryDirectory(dir=_existing(folder))))
             refused = asyncio.run(why_not(place))

@@ -359,7 +359,8 @@ class Forecaster:
                 self._answer(part, known, first_day, questions) for known in (self.calendar, calendar)
             )
             # An amount moves as days say: what corrects it was measured between users, not between calendars.
-            raw_bq, other_bq = (said.expected_bq.double().numpy() for said in (one, two))
+            unit_q = questions.unit_q
+            raw_bq, other_bq = (said.expected_bq.double().numpy() * unit_q for said in (one, two))
             share_bq = before.expected / np.where(np.abs(raw_bq) > 1e-9, raw_bq, np.nan)
             share_bq = np.clip(np.nan_to_num(share_bq, nan=1.0), 0.0, _MOST_SHARE)
             moved_bq = before.expected + share_bq * (other_bq - raw_bq)
@@ -369,7 +370,7 @@ class Forecaster:
             chance_bq, other_bq = (self._corrected.chances(said.logit_bq.double().numpy()) for said in (one, two))
             pulled_bq = after.probability - before.probability - (other_bq - chance_bq)
             pulled_bq = np.where(self.questions.amount_q >= 0, 0.0, np.nan_to_num(pulled_bq))
-            return _Compared(before, after, pulled_bq, self._slopes(one, two, share_bq))
+            return _Compared(before, after, pulled_bq, self._slopes(one, two, share_bq * unit_q))
 
         return _at_once(compared, len(batch))
 

@@ -24,7 +24,7 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact, read_manifest, remove_drafts
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
-from lurm.errors import DataError, LurmError, UsageError
+from lurm.errors import DataError, LurmError, Unfulfillable, UsageError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
@@ -188,7 +188,10 @@ class Erasing:
                 await events.erase(user_id, erased_at)
             if not purge:
                 if erased:
-                    Definitions(self._root, ledger).forget_erased()
+                    try:
+                        Definitions(self._root, ledger).forget_erased()
+                    except Unfulfillable as error:  # what is read of the files is without them all the same
+                        self._reporter.say(f"saved audiences still name who was erased: {error}")
                 return Erased(erased, n_known, None)
             try:
                 purged = _purge(self._root, self._live_folder, ledger, self._reporter)
@@ -261,11 +264,14 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
         for release_id in removed:
             withdraw(root, release_id)
         gone = [root / name for name in ("stages", "quarantine", "evaluate")]
-        for folder in [*gone, *(root / jobs.FOLDER).glob("[!.]*")]:  # a server may have the folder of jobs mounted
+        gone += (root / jobs.FOLDER).glob("[!.]*")  # a server may have the folder of jobs mounted
+        for folder in gone:
             shutil.rmtree(folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
         letters.expunge(live_folder / letters.FILE, ledger)
+        if left := [folder for folder in gone if folder.exists()]:
+            raise Unfulfillable(f"{left[0]} cannot be removed, and may hold ids of erased users; do it as its owner")
         Definitions(root, ledger).expunge()  # last: it may find a damaged one
     return Purged(active, n_users, removed, n_events)
 

@@ -366,9 +366,16 @@ def published_before(root: Path, release_id: str) -> str | None:
 
 
 def older(root: Path, keep: int) -> tuple[list[str], list[str]]:
-    """Ids of the active release, the one before it and so many of the newest; and of the others. Oldest first."""
+    """Ids of the active release, the one before it and so many of the newest; and of the others. Oldest first.
+
+    Raises:
+        ArtifactMissing: no release is active, so that nobody knows which one is served.
+    """
     ids = _ids(root)
-    staying = {*_pointer(root), *ids[max(len(ids) - keep, 0) :]}
+    active, before = _pointer(root)
+    if ids and active not in ids:
+        raise ArtifactMissing(f"{root} has no active release, so which one is served is not known; activate one first")
+    staying = {active, before, *ids[max(len(ids) - keep, 0) :]}
     return [id_ for id_ in ids if id_ in staying], [id_ for id_ in ids if id_ not in staying]
 
 

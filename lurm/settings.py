@@ -29,7 +29,8 @@ _CGROUP_LIMITS = (  # version 2, version 1
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 _BYTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*$", re.IGNORECASE)
-_IN_AUTHORITY, _IN_QUERY = re.compile(r"(?<=://)[^/?#]*@"), re.compile(r"([?&][^=&]*=)[^&#]*")
+_IN_AUTHORITY, _IN_QUERY = re.compile(r"(?<=://).*@"), re.compile(r"([?&][^=&]*=)[^&#]*")
+_IN_EITHER = re.compile(r"(?<=://).*\?.*@.*")  # a password with a ? or a query with an @
 _SCALE = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -288,7 +289,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, str):
-        return _IN_QUERY.sub(r"\1***", _IN_AUTHORITY.sub("***@", value))
+        return _IN_QUERY.sub(r"\1***", _IN_AUTHORITY.sub("***@", _IN_EITHER.sub("***", value)))
     return value
 
 

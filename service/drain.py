@@ -104,12 +104,12 @@ class Workers(Multiprocess):
                 continue
             worker.kill()
             worker.join()
-            if worker.exitcode == STARTUP_FAILURE and not self._has_served:
+            if worker.process.exitcode == STARTUP_FAILURE and not self._has_served:
                 _log.error("worker %s could not start", worker.pid)
                 self.should_exit.set()
             else:
-                _log.error("worker %s ended (%s); another one is started", worker.pid, _end_of(worker.exitcode))
-                self.should_exit.wait(_LOOKS_S if worker.exitcode == STARTUP_FAILURE else 0)
+                _log.error("worker %s ended (%s); another one is started", worker.pid, _end_of(worker.process.exitcode))
+                self.should_exit.wait(_LOOKS_S if worker.process.exitcode == STARTUP_FAILURE else 0)
             if not self.should_exit.is_set():
                 self.processes[at] = Process(self.config, self.sockets)
                 self.processes[at].start()
@@ -127,4 +127,6 @@ class Workers(Multiprocess):
 def _end_of(exit_code: int | None) -> str:
     if exit_code == STARTUP_FAILURE:
         return "it could not start"
-    return signal.Signals(-exit_code).name if exit_code and exit_code < 0 else f"exit status {exit_code}"
+    if exit_code is None or exit_code >= 0:
+        return f"exit status {exit_code}"
+    return signal.strsignal(-exit_code) or f"signal {-exit_code}"

@@ -77,7 +77,7 @@ class ObjectiveConfig:
 
     @property
     def tilts(self) -> bool:
-        """Whether scores are raised after training; never where training itself is plain."""
+        """Whether the rare are ranked higher after training; never where training itself is plain."""
         return self.spend > 0 and self.kind != "plain" and (self.kind != "dro" or self.radius > 0)
 
 

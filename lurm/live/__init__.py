@@ -141,7 +141,7 @@ class LiveEvents(Protocol):
         ...
 
     def beyond(self, arrival: int) -> None:
-        """Give no arrival up to this one any more: a base holds it, though the store was put back to before then."""
+        """Give no arrival up to this one any more: a base holds it, or it was given, though the store forgot."""
         ...
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:

@@ -62,13 +62,13 @@ def is_begun(folder: Path, url: str | None) -> bool:
     Raises:
         LedgerCorrupt: there are events on this disk, and nothing tells who was erased.
     """
-    if (ledger := Ledger.of(folder)) is None:
-        there = [folder / FILE, *(folder / segments.FOLDER).glob("*.parquet")]
-        if any(path.exists() for path in there):
-            raise LedgerCorrupt(
-                f"{folder} holds live events, and no ledger of erasures ({LEDGER}), without which erased users would "
-                f"come back; put the newest one there is back, or move {FILE} and {segments.FOLDER} away to begin anew"
-            )
+    there = [folder / FILE, *(folder / segments.FOLDER).glob("*.parquet")]
+    holds_some = any(path.exists() for path in there)  # looked at first: whoever begins them begins the ledger before
+    if (ledger := Ledger.of(folder)) is None and holds_some:
+        raise LedgerCorrupt(
+            f"{folder} holds live events, and no ledger of erasures ({LEDGER}), without which erased users would come "
+            f"back; put the newest one there is back, or move {FILE} and {segments.FOLDER} away to begin anew"
+        )
     return url is not None or ledger is not None
 
 

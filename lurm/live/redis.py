@@ -1,6 +1,7 @@
 """Live events in Redis, for several hosts.
 
-    {P}store        hash: id of the store, run of the Redis that last wrote, up to which arrival pruned
+    {P}store        hash: id of the store, digest of its ledger, run of the Redis that last wrote, up to which arrival
+                    pruned
     {P}arrival      the last arrival
     {P}log          stream: <arrival>-0 -> user, moment of arrival, the event
     {P}u:<digest>   hash: seq, newest timestamp, when and at which arrival erased
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
-from lurm.erasure import Ledger
+from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.errors import SettingsError
 from lurm.events import Event
 from lurm.live import (
@@ -221,7 +222,15 @@ class RedisLiveEvents:
 
     async def _begun(self) -> str:
         await self._command("HSETNX", f"{PREFIX}store", "id", uuid.uuid4().hex)
-        return str((await self._command("HGET", f"{PREFIX}store", "id")).decode())
+        salted = self._ledger.digest("").hex()
+        await self._command("HSETNX", f"{PREFIX}store", "ledger", salted)
+        name, ledger = await self._command("HMGET", f"{PREFIX}store", "id", "ledger")
+        if ledger != salted.encode():
+            raise LedgerCorrupt(
+                f"the Redis of LURM_LIVE_URL was begun with another ledger of erasures than {self._ledger.path}; put "
+                "that one back, or erased users would come back"
+            )
+        return str(name.decode())
 
     async def _make_ready(self) -> None:
         """See whether what this Redis is given is safe with it, and give it the erasures it does not know."""
@@ -305,19 +314,11 @@ class RedisLiveEvents:
 
     async def _written(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         trip = self._redis.pipeline(transaction=False)
-        trip.eval(scripts.AWAKE, 1, PREFIX, self._store_id, self._held)
         for script, arguments in calls:
-            trip.eval(script, 1, PREFIX, self._store_id, *arguments)
+            trip.eval(script, 1, PREFIX, self._store_id, self._held, *arguments)
         if self._syncs_on_demand:  # over the same connection: Redis waits for what came over this one
             trip.execute_command("WAITAOF", 1, 0, int(self._timeout_s * 900))
-        last, *answers = await self._trip(trip.execute(raise_on_error=False))
-        if isinstance(last, int) and last < self._held:
-            _log.error(
-                "Redis had given %d arrivals, and a base holds %d: it was put back to an earlier state, and what was "
-                "acknowledged in between is lost unless a base holds it; arrivals go on from there",
-                last,
-                self._held,
-            )
+        answers = await self._trip(trip.execute(raise_on_error=False))
         if self._syncs_on_demand:
             synced = answers.pop()
             if isinstance(synced, Exception):
@@ -330,7 +331,15 @@ class RedisLiveEvents:
         if isinstance(answer, Exception):
             raise Unavailable(f"Redis could not keep what it was given ({type(answer).__name__})") from answer
         self._check_store(answer is not None)
-        return answer
+        forgotten, told = answer
+        if forgotten >= 0:
+            _log.error(
+                "Redis had given %d arrivals, and %d are known here: it was put back to an earlier state, and what was "
+                "acknowledged in between is lost unless a base holds it; arrivals go on from there",
+                forgotten,
+                self._held,
+            )
+        return told
 
     def _check_store(self, is_this: bool) -> None:
         """Refuse what another store says, or one that was emptied."""

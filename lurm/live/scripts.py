@@ -3,8 +3,9 @@
 Each first looks whether this is the store that is meant, and answers false if it is not.
 """
 
-# Before what writes: which life of Redis this is, and that no arrival is given that a base holds. Answers the last one.
-AWAKE = """
+# Begins what writes: notes which life of Redis this is, and that no arrival is given that is known elsewhere.
+# ``forgotten`` is the last one that Redis knows to have given, where that is less; -1 elsewhere.
+_AWAKE = """
 local P, held = KEYS[1], tonumber(ARGV[2])
 if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
     return false
@@ -13,19 +14,17 @@ local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''
 if redis.call('HGET', P .. 'store', 'run') ~= run then
     redis.call('HSET', P .. 'store', 'run', run)
 end
-local last = tonumber(redis.call('GET', P .. 'arrival') or '0')
-if last < held then
+local forgotten = tonumber(redis.call('GET', P .. 'arrival') or '0')
+if forgotten < held then
     redis.call('SET', P .. 'arrival', ARGV[2])
+else
+    forgotten = -1
 end
-return last
 """
-APPEND = """
-local P, now, lifetime = KEYS[1], ARGV[2], ARGV[3]
-if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
-    return false
-end
-local answers = {}
-for at = 4, #ARGV, 5 do
+APPEND = f"""{_AWAKE}
+local now, lifetime = ARGV[3], ARGV[4]
+local answers = {{}}
+for at = 5, #ARGV, 5 do
     local user, identity, stamp, newest = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
     local key = P .. 'u:' .. user
     local known = redis.call('HMGET', key, 'newest_at', 'erased_at')
@@ -42,10 +41,10 @@ for at = 4, #ARGV, 5 do
         if identity ~= '' then -- last: where one of these fails, it may come once more
             redis.call('SET', P .. 'i:' .. identity, '', 'EX', lifetime)
         end
-        answers[#answers + 1] = stamp < newest and {arrival} or arrival
+        answers[#answers + 1] = stamp < newest and {{arrival}} or arrival
     end
 end
-return answers
+return {{forgotten, answers}}
 """
 EVENTS = """
 local P, after = KEYS[1], tonumber(ARGV[2])
@@ -65,11 +64,8 @@ for at = 3, #ARGV do
 end
 return answers
 """
-ERASE = """
-local P, user, moment = KEYS[1], ARGV[2], tonumber(ARGV[3])
-if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
-    return false
-end
+ERASE = f"""{_AWAKE}
+local user, moment = ARGV[3], tonumber(ARGV[4])
 for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. user, 0, -1)) do
     redis.call('XDEL', P .. 'log', arrival .. '-0')
 end
@@ -79,7 +75,7 @@ moment = math.max(moment, tonumber(redis.call('HGET', key, 'erased_at') or '0'))
 local arrival = redis.call('INCR', P .. 'arrival')
 local text = string.format('%.0f', moment)
 redis.call('HSET', key, 'seq', arrival, 'newest_at', 0, 'erased_at', text, 'erased_seq', arrival)
-return {arrival, text, arrival}
+return {{forgotten, {{arrival, text, arrival}}}}
 """
 PRUNE = """
 local P, upto = KEYS[1], tonumber(ARGV[1])

@@ -125,7 +125,7 @@ def test_a_store_that_was_put_back_gives_no_arrival_that_a_base_holds(
     assert "had given" not in caplog.text
     stores.ledger.record("w", AT, by="test")
     assert stores.using(append, held=10) == 12, "the erasure of w comes before"
-    assert "had given 2 arrivals, and a base holds 10" in caplog.text
+    assert "had given 2 arrivals, and" in caplog.text
     assert stores.using(also_later) == [22, 21]
     assert [one.arrival for one in stores.using(lambda store: store.scan(after=0, upto=99, most=99))] == [1, 2, 12, 22]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -143,6 +144,21 @@ def test_no_answer_contradicts_another(forecaster, release, batch, today):
     sure = [replace(one, intercept=90.0) for one in forecaster.calibrations]
     certain = with_calibrations(forecaster, sure, history).forecast(batch, today).probability
     assert np.nanmax(certain[:, ACTIVE]) == pytest.approx(1 - 1 / (n + 2), abs=1e-12)
+
+
+def test_in_a_currency_of_many_small_units_all_amounts_are_as_many_times_larger(release, forecaster, batch, today):
+    """Also what a sale changes of them, and in its interval."""
+    many = 5000.0
+    questions = copy.copy(forecaster.questions)
+    questions.unit_q = np.where(questions.amount_q >= 0, many * questions.unit_q, questions.unit_q)
+    larger = [replace(one, least=many * one.least) for one in forecaster.calibrations]
+    parts = forecaster.network, forecaster.reader, questions, forecaster.calendar, larger
+    other = Forecaster(*parts, release.history)
+    edit, some = Edit("add", kind="sale", start=(today + 2) * DAY, end=(today + 6) * DAY), batch.part(0, 60)
+    (_, plain, change), (_, told, changed) = (one.compare(some, today, [edit]) for one in (forecaster, other))
+    assert np.nanmax(np.abs(change.value[:, SPEND])) > 0
+    for one, another in ((plain.expected, told.expected), (change.value, changed.value), (change.high, changed.high)):
+        assert np.allclose(many * one[:, SPEND], another[:, SPEND], rtol=1e-4, equal_nan=True)
 
 
 def test_what_keeps_answers_from_contradicting_each_other_is_no_effect_that_is_sure(release, forecaster, batch, today):

@@ -77,6 +77,11 @@ def test_nothing_goes_while_what_stays_cannot_be_read_or_somebody_writes(root: P
     ids = there(root)
     with exclusive(root), pytest.raises(ArtifactError, match="another lurm is writing"):
         prune(root, 1)
+    pointer = (root / "current").read_bytes()
+    (root / "current").write_bytes(b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="no active release"):
+        prune(root, 1)
+    (root / "current").write_bytes(pointer)
     (root / "releases" / ids[-1] / "manifest.json").write_text("{")
     with pytest.raises(ArtifactCorrupt):
         prune(root, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,8 +14,11 @@ from lurm import doctor
 from lurm.artifacts import draft
 from lurm.doctor import Check, examine
 from lurm.erasure import FILE as LEDGER
-from lurm.erasure import Ledger
+from lurm.erasure import Ledger, LedgerCorrupt
+from lurm.events import Event
+from lurm.live import Arriving
 from lurm.live.place import FILE
+from lurm.live.redis import RedisLiveEvents
 from lurm.release import KIND, activate
 from lurm.settings import load
 
@@ -159,6 +163,23 @@ def test_a_redis_of_live_events_that_is_away_is_a_failure(tmp_path: Path, url: s
 
 def test_a_redis_of_live_events_answers(tmp_path: Path, start_redis) -> None:
     assert doctor.check_live(tmp_path, start_redis().url, tmp_path).verdict == "ok"
+
+
+def test_a_redis_with_events_of_another_ledger_is_a_failure_and_none_of_ours(tmp_path: Path, start_redis) -> None:
+    url = start_redis().url
+    assert doctor.check_live(tmp_path / "here", url, tmp_path).verdict == "ok"
+
+    async def open_with(ledger: Ledger) -> None:
+        store = await RedisLiveEvents.open(url, ledger)
+        await store.append([Arriving(Event("u", "i", "view", 1), None)])
+        await store.close()
+
+    asyncio.run(open_with(Ledger.open(tmp_path / "there")))
+    found = doctor.check_live(tmp_path / "here", url, tmp_path)
+    assert (found.verdict, "no ledger of erasures" in found.found) == ("fail", True)
+    with pytest.raises(LedgerCorrupt, match="another ledger of erasures"):
+        asyncio.run(open_with(Ledger.open(tmp_path / "here")))
+    assert doctor.check_live(tmp_path / "here", url, tmp_path).verdict == "fail"
 
 
 def test_live_events_that_cannot_be_written_still_let_a_service_start(tmp_path: Path) -> None:

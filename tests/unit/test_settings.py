@@ -141,7 +141,7 @@ def test_describe_shows_every_setting_and_what_decided_it(toml: Toml, monkeypatc
         "rediss://:hunter2@host",
         "redis://:p@hunter2@host",
         "redis://host:6379/0?password=hunter2",
-        "redis://host?db=0&username=hunter2&password=p@hunter2",
+        "redis://:p#hunter2@host",
         "unix://:hunter2@/host.sock?password=hunter2",
     ],
 )
@@ -149,6 +149,12 @@ def test_describe_hides_passwords(url: str) -> None:
     rows = {row["variable"]: row for row in describe(load({"redis_url": url}, file=ABSENT), file=ABSENT)}
     assert "hunter2" not in str(rows)
     assert "host" in rows["LURM_REDIS_URL"]["value"]
+
+
+@pytest.mark.parametrize("url", ["redis://a?db=0&username=hunter2&password=p@hunter2", "redis://:p?hunter2@a"])
+def test_describe_hides_all_where_a_password_may_be_anywhere(url: str) -> None:
+    rows = {row["variable"]: row for row in describe(load({"redis_url": url}, file=ABSENT), file=ABSENT)}
+    assert rows["LURM_REDIS_URL"]["value"] == "redis://***"
 
 
 def test_the_documented_table_is_the_same_on_every_machine() -> None:
