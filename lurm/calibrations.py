@@ -52,7 +52,7 @@ class Calibrations:
     """Those of Q targets.
 
     Attributes:
-        slope_q, intercept_q, tilt_q, least_q, dispersion_q, shock_q: (Q,) float64, as ``Calibration`` says.
+        slope_q, intercept_q, least_q, dispersion_q, shock_q: (Q,) float64, as ``Calibration`` says.
     """
 
     def __init__(self, of: Sequence[Calibration]) -> None:
@@ -60,7 +60,7 @@ class Calibrations:
             return np.array([getattr(one, name) for one in of], np.float64)
 
         self.slope_q, self.intercept_q, self._most_q = column("slope"), column("intercept"), column("most_logit")
-        self.tilt_q, self._shift_q, self._width_q = column("tilt"), column("shift"), column("width")
+        self._tilt_q, self._shift_q, self._width_q = column("tilt"), column("shift"), column("width")
         self.least_q, self._factor_q, self._strays_qn = column("least"), column("factor"), column("strays")
         self._apart_2q = np.stack([-column("below"), column("above")])
         self.dispersion_q, self.shock_q = column("dispersion"), column("shock")
@@ -81,7 +81,7 @@ class Calibrations:
             spread_bq: how far from these others lie, to some measure.
             part_q: of a unit.
         """
-        log_bq = log_bq * self.tilt_q + self._shift_q
+        log_bq = log_bq * self._tilt_q + self._shift_q
         mean_bq = mean_amounts(log_bq, spread_bq, self._strays_qn, self._apart_2q) * self._factor_q * part_q
         width_bq = self._width_q * spread_bq
         low_bq, high_bq = (log_bq + np.clip(side * width_bq, *self._apart_2q) for side in (-1, 1))

@@ -332,8 +332,7 @@ def live_through(root: Path, store_id: str) -> int:
         ArtifactError: a manifest cannot be read, so that this cannot be told.
     """
     there = set(_ids(root))
-    histories = [read_manifest(_folder(root, id_) / "history") for id_ in _pointer(root) if id_ in there]
-    return min((int(one.metrics.get("live_through", {}).get(store_id, 0)) for one in histories), default=0)
+    return min((_through(root, id_, store_id) for id_ in _pointer(root) if id_ in there), default=0)
 
 
 def held_through(root: Path, store_id: str) -> int:
@@ -341,9 +340,13 @@ def held_through(root: Path, store_id: str) -> int:
     last = 0
     for id_ in _ids(root):
         with suppress(ArtifactError):
-            manifest = read_manifest(_folder(root, id_) / "history")
-            last = max(last, int(manifest.metrics.get("live_through", {}).get(store_id, 0)))
+            last = max(last, _through(root, id_, store_id))
     return last
+
+
+def _through(root: Path, release_id: str, store_id: str) -> int:
+    history = read_manifest(_folder(root, release_id) / "history")
+    return int(history.metrics.get("live_through", {}).get(store_id, 0))
 
 
 def withdraw(root: Path, release_id: str) -> None:

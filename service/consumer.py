@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import re
 import signal
 import time
@@ -29,12 +28,13 @@ from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.live import Arriving, Receipt, Status, Unavailable
 from lurm.live.letters import FILE, DeadLetter, DeadLetters
-from lurm.live.place import Live, open_live
+from lurm.live.place import Live
 from lurm.live.stream import FROM_NOW, FROM_THE_START, Entry, StreamGroup
 from lurm.progress import Reporter, Task
-from lurm.release import Release, current, held_through
+from lurm.release import Release, current
 from lurm.remote import FIRST_PAUSE_S, LONGEST_PAUSE_S, Unanswered
 from lurm.settings import Settings
+from service.bootstrap import live_of
 from service.schemas import all_checked
 
 SETTING = "LURM_STREAM_URL"
@@ -350,14 +350,11 @@ async def _run(settings: Settings, url: str, source: Source, base: _Base, report
     patience = _Patience(stop, reporter, _ONCE_S if source.once else None)
     dead = DeadLetters(source.dead_letters or settings.live_folder / FILE, source.stream)
     group = StreamGroup(url, source.stream, source.group, source.consumer, timeout_s=_TIMEOUT_S, setting=SETTING)
-    held = functools.partial(held_through, settings.artifacts_dir)
     with _on_signals(stop):
         async with contextlib.AsyncExitStack() as opened:
             opened.push_async_callback(group.close)
             try:
-                live = await patience(
-                    lambda: opened.enter_async_context(open_live(settings.live_folder, settings.live_url, held))
-                )
+                live = await patience(lambda: opened.enter_async_context(live_of(settings)))
             except _Stopped:
                 return Consumed(dead.path)
             consumer = Consumer(

@@ -62,6 +62,11 @@ def is_begun(folder: Path, url: str | None) -> bool:
     Raises:
         LedgerCorrupt: there are events on this disk, and nothing tells who was erased.
     """
+    ledger = _ledger_of(folder)
+    return url is not None or ledger is not None
+
+
+def _ledger_of(folder: Path) -> Ledger | None:
     there = [folder / FILE, *(folder / segments.FOLDER).glob("*.parquet")]
     holds_some = any(path.exists() for path in there)  # looked at first: whoever begins them begins the ledger before
     if (ledger := Ledger.of(folder)) is None and holds_some:
@@ -69,7 +74,7 @@ def is_begun(folder: Path, url: str | None) -> bool:
             f"{folder} holds live events, and no ledger of erasures ({LEDGER}), without which erased users would come "
             f"back; put the newest one there is back, or move {FILE} and {segments.FOLDER} away to begin anew"
         )
-    return url is not None or ledger is not None
+    return ledger
 
 
 @contextlib.asynccontextmanager
@@ -92,7 +97,7 @@ async def open_live(
         Unavailable: Redis does not answer.
     """
     try:
-        is_begun(folder, url)
+        _ledger_of(folder)
         ledger = Ledger.open(folder)
     except OSError as error:
         why = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"

@@ -273,7 +273,7 @@ class _Trial:
                     self._history,
                     self._vocabulary,
                     made.ours.network,
-                    made.ours.pace,
+                    made.ours.pace(),
                     self.codebook,
                     rows,
                     self._rows,
@@ -365,7 +365,7 @@ class _Trial:
             told, ranked = (torch.from_numpy(one) for one in (chances_nc, successors.ranked(chances_nc)))
             return told.clamp_min(1e-30).log(), ranked
 
-        return _Made(scores, network.n_parameters, _Ours(network, trainer.pace(), alone))
+        return _Made(scores, network.n_parameters, _Ours(network, trainer.pace, alone))
 
     def _kept(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook) -> Path | None:
         """Where a training goes on: of this network, on these users before this moment."""
@@ -424,7 +424,7 @@ class _Ours:
     """The network of a trained BehaveGPT, what its gaps lean on, and its scores alone."""
 
     network: BehaveGpt
-    pace: Pace
+    pace: Callable[[], Pace]
     alone: ScoresOf
 
 
