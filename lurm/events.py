@@ -238,6 +238,7 @@ class EventLog:
         files: in the order they are read.
         names: of the files, relative to the folder opened.
         columns: as resolved; None where the log has no such column.
+        unread: columns of the files that nothing is read from.
         timestamp_unit: of numeric stamps, as told or found; None where none was told and stamps are no numbers.
         bounds: the earliest and the latest possible stamp, epoch ms.
         until: events at or after it are left out, epoch ms; None: none are.
@@ -251,6 +252,7 @@ class EventLog:
     files: tuple[Path, ...]
     names: tuple[str, ...]
     columns: EventColumns
+    unread: tuple[str, ...]
     timestamp_unit: Unit | None
     bounds: tuple[int, int]
     until: int | None
@@ -274,26 +276,25 @@ class EventLog:
         layouts = [layout_of(file, _format(file, config)) for file in files]
         found = list(dict.fromkeys(name for layout in layouts for name in layout.columns))
         wanted = config.columns.model_dump()
-        columns = EventColumns(
-            **columns_of(path, "events.columns", wanted, found=found, aliases=ALIASES, required=REQUIRED)
-        )
+        resolved = columns_of(path, "events.columns", wanted, found=found, aliases=ALIASES, required=REQUIRED)
+        columns = EventColumns(**resolved)
         for file, layout in zip(files, layouts, strict=True):
             _check(file, _format(file, config), layout.columns, columns)
         counts = [layout.n_rows for layout in layouts]
-        stats = [file.stat() for file in files]
-        root = path if path.is_dir() else path.parent
-        names = tuple(file.relative_to(root).as_posix() for file in files)
+        names = tuple(file.relative_to(path if path.is_dir() else path.parent).as_posix() for file in files)
         unit = _unit(files, config, str(columns.timestamp))
         latest = clock() * 1000 + DAY_MS if config.latest is None else _epoch_ms(config.latest, config.timezone)
         as_read = config.model_dump(mode="json", exclude={"path", "columns", "timestamp_unit", "until"})
         as_read |= {"columns": columns.model_dump(), "timestamp_unit": unit}
-        stamps = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in zip(names, stats, strict=True)]
+        stats = [file.stat() for file in files]
+        stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
         return cls(
             path=path,
             config=config,
             files=tuple(files),
             names=names,
             columns=columns,
+            unread=tuple(name for name in found if name not in resolved.values()),
             timestamp_unit=unit,
             bounds=(_epoch_ms(config.earliest, config.timezone), int(latest)),
             until=None if config.until is None else _epoch_ms(config.until, config.timezone),
@@ -457,8 +458,7 @@ def _plain(name: str) -> str:
 
 
 def _format(file: Path, config: EventsConfig) -> Format:
-    format = config.format or format_of(file)
-    if format is None:
+    if (format := config.format or format_of(file)) is None:
         raise DataError(
             f"the name of {file} does not tell its format; expected .parquet, .csv or .jsonl. "
             'Say it under [events], e.g. format = "jsonl"'

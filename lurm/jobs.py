@@ -174,14 +174,17 @@ class Jobs:
 
         Raises:
             UnknownName: there is none.
+            Unfulfillable: the folder cannot be written to.
+            OSError: it cannot be written to now.
         """
         job = self.get(job_id)
         folder = self._folder / job_id
-        if job.is_open or (job.state == "cancelled" and _is_locked(folder / _WORKING)):
-            with suppress(FileNotFoundError):
-                (folder / _CANCEL).touch()
-            return self.get(job_id)
-        shutil.rmtree(folder, ignore_errors=True)
+        with changing(self._folder):
+            if job.is_open or (job.state == "cancelled" and _is_locked(folder / _WORKING)):
+                with suppress(FileNotFoundError):
+                    (folder / _CANCEL).touch()
+                return self.get(job_id)
+            shutil.rmtree(folder, ignore_errors=True)
         return job
 
     @contextmanager

@@ -330,6 +330,8 @@ def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: boo
     for name, column in log.columns.model_dump().items():
         if column and column != name and getattr(log.config.columns, name) is None:
             yield f"{name} is read from column {column!r}, by its name"
+    if log.unread:
+        yield f"nothing is read from {counted(len(log.unread), 'column')} of the log: {', '.join(log.unread)}"
     if log.timestamp_unit and log.config.timestamp_unit == "auto":
         yield f"timestamps are numbers; by their size they are taken to be {log.timestamp_unit}"
     if strays:

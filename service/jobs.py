@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -42,13 +43,14 @@ async def one_job(request: Request, job_id: JobId) -> Response:
 
 
 @router.delete(
-    "/v1/jobs/{job_id}", summary="Stop a job", response_model=JobAnswer, responses=problems(404, 422, 429, 503)
+    "/v1/jobs/{job_id}", summary="Stop a job", response_model=JobAnswer, responses=problems(404, 409, 422, 429, 503)
 )
 @needs("read")
 async def cancel(request: Request, job_id: JobId) -> Response:
     """Stop a job that is open; of one that has ended, let go of the result."""
     serving = serving_of(request)
-    return as_json(told(await serving.threads.run(functools.partial(serving.jobs.cancel, job_id))))
+    with _kept():
+        return as_json(told(await serving.threads.run(functools.partial(serving.jobs.cancel, job_id))))
 
 
 @router.get(
@@ -81,13 +83,19 @@ def accept(serving: Serving, asked: Asked) -> Answer:
         Unavailable: jobs cannot be kept now.
     """
     lookalikes.check_seeds(asked, serving.settings.audience_seeds)
-    try:
+    with _kept():
         job = serving.jobs.start("lookalike", functools.partial(_find, serving, asked))
-    except OSError as error:
-        raise Unavailable(f"jobs cannot be kept in the folder of artifacts now ({error.strerror})") from error
     answer = as_json(told(job), [(b"location", f"/v1/jobs/{job.id}".encode())])
     answer.status_code = 202
     return answer
+
+
+@contextlib.contextmanager
+def _kept() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"jobs cannot be kept in the folder of artifacts now ({error.strerror})") from error
 
 
 def told(job: Job) -> dict[str, Any]:

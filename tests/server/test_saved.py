@@ -19,6 +19,7 @@ import pytest
 from lurm.artifacts import open_artifact
 from lurm.audience import Size
 from lurm.definitions import Alike, Combined, Definitions, Listed
+from lurm.jobs import Jobs
 from lurm.lookalikes import Asked, Balance
 from lurm.members import Members
 from lurm.release import Release, current, publish
@@ -257,6 +258,9 @@ def test_where_nothing_can_be_kept_audiences_are_read_and_what_is_to_be_kept_is_
     root, folder = mounted
     seeds = some(release, 0, 30)
     Definitions(root, None).put("customers", Listed(seeds))
+    elsewhere = Jobs(root, ttl_s=60, most_open=1, most_kept=1, problem_of=lambda error: {"detail": str(error)})
+    done = elsewhere.start("lookalike", lambda reporter, path: {})
+    elsewhere.close()
     with running_server(folder, audience_seeds=K_MIN, live_dir=tmp_path / "live") as server, server.client() as client:
         for name in ("the first", "the next"):
             assert [one["n_users"] for one in get(client, "/v1/audiences")["audiences"]] == [30]
@@ -273,6 +277,7 @@ def test_where_nothing_can_be_kept_audiences_are_read_and_what_is_to_be_kept_is_
             (client.put("/v1/audiences/more", json={"users": seeds}), "audiences"),
             (client.delete("/v1/audiences/customers"), "audiences"),
             (client.post("/v1/lookalikes", json=job), "jobs"),
+            (client.delete(f"/v1/jobs/{done.id}"), "jobs"),
         ):
             detail = str(problem(refused, 409, "unfulfillable")["detail"])
             assert detail.startswith(f"the folder {kept} in the folder of artifacts (LURM_ARTIFACTS_DIR) cannot be")

@@ -200,11 +200,12 @@ def test_a_log_before_1970_ends_when_it_ends(tmp_path):
 def test_tables_that_do_not_match_the_log_are_noted(tmp_path):
     pl.DataFrame({"sku": ["i", "never"], "title": ["a", "b"]}).write_csv(tmp_path / "items.csv")
     pl.DataFrame({"user_id": ["u"]}).write_csv(tmp_path / "users.csv")
-    (tmp_path / "events.csv").write_text("uid,item_id,time\nu,i,2024-01-15\nu,j,2024-01-15\n")
+    (tmp_path / "events.csv").write_text("uid,item_id,time,shelf,mood\nu,i,2024-01-15,1,\nu,j,2024-01-15,2,\n")
     notes = validate(Dataset.open(tmp_path)).notes
     assert notes == (
         "user_id is read from column 'uid', by its name",
         "timestamp is read from column 'time', by its name",
+        "nothing is read from 2 columns of the log: shelf, mood",
         "there is no column of behaviors; every event is 'event'",
         "1 of 2 items of the log have no row in the items table",
         "1 of 2 items of the items table never occur in the log",
