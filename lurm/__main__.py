@@ -274,13 +274,8 @@ def lookalike(
     ] = None,
     count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
     probability: Annotated[float | None, typer.Option(help="All at least so probable.", show_default=False)] = None,
-    negative: Annotated[
-        Path | None, typer.Option(help="File of users it is to be unlike; they are not in it.", show_default=False)
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
-    ] = None,
+    negative: audiences.Negative = None,
+    exclude: audiences.Exclude = None,
     where: Annotated[str | None, typer.Option(help="Only users who pass this filter.", show_default=False)] = None,
     balance: Annotated[
         str | None, typer.Option(help="Keep the mix of this attribute's values.", show_default=False)

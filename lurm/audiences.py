@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.", show_default=False)]
+Negative = Annotated[
+    Path | None, typer.Option(help="File of users it is to be unlike; they are not in it.", show_default=False)
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
+]
 
 
 @app.callback()
@@ -58,13 +65,8 @@ def save(
     probability: Annotated[
         float | None, typer.Option(help="With --like: all at least so probable.", show_default=False)
     ] = None,
-    negative: Annotated[
-        Path | None, typer.Option(help="File of users it is to be unlike; they are not in it.", show_default=False)
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(help="Who must not be in it: a file, or @NAME; can be repeated.", show_default=False),
-    ] = None,
+    negative: Negative = None,
+    exclude: Exclude = None,
     where: Annotated[
         str | None, typer.Option(help="Only users who pass this filter; see `lurm lookalike --help`.")
     ] = None,

@@ -17,10 +17,11 @@ erasures, and whatever is erased leaves them at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol
 
 from lurm.erasure import Ledger
 from lurm.errors import LurmError
@@ -29,6 +30,9 @@ from lurm.events import Event
 IDENTITY_BYTES = 16
 REPEATS_S = 30 * 86_400
 """How long a store knows an event again at least, should it be sent once more."""
+
+cells_of: Callable[[Event], tuple[Any, ...]] = attrgetter(*(field.name for field in fields(Event)))
+"""What stores keep of an event: all of it, in the order of its fields."""
 
 
 class Unavailable(LurmError):  # noqa: N818 - as in lurm.errors

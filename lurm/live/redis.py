@@ -41,6 +41,7 @@ from lurm.live import (
     Receipt,
     Status,
     Unavailable,
+    cells_of,
     scripts,
 )
 from lurm.remote import Breaker, Unanswered, answered, connect
@@ -155,7 +156,7 @@ class RedisLiveEvents:
         for one in arriving:
             identity = one.identity.hex() if one.identity is not None else ""
             arguments += [self._digest(one.event.user_id), identity, one.event.timestamp, one.newest_at]
-            arguments.append(_packed(one.event))
+            arguments.append(orjson.dumps(cells_of(one.event)))
         receipts: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
         self._writes.append((arguments, receipts))
         if self._writing is None:
@@ -408,20 +409,6 @@ class RedisLiveEvents:
 
     def _digest(self, user_id: str) -> str:
         return self._ledger.digest(user_id).hex()
-
-
-def _packed(event: Event) -> bytes:
-    return orjson.dumps(
-        [
-            event.user_id,
-            event.item_id,
-            event.behavior,
-            event.timestamp,
-            event.value,
-            event.location,
-            event.event_id,
-        ]
-    )
 
 
 def _arrived(entry: tuple[bytes, dict[bytes, bytes] | list[bytes]]) -> Arrived:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from lurm.erasure import Ledger
 from lurm.events import Event
-from lurm.live import ERASED, NOTHING, Arrived, Arriving, LiveTail, Receipt, Status
+from lurm.live import ERASED, NOTHING, Arrived, Arriving, LiveTail, Receipt, Status, cells_of
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
@@ -66,20 +66,7 @@ class Appending:
         late = event.timestamp < newest_at
         tail = LiveTail(self._arrival, tail.erased_at, tail.erased_seq)
         self._users[user] = tail, max(newest_at, event.timestamp)
-        self._rows.append(
-            (
-                self._arrival,
-                self._now,
-                user,
-                event.user_id,
-                event.item_id,
-                event.behavior,
-                event.timestamp,
-                event.value,
-                event.location,
-                event.event_id,
-            )
-        )
+        self._rows.append((self._arrival, self._now, user, *cells_of(event)))
         return Receipt(Status.LATE if late else Status.ACCEPTED, self._arrival)
 
     def _user(self, user: bytes) -> tuple[LiveTail, int]:
