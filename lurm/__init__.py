@@ -25,6 +25,7 @@ The map of the house, from the ground up. Each module may import only what stand
     readers       Parquet, CSV and JSONL files as chunks of columns
     events        event logs of any shape -> clean batches, bad rows set aside
     erasure       who was erased, and when, without saying who
+    logged        one event as a log holds it
     remains       where on disk an id of a user still stands
     happenings    the calendar's table as a dataset writes it
     dataset       a log and its tables of items, users and calendar

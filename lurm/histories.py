@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.erasure import Ledger
-from lurm.errors import LurmError, UnknownUser
+from lurm.errors import DataError, LurmError, UnknownUser
 from lurm.events import Event
-from lurm.history import History, HistoryBase, laid_together
+from lurm.history import History, HistoryBase
 from lurm.live import NOTHING, Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
 
@@ -163,11 +163,19 @@ class Histories:
     async def extent(self, user_id: str) -> tuple[int, int]:
         """How many events there are of a user, and when the newest was, epoch ms; 0 and 0 of a stranger.
 
+        Where what is live of them is damaged, of the base alone: it can be let go of all the same.
+
         Raises:
             Unavailable: the live store does not answer.
         """
         try:
-            history = await self.history(user_id)
+            standing = await self.standing(user_id)
+            try:
+                history = await self.one(standing)
+            except Damaged:
+                if standing.row < 0:
+                    return 0, 0
+                history = self.base.at(standing.row)
         except UnknownUser:
             return 0, 0
         return len(history), int(history.timestamps[-1]) if len(history) else 0
@@ -175,7 +183,7 @@ class Histories:
     def _of_base(self, standing: Standing) -> History:
         return self.base.at(standing.row)
 
-    def _merged(self, standing: Standing, tail: LiveTail, arrived: Sequence[Arrived]) -> History | UnknownUser:
+    def _merged(self, standing: Standing, tail: LiveTail, arrived: Sequence[Arrived]) -> History | LurmError:
         if tail.erased_seq > standing.live.erased_seq:
             return UnknownUser(standing.user_id)
         events = [one.event for one in arrived if one.arrival <= standing.live.seq]
@@ -183,7 +191,10 @@ class Histories:
         if standing.row >= 0:
             whole = self.base.at(standing.row)
             own = whole.after(tail.erased_at) if tail.erased_at else whole
-        return merge(self.base, standing.user_id, own, events)
+        try:
+            return merge(self.base, standing.user_id, own, events)
+        except DataError as error:
+            return Damaged(f"what the live store holds of the user makes no history: {error}")
 
 
 def _standing_at(
@@ -218,12 +229,9 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     """
     if own is not None and base.drops_duplicates:
         events = [event for event in events if not base.repeats(own, event)]
-    added = base.inline(user_id, events)
     if own is None or not len(own):
-        return added
-    if not len(added):
-        return own
-    return laid_together(own, added)[0]
+        return base.inline(user_id, events)
+    return base.joined(own, events)[0]
 
 
 def alive_in(base: HistoryBase, ledger: Ledger | None, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

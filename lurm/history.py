@@ -7,6 +7,7 @@ byte-identical histories whatever order they arrived in. ``HistoryBuilder`` make
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,8 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.compiled import compiled_brief
 from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
 from lurm.events import Event
-from lurm.identifiers import MAX_ID_BYTES, Identifiers
+from lurm.identifiers import Identifiers
+from lurm.logged import as_logged, fault_of, first_of_each, is_blank
 
 KIND = "history"
 _AT_ONCE = 4_000_000  # events
@@ -341,14 +343,15 @@ class HistoryBase:
     def placed(self, user_id: str, events: Sequence[Event]) -> tuple[History, list[int]]:
         """As ``inline``, and which of the events each of the history's is, by its place among those given."""
         for event in events:
-            _check(event)
+            if why := fault_of(event):
+                raise DataError(f"an event's {why}")
         own = sorted(
-            (_as_logged(event), at)
+            (as_logged(event), at)
             for at, event in enumerate(events)
-            if not _is_blank(event.item_id) or self.may_lack_item(event.behavior)
+            if not is_blank(event.item_id) or self.may_lack_item(event.behavior)
         )
         if self.drops_duplicates:
-            own = _first_of_each(own)
+            own = first_of_each(own)
         rows = [
             (at, self.items.row(item), self.behaviors.row(behavior), value, self.locations.row(location))
             for (at, item, behavior, value, location, _), _ in own
@@ -361,6 +364,25 @@ class HistoryBase:
         )
         return history, [at for _, at in own]
 
+    def joined(self, own: History, events: Sequence[Event]) -> tuple[History, NDArray[np.int64]]:
+        """A history of this base and further events as one, and (T,) which each was: own ones first, then those given.
+
+        Raises:
+            DataError: as ``inline``.
+        """
+        added, places = self.placed(own.user_id, events)
+        if not places:
+            return own, np.arange(len(own))
+        columns = {name: np.concatenate([getattr(own, name), getattr(added, name)]) for name in COLUMNS}
+        _, items, behaviors, _, locations, _ = zip(*(as_logged(events[place]) for place in places), strict=True)
+        tables = {"item_rows": self.items, "behavior_rows": self.behaviors, "location_rows": self.locations}
+        keys = dict(columns)
+        for (name, table), names in zip(tables.items(), (items, behaviors, locations), strict=True):
+            keys[name] = _among(table, columns[name], names)
+        order = np.lexsort([keys[name] for name in reversed(COLUMNS)])
+        which = np.concatenate([np.arange(len(own)), len(own) + np.array(places, np.int64)])[order]
+        return History(own.user_id, seq=len(order), **{name: one[order] for name, one in columns.items()}), which
+
     def repeats(self, history: History, event: Event) -> bool:
         """Whether a history of this base holds an event that says the same."""
         return bool(len(self.alike(history, event)))
@@ -370,7 +392,7 @@ class HistoryBase:
         start, stop = history.timestamps.searchsorted([event.timestamp, event.timestamp + 1]).tolist()
         if start == stop:
             return np.empty(0, np.int64)
-        _, item, behavior, value, location, _ = _as_logged(event)
+        _, item, behavior, value, location, _ = as_logged(event)
         rows = self.items.row(item), self.behaviors.row(behavior), self.locations.row(location)
         if (item and rows[0] < 0) or rows[1] < 0 or (location and rows[2] < 0):
             return np.empty(0, np.int64)  # the base knows no event that says this
@@ -387,11 +409,18 @@ class HistoryBase:
         return row
 
 
-def laid_together(own: History, other: History) -> tuple[History, NDArray[np.int64]]:
-    """All events of two histories as one of the first one's user, and (T,) which each was, those of ``other`` last."""
-    columns = {name: np.concatenate([getattr(own, name), getattr(other, name)]) for name in COLUMNS}
-    order = np.lexsort([columns[name] for name in reversed(COLUMNS)])
-    return History(own.user_id, seq=len(order), **{name: column[order] for name, column in columns.items()}), order
+def _among(table: Identifiers, rows: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
+    """(T,) the rows, and between them, which are in the order of names, those last ones whose names the table lacks."""
+    first = len(rows) - len(names)
+    strange = [at for at, name in enumerate(names, first) if rows[at] < 0 and name]
+    if not strange:
+        return rows
+    keys = rows.astype(np.float64)
+    lacking = sorted({names[at - first] for at in strange})
+    for at in strange:
+        name = names[at - first]
+        keys[at] = bisect_left(table, name) - 1 + (1 + lacking.index(name)) / (len(lacking) + 1)
+    return keys
 
 
 def gathered(starts: NDArray[np.int64], stops: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -443,43 +472,3 @@ def shortage(n_users: int, n_item_events: int) -> str | None:
     if not n_item_events:
         return "no event of the log names an item, and interests are made of items; map item_id to the right column"
     return None
-
-
-# Timestamp, item, behavior, value, location, event id as in a log, "" where there is none: names order events as
-# their rows would, since rows are in the order of names and -1 is the first of them.
-_Logged = tuple[int, str, str, float, str, str]
-
-
-def _check(event: Event) -> None:
-    for name in ("item_id", "behavior", "location", "event_id"):
-        if len((getattr(event, name) or "").encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
-            raise DataError(f"an event's {name} is longer than {MAX_ID_BYTES} bytes")
-    if not np.isfinite(_stored(event.value)):
-        raise DataError(f"value {event.value} is not a finite number of 32 bits")
-    if not abs(event.timestamp) < 2**53:
-        raise DataError(f"timestamp {event.timestamp} is not in epoch milliseconds")
-
-
-def _as_logged(event: Event) -> _Logged:
-    item, location, event_id = (
-        "" if _is_blank(text) else str(text) for text in (event.item_id, event.location, event.event_id)
-    )
-    return event.timestamp, item, event.behavior, _stored(event.value), location, event_id
-
-
-def _is_blank(text: str | None) -> bool:
-    return not (text and text.strip())
-
-
-def _stored(value: float) -> float:
-    """The value as the column of values holds it."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(value))
-
-
-def _first_of_each(events: Sequence[tuple[_Logged, int]]) -> list[tuple[_Logged, int]]:
-    """The events that repeat no earlier one: same event id, or (without one) the same in everything."""
-    firsts: dict[object, tuple[_Logged, int]] = {}
-    for event, at in events:
-        firsts.setdefault(event[-1] or event, (event, at))
-    return list(firsts.values())

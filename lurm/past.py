@@ -29,7 +29,7 @@ from lurm.compiled import compiled
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
 from lurm.events import ALIASES, Event, columns_of
-from lurm.history import COLUMNS, History, HistoryBase, HistoryBatch, gathered, laid_together
+from lurm.history import COLUMNS, History, HistoryBase, HistoryBatch, gathered
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import EARLIEST
 from lurm.readers import Chunk, Format, estimated_rows, format_of, layout_of, read
@@ -336,10 +336,9 @@ def _with_arrivals(base: HistoryBase, own: History, arrived: pl.DataFrame) -> tu
             added.setdefault(repeats or len(added), (event, arrived_at))
     if not added:
         return own, known_at
-    new, places = base.placed(own.user_id, [event for event, _ in added.values()])
-    arrivals = np.array([moment for _, moment in added.values()], np.int64)[places]
-    whole, order = laid_together(own, new)
-    return whole, np.concatenate([known_at, arrivals])[order]
+    whole, which = base.joined(own, [event for event, _ in added.values()])
+    arrivals = np.array([moment for _, moment in added.values()], np.int64)
+    return whole, np.concatenate([known_at, arrivals])[which]
 
 
 class _Scattered:

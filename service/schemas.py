@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import orjson
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -82,6 +83,15 @@ Id = Annotated[
 ]
 
 
+def _short(text: str) -> str:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_ID_BYTES:
+        raise PydanticCustomError("too_long", "expected at most {most} bytes of UTF-8", {"most": MAX_ID_BYTES})
+    return text
+
+
+Short = Annotated[str, AfterValidator(_short), WithJsonSchema({"type": "string", "maxLength": MAX_ID_BYTES})]
+"""A text that a log may hold, or none."""
+
 _FIELDS = set(FILTER_NAMES)
 """Names that may be told of a path, being ours; what else stands in one is the sender's, or tells unions apart."""
 
@@ -114,10 +124,10 @@ class InlineEvent(WireModel):
 
     item_id: Id | None = Field(description="null for an event without an item.")
     timestamp: Moment = Field(description="Epoch milliseconds, or ISO 8601.", examples=["2024-03-01T12:00:00Z"])
-    behavior: str = Field("event", max_length=MAX_ID_BYTES)
+    behavior: Short = "event"
     value: float | None = Field(1.0, ge=-MOST_VALUE, le=MOST_VALUE, description="null: as if left out.")
-    location: str | None = Field("", max_length=MAX_ID_BYTES, description="null: nowhere known.")
-    event_id: str | None = Field("", max_length=MAX_ID_BYTES, description="null: it has none.")
+    location: Short | None = Field("", description="null: nowhere known.")
+    event_id: Short | None = Field("", description="null: it has none.")
 
     def event_of(self, user_id: str) -> Event:
         """The same event, of this user."""

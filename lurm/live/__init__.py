@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from lurm.erasure import Ledger
 from lurm.errors import LurmError
 from lurm.events import Event
+from lurm.logged import as_logged
 
 IDENTITY_BYTES = 16
 REPEATS_S = 30 * 86_400
@@ -66,7 +67,7 @@ class Receipt:
     reason: str | None = None
 
 
-ERASED = Receipt(Status.REJECTED, reason="the user was erased after this event")
+ERASED = Receipt(Status.REJECTED, reason="the user was erased, and this event is no later than what went with them")
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,16 +198,13 @@ def identity_of(event: Event, ledger: Ledger, *, drops_duplicates: bool) -> byte
         ledger: whose salt keeps ids from being guessed.
         drops_duplicates: whether a base like this drops repeats; where it does not, an event without an id has none.
     """
-    if not event.event_id and not drops_duplicates:
+    at, item, behavior, value, location, event_id = as_logged(event)
+    if not event_id and not drops_duplicates:
         return None
-    own = (event.event_id,) if event.event_id else _content(event)
+    own = (event_id,) if event_id else (str(at), item, behavior, repr(value + 0.0), location)  # -0.0 is 0.0
     digest = hashlib.blake2b(ledger.digest(event.user_id), digest_size=IDENTITY_BYTES)
     for part in own:
         text = part.encode("utf-8", "surrogatepass")
         digest.update(b"%d:" % len(text))
         digest.update(text)
     return digest.digest()
-
-
-def _content(event: Event) -> tuple[str, ...]:
-    return (str(event.timestamp), event.item_id or "", event.behavior, repr(event.value), event.location)

@@ -6,6 +6,7 @@ from lurm.erasure import Ledger
 from lurm.events import DAY_MS, Event, EventsConfig
 from lurm.history import HistoryBase
 from lurm.live import Arriving, Receipt, Status, identity_of
+from lurm.logged import fault_of
 
 _EARLIEST = int(EventsConfig().earliest.timestamp() * 1000)
 
@@ -35,6 +36,8 @@ def _refused(base: HistoryBase, event: Event, now: int) -> str | None:
     """Why a log would set this event aside; None when it would not."""
     if not event.user_id.strip():
         return "user_id: blank"
+    if why := fault_of(event):
+        return why
     if event.timestamp > now + DAY_MS:
         return "timestamp: more than a day in the future"
     if event.timestamp < _EARLIEST:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
@@ -139,6 +140,20 @@ def test_an_event_id_counts_once_for_its_user_whatever_else_it_says(stores: Stor
         assert (tail.seq, len(events)) == (1, 1)
 
     stores.using(body)
+
+
+def test_what_a_log_would_write_alike_is_the_same(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path)
+
+    def identity(value: float = 1.0, location: str = "", event_id: str = "", item: str | None = "i") -> bytes | None:
+        one = Event("u", item, "view", 5, value, location, event_id)
+        return identity_of(one, ledger, drops_duplicates=True)
+
+    one_third = float(np.float32(1 / 3))
+    assert identity(1 / 3) == identity(one_third) != identity(float(np.nextafter(np.float32(one_third), np.float32(1))))
+    assert identity(0.0) == identity(-0.0) == identity(1e-46)
+    assert identity(location=" ") == identity(event_id=" \t") == identity() != identity(location="x")
+    assert identity(item=None) == identity(item=" ")
 
 
 def test_without_an_id_what_says_the_same_is_the_same_unless_repeats_count(stores: Stores) -> None:

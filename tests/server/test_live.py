@@ -156,18 +156,20 @@ def test_every_event_gets_a_receipt_and_what_is_wrong_with_one_harms_no_other(
         {},
         event(7, 8, "2024-03-01T12:00:00Z"),
         event(" \t", "i", at),
+        *(event("u", "i", at, **{name: "é" * 257}) for name in ("behavior", "location", "event_id")),
     )
-    expected = ["accepted", "duplicate", "duplicate", "late", "duplicate", *["rejected"] * 8, "accepted", "rejected"]
+    expected = ["accepted", "duplicate", "duplicate", "late", "duplicate", *["rejected"] * 8, "accepted"]
+    expected += ["rejected"] * 4
     assert statuses(answer) == expected
     counts = {name: answer[name] for name in ("accepted", "late", "duplicate", "rejected")}
-    assert counts == {"accepted": 2, "late": 1, "duplicate": 3, "rejected": 9}
+    assert counts == {"accepted": 2, "late": 1, "duplicate": 3, "rejected": 12}
     for one in answer["receipts"]:
         assert (one["seq"] is not None) == (one["status"] in ("accepted", "late"))
         assert (one["reason"] is not None) == (one["status"] == "rejected")
         assert "much" not in str(one["reason"])
     assert embedded(live, "7")[1] == 1
     exposed = live.get("/metrics").text
-    assert 'lurm_live_events_total{status="rejected"} 9.0' in exposed
+    assert 'lurm_live_events_total{status="rejected"} 12.0' in exposed
 
 
 def test_what_a_log_would_take_is_taken_live(live: httpx.Client, release: Release) -> None:

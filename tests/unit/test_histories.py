@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from lurm.erasure import Ledger
 from lurm.errors import UnknownUser
 from lurm.events import Event
-from lurm.histories import Histories, Standing
+from lurm.histories import Histories, Standing, merge
 from lurm.history import COLUMNS, History, HistoryBase
-from lurm.live import Arriving, LiveEvents, identity_of
+from lurm.live import Arriving, Damaged, LiveEvents, identity_of
 from lurm.live.sqlite import SqliteLiveEvents
 from tests.worlds import clean_batch, ingest
 
@@ -229,6 +229,51 @@ def test_what_the_base_holds_of_the_live_store_counts_once(using: Using, tmp_pat
         assert not (await now.standing("x")).is_settled
         await live.prune(through, forget_before=0)
         assert [len(await now.history(user)) for user in "ux"] == [6, 2]
+
+    using(body)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    known=st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["buy", "view"])), min_size=1, unique=True),
+    more=st.lists(
+        st.tuples(st.sampled_from(["", "a", "aa", "b", "bb", "d"]), st.sampled_from(["buy", "click", "view", "zoom"])),
+        max_size=8,
+        unique=True,
+    ),
+)
+def test_events_of_one_moment_lie_alike_however_they_arrived(
+    using: Using, known: list[tuple[str, str]], more: list[tuple[str, str]]
+) -> None:
+    """Of the base and live, or all of them given inline: also those of things that the base does not know."""
+    logged, live = (
+        [
+            Event("t", item or None, behavior, 999 * DAY_MS, location=place)
+            for place in ("", "shop")
+            for item, behavior in of
+        ]
+        for of in (known, more)
+    )
+    base, _ = ingest(using.folder / f"ties-{next(using.numbers)}", [clean_batch([*FIRST, *logged])])
+    whole = base.inline("t", [*logged, *live])
+    assert same(merge(base, "t", base.history("t"), live), whole)
+
+
+def test_what_cannot_be_read_of_one_user_harms_nobody_and_can_be_erased(using: Using, base: HistoryBase) -> None:
+    async def body(histories: Histories) -> None:
+        await using.send(
+            histories.live, [Event("v", "a", "view", 1005 * DAY_MS), Event("w", "a", "view", 1005 * DAY_MS)]
+        )
+        for user in "vx":
+            await using.send(histories.live, [Event(user, "a", "view", 1005 * DAY_MS + 1, location="é" * 257)])
+        found = await histories.read([one for one in await histories.standings("uvwx") if isinstance(one, Standing)])
+        assert [type(one) for one in found] == [History, Damaged, History, Damaged]
+        assert await histories.extent("v") == (base.tail("v"), int(base.history("v").timestamps[-1]))
+        assert await histories.extent("x") == (0, 0)
+        for user in "vx":
+            await histories.live.erase(user, 1006 * DAY_MS)
+            with pytest.raises(UnknownUser):
+                await histories.history(user)
 
     using(body)
 

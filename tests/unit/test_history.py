@@ -325,7 +325,7 @@ def test_a_log_begins_after_its_stragglers(seed: int, stragglers: int, earlier_d
     events = [Event(f"u{at % 40}", "i", "view", int(at)) for at in [*early, *times]]
     with tempfile.TemporaryDirectory() as folder:
         base, _ = ingest(Path(folder) / "base", [clean_batch(events)])
-    assert (base.first_at, base.n_events) == (min([*early, times[0]]), 5000 + stragglers)
+    assert (base.first_at, base.n_events) == (min([*early, times[0]]), len(set(events)))
     if not stragglers:
         assert base.begins_at == base.first_at
     assert times[0] <= base.begins_at <= times[5]
