@@ -6,6 +6,7 @@ copied per user. ``known_at`` is law: seen from a moment, a calendar has no row 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -265,7 +266,7 @@ class Calendar:
             raise Unfulfillable(f"the calendar has no event {edit.event_id!r} to {edit.do}")
         event = self.event_ids.index(edit.event_id)
         if self.known_at_n[event] == _NEVER:
-            raise Unfulfillable(f"event {edit.event_id!r} was removed by an edit before this one; add it anew")
+            raise Unfulfillable(f"event {edit.event_id!r} was removed by an edit before this one; move it instead")
         if self.known_at_n[event] > as_of:
             raise Unfulfillable(
                 f"event {edit.event_id!r} is not known yet when the forecast is made, so it cannot change"
@@ -289,11 +290,10 @@ class Calendar:
                 f"the model knows no event of kind {edit.kind!r}, and what it does cannot be told; "
                 f"known: {', '.join(self.kinds) or 'none'}"
             )
-        name = edit.event_id or f"added {len(self)}"
+        free = (f"added {nth}" for nth in itertools.count(len(self)))
+        name = edit.event_id or next(one for one in free if one not in self.event_ids)
         if name in self.event_ids:
-            raise Unfulfillable(
-                f"the calendar has an event {name!r} already; move it, or give the new one another name"
-            )
+            raise Unfulfillable(f"the calendar has an event {name!r} already; give the new one another name")
         if edit.start is None:
             raise Unfulfillable(f"the new event {name!r} has no start")
         end = edit.start + DAY_MS if edit.end is None else edit.end

@@ -364,7 +364,8 @@ class Forecaster:
             share_bq = before.expected / np.where(np.abs(raw_bq) > 1e-9, raw_bq, np.nan)
             share_bq = np.clip(np.nan_to_num(share_bq, nan=1.0), 0.0, _MOST_SHARE)
             moved_bq = before.expected + share_bq * (other_bq - raw_bq)
-            moves_bq = (self.questions.amount_q >= 0) & ~np.isnan(moved_bq)
+            stays_bq = (other_bq == raw_bq) & (after.probability == before.probability)
+            moves_bq = (self.questions.amount_q >= 0) & ~np.isnan(moved_bq) & ~stays_bq
             amount_bq = np.where(moves_bq, moved_bq / np.maximum(after.probability, 1e-9), after.amount)
             after = after._replace(expected=np.where(moves_bq, moved_bq, after.expected), amount=amount_bq)
             chance_bq, other_bq = (self._corrected.chances(said.logit_bq.double().numpy()) for said in (one, two))

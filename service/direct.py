@@ -271,6 +271,7 @@ _WHEN = {
     408: "The request did not arrive in time.",
     413: "The body is too large.",
     415: "The body is compressed, or otherwise encoded.",
+    416: "`Range` is none, or there are no such bytes.",
     422: "The request is malformed or cannot be honoured.",
     429: "Too many requests wait, or came with this key; `Retry-After` says when to come back.",
     503: "No answer in time, not ready, or about to end.",

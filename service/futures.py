@@ -59,7 +59,7 @@ def not_before(at: int | None, as_of: int | None) -> None:
     if at is not None and as_of is not None and at < as_of:
         raise Unfulfillable(
             f"asked is what is done at {in_words(at)}, given that nothing was until {in_words(as_of)}; give an "
-            "as_of (--as-of) that is no later than at"
+            "as_of that is no later than at"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from lurm import lookalikes
 from lurm.errors import UnknownName
@@ -23,6 +23,7 @@ from service.answers import JobAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import Answer, as_json, problems
 from service.keys import needs
+from service.problems import NoSuchRange
 
 PARQUET = "application/vnd.apache.parquet"
 _ERASURES = "n_erasures"
@@ -63,7 +64,7 @@ async def cancel(request: Request, job_id: JobId) -> Response:
             "shared_interests, space_id. Who was erased since is left out.",
             "content": {PARQUET: {"schema": {"type": "string", "format": "binary"}}},
         },
-        **problems(404, 422, 429, 503),
+        **problems(404, 416, 422, 429, 503),
     },
 )
 @needs("read")
@@ -151,8 +152,13 @@ class _OfJob(FileResponse):
     """The file of a result, which may be let go before it is read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def told(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] in (400, 416):
+                raise NoSuchRange("range: expected bytes that the result has, such as bytes=0-1023")
+            await send(message)
+
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, told)
         except (RuntimeError, FileNotFoundError):
             if FilePath(self.path).exists():
                 raise

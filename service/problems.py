@@ -75,6 +75,10 @@ class HeadTooLarge(UsageError):
     """Request line and headers are longer than the server reads."""
 
 
+class NoSuchRange(UsageError):
+    """The request asks for bytes of a file that it does not have."""
+
+
 class BrokenRequest(UsageError):
     """What was sent is not an HTTP request."""
 
@@ -123,6 +127,7 @@ _PROBLEMS: dict[type[BaseException], Problem] = {
     UnknownName: Problem(404, "unknown-name", "Unknown name"),
     BodyTooLarge: Problem(413, "body-too-large", "Body too large"),
     Encoded: Problem(415, "encoded-body", "Encoded body"),
+    NoSuchRange: Problem(416, "no-such-range", "No such range"),
     HeadTooLarge: Problem(431, "head-too-large", "Head too large"),
     BrokenRequest: Problem(400, "broken-request", "Broken request"),
     Malformed: Problem(422, "malformed-request", "Malformed request"),

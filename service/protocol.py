@@ -142,9 +142,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._may_answer():
-            problem = body_of(error, new_request_id())
+            request_id = new_request_id()
+            problem = body_of(error, request_id)
             body = orjson.dumps(problem)
-            head = f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            head = (
+                f"content-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+                f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+            )
             self.transport.write(STATUS_LINE[problem["status"]] + head.encode() + body)
         self.transport.close()
 

@@ -317,6 +317,13 @@ def test_edits_that_change_nothing_differ_by_nothing(forecaster, batch, today):
     assert not np.nan_to_num(difference.high - difference.low).any()
 
 
+def test_a_calendar_without_an_edit_changes_no_number(forecaster, batch, today):
+    baseline, scenario, difference = forecaster.compare(batch, today, [])
+    for name in ("probability", "amount", "expected"):
+        assert np.array_equal(getattr(scenario, name), getattr(baseline, name), equal_nan=True), name
+    assert not np.nan_to_num(difference.value).any()
+
+
 def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     found = forecaster.forecast(batch, today)
     totals = forecaster.totals(found.together_q)

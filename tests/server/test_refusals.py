@@ -324,7 +324,9 @@ def test_what_is_not_http_is_answered_in_the_same_shape(server: RunningServer, s
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"application/problem+json" in head
-    assert json.loads(body)["status"] == status
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert b"\r\nx-request-id: %b\r\n" % problem["request_id"].encode() in head
 
 
 # -- fuzz --------------------------------------------------------------------------------------------------------

@@ -179,6 +179,9 @@ def test_a_job_is_the_same_audience_for_every_worker_and_without_the_erased(
     job = ended(asked, path)
     assert (job["state"], job["facts"]["n_users"]) == ("done", now["n_users"])
     whole = pq.read_table(io.BytesIO(asked.get(job["result"]).content))
+    assert asked.get(job["result"], headers={"range": "bytes=0-3"}).content == b"PAR1"
+    for none in ("bytes=999999999-", "bytes=a", "lines=1-2"):
+        problem(asked.get(job["result"], headers={"range": none}), 416, "no-such-range")
     assert whole["user_id"].to_pylist() == [one["user_id"] for one in now["users"]]
     gone = whole["user_id"][2].as_py()
     asked.delete(f"/v1/users/{gone}").raise_for_status()

@@ -125,6 +125,19 @@ def test_an_edited_calendar_is_another_one():
     assert sum(on(was, "sale", ANN, days)) == 2  # and this one is as it was
 
 
+def test_a_made_up_name_is_one_that_nobody_has():
+    was = calendar(("sale", "sale", 10, 12, 0, None))
+    new = Edit("add", kind="sale", start=20 * DAY)
+    taken = [replace(new, event_id=f"added {at}") for at in (2, 4)]
+    assert was.edited([*taken, new, new], as_of=5 * DAY).event_ids == (
+        "sale",
+        "added 2",
+        "added 4",
+        "added 3",
+        "added 5",
+    )
+
+
 @pytest.mark.parametrize("again", [Edit("remove", "sale"), Edit("move", "sale", start=15 * DAY)])
 def test_what_an_edit_has_removed_no_other_can_change(again):
     was = calendar(("sale", "sale", 10, 12, 0, None))
