@@ -106,8 +106,12 @@ def new_key(name: str, scopes: Iterable[str], rate: float | None = None) -> tupl
         raise UsageError(str(error)) from None
 
 
-def read_keys(settings: Settings) -> list[Key]:
+def read_keys(settings: Settings, *, begins: bool = True) -> list[Key]:
     """The keys that LURM_API_KEYS_FILE and LURM_API_KEYS configure; none where neither is set.
+
+    Args:
+        settings: where they are.
+        begins: a server begins with them, so that a file without any is a mistake, not the last key taken out.
 
     Raises:
         SettingsError: the file cannot be read, there is no key in what should hold some, or a line is malformed.
@@ -119,7 +123,7 @@ def read_keys(settings: Settings) -> list[Key]:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise SettingsError(f"LURM_API_KEYS_FILE cannot be read: {why}; name a file of keys") from None
-        keys += _parse(lines, "LURM_API_KEYS_FILE")
+        keys += _parse(lines, "LURM_API_KEYS_FILE", least=1 if begins else 0)
     if settings.api_keys is not None:
         keys += _parse(settings.api_keys.get_secret_value().split(";"), "LURM_API_KEYS")
     if len({key.name for key in keys}) < len(keys) or len({key.digest for key in keys}) < len(keys):
@@ -127,7 +131,7 @@ def read_keys(settings: Settings) -> list[Key]:
     return keys
 
 
-def _parse(lines: Iterable[str], source: str) -> list[Key]:
+def _parse(lines: Iterable[str], source: str, *, least: int = 1) -> list[Key]:
     keys: list[Key] = []
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].split()
@@ -143,7 +147,7 @@ def _parse(lines: Iterable[str], source: str) -> list[Key]:
         except ValueError as error:
             raise SettingsError(f"{source} line {number}: {error}; `lurm key` prints such lines") from None
         keys.append(key)
-    if not keys:
+    if len(keys) < least:
         raise SettingsError(f"{source} holds no key, expected at least one line: {_SHAPE}; unset it to do without keys")
     return keys
 
@@ -219,12 +223,16 @@ class Keys:
     ) -> None:
         self._rate, self._telemetry, self._clock = rate, telemetry, clock
         self._buckets: dict[str, Bucket] = {}
+        keys = tuple(keys)
+        self._anybody = None if keys else Key("(anybody)", frozenset(SCOPES), b"")
         self.hold(keys)
 
     def hold(self, keys: Iterable[Key]) -> None:
-        """Admit by these keys from now on; where one has the name and the rate of one before, it has as much left."""
+        """Admit by these keys from now on; where one has the name and the rate of one before, it has as much left.
+
+        Where keys were asked for once, no keys at all let nobody in.
+        """
         self._keys = tuple(keys)
-        self._anybody = None if self._keys else Key("(anybody)", frozenset(SCOPES), b"")
         before, self._buckets = self._buckets, {}
         for key in self._keys if self._anybody is None else (self._anybody,):
             rate = self._rate if key.rate is None else key.rate
@@ -290,7 +298,7 @@ def following(keys: Keys, settings: Settings) -> Iterator[None]:
 
     def changed() -> None:
         try:
-            held = read_keys(settings)
+            held = read_keys(settings, begins=False)
         except SettingsError as error:
             _log.error("%s is not taken over, the keys that were read before go on: %s", file, error)
             return

@@ -266,6 +266,12 @@ def test_every_worker_goes_by_the_file_as_it_stands(release_root: Path, tmp_path
         (tmp_path / "next").rename(file)
         said("info", 6)
         assert (answers(new), answers(old)) == ({401}, {200})
+        file.write_text("# nobody, for now\n")
+        said("info", 8)
+        assert (answers(new), answers(old)) == ({401}, {401}), "whose line was the last one is not let in either"
+        file.write_text(its_key.line)
+        said("info", 10)
+        assert (answers(new), answers(old)) == ({200}, {401})
         assert len(said("error", 4)) == 4
 
 
