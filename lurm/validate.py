@@ -24,7 +24,7 @@ from rich.text import Text
 
 from lurm.calendars import Calendar, checked
 from lurm.dataset import Dataset
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow
 from lurm.history import shortage
 from lurm.phrases import counted
@@ -142,11 +142,18 @@ class Report:
         return Group(*parts)
 
 
-def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Callable[[], float] = time) -> Report:
+def validate(
+    dataset: Dataset,
+    *,
+    asks: Callable[[Sequence[str]], None] | None = None,
+    reporter: Reporter | None = None,
+    clock: Callable[[], float] = time,
+) -> Report:
     """Read all of a dataset as a build would, and say what the build would make of it.
 
     Args:
         dataset: an opened dataset.
+        asks: what a recipe asks of the log: raises ``UsageError`` where it names a behavior that these do not hold.
         reporter: told how far the reading is.
         clock: epoch seconds, for ``checked_at``.
 
@@ -179,6 +186,12 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
         calendar = checked(dataset)
     except DataError as error:
         obstacle = "; ".join(filter(None, [obstacle, str(error)]))
+    behaviors = {seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
+    if asks is not None:
+        try:
+            asks(list(behaviors))
+        except UsageError as error:
+            obstacle = "; ".join(filter(None, [obstacle, str(error)]))
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     told = [name for name, is_itemless in zip(seen.behaviors, itemless_behaviors, strict=True) if is_itemless]
     return Report(
@@ -191,9 +204,7 @@ def validate(dataset: Dataset, *, reporter: Reporter | None = None, clock: Calla
         n_items=len(seen.items),
         first_at=_iso(seen.first_at) if len(kept) else None,
         last_at=_iso(seen.last_at) if len(kept) else None,
-        behaviors={
-            seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]
-        },
+        behaviors=behaviors,
         events_per_user=_spread(per_user),
         bad=tuple(bad),
         n_bad=n_bad,

@@ -57,11 +57,12 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
 
         given = read(recipe)
     dataset = Dataset.open(path, recipe=given)
+    asks = None
     if dataset.extra:  # what the report does not need takes torch to read
         from training.recipes import Recipe
 
-        Recipe.of(dataset.extra)
-    report = examined(dataset, reporter=TerminalReporter())
+        asks = Recipe.of(dataset.extra).check_behaviors
+    report = examined(dataset, asks=asks, reporter=TerminalReporter())
     emit(report.to_json(), as_json=as_json, text=report)
     if report.would_stop:
         raise typer.Exit(DataError.exit_code)

@@ -9,7 +9,7 @@ trained on by gradients, and decides when to stop and how answers are corrected.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from lurm.calendars import Calendar, checked
 from lurm.calibrations import Calibration
 from lurm.dataset import Dataset
 from lurm.days import DayFeatures, DayView, day_of
-from lurm.errors import DataError
+from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBase
@@ -91,6 +91,17 @@ class LumosRecipe:
         if self.epochs is not None:
             return self.epochs
         return int(np.clip(self.pair_budget // max(n_users, 1), 1, _MOST_EPOCHS))
+
+    def check_behaviors(self, behaviors: Sequence[str]) -> None:
+        """See that a log has every behavior that a target names.
+
+        Raises:
+            UsageError: it has not.
+        """
+        for target in self.targets:
+            for name in target.behaviors:
+                if name not in behaviors:
+                    raise UsageError(f"target {target.name!r} names {name!r}; the log has {', '.join(behaviors)}")
 
     def for_log(self, n_days: int) -> LumosRecipe:
         """The recipe with a network that a log of so many days can teach.

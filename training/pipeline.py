@@ -51,6 +51,7 @@ from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity,
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.live.segments import Living
 from lurm.meanings import name_interests
+from lurm.phrases import counted
 from lurm.progress import Reporter, resident_at_most
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced, unused_stages
 from lurm.smen.config import KIND, REVISION
@@ -178,9 +179,11 @@ class _Build:
             log["living"] = self._living.fingerprint
         self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
+        behaviors = history.behaviors.ids.to_pylist()
         if recipe.embeddings != BehaveGptModel.kind:
-            recipe.encoder.bag.check_behaviors(history.behaviors.ids.to_pylist())
+            recipe.encoder.bag.check_behaviors(behaviors)
         if "lumos" in recipe.models:
+            recipe.lumos.check_behaviors(behaviors)
             recipe.lumos.for_log(forecasting.days_of(history))
         if "users" in dataset.tables:
             known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}
@@ -248,7 +251,7 @@ class _Build:
         self._used.add(found.manifest.fingerprint)
 
     def _history(self, work: Draft, quarantine_file: Path) -> None:
-        log, living = self._dataset.events, self._living
+        log, living, n_live = self._dataset.events, self._living, 0
         quarantine_file.parent.mkdir(parents=True, exist_ok=True)
         with (
             Quarantine(quarantine_file) as quarantine,
@@ -274,6 +277,7 @@ class _Build:
                     first_file=len(log.names), event_ids=bool(log.columns.event_id), until=log.until
                 ):
                     builder.add(batch, live=True)
+                    n_live += len(batch)
                     task.advance(len(batch))
             catalog = [] if self._items_table is None else self._items_table["item_id"].to_list()
             summary = builder.write(work.path, catalog, self._reporter)
@@ -283,6 +287,10 @@ class _Build:
             f"  {summary.n_events:,} events of {summary.n_users:,} users on {summary.n_items:,} items; "
             f"{summary.n_bad:,} bad rows and {summary.n_duplicates:,} duplicates set aside"
         )
+        if n_live:
+            self._reporter.say(
+                f"  {counted(n_live, 'event')} came live (LURM_LIVE_DIR, LURM_LIVE_URL), not with the log"
+            )
 
     def _attributes(self, work: Draft, history: HistoryBase) -> None:
         table = self._dataset.users()

@@ -10,6 +10,7 @@ import pytest
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
 from lurm.progress import Silent
+from lurm.validate import validate
 from tests.integration.conftest import FAST, build
 from training import pipeline
 from training.recipes import Recipe
@@ -49,7 +50,28 @@ def test_more_interests_than_items_are_told_and_a_behavior_that_is_none_ends_it_
         built(encoder={"dim": 32, "bag": {"behavior_weights": {"byu": 0.0}}})
     assert [stage.name.split("-")[0] for stage in (root / "stages").iterdir()] == ["history"]
     assert listener.lines[-1].startswith("  15 events")
+    with pytest.raises(UsageError, match="target 'sold' names 'byu'; the log has buy"):
+        built(models=["lumos"], lumos={"targets": [{"name": "sold", "kind": "count", "days": 7, "behaviors": ["byu"]}]})
     for _ in range(2):
         listener.lines.clear()
         built(encoder={"dim": 32, "bag": {"behavior_weights": {"buy": 0.5}}})
         assert "  4 interests of 1,000 asked: there are 4 items with events" in listener.lines, "skipped or not"
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"encoder": {"bag": {"behavior_weights": {"byu": 0.0}}}},
+        {"lumos": {"targets": [{"name": "sold", "kind": "count", "days": 7, "behaviors": ["byu"]}]}},
+    ],
+)
+def test_what_a_recipe_names_and_the_log_lacks_is_told_before_anything_is_built(
+    tmp_path: Path, tables: dict[str, object]
+) -> None:
+    rows = [(f"u{u}", f"i{n}", 1_600_000_000 + n, "buy") for u in range(5) for n in range(3)]
+    schema = ["user_id", "item_id", "timestamp", "behavior"]
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(tmp_path / "events.parquet")
+    report = validate(Dataset.open(tmp_path), asks=Recipe.of(tables).check_behaviors)
+    assert report.would_stop
+    assert "names 'byu'; the log has buy" in report.verdict
+    assert not validate(Dataset.open(tmp_path), asks=Recipe().check_behaviors).would_stop

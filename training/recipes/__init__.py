@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import datetime
 from importlib import resources
@@ -229,6 +229,15 @@ class Recipe:
     def in_turn(self) -> tuple[str, ...]:
         """All models, in the order in which a build trains them."""
         return (*self.beside, *(("smen",) if self.embeddings == "smen" else ()))
+
+    def check_behaviors(self, behaviors: Sequence[str]) -> None:
+        """See that a log has every behavior that is named anywhere.
+
+        Raises:
+            UsageError: it has not.
+        """
+        self.encoder.bag.check_behaviors(behaviors)
+        self.lumos.check_behaviors(behaviors)
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Recipe:
