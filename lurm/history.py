@@ -215,10 +215,10 @@ class HistoryBase:
         """Events of all users together."""
         return int(self._offsets[-1])
 
-    @property
+    @cached_property
     def span_ms(self) -> int:
-        """From the beginning of the log to the last event."""
-        return self.watermark - self.begins_at
+        """From the beginning of the log to its end, stragglers at neither."""
+        return self.complete_until() - self.begins_at
 
     @cached_property
     def begins_at(self) -> int:

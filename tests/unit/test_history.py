@@ -310,6 +310,7 @@ def test_a_log_ends_before_its_stragglers(seed: int, stragglers: int, later_days
     if not stragglers:
         assert base.complete_until() == base.watermark
     assert times[-1] <= base.complete_until() <= min(base.watermark, times[-1] + 6 * DAY_MS)
+    assert scales_for(base.span_ms) == scales_for(100 * DAY_MS)
     assert days_of(base) <= 106, "nobody is foretold to do nothing for the years until a straggler"
     middle = int(times[3000])
     assert base.complete_until(middle) == middle - 1, "whatever comes later"
