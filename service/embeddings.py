@@ -75,7 +75,8 @@ async def embed(request: Request, user_id: UserId) -> Response:
     headers = [(b"etag", etag), (b"vary", b"Accept"), (b"cache-control", b"private, no-cache")]
     headers += stale_of(known.standing)
     sent = dict(request.scope["headers"])
-    if etag in sent.get(b"if-none-match", b""):
+    known_to_them = sent.get(b"if-none-match", b"")
+    if known_to_them == b"*" or etag.removeprefix(b"W/") in known_to_them:
         return Answer(headers, None, status=304)
     answer = await embedder.embed_one(known)
     vector_e, n_events, as_of = answer.embedding.vector_e, answer.embedding.n_events, iso(answer.embedding)
