@@ -52,6 +52,7 @@ The map of the house, from the ground up. Each module may import only what stand
     inference     its vectors without gradients, compiled
     prospect      what may come next: questions and answers
     alignment     a new space turned onto an old one
+    ranking       the largest of scores, and of each group of them
     tally         bags straight from a log                                    (LURM)
     filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often

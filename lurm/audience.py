@@ -12,7 +12,7 @@ dimensions have one spread and everybody has mean zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -23,6 +23,7 @@ from scipy.special import hyp1f1
 
 from lurm.bounds import AT_LEAST_ONE, Bound
 from lurm.errors import UsageError
+from lurm.ranking import balanced, nth_largest, ranked
 
 BLOCK = 65_536
 _SPREAD_OF = 20_000  # users, of whom a prefix of the rows is a fair sample
@@ -33,6 +34,7 @@ _FOLDS = 5
 _PASSES = 20
 _JUDGED_AT = (0.01, 0.05, 0.1)  # shares of the base among which held-out seeds are looked for
 _CURVE_AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
+_SURE = 3  # errors by which several groups must find more than one; held-out seeds depend on each other, through folds
 _STEPS, _IN_A_STEP = 200, 20  # of the calibration, and the fewest users its last one is judged by
 _AWAY = 0.5  # how much of what negative seeds have is taken off
 _COLD = 5  # events, fewer of which say little
@@ -85,7 +87,8 @@ class Health:
         n_duplicates: ids given that stood there before.
         n_cold: with fewer than five events.
         n_groups: groups they fall into.
-        cohesion: mean cosine to the middle of their group, beyond that of everybody; 0: no more alike than anybody.
+        cohesion: mean cosine of held-out ones to the middle of the others of their group, beyond that of everybody
+            else; of seeds that are no more alike than anybody 0 on average.
     """
 
     n_given: int
@@ -150,6 +153,19 @@ class Likeness:
         return self.probability_p[len(bounds) - np.searchsorted(bounds, scores, "left")]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fold:
+    """Seeds that are held out, and what sets the others apart.
+
+    Attributes:
+        out_s: (S,) who is held out.
+        directions_ke: (K, E) of the others, in the space of standardised vectors.
+    """
+
+    out_s: NDArray[np.bool_]
+    directions_ke: NDArray[np.float32]
+
+
 class Lookalike:
     """What sets seeds apart from everybody, learned.
 
@@ -158,7 +174,7 @@ class Lookalike:
         seeds: (S,) rows, each once.
         weights_s: (S,) how much each seed counts; None: all the same.
         negatives: rows of users the audience is to be unlike.
-        n_groups: of seeds; None: as many as help to find held-out seeds.
+        n_groups: of seeds; None: one, unless several find held-out seeds better by more than chance does.
         seed: of folds and groups.
     """
 
@@ -185,19 +201,18 @@ class Lookalike:
         standard_se = self._standard(seeds_se)
         others_ne = self._standard(sample_ne[~np.isin(np.arange(len(sample_ne)), seeds)])
 
-        folds = self._rng.permutation(len(seeds)) % _FOLDS
+        fold_s = self._rng.permutation(len(seeds)) % _FOLDS
         tried = [n_groups] if n_groups else [k for k in _GROUPS if k == 1 or k * _SEEDS_PER_GROUP <= len(seeds)]
-        held_out = {k: self._held_out(standard_se, weights, others_ne, away_e, folds, k) for k in tried}
+        folds = {k: self._held_out(standard_se, weights, away_e, fold_s, k) for k in tried}
+        held_out = {k: _shares(of_k, standard_se, others_ne) for k, of_k in folds.items()}
         found = {k: _found(shares_s) for k, shares_s in held_out.items()}
-        best = max(found.values(), key=lambda one: one.mean())
-        enough = best.mean() - best.std() / np.sqrt(len(best))
-        wanted = min(k for k, one in found.items() if one.mean() >= enough)
+        wanted = _wanted(found)
         directions_ke = self._directions(standard_se, weights, away_e, wanted)
         self.n_groups = len(directions_ke)
         # One product a user: standardising is linear, so it goes into the directions.
         self._directions_ke = np.ascontiguousarray(directions_ke * self._inverse_e, np.float32)
         self._offsets_k = (self._directions_ke @ self._mean_e).astype(np.float32)
-        self._held_out_s = held_out[wanted]
+        self._weights_s, self._folds, self._held_out_s = weights, folds[wanted], held_out[wanted]
         self._others_n = np.sort((others_ne @ directions_ke.T).max(1))
         self._middles_ke = self._middles(seeds_se, weights, directions_ke)
 
@@ -252,10 +267,15 @@ class Lookalike:
         return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, self._others_n, told)
 
     def cohesion(self) -> float:
-        """Mean cosine of seeds to the middle of their group, beyond that of everybody."""
-        middles_ek = self._middles_ke.T
-        own, all_ = ((self._vectors_ue[some] @ middles_ek).max(1) for some in (self._seeds, slice(_SPREAD_OF)))
-        return float(own.mean() - all_.mean())
+        """Mean cosine of held-out seeds to the middle of the others of their group, beyond that of everybody else."""
+        seeds_se, sample_ne = self._vectors_ue[self._seeds], self._vectors_ue[:_SPREAD_OF]
+        others_ne = sample_ne[~np.isin(np.arange(len(sample_ne)), self._seeds)]
+        beyond_s = np.empty(len(seeds_se))
+        for fold in self._folds:
+            known, out = ~fold.out_s, fold.out_s
+            middles_ek = self._middles(seeds_se[known], self._weights_s[known], fold.directions_ke).T
+            beyond_s[out] = (seeds_se[out] @ middles_ek).max(1) - (others_ne @ middles_ek).max(1).mean()
+        return float(beyond_s.mean())
 
     def _standard(self, vectors_ne: NDArray[np.float32]) -> NDArray[np.float32]:
         standard_ne: NDArray[np.float32] = (vectors_ne - self._mean_e) * self._inverse_e
@@ -293,25 +313,13 @@ class Lookalike:
         self,
         standard_se: NDArray[np.float32],
         weights_s: NDArray[np.float32],
-        others_ne: NDArray[np.float32],
         away_e: NDArray[np.float32],
-        folds: NDArray[np.int64],
+        fold_s: NDArray[np.int64],
         k: int,
-    ) -> NDArray[np.float64]:
-        """(S,) the part of all others who are at least as alike as each seed, by directions that do not know it.
-
-        Seeds are held against others by the very directions that score both. The mean of others' scores over folds
-        would have shorter tails than any fold has, the more so the less folds agree, and flatter many groups.
-        """
-        shares_s = np.empty(len(folds))
-        for fold in range(_FOLDS):
-            out = folds == fold
-            if not out.any():
-                continue
-            directions_ke = self._directions(standard_se[~out], weights_s[~out], away_e, k)
-            others_n = np.sort((others_ne @ directions_ke.T).max(1))
-            shares_s[out] = _share((standard_se[out] @ directions_ke.T).max(1), others_n)
-        return shares_s
+    ) -> list[_Fold]:
+        """What the seeds of all folds but one say, fold by fold."""
+        outs = [fold_s == fold for fold in range(_FOLDS) if (fold_s == fold).any()]
+        return [_Fold(out, self._directions(standard_se[~out], weights_s[~out], away_e, k)) for out in outs]
 
     def _middles(
         self, seeds_se: NDArray[np.float32], weights_s: NDArray[np.float32], directions_ke: NDArray[np.float32]
@@ -354,12 +362,12 @@ def cut(
         n = size.count if size.count is not None else round(n_eligible * float(size.percent or 0) / 100)
     n = min(n, n_eligible)
     if groups_u is None or shares_g is None:
-        chosen_u, edge = eligible_u, _edge(np.where(eligible_u, scores_u, np.float32(-np.inf)), n)
+        chosen_u, edge = eligible_u, nth_largest(np.where(eligible_u, scores_u, np.float32(-np.inf)), n)
         cutoffs_g = np.array([edge], np.float32)
     else:
-        chosen_u, cutoffs_g = _balanced(scores_u, eligible_u, groups_u, shares_g, n)
+        chosen_u, cutoffs_g = balanced(scores_u, eligible_u, groups_u, shares_g, n)
         edge = float(scores_u[chosen_u].min(initial=np.inf))
-    rows, lower = _ranked(scores_u, edge)
+    rows, lower = ranked(scores_u, edge)
     kept = np.flatnonzero(chosen_u[rows])[:n]
     return Audience(
         rows=rows[kept],
@@ -373,49 +381,37 @@ def cut(
     )
 
 
-def _balanced(
-    scores_u: NDArray[np.float32],
-    eligible_u: NDArray[np.bool_],
-    groups_u: NDArray[np.int64],
-    shares_g: NDArray[np.float64],
-    n: int,
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """(U,) who is among the most alike of each group, as many as its share of n; and ``Audience.cutoffs_g``."""
-    wanted = shares_g * n
-    quotas = np.floor(wanted).astype(np.int64)
-    for group in np.argsort(quotas - wanted, kind="stable")[: n - int(quotas.sum())]:
-        quotas[group] += 1
-    chosen_u, cutoffs_g = np.zeros(len(scores_u), bool), np.empty(len(quotas), np.float32)
-    for group, quota in enumerate(quotas.tolist()):
-        own = np.flatnonzero(eligible_u & (groups_u == group))
-        scores_n = scores_u[own]
-        edge = _edge(scores_n.copy(), min(quota, len(own)))
-        above = own[scores_n > edge]
-        chosen_u[above] = True
-        chosen_u[own[scores_n == edge][: quota - len(above)]] = True
-        cutoffs_g[group] = -np.inf if len(own) < quota else edge
-    return chosen_u, cutoffs_g
+def _wanted(found: Mapping[int, NDArray[np.float64]]) -> int:
+    """How many groups, by how well each number of them finds each held-out seed.
+
+    The smallest number that is as good as the best within its error, of those that are surely better than one group:
+    whoever picks the best of several by what chance does, and tells what it found, tells of chance.
+    """
+    n_seeds = len(next(iter(found.values())))
+    gains = {k: one - found[1] for k, one in found.items() if k > 1 and 1 in found}
+    surely = [k for k, gain in gains.items() if gain.mean() > _SURE * gain.std() / np.sqrt(n_seeds)]
+    if not surely:
+        return min(found)
+    best = max((found[k] for k in surely), key=lambda one: one.mean())
+    enough = best.mean() - best.std() / np.sqrt(n_seeds)
+    return min(k for k in surely if found[k].mean() >= enough)
 
 
-def _edge(scores_n: NDArray[np.float32], n: int) -> float:
-    """The n-th largest score, infinite where n is 0; leaves the scores in another order."""
-    if not n:
-        return float("inf")
-    scores_n.partition(len(scores_n) - n)
-    return float(scores_n[len(scores_n) - n])
+def _shares(
+    folds: Sequence[_Fold], standard_se: NDArray[np.float32], others_ne: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """(S,) the part of others, the seed counted in, who are at least as alike as it, by directions that do not know it.
 
-
-def _ranked(scores_u: NDArray[np.float32], least: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(N,) the rows of everybody with that score or a larger one, largest first, ties in order; how many have less."""
-    rows = np.flatnonzero(scores_u >= least)
-    # One number each, the scores' bits turned to count down, then the row: a stable argsort takes longer.
-    bits = (scores_u[rows] + np.float32(0)).view(np.uint32)  # of -0 and 0 the same
-    falling = np.where(bits >> 31, bits, bits ^ np.uint32(0x7FFFFFFF)).astype(np.uint64)
-    ordered = np.sort((falling << np.uint64(32)) | rows.astype(np.uint64))
-    rows = (ordered & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    falling = ordered >> np.uint64(32)
-    n_at_least = np.flatnonzero(np.append(falling[1:] != falling[:-1], True)[: len(rows)]) + 1
-    return rows, len(scores_u) - np.repeat(n_at_least, np.diff(n_at_least, prepend=0))
+    Seeds are held against others by the very directions that score both. The mean of others' scores over folds would
+    have shorter tails than any fold has, the more so the less folds agree, and flatter many groups. A seed that is
+    like anybody is within each share as often as that share says.
+    """
+    shares_s = np.empty(len(standard_se))
+    for fold in folds:
+        others_n = np.sort((others_ne @ fold.directions_ke.T).max(1))
+        higher = len(others_n) - _places(others_n, (standard_se[fold.out_s] @ fold.directions_ke.T).max(1))
+        shares_s[fold.out_s] = (1 + higher) / (1 + len(others_n))
+    return shares_s
 
 
 def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -438,12 +434,6 @@ def _places_of_edges(n_others: int) -> NDArray[np.int64]:
     shares = 1 - np.arange(n_others, -1, -1) / max(n_others, 1)
     places: NDArray[np.int64] = (n_others + 1 - np.searchsorted(shares, _edges(n_others), "right"))[::-1]
     return places
-
-
-def _share(scores_n: NDArray[np.float32], ascending: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(N,) which part of some scores, ascending, is at least as high as each of these."""
-    share: NDArray[np.float64] = 1 - _places(ascending, scores_n) / max(len(ascending), 1)
-    return share
 
 
 def _places(ascending: NDArray[np.float32], scores_n: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -252,7 +252,10 @@ class SeedHealth(BaseModel):
     n_duplicates: int = Field(description="Repeats among them.")
     n_cold: int = Field(description="With fewer than five events.")
     n_groups: int
-    cohesion: float = Field(description="Mean cosine to the middle of their group, beyond that of everybody.")
+    cohesion: float = Field(
+        description="Mean cosine to the middle of the others of their group, beyond that of everybody else; about 0 "
+        "where they are no more alike than anybody."
+    )
 
 
 class ReachPoint(BaseModel):

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lurm.audience import Audience, Lookalike, Size, _ranked, cut, health_of
+from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.errors import UsageError
+from lurm.ranking import ranked
 
 DIM = 16
 
@@ -102,6 +103,37 @@ def test_one_group_is_not_split() -> None:
 def _one_group(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     vectors, group_n = people(4000, [300], seed=seed)
     return vectors, halves(group_n)[0]
+
+
+def test_of_seeds_who_are_nobody_in_particular_nothing_is_promised() -> None:
+    """What is told of 90 draws: no more than chance finds, no cohesion, and one group."""
+    rng = np.random.default_rng(0)
+    vectors, _ = people(3000, [])
+    lifts, cohesions, groups = [], [], []
+    for n_seeds, _ in itertools.product((100, 200, 300), range(30)):
+        lookalike = Lookalike(vectors, np.sort(rng.permutation(len(vectors))[:n_seeds]))
+        lifts.append([point.lift for point in lookalike.reach() if point.share in (0.01, 0.05, 0.1)])
+        cohesions.append(lookalike.cohesion())
+        groups.append(lookalike.n_groups)
+    errors = np.std(lifts, axis=0) / np.sqrt(len(lifts))
+    assert (np.mean(lifts, axis=0) <= 1 + 2.5 * errors).all()
+    assert abs(np.mean(cohesions)) < 2.5 * np.std(cohesions) / np.sqrt(len(cohesions))
+    assert np.mean(np.array(groups) == 1) > 0.95
+
+
+def test_a_group_is_told_to_be_more_alike_than_anybody_however_many_it_is_said_to_be() -> None:
+    vectors, group_n = people(3000, [200], apart=2)
+    nobody, _ = people(3000, [])
+    seeds, _ = halves(group_n)
+    for n_groups in (1, 4):
+        assert Lookalike(vectors, seeds, n_groups=n_groups).cohesion() > 0.1
+        by_chance = [
+            Lookalike(
+                nobody, np.sort(np.random.default_rng(draw).permutation(3000)[:100]), n_groups=n_groups
+            ).cohesion()
+            for draw in range(20)
+        ]
+        assert abs(np.mean(by_chance)) < 3 * np.std(by_chance) / np.sqrt(len(by_chance))
 
 
 def test_a_smaller_audience_is_the_head_of_a_larger_one() -> None:
@@ -249,7 +281,7 @@ SCORES = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1.0, 2.0, 3.0]), min_size=1,
 def test_who_is_alike_enough_is_ranked_ties_in_order_and_knows_how_many_are_less(
     scores: list[float], least: float
 ) -> None:
-    rows, lower = _ranked(np.array(scores, np.float32), least)
+    rows, lower = ranked(np.array(scores, np.float32), least)
     expected = sorted((at for at, score in enumerate(scores) if score >= least), key=lambda at: (-scores[at], at))
     assert rows.tolist() == expected
     assert lower.tolist() == [sum(other < scores[at] for other in scores) for at in expected]
