@@ -53,12 +53,14 @@ The map of the house, from the ground up. Each module may import only what stand
     prospect      what may come next: questions and answers
     alignment     a new space turned onto an old one
     ranking       the largest of scores, and of each group of them
+    heldout       what seeds that were held out tell of an audience
     tally         bags straight from a log                                    (LURM)
     filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often
     targets       what is asked of the future, and what the log answered        (LUMOS)
     tokens        users as LUMOS reads them                                   (LUMOS)
     calibrations  what corrects raw answers, and what amounts are by it       (LUMOS)
+    balance       the mix that an audience is to have
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
     lumos         many behaviors at once, given what is known of the future   (LUMOS)

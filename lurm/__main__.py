@@ -270,7 +270,7 @@ def lookalike(
     ],
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet.", show_default=False)],
     percent: Annotated[
-        float | None, typer.Option(help="Of everybody else; 1 where no size is given.", show_default=False)
+        float | None, typer.Option(help="Of those who may be in it; 1 where no size is given.", show_default=False)
     ] = None,
     count: Annotated[int | None, typer.Option(help="So many users.", show_default=False)] = None,
     probability: Annotated[float | None, typer.Option(help="All at least so probable.", show_default=False)] = None,

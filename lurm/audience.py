@@ -12,9 +12,10 @@ dimensions have one spread and everybody has mean zero.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from scipy.special import hyp1f1
 
 from lurm.bounds import AT_LEAST_ONE, Bound
 from lurm.errors import UsageError
+from lurm.heldout import Fold, Reach, Trial, found_parts, n_groups_of, shares
 from lurm.ranking import balanced, nth_largest, ranked
 
 BLOCK = 65_536
@@ -32,9 +34,7 @@ GROUPS_AT_MOST = _GROUPS[-1]
 _SEEDS_PER_GROUP = 20
 _FOLDS = 5
 _PASSES = 20
-_JUDGED_AT = (0.01, 0.05, 0.1)  # shares of the base among which held-out seeds are looked for
-_CURVE_AT = (0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
-_SURE = 3  # errors by which several groups must find more than one; held-out seeds depend on each other, through folds
+_TRIED = 20  # seeds, by fewer of which no quality is told
 _STEPS, _IN_A_STEP = 200, 20  # of the calibration, and the fewest users its last one is judged by
 _AWAY = 0.5  # how much of what negative seeds have is taken off
 _COLD = 5  # events, fewer of which say little
@@ -61,21 +61,6 @@ class Size:
         Bound(above=0, most=100).check("size: percent", self.percent)
         AT_LEAST_ONE.check("size: count", self.count)
         Bound(above=0, most=1).check("size: probability", self.probability)
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """What a size buys, measured on seeds that were held out.
-
-    Attributes:
-        share: of everybody who is no seed.
-        recall: part of the held-out seeds who are as much alike as these.
-        lift: how many times as much as the share, which is what chance finds.
-    """
-
-    share: float
-    recall: float
-    lift: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +97,10 @@ class Audience:
             that anybody of it is in.
         likeness: what the scores come from.
         n_eligible: how many it was chosen from.
-        reach: sizes against quality, smallest first.
+        n_missing: how many fewer there are than its size asks for, where a mix cannot be filled.
+        expected: how many more of the seeds' kind there are among those of whom probabilities are told, see ``cut``.
+        reach: sizes against quality, smallest first; empty where nobody but seeds may be in it.
+        reach_of: "eligible"; "everybody" where so few seeds pass the filter that it is measured on everybody.
         health: of the seeds.
     """
 
@@ -122,7 +110,10 @@ class Audience:
     cutoffs_g: NDArray[np.float32]
     likeness: Likeness
     n_eligible: int
+    n_missing: int
+    expected: float
     reach: list[Reach]
+    reach_of: Literal["eligible", "everybody"]
     health: Health
 
 
@@ -151,19 +142,6 @@ class Likeness:
         enclosed = np.concatenate([[-np.inf], self.others_n, [np.inf]], dtype=np.float32)
         bounds = enclosed[_places_of_edges(len(self.others_n))]
         return self.probability_p[len(bounds) - np.searchsorted(bounds, scores, "left")]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Fold:
-    """Seeds that are held out, and what sets the others apart.
-
-    Attributes:
-        out_s: (S,) who is held out.
-        directions_ke: (K, E) of the others, in the space of standardised vectors.
-    """
-
-    out_s: NDArray[np.bool_]
-    directions_ke: NDArray[np.float32]
 
 
 class Lookalike:
@@ -204,17 +182,24 @@ class Lookalike:
         fold_s = self._rng.permutation(len(seeds)) % _FOLDS
         tried = [n_groups] if n_groups else [k for k in _GROUPS if k == 1 or k * _SEEDS_PER_GROUP <= len(seeds)]
         folds = {k: self._held_out(standard_se, weights, away_e, fold_s, k) for k in tried}
-        held_out = {k: _shares(of_k, standard_se, others_ne) for k, of_k in folds.items()}
-        found = {k: _found(shares_s) for k, shares_s in held_out.items()}
-        wanted = _wanted(found)
+        held_out = {k: shares(of_k, standard_se, others_ne) for k, of_k in folds.items()}
+        found_s = {k: found_parts(shares_s) for k, shares_s in held_out.items()}
+        wanted = n_groups_of(found_s)
         directions_ke = self._directions(standard_se, weights, away_e, wanted)
         self.n_groups = len(directions_ke)
+        self._standard_ke = directions_ke
         # One product a user: standardising is linear, so it goes into the directions.
         self._directions_ke = np.ascontiguousarray(directions_ke * self._inverse_e, np.float32)
         self._offsets_k = (self._directions_ke @ self._mean_e).astype(np.float32)
-        self._weights_s, self._folds, self._held_out_s = weights, folds[wanted], held_out[wanted]
-        self._others_n = np.sort((others_ne @ directions_ke.T).max(1))
+        self._standard_se, self._weights_s, self._folds = standard_se, weights, folds[wanted]
+        others_n = np.sort((others_ne @ directions_ke.T).max(1))
+        self._everybody = Trial(held_out[wanted], others_n, max(len(vectors_ue) - len(seeds), 1))
         self._middles_ke = self._middles(seeds_se, weights, directions_ke)
+
+    @property
+    def seeds(self) -> NDArray[np.int64]:
+        """(S,) rows."""
+        return self._seeds
 
     @property
     def directions_ke(self) -> NDArray[np.float32]:
@@ -237,34 +222,47 @@ class Lookalike:
                 reporter(len(block_ne))
         return scores_u
 
-    def reach(self) -> list[Reach]:
-        """Sizes against quality, smallest first."""
-        recalls = [(self._held_out_s <= share).mean() for share in _CURVE_AT]
-        return [
-            Reach(share, float(recall), float(recall / share)) for share, recall in zip(_CURVE_AT, recalls, strict=True)
-        ]
+    def trial(self, may_u: NDArray[np.bool_] | None = None, tried_s: NDArray[np.bool_] | None = None) -> Trial:
+        """Held-out seeds among others.
 
-    def likeness(self, n_expected: float) -> Likeness:
+        Args:
+            may_u: (U,) who the others are, seeds aside; None: everybody.
+            tried_s: (S,) which seeds are held against them; None: all.
+        """
+        if may_u is None:
+            return self._everybody
+        may_u = may_u.copy()
+        may_u[self._seeds] = False
+        n_others = int(np.count_nonzero(may_u))
+        if tried_s is None and np.count_nonzero(may_u[:_SPREAD_OF]) == len(self._everybody.others_n):
+            return replace(self._everybody, n_others=n_others)  # of a fair sample, all are among them
+        others_ne = self._standard(self._vectors_ue[np.flatnonzero(may_u)[:_SPREAD_OF]])
+        shares_s = shares(self._folds, self._standard_se, others_ne)
+        others_n = np.sort((others_ne @ self._standard_ke.T).max(1))
+        return Trial(shares_s if tried_s is None else shares_s[tried_s], others_n, n_others)
+
+    def likeness(self, n_expected: float, trial: Trial | None = None) -> Likeness:
         """What was learned, to be kept, with probabilities.
 
-        Of ``n_expected`` further ones in the base, spread over scores as held-out seeds are; a probability is the part
-        of all users of a score that they are, never falling as scores rise. Of the users down to a score they are at
-        most all, and how many is only as sure as the held-out seeds there make it: the mean of what these make likely
-        (a gamma distribution cut off at all, of a prior 1 / p), and those it leaves out are sought further down.
+        Of ``n_expected`` further ones among the others, spread over scores as held-out seeds are; a probability is the
+        part of all users of a score that they are, never falling as scores rise. Of the users down to a score they are
+        at most all, and how many is only as sure as the held-out seeds there make it: the mean of what these make
+        likely (a gamma distribution cut off at all, of a prior 1 / p), and those it leaves out are sought further down.
 
         Args:
             n_expected: how many more of the seeds' kind there are.
+            trial: among whom; None: everybody.
         """
-        n_others = max(len(self._vectors_ue) - len(self._seeds), 1)
-        edges = _edges(len(self._others_n))
-        users = np.maximum(np.diff(edges, prepend=0) * n_others, 1)
-        alike = np.bincount(np.searchsorted(edges, self._held_out_s), minlength=_STEPS).cumsum()
-        each = n_expected / len(self._held_out_s)
+        trial = trial or self._everybody
+        edges = _edges(len(trial.others_n))
+        users = np.maximum(np.diff(edges, prepend=0) * trial.n_others, 1)
+        alike = np.bincount(np.searchsorted(edges, trial.shares_s), minlength=_STEPS).cumsum()
+        each = n_expected / len(trial.shares_s)
         room = np.minimum(users.cumsum() / each, 2 * alike + 700)  # more makes no difference, and takes long
         sure = alike * (1 - 1 / hyp1f1(1, alike + 1, room))
         ratio = np.diff(sure, prepend=0).clip(0) * each / users
         told = isotonic_regression(ratio, weights=users, increasing=False).x.astype(np.float32)
-        return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, self._others_n, told)
+        return Likeness(self._directions_ke, self._offsets_k, self._middles_ke, trial.others_n, told)
 
     def cohesion(self) -> float:
         """Mean cosine of held-out seeds to the middle of the others of their group, beyond that of everybody else."""
@@ -316,10 +314,10 @@ class Lookalike:
         away_e: NDArray[np.float32],
         fold_s: NDArray[np.int64],
         k: int,
-    ) -> list[_Fold]:
+    ) -> list[Fold]:
         """What the seeds of all folds but one say, fold by fold."""
         outs = [fold_s == fold for fold in range(_FOLDS) if (fold_s == fold).any()]
-        return [_Fold(out, self._directions(standard_se[~out], weights_s[~out], away_e, k)) for out in outs]
+        return [Fold(out, self._directions(standard_se[~out], weights_s[~out], away_e, k)) for out in outs]
 
     def _middles(
         self, seeds_se: NDArray[np.float32], weights_s: NDArray[np.float32], directions_ke: NDArray[np.float32]
@@ -338,6 +336,7 @@ def cut(
     *,
     n_expected: float,
     health: Health,
+    passes_u: NDArray[np.bool_] | None = None,
     groups_u: NDArray[np.int64] | None = None,
     shares_g: NDArray[np.float64] | None = None,
 ) -> Audience:
@@ -345,17 +344,23 @@ def cut(
 
     Equal requests of a smaller size give the head of the same list, so 1 % is within 2 %, unless it is balanced.
 
+    Of a filter, quality is measured on the seeds who pass it, where they are twenty: what a size buys among those who
+    may be in it, probabilities among all who pass it, for whom else is left out does not change what others are. Of
+    further ones as many pass the filter as of the seeds; they are never more than there are users.
+
     Args:
         scores_u: (U,) of everybody.
         eligible_u: (U,) who may be in it.
         size: how many.
         lookalike: what the scores come from.
-        n_expected: see ``Lookalike.likeness``.
+        n_expected: how many more of the seeds' kind there are in the base.
         health: of the seeds.
+        passes_u: (U,) who passes the filter; None: there is none.
         groups_u: (U,) each user's group in the attribute to be balanced, -1: none.
         shares_g: (G,) the part each group is to have; groups that have too few leave their part to nobody.
     """
-    likeness, n_eligible = lookalike.likeness(n_expected), int(np.count_nonzero(eligible_u))
+    n_eligible = int(np.count_nonzero(eligible_u))
+    likeness, expected, trial, reach_of = _judged(lookalike, eligible_u, passes_u, n_expected)
     if size.probability is not None:
         n = int((likeness.probability(scores_u[eligible_u]) >= size.probability).sum())
     else:
@@ -376,48 +381,31 @@ def cut(
         cutoffs_g=cutoffs_g,
         likeness=likeness,
         n_eligible=n_eligible,
-        reach=lookalike.reach(),
+        n_missing=n - len(kept),
+        expected=expected,
+        reach=trial.reach(),
+        reach_of=reach_of,
         health=health,
     )
 
 
-def _wanted(found: Mapping[int, NDArray[np.float64]]) -> int:
-    """How many groups, by how well each number of them finds each held-out seed.
-
-    The smallest number that is as good as the best within its error, of those that are surely better than one group:
-    whoever picks the best of several by what chance does, and tells what it found, tells of chance.
-    """
-    n_seeds = len(next(iter(found.values())))
-    gains = {k: one - found[1] for k, one in found.items() if k > 1 and 1 in found}
-    surely = [k for k, gain in gains.items() if gain.mean() > _SURE * gain.std() / np.sqrt(n_seeds)]
-    if not surely:
-        return min(found)
-    best = max((found[k] for k in surely), key=lambda one: one.mean())
-    enough = best.mean() - best.std() / np.sqrt(n_seeds)
-    return min(k for k in surely if found[k].mean() >= enough)
-
-
-def _shares(
-    folds: Sequence[_Fold], standard_se: NDArray[np.float32], others_ne: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """(S,) the part of others, the seed counted in, who are at least as alike as it, by directions that do not know it.
-
-    Seeds are held against others by the very directions that score both. The mean of others' scores over folds would
-    have shorter tails than any fold has, the more so the less folds agree, and flatter many groups. A seed that is
-    like anybody is within each share as often as that share says.
-    """
-    shares_s = np.empty(len(standard_se))
-    for fold in folds:
-        others_n = np.sort((others_ne @ fold.directions_ke.T).max(1))
-        higher = len(others_n) - _places(others_n, (standard_se[fold.out_s] @ fold.directions_ke.T).max(1))
-        shares_s[fold.out_s] = (1 + higher) / (1 + len(others_n))
-    return shares_s
-
-
-def _found(shares_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(S,) how well each held-out seed is found: the part of the sizes it is judged at that it is within."""
-    found: NDArray[np.float64] = (shares_s[:, None] <= np.array(_JUDGED_AT)).mean(1)
-    return found
+def _judged(
+    lookalike: Lookalike, eligible_u: NDArray[np.bool_], passes_u: NDArray[np.bool_] | None, n_expected: float
+) -> tuple[Likeness, float, Trial, Literal["eligible", "everybody"]]:
+    """Probabilities, how many they expect, what reach is measured on, and of whom that is; see ``cut``."""
+    among, tried_s, part = lookalike.trial(), None, 1.0
+    of: Literal["eligible", "everybody"] = "eligible"
+    if passes_u is not None:
+        tried_s = passes_u[lookalike.seeds]
+        if np.count_nonzero(tried_s) < _TRIED:
+            of, tried_s = "everybody", None
+        else:
+            among, part = lookalike.trial(passes_u, tried_s), float(tried_s.mean())
+    expected = min(n_expected * part, among.n_others)
+    trial = lookalike.trial(eligible_u, tried_s)
+    if of == "everybody" and trial.n_others:
+        trial = among
+    return lookalike.likeness(expected, among if among.n_others else None), expected, trial, of
 
 
 def _edges(n_others: int) -> NDArray[np.float64]:
@@ -433,12 +421,6 @@ def _places_of_edges(n_others: int) -> NDArray[np.int64]:
     """
     shares = 1 - np.arange(n_others, -1, -1) / max(n_others, 1)
     places: NDArray[np.int64] = (n_others + 1 - np.searchsorted(shares, _edges(n_others), "right"))[::-1]
-    return places
-
-
-def _places(ascending: NDArray[np.float32], scores_n: NDArray[np.float32]) -> NDArray[np.int64]:
-    """(N,) how many are lower than each score. Scores mostly fall, and searching for what rises is faster."""
-    places: NDArray[np.int64] = np.searchsorted(ascending, scores_n[::-1], "left")[::-1]
     return places
 
 

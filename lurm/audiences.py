@@ -16,8 +16,9 @@ from lurm.console import ArtifactsDir, AsJson, emit
 
 if TYPE_CHECKING:
     from lurm.audience import Size
+    from lurm.balance import Balance
     from lurm.definitions import Rule
-    from lurm.lookalikes import Asked, Balance
+    from lurm.lookalikes import Asked
     from lurm.saved import Audiences
     from lurm.settings import Settings
 
@@ -60,7 +61,9 @@ def save(
         str | None,
         typer.Option(help='Of other audiences: JSON of names, {"and": []}, {"or": []}, {"not": }.', show_default=False),
     ] = None,
-    percent: Annotated[float | None, typer.Option(help="With --like: of everybody else.", show_default=False)] = None,
+    percent: Annotated[
+        float | None, typer.Option(help="With --like: of those who may be in it.", show_default=False)
+    ] = None,
     count: Annotated[int | None, typer.Option(help="With --like: so many users.", show_default=False)] = None,
     probability: Annotated[
         float | None, typer.Option(help="With --like: all at least so probable.", show_default=False)
@@ -323,8 +326,8 @@ def balanced(attribute: str | None, mix: str | None) -> Balance | None:
     Raises:
         UsageError: they say whose, and not of what; or of nobody there is.
     """
+    from lurm.balance import Balance
     from lurm.errors import UsageError
-    from lurm.lookalikes import Balance
 
     if attribute is None:
         if mix is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
+from lurm.balance import Balance, Mix, groups_of, mixed, parts_of
 from lurm.bounds import AT_LEAST_ZERO, POSITIVE, Bound
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
@@ -31,39 +32,6 @@ K_MIN = 100
 _REASONS = 10
 _ROWS = 32_768
 _EXPLAINED_AT_ONCE = 2_000
-
-
-@dataclass(frozen=True, slots=True)
-class Balance:
-    """A mix that an audience is to have.
-
-    Attributes:
-        attribute: whose values are the groups; of a number with many values, five parts, as equal as can be; those of
-            whom it is not known are one more.
-        like: whether each group is to have the part that it has of the seeds, or of all users.
-    """
-
-    attribute: str
-    like: Literal["seeds", "base"] = "seeds"
-
-    def __post_init__(self) -> None:
-        if self.like not in ("seeds", "base"):
-            raise UsageError(f"balance: like is {self.like!r}, expected seeds or base")
-
-
-@dataclass(frozen=True, slots=True)
-class Mix:
-    """One group of a balanced audience.
-
-    Attributes:
-        value: of the attribute; None: those of whom it is not known.
-        wanted: the part it was to have.
-        n_users: that it has; fewer than that part where there are no more.
-    """
-
-    value: str | None
-    wanted: float
-    n_users: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +50,8 @@ class Asked:
         include_seeds: whether seeds may be in it.
         where: who alone may be in it; None: everybody.
         balance: the mix it is to have; None: as it comes.
-        expected: how many more of the seeds' kind there are; None: as many as there are seeds.
+        expected: how many more of the seeds' kind there are in the base, at most as many as users; None: as many as
+            there are seeds.
         n_groups: of seeds; None: as the data say.
         seed: of what is random: folds and groups.
     """
@@ -168,6 +137,8 @@ class Found:
         mix: of a balanced audience, group by group.
         groups_u: (U,) everybody's group, whose score is held against its own of ``audience.cutoffs_g``; those not known
             are the last. None where it is not balanced.
+        asked: what for.
+        k_min: fewest people who share a reason.
     """
 
     audience: Audience
@@ -176,6 +147,8 @@ class Found:
     scores_u: NDArray[np.float32]
     mix: list[Mix]
     groups_u: NDArray[np.int64] | None
+    asked: Asked
+    k_min: int
 
 
 MembersOf = Callable[[str], NDArray[np.int64]]
@@ -232,7 +205,7 @@ def find(
     _protect("seeds", n_given, len(seeds), weights_s, k_min)
     if len(seeds) == np.count_nonzero(alive_u):
         raise Unfulfillable("everybody is a seed; nobody is left to be told from them")
-    groups_u, shares_g, values = _mix(release, asked.balance, seeds, alive_u)
+    groups_u, values = groups_of(release.attributes, asked.balance)
     negatives = np.unique(_rows(release, asked.negatives))
     negatives = negatives[alive_u[negatives]]
     if len(asked.negatives):
@@ -256,6 +229,7 @@ def find(
         eligible_u[seeds] = False
     if passes_u is not None:
         eligible_u &= passes_u
+    shares_g = parts_of(asked.balance, groups_u, len(values), seeds, eligible_u)
     audience = cut(
         scores_u,
         eligible_u,
@@ -263,12 +237,13 @@ def find(
         lookalike,
         n_expected=len(seeds) if asked.expected is None else asked.expected,
         health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike),
+        passes_u=None if passes_u is None else passes_u & alive_u,
         groups_u=groups_u,
         shares_g=shares_g,
     )
     interests = Interests(release.vocabulary).over_indexed(release.history, audience.rows, top=reasons, k_min=k_min)
-    mix = _mixed(audience.rows, groups_u, shares_g, values)
-    return Found(audience, interests, seeds, scores_u, mix, groups_u)
+    mix = mixed(audience.rows, groups_u, shares_g, values)
+    return Found(audience, interests, seeds, scores_u, mix, groups_u, asked, k_min)
 
 
 def filters_of(release: Release) -> Filters:
@@ -293,8 +268,11 @@ def facts(found: Found) -> dict[str, Any]:
     return {
         "n_users": len(audience.rows),
         "n_eligible": audience.n_eligible,
+        "n_missing": audience.n_missing,
         "health": asdict(audience.health),
         "reach": [asdict(one) for one in audience.reach],
+        "reach_of": audience.reach_of,
+        "expected": round(audience.expected, 3),
         "interests": [asdict(one) for one in found.interests],
         "mix": [asdict(one) for one in found.mix],
     }
@@ -302,19 +280,25 @@ def facts(found: Found) -> dict[str, Any]:
 
 def in_words(found: Found) -> str:
     """The same for a person to read."""
-    audience, health = found.audience, found.audience.health
+    audience, health, is_limited = found.audience, found.audience.health, _is_limited(found.asked)
+    of_all = audience.reach_of == "everybody"
+    among = "of everybody, for few seeds pass the filter" if of_all else "among those who may be in it"
+    others = "them" if is_limited and not of_all else "everybody else"
+    passing = " among those who pass the filter" if found.asked.where is not None and not of_all else ""
     return "\n".join(
         [
-            f"{len(audience.rows):,} of {audience.n_eligible:,} users",
+            _sized(audience),
             f"seeds: {health.n_found:,} of {health.n_given:,} known, {health.n_duplicates:,} repeats, "
             f"{health.n_cold:,} with fewer than 5 events, "
             f"{health.n_groups} group{'s' * (health.n_groups > 1)}, cohesion {health.cohesion:.2f}",
-            "what a size buys, by seeds held out:",
+            f"probabilities: of {audience.expected:,.0f} more of their kind{passing}",
+            *([f"what a size buys{f' {among}' * is_limited}, by seeds held out:"] if audience.reach else []),
             *(
-                f"  {one.share:6.1%} of everybody else: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
+                f"  {one.share:6.1%} of {others}: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
                 for one in audience.reach
             ),
-            "more often than everybody:" + ("" if found.interests else " nothing that enough of them share"),
+            "more often than everybody:"
+            + ("" if found.interests else f" nothing that {found.k_min:,} of them share, as a reason has to be"),
             *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {one.description}" for one in found.interests),
             *(["the mix, wanted and found:"] if found.mix else []),
             *(
@@ -324,6 +308,21 @@ def in_words(found: Found) -> str:
             ),
         ]
     )
+
+
+def _sized(audience: Audience) -> str:
+    """How many are in it, and why nobody is, or fewer than asked for."""
+    if not audience.n_eligible:
+        return "nobody: there is nobody who may be in it"
+    if not audience.rows.size and not audience.n_missing:
+        return f"nobody of {audience.n_eligible:,} users: none is so probable, or the size is less than one of them"
+    missing = f", {audience.n_missing:,} fewer than asked for: the mix has no more" if audience.n_missing else ""
+    return f"{len(audience.rows):,} of {audience.n_eligible:,} users{missing}"
+
+
+def _is_limited(asked: Asked) -> bool:
+    """Whether somebody may not be in it, seeds aside."""
+    return bool(asked.where is not None or asked.negatives or asked.exclude or asked.exclude_audiences)
 
 
 def check(destination: Path) -> None:
@@ -462,32 +461,6 @@ def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np
                 f"{what}: their weights make {n_known:,} users count as much as {effective:,.0f} alike would, expected "
                 f"at least {k_min:,}; let them differ less"
             )
-
-
-def _mix(
-    release: Release, balance: Balance | None, seeds: NDArray[np.int64], alive_u: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64] | None, NDArray[np.float64] | None, list[str | None]]:
-    """(U,) everybody's group, (G,) what part each is to have, and what to call it; those not known are the last."""
-    if balance is None:
-        return None, None, []
-    groups_u, names = release.attributes[balance.attribute].groups()
-    groups_u[groups_u < 0] = len(names)
-    counts = np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[alive_u], minlength=len(names) + 1)
-    return groups_u, counts / max(counts.sum(), 1), [*names, None]
-
-
-def _mixed(
-    rows: NDArray[np.int64],
-    groups_u: NDArray[np.int64] | None,
-    shares_g: NDArray[np.float64] | None,
-    values: Sequence[str | None],
-) -> list[Mix]:
-    """The groups of an audience that were to have a part of it."""
-    if groups_u is None or shares_g is None:
-        return []
-    counts = np.bincount(groups_u[rows], minlength=len(shares_g))
-    told = zip(values, shares_g.tolist(), counts.tolist(), strict=True)
-    return [Mix(*one) for one in told if one[1] > 0]
 
 
 def _rows(release: Release, ids: Sequence[str]) -> NDArray[np.int64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -258,10 +258,18 @@ class SeedHealth(BaseModel):
     )
 
 
+ReachOf = Annotated[
+    Literal["eligible", "everybody"],
+    Field(
+        description="Whom `reach` is measured on: who may be in it, or everybody, where too few seeds pass the filter."
+    ),
+]
+
+
 class ReachPoint(BaseModel):
     """What a size buys, measured on seeds that were held out."""
 
-    share: float = Field(description="Of everybody who is no seed.")
+    share: float = Field(description="Of everybody who is no seed and may be in it.")
     recall: float = Field(description="Part of the held-out seeds who are as much alike as these.")
     lift: float = Field(description="How many times as much as the share, which is what chance finds.")
 
@@ -324,8 +332,11 @@ class AudienceAnswer(BaseModel):
     churn: Churn | None
     definition: dict[str, Any] = Field(description="The request that saves it.")
     n_eligible: int | None = Field(description="This, and what follows: null where there are no seeds.")
+    n_missing: int | None
     health: SeedHealth | None
     reach: list[ReachPoint] | None
+    reach_of: ReachOf | None
+    expected: float | None
     interests: list[OverIndexedInterest] | None
     mix: list[MixItem] | None = Field(description="Of a balanced audience; empty where it is none.")
 
@@ -411,8 +422,14 @@ class LookalikesAnswer(BaseModel):
     users: list[AudienceUser]
     n_users: int = Field(description="Of the audience, listed or not.")
     n_eligible: int
+    n_missing: int = Field(description="How many fewer there are than the size asks for, where a mix cannot be filled.")
     health: SeedHealth
-    reach: list[ReachPoint]
+    reach: list[ReachPoint] = Field(description="Empty where nobody but seeds may be in it.")
+    reach_of: ReachOf
+    expected: float = Field(
+        description="How many more of the seeds' kind there are, of those who pass the filter (of everybody where "
+        "`reach_of` is): probabilities are such that there are so many. Never more than users."
+    )
     interests: list[OverIndexedInterest]
     mix: list[MixItem] = Field(description="Of a balanced audience; else empty.")
 

@@ -41,7 +41,7 @@ async def find(request: Request) -> Response:
     """An audience: exact, explained, and honest about its quality.
 
     Seeds are named, or are all who pass a filter; `filter`, on attributes and events, says who alone may be in it;
-    `balance` keeps the mix of an attribute's values as seeds have it, or everybody. Everybody of the release is
+    `balance` keeps the mix of an attribute's values as seeds have it, or who may be in it. Everybody of the release is
     scanned. `reach` says what a size buys, measured on seeds that were held out; `probability` is that of being one of
     `expected` further users of the seeds' kind; `interests` are those that the audience has more often than everybody,
     none that few people share. The most alike `limit` users are listed. With `job`, the answer is 202 and where to ask

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
 
 from lurm import lookalikes
 from lurm.audience import Size
+from lurm.balance import Balance
 from lurm.definitions import Alike, Combined, Listed, Rule, document_of
 from lurm.errors import TooInvolved, UsageError
 from lurm.filters import document_of as filter_document
@@ -142,7 +143,7 @@ def asked_of(rule: LikeRule) -> lookalikes.Asked:
         exclude_audiences=tuple(rule.exclude_audiences),
         include_seeds=rule.include_seeds,
         where=rule.filter,
-        balance=None if rule.balance is None else lookalikes.Balance(rule.balance.attribute, rule.balance.like),
+        balance=None if rule.balance is None else Balance(rule.balance.attribute, rule.balance.like),
         expected=rule.expected,
         n_groups=rule.groups,
     )
@@ -178,5 +179,5 @@ def _like_of(asked: lookalikes.Asked) -> dict[str, Any]:
     return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}
 
 
-def _balance_of(balance: lookalikes.Balance) -> dict[str, str | Literal["seeds", "base"]]:
+def _balance_of(balance: Balance) -> dict[str, str | Literal["seeds", "base"]]:
     return {"attribute": balance.attribute, "like": balance.like}

@@ -30,6 +30,7 @@ from service.rules import parse_audience, sent_of
 from service.schemas import known_id
 
 _T = TypeVar("_T")
+_OF_SEEDS = ("n_eligible", "n_missing", "health", "reach", "reach_of", "expected", "interests", "mix")
 router = APIRouter(tags=["audiences"])
 
 Name = Annotated[str, Path(pattern=f"^{NAME}$", max_length=64, examples=["customers"])]
@@ -181,7 +182,7 @@ def _one(serving: Serving, definition: Definition) -> dict[str, Any]:
         "n_users": facts["n_users"],
         "churn": facts["churn"],
         "definition": sent_of(definition.rule),
-        **{name: facts.get(name) for name in ("n_eligible", "health", "reach", "interests", "mix")},
+        **{name: facts.get(name) for name in _OF_SEEDS},
     }
 
 

@@ -249,7 +249,9 @@ class AudienceBalance(WireModel):
     """The mix an audience is to have of the values of an attribute."""
 
     attribute: str = Field(min_length=1, max_length=1000, description="As `GET /info` lists it.")
-    like: Literal["seeds", "base"] = Field("seeds", description="Whose mix it is to have: the seeds', or everybody's.")
+    like: Literal["seeds", "base"] = Field(
+        "seeds", description="Whose mix it is to have: the seeds', or that of those who may be in it."
+    )
 
 
 def _shape_of_seeds(seeds: object) -> str:

@@ -24,8 +24,11 @@ class Lookalikes:
         users: the most alike, each with user_id, rank, percentile, probability and shared_interests.
         n_users, n_eligible: of the audience, and whom it was chosen from.
         health: of the seeds.
-        reach: sizes against quality, measured on held-out seeds.
+        reach: sizes against quality, measured on held-out seeds; empty where nobody but seeds may be in it.
+        reach_of: "eligible"; "everybody" where so few seeds pass the filter that reach is measured on everybody.
+        expected: how many more of the seeds' kind probabilities take there to be, of those who pass the filter.
         interests: that it has more often than everybody.
+        n_missing: how many fewer there are than its size asks for, where a mix cannot be filled.
         mix: of a balanced audience, group by group: value, the part wanted, and n_users; else empty.
     """
 
@@ -37,6 +40,9 @@ class Lookalikes:
     reach: list[dict[str, Any]]
     interests: list[dict[str, Any]]
     mix: list[dict[str, Any]] = field(default_factory=list)
+    reach_of: str | None = None
+    expected: float | None = None
+    n_missing: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +56,8 @@ class Audience:
         churn: since which release how many joined, left and stayed; None where it was not made of one before.
         why_not: why it cannot be made.
         definition: the rule that saves it; None in a list, and so is what follows.
-        n_eligible, health, reach, interests, mix: as of ``Lookalikes``; None where there are no seeds.
+        n_eligible, health, reach, interests, mix, reach_of, expected, n_missing: as of ``Lookalikes``; None where there
+            are no seeds.
     """
 
     name: str
@@ -65,6 +72,9 @@ class Audience:
     reach: list[dict[str, Any]] | None = None
     interests: list[dict[str, Any]] | None = None
     mix: list[dict[str, Any]] | None = None
+    reach_of: str | None = None
+    expected: float | None = None
+    n_missing: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,12 +17,13 @@ import pytest
 
 from lurm.artifacts import remove_drafts
 from lurm.audience import Size
+from lurm.balance import Balance
 from lurm.definitions import Alike, Combined, Definitions, Listed, Rule, combine, document_of, rule_of
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
 from lurm.filters import filter_of
 from lurm.identifiers import Identifiers, hash_ids
-from lurm.lookalikes import Asked, Balance
+from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release

@@ -15,6 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lurm.audience import Size
+from lurm.balance import Balance
+from lurm.filters import parse
+from lurm.lookalikes import Asked, Found, facts, find, in_words
+from lurm.progress import Silent
 from lurm.release import Release
 from service.answers import LookalikesAnswer
 from tests.server.conftest import problem, running_server
@@ -145,6 +150,55 @@ def test_seeds_by_filter_an_attribute_as_filter_and_the_mix_that_is_asked_for(
     assert "did you mean 'star_sign'?" in str(problem(told, 409, "unfulfillable")["detail"])
 
 
+def found_in(release: Release, seeds: list[str], size: Size, **more: Any) -> Found:
+    return find(release, Asked(seeds, size, **more), ledger=None, k_min=K_MIN, reporter=Silent())
+
+
+def test_a_mix_of_everybody_is_of_those_who_may_be_in_it_and_what_it_lacks_is_told(release: Release) -> None:
+    seeds, _ = kind_of(release)
+    first = release.attributes["star_sign"].values[0]
+    where = parse(f"star_sign = {first!r}")
+    base = found_in(release, seeds, Size(percent=50), where=where, balance=Balance("star_sign", "base"))
+    assert [(one.value, one.wanted) for one in base.mix] == [(first, 1.0)]
+    assert len(base.audience.rows) == round(base.audience.n_eligible / 2)
+    assert facts(base)["n_missing"] == 0
+    like_seeds = found_in(release, seeds, Size(percent=50), where=where, balance=Balance("star_sign"))
+    missing = facts(like_seeds)["n_missing"]
+    assert missing == len(base.audience.rows) - len(like_seeds.audience.rows) > 0
+    assert f"{missing:,} fewer than asked for" in in_words(like_seeds)
+    assert "fewer than asked for" not in in_words(base)
+
+
+def test_how_many_of_their_kind_are_expected_is_told_and_they_are_no_more_than_users(
+    asked: httpx.Client, release: Release
+) -> None:
+    seeds, _ = kind_of(release)
+    everybody = ask(asked, seeds, size={"percent": 100})
+    assert (everybody["expected"], everybody["reach_of"], everybody["n_missing"]) == (len(seeds), "eligible", 0)
+    too_many = found_in(release, seeds, Size(percent=100), expected=1e9)
+    assert facts(too_many)["expected"] == len(release.history) - len(seeds)
+    assert f"probabilities: of {len(release.history) - len(seeds):,} more of their kind\n" in in_words(too_many)
+    few = found_in(
+        release, seeds, Size(percent=100), where=parse(f"star_sign = {release.attributes['star_sign'].values[0]!r}")
+    )
+    assert facts(few)["reach_of"] == "everybody"
+    assert facts(few)["expected"] == len(seeds)
+    assert "what a size buys of everybody, for few seeds pass the filter" in in_words(few)
+
+
+def test_an_audience_of_nobody_says_so(release: Release) -> None:
+    seeds, _ = kind_of(release)
+    everybody = release.history.users.ids.to_pylist()
+    nobody = found_in(release, seeds, Size(percent=5), exclude=everybody)
+    assert facts(nobody)["reach"] == []
+    assert in_words(nobody).startswith("nobody: there is nobody who may be in it\n")
+    assert "what a size buys" not in in_words(nobody)
+    for size in (Size(percent=0.01), Size(probability=1)):
+        none = found_in(release, seeds, size)
+        assert in_words(none).startswith(f"nobody of {len(everybody) - len(seeds):,} users: ")
+        assert f"nothing that {K_MIN} of them share" in in_words(none)
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -200,7 +254,7 @@ def test_the_command_writes_what_the_service_says(release_root: Path, release: R
     done = subprocess.run(by_filter, env=environment, capture_output=True, text=True, check=True)
     told = json.loads(done.stdout)
     assert told["health"]["n_found"] == (release.attributes["star_sign"].cells_u <= 2).sum()
-    assert {one["value"] for one in told["mix"]} == set(release.attributes["star_sign"].values)
+    assert {one["value"] for one in told["mix"]} == set(release.attributes["star_sign"].values[2:])
     none = subprocess.run([*command[:-2], "--artifacts-dir", str(release_root), "--percent", "3"], env=environment)
     assert none.returncode == 2, "count and percent"
 

@@ -18,9 +18,10 @@ import pytest
 
 from lurm.artifacts import open_artifact
 from lurm.audience import Size
+from lurm.balance import Balance
 from lurm.definitions import Alike, Combined, Definitions, Listed
 from lurm.jobs import Jobs
-from lurm.lookalikes import Asked, Balance
+from lurm.lookalikes import Asked
 from lurm.members import Members
 from lurm.release import Release, current, publish
 from lurm.saved import Audiences

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -41,13 +40,23 @@ def people(n: int, groups: list[int], *, apart: float = 3.0, seed: int = 0) -> t
 
 
 def audience_of(
-    vectors: NDArray[np.float32], seeds: NDArray[np.int64], size: Size, *, n_expected: float = 100, **options: object
+    vectors: NDArray[np.float32],
+    seeds: NDArray[np.int64],
+    size: Size,
+    *,
+    n_expected: float = 100,
+    passes: NDArray[np.bool_] | None = None,
+    may: NDArray[np.bool_] | None = None,
+    **options: object,
 ) -> Audience:
     lookalike = Lookalike(vectors, seeds, **options)  # type: ignore[arg-type]
-    eligible = np.ones(len(vectors), bool)
+    eligible = np.ones(len(vectors), bool) if passes is None else passes.copy()
+    if may is not None:
+        eligible &= may
     eligible[seeds] = False
     health = health_of(len(seeds), 0, seeds, np.full(len(vectors), 9), lookalike)
-    return cut(lookalike.scores(), eligible, size, lookalike, n_expected=n_expected, health=health)
+    scores = lookalike.scores()
+    return cut(scores, eligible, size, lookalike, n_expected=n_expected, health=health, passes_u=passes)
 
 
 def halves(group_n: NDArray[np.int64], seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -112,7 +121,7 @@ def test_of_seeds_who_are_nobody_in_particular_nothing_is_promised() -> None:
     lifts, cohesions, groups = [], [], []
     for n_seeds, _ in itertools.product((100, 200, 300), range(30)):
         lookalike = Lookalike(vectors, np.sort(rng.permutation(len(vectors))[:n_seeds]))
-        lifts.append([point.lift for point in lookalike.reach() if point.share in (0.01, 0.05, 0.1)])
+        lifts.append([point.lift for point in lookalike.trial().reach() if point.share in (0.01, 0.05, 0.1)])
         cohesions.append(lookalike.cohesion())
         groups.append(lookalike.n_groups)
     errors = np.std(lifts, axis=0) / np.sqrt(len(lifts))
@@ -198,9 +207,7 @@ def test_who_is_told_to_be_nearly_certain_is_as_often_as_told() -> None:
     n_expected=st.floats(1e-3, 1e9),
 )
 def test_probabilities_fall_and_expect_no_more_than_there_are(held_out: list[float], n_expected: float) -> None:
-    lookalike = copy(PLAIN)
-    lookalike._held_out_s = np.array(held_out)
-    told = lookalike.likeness(n_expected).probability_p
+    told = PLAIN.likeness(n_expected, replace(PLAIN.trial(), shares_s=np.array(held_out))).probability_p
     assert (np.diff(told) <= 0).all()
     assert 0 <= told[-1] <= told[0] < 1
     users = np.maximum(np.diff(np.geomspace(20 / 198, 1, 200), prepend=0) * 198, 1)
@@ -217,6 +224,60 @@ def test_the_reach_that_is_promised_is_kept() -> None:
         assert point.lift == pytest.approx(point.recall / point.share)
     recalls = [point.recall for point in whole.reach]
     assert recalls == sorted(recalls)
+
+
+def test_of_a_filter_what_is_promised_is_kept_among_those_who_pass_it() -> None:
+    """Most who are alike pass a filter, whoever of them is of the kind: there, seeds are found less easily."""
+    promised, kept, plain, told, true = [], [], [], 0.0, 0
+    for seed in range(6):
+        vectors, group_n = people(12_000, [600], apart=2, seed=seed)
+        seeds, hidden = halves(group_n, seed)
+        rng = np.random.default_rng(seed)
+        toward = (vectors - vectors.mean(0)) @ (vectors[group_n > 0].mean(0) - vectors.mean(0)) / vectors.var(0).mean()
+        passes = toward / toward.std() + rng.normal(size=len(vectors)) > 1
+        found = audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden), passes=passes)
+        everybody = audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden))
+        is_hidden = np.isin(found.rows, hidden)
+        assert found.reach_of == "eligible"
+        assert found.expected == len(hidden) * passes[seeds].mean()
+        promised.append([point.lift for point in found.reach])
+        plain.append([point.lift for point in everybody.reach])
+        tops = [is_hidden[: round(point.share * len(is_hidden))] for point in found.reach]
+        kept.append([top.sum() / is_hidden.sum() / point.share for top, point in zip(tops, found.reach, strict=True)])
+        told, true = told + found.probability.sum(), true + is_hidden.sum()
+        few = np.isin(np.arange(len(vectors)), seeds[:19])
+        few[hidden[:50]] = True
+        fallen_back = audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden), passes=few)
+        assert fallen_back.reach_of == "everybody"
+        assert fallen_back.reach == everybody.reach
+    at = slice(3, None)  # from 5 % on, where lifts are of enough seeds
+    assert np.mean(promised, axis=0)[at] == pytest.approx(np.mean(kept, axis=0)[at], rel=0.12)
+    assert (np.mean(plain, axis=0)[at] > np.mean(kept, axis=0)[at]).all()
+    assert told == pytest.approx(true, rel=0.12)
+
+
+def test_who_else_is_left_out_changes_what_a_size_buys_and_nobodys_probability() -> None:
+    vectors, group_n = people(6000, [400])
+    seeds, _ = halves(group_n)
+    whole = audience_of(vectors, seeds, Size(percent=100))
+    left = np.ones(len(vectors), bool)
+    left[whole.rows[:300]] = False
+    rest = audience_of(vectors, seeds, Size(percent=100), may=left)
+    assert rest.rows.tolist() == whole.rows[300:].tolist()
+    assert rest.probability.tolist() == whole.probability[300:].tolist()
+    assert rest.reach[0].recall > whole.reach[0].recall
+    nobody = audience_of(vectors, seeds, Size(percent=100), may=np.zeros(len(vectors), bool))
+    assert nobody.reach == []
+    assert len(nobody.rows) == nobody.n_eligible == 0
+
+
+def test_no_more_are_expected_than_there_are() -> None:
+    vectors, group_n = people(500, [100])
+    seeds, hidden = halves(group_n)
+    found = audience_of(vectors, seeds, Size(percent=100), n_expected=10_000)
+    assert found.expected == 450
+    assert found.probability.max() < 1
+    assert audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden)).expected == len(hidden)
 
 
 def test_what_negative_seeds_are_like_is_avoided() -> None:
@@ -273,7 +334,7 @@ def test_a_size_is_exactly_one_thing(given: dict[str, float]) -> None:
         Size(**given)  # type: ignore[arg-type]
 
 
-SCORES = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1.0, 2.0, 3.0]), min_size=1, max_size=30)
+SCORES = st.lists(st.sampled_from([-1.5, -0.0, 0.0, 1.0, 2.0, 3.0]), min_size=3, max_size=30)
 
 
 @settings(max_examples=50)
@@ -304,13 +365,14 @@ def test_an_audience_is_the_most_alike_of_those_who_may_be_in_it(
     if shares is not None:  # of an odd number the first group gets one more
         own = [[at for at in eligible if groups[at] == group] for group in range(2)]
         expected = most(most(own[0], n - n // 2) + most(own[1], n // 2), n)
+    lookalike = Lookalike(people(200, [50])[0][: len(scores)], np.arange(2), n_groups=1)
     found = cut(
         scores_u,
         np.isin(np.arange(len(scores)), eligible),
         Size(count=n or 1),
-        PLAIN,
+        lookalike,
         n_expected=9,
-        health=health_of(2, 0, np.arange(2), np.full(2, 9), PLAIN),
+        health=health_of(2, 0, np.arange(2), np.full(2, 9), lookalike),
         groups_u=None if shares is None else np.array(groups),
         shares_g=None if shares is None else np.array(shares),
     )
