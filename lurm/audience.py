@@ -234,7 +234,8 @@ class Lookalike:
         may_u = may_u.copy()
         may_u[self._seeds] = False
         n_others = int(np.count_nonzero(may_u))
-        if tried_s is None and np.count_nonzero(may_u[:_SPREAD_OF]) == len(self._everybody.others_n):
+        all_tried = tried_s is None or tried_s.all()
+        if all_tried and np.count_nonzero(may_u[:_SPREAD_OF]) == len(self._everybody.others_n):
             return replace(self._everybody, n_others=n_others)  # of a fair sample, all are among them
         others_ne = self._standard(self._vectors_ue[np.flatnonzero(may_u)[:_SPREAD_OF]])
         shares_s = shares(self._folds, self._standard_se, others_ne)
@@ -355,7 +356,7 @@ def cut(
         lookalike: what the scores come from.
         n_expected: how many more of the seeds' kind there are in the base.
         health: of the seeds.
-        passes_u: (U,) who passes the filter; None: there is none.
+        passes_u: (U,) who passes the filter and was not erased: whoever may be in it, and more; None: everybody.
         groups_u: (U,) each user's group in the attribute to be balanced, -1: none.
         shares_g: (G,) the part each group is to have; groups that have too few leave their part to nobody.
     """
@@ -397,14 +398,14 @@ def _judged(
     of: Literal["eligible", "everybody"] = "eligible"
     if passes_u is not None:
         tried_s = passes_u[lookalike.seeds]
-        if np.count_nonzero(tried_s) < _TRIED:
+        if np.count_nonzero(tried_s) < min(_TRIED, len(tried_s)):
             of, tried_s = "everybody", None
         else:
             among, part = lookalike.trial(passes_u, tried_s), float(tried_s.mean())
-    expected = min(n_expected * part, among.n_others)
-    trial = lookalike.trial(eligible_u, tried_s)
-    if of == "everybody" and trial.n_others:
-        trial = among
+    expected = float(min(n_expected * part, among.n_others))
+    n_left = int(np.count_nonzero(eligible_u)) - int(np.count_nonzero(eligible_u[lookalike.seeds]))
+    same = n_left == among.n_others or (of == "everybody" and n_left)
+    trial = among if same else lookalike.trial(eligible_u, tried_s)
     return lookalike.likeness(expected, among if among.n_others else None), expected, trial, of
 
 

@@ -70,7 +70,8 @@ def parts_of(
     if balance is None or groups_u is None:
         return None
     counts = np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[eligible_u], minlength=n_groups)
-    return counts / max(counts.sum(), 1)
+    parts_g: NDArray[np.float64] = counts / max(counts.sum(), 1)
+    return parts_g
 
 
 def mixed(

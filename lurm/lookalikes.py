@@ -237,7 +237,7 @@ def find(
         lookalike,
         n_expected=len(seeds) if asked.expected is None else asked.expected,
         health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike),
-        passes_u=None if passes_u is None else passes_u & alive_u,
+        passes_u=alive_u if passes_u is None else passes_u & alive_u,
         groups_u=groups_u,
         shares_g=shares_g,
     )
@@ -339,6 +339,8 @@ def check(destination: Path) -> None:
 def write(release: Release, found: Found, destination: Path, reporter: Reporter) -> None:
     """Write an audience as Parquet: rank, user_id, percentile, probability, shared_interests (words), space_id.
 
+    How many of the seeds' kind probabilities expect stands in the metadata of its schema: expected.
+
     Raises:
         UsageError: as ``check``.
     """
@@ -351,7 +353,8 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
             pa.field("probability", pa.float32(), nullable=False),
             pa.field("shared_interests", pa.list_(pa.string()), nullable=False),
             pa.field("space_id", pa.string(), nullable=False),
-        ]
+        ],
+        metadata={"expected": f"{found.audience.expected:g}"},
     )
     audience, describe = found.audience, release.vocabulary.describe
     with (

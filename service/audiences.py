@@ -42,10 +42,11 @@ async def find(request: Request) -> Response:
 
     Seeds are named, or are all who pass a filter; `filter`, on attributes and events, says who alone may be in it;
     `balance` keeps the mix of an attribute's values as seeds have it, or who may be in it. Everybody of the release is
-    scanned. `reach` says what a size buys, measured on seeds that were held out; `probability` is that of being one of
-    `expected` further users of the seeds' kind; `interests` are those that the audience has more often than everybody,
-    none that few people share. The most alike `limit` users are listed. With `job`, the answer is 202 and where to ask
-    how far it is; its result lists everybody.
+    scanned. `reach` says what a size buys of those who may be in it, measured on held-out seeds who pass the filter
+    (of everybody, where fewer than twenty do; `reach_of` says so); `probability` is that of being one of `expected`
+    further users of the seeds' kind, of whom as many pass the filter as of the seeds; `interests` are those that the
+    audience has more often than everybody, none that few people share. The most alike `limit` users are listed. With
+    `job`, the answer is 202 and where to ask how far it is; its result lists everybody.
     """
     serving = serving_of(request)
     asked = parse_lookalikes(await request.body())

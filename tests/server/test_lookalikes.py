@@ -242,6 +242,7 @@ def test_the_command_writes_what_the_service_says(release_root: Path, release: R
     table = pq.read_table(tmp_path / "audience.parquet")
     assert table["rank"].to_pylist() == list(range(1, len(hidden) + 1))
     assert told["n_users"] == len(hidden)
+    assert float(table.schema.metadata[b"expected"]) == told["expected"] == len(seeds)
     assert set(table["space_id"].to_pylist()) == {release.space_id}
     assert len(set(table["user_id"].to_pylist()) & set(hidden)) > len(hidden) / 4
     assert all(isinstance(one, list) for one in table["shared_interests"].to_pylist())

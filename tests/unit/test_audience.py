@@ -278,6 +278,10 @@ def test_no_more_are_expected_than_there_are() -> None:
     assert found.expected == 450
     assert found.probability.max() < 1
     assert audience_of(vectors, seeds, Size(percent=100), n_expected=len(hidden)).expected == len(hidden)
+    passes = np.ones(len(vectors), bool)
+    passes[hidden[:9]] = False  # erased, say
+    left = audience_of(vectors, seeds, Size(percent=100), n_expected=10_000, passes=passes)
+    assert left.expected == left.n_eligible == 441
 
 
 def test_what_negative_seeds_are_like_is_avoided() -> None:
