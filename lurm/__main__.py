@@ -285,7 +285,7 @@ def lookalike(
     ] = None,
     expected: Annotated[
         float | None,
-        typer.Option(help="How many more of their kind there are, for probabilities. Default: as many as seeds."),
+        typer.Option(help="How many more of their kind there are, whoever may be in it. Default: as many as seeds."),
     ] = None,
     include_seeds: Annotated[bool, typer.Option("--include-seeds", help="Seeds may be in it.")] = False,
     groups: Annotated[int | None, typer.Option(help="Groups of seeds, 1 to 8; default: as the data say.")] = None,

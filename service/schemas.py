@@ -286,7 +286,9 @@ class LikeRule(WireModel):
     filter: Filter | None = Field(None, description="Who alone may be in it.")
     balance: AudienceBalance | None = None
     expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
-        None, description="How many more of the seeds' kind there are; default: as many as seeds."
+        None,
+        description="How many more of the seeds' kind there are, whether they pass the filter or not; at most as many as "
+        "users. Default: as many as seeds.",
     )
     groups: Annotated[int, Field(ge=1, le=GROUPS_AT_MOST), BeforeValidator(whole)] | None = Field(
         None, description="Of seeds; default: as the data say."
