@@ -287,8 +287,8 @@ class LikeRule(WireModel):
     balance: AudienceBalance | None = None
     expected: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
         None,
-        description="How many more of the seeds' kind there are, whether they pass the filter or not; at most as many as "
-        "users. Default: as many as seeds.",
+        description="How many more of the seeds' kind there are, whether they pass the filter or not; at most as many "
+        "as users. Default: as many as seeds.",
     )
     groups: Annotated[int, Field(ge=1, le=GROUPS_AT_MOST), BeforeValidator(whole)] | None = Field(
         None, description="Of seeds; default: as the data say."
