@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
 from lurm.balance import Balance, Mix, groups_of, mixed, parts_of
-from lurm.bounds import AT_LEAST_ZERO, POSITIVE, Bound
+from lurm.bounds import POSITIVE, Bound
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.filters import Filter, Filters, document_of, filter_of
@@ -29,9 +29,11 @@ from lurm.reasons import Interests, OverIndexed
 from lurm.release import Release
 
 K_MIN = 100
+WEIGHT_AT_MOST = 1e6
 _REASONS = 10
 _ROWS = 32_768
 _EXPLAINED_AT_ONCE = 2_000
+_LEAST_WEIGHT = 1e-9  # of the largest; sums of fewer are lost in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Asked:
     Attributes:
         seeds: ids of users the audience is to be like.
         size: how many.
-        weights: how much each seed counts; None: all the same.
+        weights: how much each seed counts, 0 to a million; None: all the same. Who weighs nothing teaches nothing, and
+            is left out like any seed.
         negatives: ids of users it is to be unlike; they are not in it.
         exclude: ids of users who must not be in it.
         seeds_where: a filter; whoever passes it is a seed, too; None: nobody.
@@ -79,7 +82,7 @@ class Asked:
         if len(self.weights) != len(self.seeds):
             raise UsageError(f"{len(self.weights)} weights for {len(self.seeds)} seeds, expected one for each")
         for weight in self.weights:
-            AT_LEAST_ZERO.check("a weight", weight)
+            Bound(least=0, most=WEIGHT_AT_MOST).check("a weight", weight)
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON values, from which ``Asked.of_json`` makes it again; what has its default is left out."""
@@ -213,7 +216,7 @@ def find(
     lookalike = Lookalike(
         release.embeddings.vectors_ue,
         seeds,
-        weights_s=weights_s,
+        weights_s=None if weights_s is None else weights_s.clip(_LEAST_WEIGHT).astype(np.float32),
         negatives=negatives,
         n_groups=asked.n_groups,
         seed=asked.seed,
@@ -226,7 +229,7 @@ def find(
     for name in asked.exclude_audiences:
         eligible_u[members_of(name)] = False
     if not asked.include_seeds:
-        eligible_u[seeds] = False
+        eligible_u[given[given >= 0]] = False
     if passes_u is not None:
         eligible_u &= passes_u
     shares_g = parts_of(asked.balance, groups_u, len(values), seeds, eligible_u)
@@ -417,8 +420,8 @@ def _given(release: Release, asked: Asked, members_of: MembersOf, filters: Filte
 
 def _seeds(
     given: NDArray[np.int64], asked: Asked, alive_u: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-    """(S,) rows of the seeds that are known and not erased, ascending, each once with all of its weight."""
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """(S,) rows of the seeds that are known and not erased, ascending, each once, and weights, the most of them 1."""
     known = (given >= 0) & alive_u[given]
     weights = np.ones(len(given))
     if asked.weights is not None:
@@ -427,7 +430,8 @@ def _seeds(
     seeds, inverse = np.unique(given[known], return_inverse=True)
     if asked.weights is None:
         return seeds, None
-    return seeds, np.bincount(inverse, weights[known], minlength=len(seeds)).astype(np.float32)
+    weights_s = np.bincount(inverse, weights[known], minlength=len(seeds))
+    return seeds, weights_s / weights_s.max(initial=0)
 
 
 def _repeats(given: NDArray[np.int64], asked: Asked) -> int:
@@ -436,7 +440,7 @@ def _repeats(given: NDArray[np.int64], asked: Asked) -> int:
     return len(asked.seeds) - len(set(asked.seeds)) + int(np.isin(of_audience, given[: len(asked.seeds)]).sum())
 
 
-def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np.float32] | None, k_min: int) -> None:
+def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np.float64] | None, k_min: int) -> None:
     """Let nobody ask who a few people are like.
 
     Args:
@@ -457,9 +461,8 @@ def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np
             f"{what}: {found}, expected at least {k_min:,}; with fewer, an audience would tell who they are"
         )
     if weights_s is not None:
-        weights = weights_s.astype(np.float64)
-        effective = weights.sum() ** 2 / (weights**2).sum()
-        if effective < k_min:
+        effective = weights_s.sum() ** 2 / (weights_s**2).sum()
+        if not effective >= k_min:
             raise Unfulfillable(
                 f"{what}: their weights make {n_known:,} users count as much as {effective:,.0f} alike would, expected "
                 f"at least {k_min:,}; let them differ less"

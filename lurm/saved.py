@@ -9,6 +9,7 @@ the least alike member. Audiences that are made of others follow theirs.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from lurm.artifacts import READ_ONLY, alone, digest_of, discard
 from lurm.audience import Likeness
 from lurm.definitions import MAKING, Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactError, Unfulfillable, UnknownUser
+from lurm.errors import ArtifactError, Unfulfillable, UnknownUser, UsageError
 from lurm.filters import Filters
 from lurm.histories import alive_in
 from lurm.history import History
@@ -31,6 +32,8 @@ from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.members import VERSION, Making, Members, let_go
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -366,6 +369,10 @@ class Audiences:
             return Made(definition, parts, key, self._opened(definition, key, of, reporter))
         except Unfulfillable as error:
             return Made(definition, parts, key, error)
+        except (UsageError, ArithmeticError, ValueError, LookupError) as error:
+            _log.exception("finding the members of a saved audience failed")
+            why = f"finding its members failed ({type(error).__name__}), which is an error of lurm; the log says more"
+            return Made(definition, parts, key, Unfulfillable(why))
 
     def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
         own = self.definitions.folder_of(definition.name)

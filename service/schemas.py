@@ -37,6 +37,7 @@ from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES, can_be_id
 from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
+from lurm.lookalikes import WEIGHT_AT_MOST
 from lurm.moments import Moment, iso_of, whole
 from service.problems import Malformed
 
@@ -215,7 +216,9 @@ class WeightedSeed(WireModel):
     """A seed that counts more or less than others."""
 
     user_id: Id
-    weight: float = Field(1.0, ge=0, le=1e6)
+    weight: float = Field(
+        1.0, ge=0, le=WEIGHT_AT_MOST, description="0: it teaches nothing, and is left out like any seed."
+    )
 
 
 class AudienceSize(WireModel):

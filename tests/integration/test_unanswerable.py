@@ -1,0 +1,85 @@
+"""Saved audiences that cannot be answered: each says so itself, and the others are answered all the same."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lurm.audience import Size
+from lurm.definitions import Alike, Definitions
+from lurm.erasure import Ledger
+from lurm.errors import UsageError
+from lurm.lookalikes import Asked
+from lurm.release import Release
+from lurm.saved import Audiences
+from tests.integration.conftest import Built
+
+K_MIN = 10
+
+
+@pytest.fixture(scope="module")
+def release(small: Built) -> Release:
+    return small.release()
+
+
+def saved(release: Release, root: Path, ledger: Ledger | None = None) -> Audiences:
+    return Audiences(release, Definitions(root, ledger), ledger=ledger, k_min=K_MIN)
+
+
+@pytest.fixture
+def audiences(release: Release, tmp_path: Path) -> Audiences:
+    return saved(release, tmp_path)
+
+
+def some(release: Release, start: int, stop: int) -> list[str]:
+    return release.history.users.take(np.arange(start, stop))
+
+
+def alike(release: Release, **more: object) -> Alike:
+    given = {"seeds": some(release, 0, 40), "size": Size(percent=10)} | more
+    return Alike(Asked(**given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-308, 1e-50, 1e-20, 1e6])
+def test_weights_count_beside_each_other_and_not_by_themselves(
+    audiences: Audiences, release: Release, scale: float
+) -> None:
+    audiences.put("plain", alike(release))
+    audiences.put("weighted", alike(release, weights=[scale] * 40))
+    assert audiences.rows_of("weighted").tolist() == audiences.rows_of("plain").tolist()
+    percentiles = [place.percentile for place in audiences.places_in_release(release.history.users[200])]
+    assert percentiles[0] == percentiles[1]
+
+
+@pytest.mark.parametrize("weight", [1e39, 1.1e6, float("inf"), float("nan"), -1])
+def test_weights_that_cannot_be_compared_are_refused(weight: float) -> None:
+    with pytest.raises(UsageError, match="a weight is"):
+        Asked(["a", "b"], Size(count=1), weights=[1, weight])
+
+
+def test_weights_of_next_to_nothing_leave_too_few(audiences: Audiences, release: Release) -> None:
+    audiences.put("few", alike(release, weights=[1.0] * (K_MIN - 1) + [1e-300] * (41 - K_MIN)))
+    audiences.put("none", alike(release, weights=[0.0] * 40))
+    audiences.put("enough", alike(release, weights=[1.0] * K_MIN + [1e-300] * (40 - K_MIN)))
+    assert len(audiences.members("enough")) == round((len(release.history) - 40) / 10)
+    why = {one["name"]: one["why_not"] for one in audiences.summaries()}
+    assert why["enough"] is None
+    assert f"count as much as {K_MIN - 1} alike would" in why["few"]
+    assert "0 different users" in why["none"]
+
+
+def test_who_weighs_nothing_is_kept_out_like_any_seed_now_and_later(audiences: Audiences, release: Release) -> None:
+    """Of the release, and after they did something."""
+    weights = [0.0] * 10 + [1.0] * 30
+    audiences.put("alike", alike(release, weights=weights, size=Size(percent=100)))
+    audiences.put("with-seeds", alike(release, weights=weights, size=Size(percent=100), include_seeds=True))
+    assert set(audiences.rows_of("alike").tolist()) == set(range(40, len(release.history)))
+    assert len(audiences.rows_of("with-seeds")) == len(release.history)
+    best = int(audiences.rows_of("alike")[0])
+    moved = replace(release.history.at(best), user_id=release.history.users[3])
+    vector_e = np.asarray(release.embeddings.vectors_ue[best])
+    places = {one.name: one.member for one in audiences.places(release.history.users[3], 3, vector_e, moved)}
+    assert places == {"alike": False, "with-seeds": True}
