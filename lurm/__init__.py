@@ -77,6 +77,7 @@ The map of the house, from the ground up. Each module may import only what stand
     export        all embeddings as one table
     lookalikes    audiences of a release: ids in, users and reasons out
     jobs          long work, asked about while it runs
+    meant         what interests meant that a saved filter names
     definitions   saved audiences: who is meant
     members       who that is, of a release
     saved         all of them, what they share, and where one user stands now

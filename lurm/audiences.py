@@ -160,19 +160,18 @@ def show(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = False
     Example:
       lurm audience show alike
     """
-    from lurm.definitions import document_of
     from lurm.progress import TerminalReporter
 
-    audiences = _opened(artifacts_dir)
-    definition = audiences.definitions.get(name)
-    made = audiences.members(name, TerminalReporter())
-    told = {"name": name, "kind": definition.kind, **made.facts, "definition": document_of(definition.rule)}
-    lines = [f"{name}: {len(made):,} users, {definition.kind}"]
-    if made.facts["churn"]:
-        churn = {what: "few" if n is None else n for what, n in made.facts["churn"].items()}
+    told = _opened(artifacts_dir).told(name, TerminalReporter())
+    lines = [f"{name}: {told['n_users']:,} users, {told['kind']}"]
+    if told["churn"]:
+        churn = {what: "few" if n is None else n for what, n in told["churn"].items()}
         lines.append("since {since}: {joined} joined, {left} left, {stayed} stayed".format(**churn))
+    for one in told["filter_interests"]:
+        was = "" if one["saved_as"] in (None, one["interest"]) else f" (saved as {one['saved_as']}: {one['meant']})"
+        lines.append(f"filter by interest {one['interest']}: {one['description']}{was}")
     lines += [f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['description']}"
-              for one in made.facts.get("interests", ())]  # fmt: skip
+              for one in told["interests"] or ()]  # fmt: skip
     emit(told, as_json=as_json, text="\n".join(lines))
 
 
@@ -249,10 +248,12 @@ def of(
       lurm audience of u0000042
     """
     places = _opened(artifacts_dir).places_in_release(user_id)
-    table = Table("audience", "member", "percentile", "probability", box=None, pad_edge=False)
+    table = Table("audience", "member", "percentile", "probability", "", box=None, pad_edge=False)
     for one in places:
         numbers = ("" if n is None else f"{n:.3f}" for n in (one.percentile, one.probability))
-        table.add_row(one.name, "?" if one.member is None else "yes" if one.member else "no", *numbers)
+        table.add_row(
+            one.name, "?" if one.member is None else "yes" if one.member else "no", *numbers, one.why_not or ""
+        )
     emit(places, as_json=as_json, text=table)
 
 

@@ -17,7 +17,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -27,6 +27,7 @@ from lurm.artifacts import alone, changing, digest_of, discard, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
+from lurm.meant import Meant
 
 FOLDER, FILE = "audiences", "definition.json"
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -82,11 +83,13 @@ class Definition:
         name: lower-case letters, digits, _ and -.
         rule: who is meant.
         saved_at: epoch ms.
+        meant: what the interests that it names by number were then; of a file that does not say, nothing.
     """
 
     name: str
     rule: Rule
     saved_at: int
+    meant: tuple[Meant, ...] = ()
 
     @property
     def uses(self) -> set[str]:
@@ -111,8 +114,8 @@ class Definition:
 
     @property
     def digest(self) -> str:
-        """Hash of the rule, as it is written."""
-        return digest_of(document_of(self.rule))
+        """Hash of the rule, as it is written, and of what was meant by it."""
+        return digest_of({**document_of(self.rule), **_kept(self.meant)})
 
 
 class Definitions:
@@ -176,10 +179,15 @@ class Definitions:
                 missing.add(name)
         return dict(sorted(found.items()))
 
-    def put(self, name: str, rule: Rule) -> Definition:
+    def put(self, name: str, rule: Rule, meant: Sequence[Meant] = ()) -> Definition:
         """Save an audience, in the place of one of the same name; when this returns, it is on disk.
 
         Who was ever erased is left out, even somebody who came back: a file that outlives erasures names none of them.
+
+        Args:
+            name: lower-case letters, digits, _ and -.
+            rule: who is meant.
+            meant: what the interests that it names by number are.
 
         Raises:
             UsageError: this can be no name.
@@ -193,7 +201,7 @@ class Definitions:
             n_there = len(there) + len(damaged)
             if name not in there and name not in damaged and n_there >= AT_MOST:
                 raise Unfulfillable(f"there are {n_there} saved audiences, expected at most {AT_MOST}; delete some")
-            definition = self._without_erased(Definition(name, rule, int(self._clock() * 1000)))
+            definition = self._without_erased(Definition(name, rule, int(self._clock() * 1000), tuple(meant)))
             for used in definition.uses - {name}:
                 if used in damaged:
                     raise damaged[used]
@@ -305,7 +313,8 @@ class Definitions:
             seal = document.pop("seal")
             if seal != digest_of(document):
                 raise ValueError("it was changed after it was saved")
-            return Definition(name, rule_of(document["rule"]), int(document["saved_at"]))
+            meant = tuple(map(Meant.of_json, document.get("meant", ())))
+            return Definition(name, rule_of(document["rule"]), int(document["saved_at"]), meant)
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise ArtifactCorrupt(
                 f"{self.folder / name / FILE} is no definition of an audience ({error}); save it again, or remove it"
@@ -476,5 +485,9 @@ def _id(value: object) -> str:
 
 
 def _dump(definition: Definition) -> bytes:
-    document = {"rule": document_of(definition.rule), "saved_at": definition.saved_at}
+    document = {"rule": document_of(definition.rule), "saved_at": definition.saved_at, **_kept(definition.meant)}
     return orjson.dumps({**document, "seal": digest_of(orjson.loads(orjson.dumps(document)))})
+
+
+def _kept(meant: Sequence[Meant]) -> dict[str, Any]:
+    return {"meant": [asdict(one) for one in meant]} if meant else {}

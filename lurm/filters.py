@@ -318,6 +318,22 @@ def _within(wanted: Filter) -> Sequence[Filter]:
             return []
 
 
+def interests_of(wanted: Filter) -> set[int]:
+    """Numbers of the interests that a filter names."""
+    return {one.interest for one in _parts(wanted) if isinstance(one, Acted) and one.interest is not None}
+
+
+def renumbered(wanted: Filter, numbers: Mapping[int, int]) -> Filter:
+    """A filter with other numbers of interests; those that are not among them stay."""
+
+    def anew(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {name: numbers.get(one, one) if name == "interest" else anew(one) for name, one in part.items()}
+        return [anew(one) for one in part] if isinstance(part, list) else part
+
+    return filter_of(anew(document_of(wanted)))
+
+
 def _passing_of(known: _Known, asked: _Asked) -> Passing:
     acted = _all_acted(known, asked.wanted)
     mask_u = _evaluated(known, asked.wanted, acted)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from lurm.arrays import map_array
 from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
-from lurm.definitions import Alike, Combined, Definition, Listed, combine
+from lurm.definitions import Alike, Combined, Definition, Listed, Rule, combine
 from lurm.erasure import Ledger
 from lurm.errors import LurmError, Unfulfillable
 from lurm.filters import Filters
@@ -112,20 +112,60 @@ class Members:
         return at < len(self.strangers) and bool(self.strangers[at] == digest)
 
 
+class Stack:
+    """What all audiences hold a vector against, in one matrix."""
+
+    def __init__(self, alike: Mapping[str, Likeness]) -> None:
+        self._names = list(alike)
+        self._widths = [len(one.directions_ke) for one in alike.values()]
+        self._offsets_k = np.concatenate([one.offsets_k for one in alike.values()] or [np.empty(0, np.float32)])
+        self._middles = [len(one.middles_ke) for one in alike.values()]
+        parts = [one.directions_ke for one in alike.values()] + [one.middles_ke for one in alike.values()]
+        self._all = np.concatenate(parts) if parts else None
+
+    def product(self, vector_e: NDArray[np.float32]) -> tuple[dict[str, float], dict[str, float]]:
+        """By name: how much the user of a vector is like the seeds, and the cosine to their middle."""
+        if self._all is None:
+            return {}, {}
+        products = self._all @ vector_e
+        n_directions = len(self._offsets_k)
+        likes = _most_of(products[:n_directions] - self._offsets_k, self._widths)
+        cosines = _most_of(products[n_directions:], self._middles)
+        return dict(zip(self._names, likes, strict=True)), dict(zip(self._names, cosines, strict=True))
+
+
+def _most_of(values: NDArray[np.float32], widths: Sequence[int]) -> list[float]:
+    starts = np.cumsum([0, *widths[:-1]])
+    most: list[float] = np.maximum.reduceat(values, starts).tolist()
+    return most
+
+
 class Making:
-    """Finds the members of one audience, and writes them."""
+    """Finds the members of one audience, and writes them.
+
+    Args:
+        release: whose users.
+        definition: of the audience.
+        rule: the same, in the numbers of the release.
+        of: members of the audiences it is made of.
+        ledger: of erasures; None: nobody was erased.
+        k_min: fewest seeds, and fewest users who are counted.
+        filters: of the release.
+        reporter: told about the work.
+    """
 
     def __init__(
         self,
         release: Release,
         definition: Definition,
+        rule: Rule,
         of: Mapping[str, Members],
         ledger: Ledger | None,
         k_min: int,
         filters: Filters,
         reporter: Reporter,
     ) -> None:
-        self._release, self._definition, self._of = release, definition, of
+        self._release, self._definition, self._rule, self._of = release, definition, rule, of
         self._ledger, self._k_min, self._filters, self._reporter = ledger, k_min, filters, reporter
         self._alive_u = alive_in(release.history, ledger)
 
@@ -159,7 +199,7 @@ class Making:
         return Members(*self._found(own))
 
     def _found(self, own: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        rule, started = self._definition.rule, time.perf_counter()
+        rule, started = self._rule, time.perf_counter()
         match rule:
             case Listed(user_ids):
                 arrays, told = self._listed(user_ids)

@@ -9,11 +9,12 @@ the least alike member. Audiences that are made of others follow theirs.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,19 +22,33 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm.artifacts import READ_ONLY, alone, digest_of, discard
-from lurm.audience import Likeness
-from lurm.definitions import MAKING, Alike, Combined, Definition, Definitions, Listed, Rule, combine, in_order
+from lurm.definitions import (
+    MAKING,
+    Alike,
+    Combined,
+    Definition,
+    Definitions,
+    Listed,
+    Rule,
+    combine,
+    document_of,
+    in_order,
+)
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Unfulfillable, UnknownUser, UsageError
 from lurm.filters import Filters
+from lurm.filters import document_of as filter_document
 from lurm.histories import alive_in
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
-from lurm.members import VERSION, Making, Members, let_go
+from lurm.meant import NamedInterest, as_of, meant_by
+from lurm.members import VERSION, Making, Members, Stack, let_go
+from lurm.moments import iso_of
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
 
 _log = logging.getLogger(__name__)
+_OF_SEEDS = ("n_eligible", "n_missing", "health", "reach", "reach_of", "expected", "interests", "mix")
 
 
 @contextmanager
@@ -43,6 +58,15 @@ def already_saved() -> Iterator[None]:
         yield
     except Unfulfillable as error:
         raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Whoever asks for more than one audience is told which of them cannot be made."""
+    try:
+        yield
+    except Unfulfillable as error:
+        raise Unfulfillable(f"the audience {name!r} cannot be made: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +114,16 @@ class Made:
     Attributes:
         parts: keys of the audiences it is made of.
         key: of what went in.
+        rule: the definition's, with interests by the numbers they have in the release.
+        interests: that it names.
     """
 
     definition: Definition
     parts: Mapping[str, str]
     key: str
     members: Members | Unfulfillable
+    rule: Rule
+    interests: Sequence[NamedInterest] = ()
 
     @property
     def there(self) -> Members:
@@ -132,7 +160,7 @@ class Audiences:
         self.release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
         self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
-        self._stacked: tuple[tuple[str, ...], _Stack] | None = None
+        self._stacked: tuple[tuple[str, ...], Stack] | None = None
         self._lock = threading.RLock()
 
     def all(self, reporter: Reporter | None = None) -> dict[str, Made]:
@@ -164,13 +192,14 @@ class Audiences:
                 ``Definitions.put``.
             UsageError: this can be no name.
         """
-        if isinstance(rule, Alike):
-            for where in (rule.asked.where, rule.asked.seeds_where):
-                if where is not None:
-                    self._filters.passing(where)
-            if rule.asked.balance is not None:
-                self.release.attributes[rule.asked.balance.attribute]
-        return self.definitions.put(name, rule)
+        if not isinstance(rule, Alike):
+            return self.definitions.put(name, rule)
+        for where in (rule.asked.where, rule.asked.seeds_where):
+            if where is not None:
+                self._filters.passing(where)
+        if rule.asked.balance is not None:
+            self.release.attributes[rule.asked.balance.attribute]
+        return self.definitions.put(name, rule, meant_by(rule.asked, self.release))
 
     def members(self, name: str, reporter: Reporter | None = None) -> Members:
         """Who is in one audience.
@@ -180,6 +209,27 @@ class Audiences:
             Unfulfillable: it cannot be made of this release.
         """
         return self.some([name], reporter)[name].there
+
+    def told(self, name: str, reporter: Reporter | None = None) -> dict[str, Any]:
+        """What there is to say of one audience: JSON values.
+
+        Raises:
+            UnknownName, Unfulfillable: as ``members``.
+        """
+        one = self.some([name], reporter)[name]
+        facts = one.there.facts
+        return {
+            "name": name,
+            "kind": one.definition.kind,
+            "saved_at": iso_of(one.definition.saved_at),
+            "release": self.release.release_id,
+            "space_id": self.release.space_id,
+            "n_users": facts["n_users"],
+            "churn": facts["churn"],
+            "definition": sent_of(one.rule),
+            "filter_interests": [asdict(interest) for interest in one.interests],
+            **{fact: facts.get(fact) for fact in _OF_SEEDS},
+        }
 
     def find(self, asked: Asked, reporter: Reporter) -> Found:
         """An audience that is asked for and not saved; see ``lookalikes.find``.
@@ -199,7 +249,8 @@ class Audiences:
 
     def rows_of(self, name: str) -> NDArray[np.int64]:
         """Rows of the members of one audience; see ``members``."""
-        return np.asarray(self.members(name).rows)
+        with about(name):
+            return np.asarray(self.members(name).rows)
 
     def places(self, user_id: str, row: int, vector_e: NDArray[np.float32], history: History | None) -> list[Place]:
         """Where one user stands in every audience, by one product.
@@ -217,7 +268,7 @@ class Audiences:
         member: dict[str, bool] = {}
         places = []
         for name, one in made.items():
-            rule, members = one.definition.rule, one.members
+            rule, members = one.rule, one.members
             if isinstance(members, Unfulfillable):
                 places.append(Place(name, one.definition.kind, None, why_not=str(members)))
                 continue
@@ -270,7 +321,7 @@ class Audiences:
                 {
                     "name": name,
                     "kind": one.definition.kind,
-                    "saved_at": one.definition.saved_at,
+                    "saved_at": iso_of(one.definition.saved_at),
                     "n_users": facts.get("n_users"),
                     "churn": facts.get("churn"),
                     "why_not": why_not,
@@ -316,7 +367,10 @@ class Audiences:
             UnknownName, Unfulfillable: as ``members``.
         """
         made = self.some(names)
-        bits = [made[name].there.member_u for name in names]
+        bits = []
+        for name in names:
+            with about(name):
+                bits.append(made[name].there.member_u)
         shared = np.array([[int((one & other).sum()) for other in bits] for one in bits], np.int64)
         sizes = np.diagonal(shared) if len(bits) else shared
         either = sizes[:, None] + sizes[None, :] - shared if len(bits) else shared
@@ -330,7 +384,7 @@ class Audiences:
     def _told(self, n: int) -> int | None:
         return n if not n or n >= self._k_min else None
 
-    def _stack(self, made: Mapping[str, Made]) -> _Stack:
+    def _stack(self, made: Mapping[str, Made]) -> Stack:
         keys = tuple(one.key for one in made.values())
         if self._stacked is None or self._stacked[0] != keys:
             alike = {
@@ -338,7 +392,7 @@ class Audiences:
                 for name, one in made.items()
                 if isinstance(one.members, Members) and one.members.likeness is not None
             }
-            self._stacked = keys, _Stack(alike)
+            self._stacked = keys, Stack(alike)
         return self._stacked[1]
 
     def _all_of(self, there: Mapping[str, Definition], reporter: Reporter | None) -> dict[str, Made]:
@@ -347,39 +401,50 @@ class Audiences:
             made[definition.name] = self._one(definition, made, reporter or Silent())
         return made
 
-    def _one(self, definition: Definition, made: Mapping[str, Made], reporter: Reporter) -> Made:
-        parts = {name: made[name].key for name in sorted(definition.uses) if name in made}
+    def _one(self, definition: Definition, made_before: Mapping[str, Made], reporter: Reporter) -> Made:
+        parts = {name: made_before[name].key for name in sorted(definition.uses) if name in made_before}
         known = self._made.get(definition.name)
         # What has not been read anew is the same; to take its digest would cost more than to answer.
         if known is not None and known.definition is definition and known.parts == parts:
             return known
         key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self._k_min])
-        for name in sorted(definition.uses):
-            if name not in made:
-                return Made(
-                    definition,
-                    parts,
-                    key,
-                    Unfulfillable("it is made of a saved audience that is not there, or damaged"),
-                )
-            if isinstance(part := made[name].members, Unfulfillable):
-                return Made(definition, parts, key, Unfulfillable(f"the audience {name!r} cannot be made: {part}"))
-        of = {name: one.members for name, one in made.items() if isinstance(one.members, Members)}
+        made = functools.partial(Made, definition, parts, key)
         try:
-            return Made(definition, parts, key, self._opened(definition, key, of, reporter))
+            of = self._parts_of(definition, made_before)
+            rule, interests = definition.rule, list[NamedInterest]()
+            if isinstance(rule, Alike):
+                asked, interests = as_of(rule.asked, definition.meant, self.release)
+                rule = Alike(asked)
+            return made(self._opened(definition, rule, key, of, reporter), rule, interests)
         except Unfulfillable as error:
-            return Made(definition, parts, key, error)
+            return made(error, definition.rule)
         except (UsageError, ArithmeticError, ValueError, LookupError) as error:
             _log.exception("finding the members of a saved audience failed")
             why = f"finding its members failed ({type(error).__name__}), which is an error of lurm; the log says more"
-            return Made(definition, parts, key, Unfulfillable(why))
+            return made(Unfulfillable(why), definition.rule)
 
-    def _opened(self, definition: Definition, key: str, of: Mapping[str, Members], reporter: Reporter) -> Members:
+    def _parts_of(self, definition: Definition, made: Mapping[str, Made]) -> dict[str, Members]:
+        """Members of the audiences that one is made of.
+
+        Raises:
+            Unfulfillable: one of them is not there, or cannot be answered.
+        """
+        of = {}
+        for name in sorted(definition.uses):
+            if name not in made:
+                raise Unfulfillable(f"it is made of {name!r}, a saved audience that is not there, or damaged")
+            with about(name):
+                of[name] = made[name].there
+        return of
+
+    def _opened(
+        self, definition: Definition, rule: Rule, key: str, of: Mapping[str, Members], reporter: Reporter
+    ) -> Members:
         own = self.definitions.folder_of(definition.name)
         folder = own / f"{self.release.release_id}-{key[:16]}"
         with suppress(ArtifactError, FileNotFoundError):  # not made yet, just removed, or damaged
             return Members.open(folder)
-        making = Making(self.release, definition, of, self._ledger, self._k_min, self._filters, reporter)
+        making = Making(self.release, definition, rule, of, self._ledger, self._k_min, self._filters, reporter)
         try:
             with alone(own, MAKING):  # the others find them made
                 self.definitions.check_there(definition.name)
@@ -396,29 +461,31 @@ class Audiences:
             return making.in_memory(own)
 
 
-class _Stack:
-    """What all audiences hold a vector against, in one matrix."""
-
-    def __init__(self, alike: Mapping[str, Likeness]) -> None:
-        self._names = list(alike)
-        self._widths = [len(one.directions_ke) for one in alike.values()]
-        self._offsets_k = np.concatenate([one.offsets_k for one in alike.values()] or [np.empty(0, np.float32)])
-        self._middles = [len(one.middles_ke) for one in alike.values()]
-        parts = [one.directions_ke for one in alike.values()] + [one.middles_ke for one in alike.values()]
-        self._all = np.concatenate(parts) if parts else None
-
-    def product(self, vector_e: NDArray[np.float32]) -> tuple[dict[str, float], dict[str, float]]:
-        """By name: how much the user of a vector is like the seeds, and the cosine to their middle."""
-        if self._all is None:
-            return {}, {}
-        products = self._all @ vector_e
-        n_directions = len(self._offsets_k)
-        likes = _most_of(products[:n_directions] - self._offsets_k, self._widths)
-        cosines = _most_of(products[n_directions:], self._middles)
-        return dict(zip(self._names, likes, strict=True)), dict(zip(self._names, cosines, strict=True))
+def sent_of(rule: Rule) -> dict[str, Any]:
+    """The request that saves a rule, as JSON values."""
+    return {"like": _like_of(rule.asked)} if isinstance(rule, Alike) else document_of(rule)
 
 
-def _most_of(values: NDArray[np.float32], widths: Sequence[int]) -> list[float]:
-    starts = np.cumsum([0, *widths[:-1]])
-    most: list[float] = np.maximum.reduceat(values, starts).tolist()
-    return most
+def _like_of(asked: Asked) -> dict[str, Any]:
+    weights = asked.weights
+    seeds: Any = (
+        list(asked.seeds)
+        if weights is None
+        else [{"user_id": one, "weight": weight} for one, weight in zip(asked.seeds, weights, strict=True)]
+    )
+    if asked.seeds_where is not None:
+        seeds = {"filter": filter_document(asked.seeds_where)}
+    if asked.seeds_of is not None:
+        seeds = {"audience": asked.seeds_of}
+    size = {name: n for name, n in asdict(asked.size).items() if n is not None}
+    told: dict[str, Any] = {
+        "negatives": list(asked.negatives),
+        "exclude": list(asked.exclude),
+        "exclude_audiences": list(asked.exclude_audiences),
+        "include_seeds": asked.include_seeds,
+        "filter": None if asked.where is None else filter_document(asked.where),
+        "balance": None if asked.balance is None else asdict(asked.balance),
+        "expected": asked.expected,
+        "groups": asked.n_groups,
+    }
+    return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}

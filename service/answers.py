@@ -320,6 +320,16 @@ class AudiencesAnswer(BaseModel):
     audiences: list[AudienceItem]
 
 
+class FilterInterest(BaseModel):
+    """An interest that the filters of a saved audience name; what was not kept when it was saved is null."""
+
+    interest: int = Field(description="Its number in this release.")
+    description: str
+    saved_as: int | None = Field(description="Its number when the audience was saved.")
+    meant: str | None = Field(description="What it was then, in words.")
+    share: float | None = Field(description="Part of its most frequent items of then that it holds, at least half.")
+
+
 class AudienceAnswer(BaseModel):
     """A saved audience, and what its members are like."""
 
@@ -330,7 +340,8 @@ class AudienceAnswer(BaseModel):
     space_id: str
     n_users: int
     churn: Churn | None
-    definition: dict[str, Any] = Field(description="The request that saves it.")
+    definition: dict[str, Any] = Field(description="The request that saves it, by numbers of this release.")
+    filter_interests: list[FilterInterest] = Field(description="Which its filters name, in the order of `saved_as`.")
     n_eligible: int | None = Field(description="This, and what follows: null where there are no seeds.")
     n_missing: int | None
     health: SeedHealth | None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
 
 from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
-from lurm.definitions import Alike, Combined, Listed, Rule, document_of
+from lurm.definitions import Alike, Combined, Listed, Rule
 from lurm.errors import TooInvolved, UsageError
-from lurm.filters import document_of as filter_document
 from lurm.moments import whole
 from service.problems import Malformed
 from service.schemas import (
@@ -147,37 +146,3 @@ def asked_of(rule: LikeRule) -> lookalikes.Asked:
         expected=rule.expected,
         n_groups=rule.groups,
     )
-
-
-def sent_of(rule: Rule) -> dict[str, Any]:
-    """The request that saves a rule."""
-    return {"like": _like_of(rule.asked)} if isinstance(rule, Alike) else document_of(rule)
-
-
-def _like_of(asked: lookalikes.Asked) -> dict[str, Any]:
-    weights = asked.weights
-    seeds: Any = (
-        list(asked.seeds)
-        if weights is None
-        else [{"user_id": one, "weight": weight} for one, weight in zip(asked.seeds, weights, strict=True)]
-    )
-    if asked.seeds_where is not None:
-        seeds = {"filter": filter_document(asked.seeds_where)}
-    if asked.seeds_of is not None:
-        seeds = {"audience": asked.seeds_of}
-    size = {name: n for name in ("percent", "count", "probability") if (n := getattr(asked.size, name)) is not None}
-    told: dict[str, Any] = {
-        "negatives": list(asked.negatives),
-        "exclude": list(asked.exclude),
-        "exclude_audiences": list(asked.exclude_audiences),
-        "include_seeds": asked.include_seeds,
-        "filter": None if asked.where is None else filter_document(asked.where),
-        "balance": None if asked.balance is None else _balance_of(asked.balance),
-        "expected": asked.expected,
-        "groups": asked.n_groups,
-    }
-    return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}
-
-
-def _balance_of(balance: Balance) -> dict[str, str | Literal["seeds", "base"]]:
-    return {"attribute": balance.attribute, "like": balance.like}

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.definitions import NAME, Definition
+from lurm.definitions import NAME
 from lurm.live import Unavailable
-from lurm.moments import iso_of
 from lurm.saved import already_saved
 from service.answers import (
     AudienceAnswer,
@@ -26,11 +25,10 @@ from service.answers import (
 from service.bootstrap import Serving, serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
-from service.rules import parse_audience, sent_of
+from service.rules import parse_audience
 from service.schemas import known_id
 
 _T = TypeVar("_T")
-_OF_SEEDS = ("n_eligible", "n_missing", "health", "reach", "reach_of", "expected", "interests", "mix")
 router = APIRouter(tags=["audiences"])
 
 Name = Annotated[str, Path(pattern=f"^{NAME}$", max_length=64, examples=["customers"])]
@@ -47,7 +45,7 @@ async def all_audiences(request: Request) -> Response:
     Whoever is not counted yet, because the release is new, is counted now.
     """
     serving = serving_of(request)
-    return as_json({"audiences": [_listed(one) for one in await _slow(serving, serving.audiences.summaries)]})
+    return as_json({"audiences": await _slow(serving, serving.audiences.summaries)})
 
 
 @router.put(
@@ -68,9 +66,9 @@ async def save(request: Request, name: Name) -> Response:
     """
     serving = serving_of(request)
     rule = parse_audience(await request.body())
-    definition = await _slow(serving, functools.partial(serving.audiences.put, name, rule))
+    await _slow(serving, functools.partial(serving.audiences.put, name, rule))
     with already_saved():
-        return as_json(await _slow(serving, functools.partial(_one, serving, definition)))
+        return as_json(await _slow(serving, functools.partial(serving.audiences.told, name)))
 
 
 @router.get(
@@ -81,10 +79,12 @@ async def save(request: Request, name: Name) -> Response:
 )
 @needs("read")
 async def one_audience(request: Request, name: Name) -> Response:
-    """What is meant, in the words that save it, and what its members are like: size, churn, reach, interests."""
+    """What is meant, in the words that save it, and what its members are like: size, churn, reach, interests.
+
+    Interests that its filters name are told by the numbers of the release: `filter_interests` says what they were.
+    """
     serving = serving_of(request)
-    definition = await _slow(serving, functools.partial(serving.audiences.definitions.get, name))
-    return as_json(await _slow(serving, functools.partial(_one, serving, definition)))
+    return as_json(await _slow(serving, functools.partial(serving.audiences.told, name)))
 
 
 @router.delete(
@@ -169,23 +169,3 @@ async def _slow(serving: Serving, call: Callable[[], _T]) -> _T:
         return await serving.audience_thread.run(call)
     except OSError as error:
         raise Unavailable(f"audiences cannot be kept in the folder of artifacts now ({error.strerror})") from error
-
-
-def _one(serving: Serving, definition: Definition) -> dict[str, Any]:
-    facts = dict(serving.audiences.members(definition.name).facts)
-    return {
-        "name": definition.name,
-        "kind": definition.kind,
-        "saved_at": iso_of(definition.saved_at),
-        "release": serving.release.release_id,
-        "space_id": serving.release.space_id,
-        "n_users": facts["n_users"],
-        "churn": facts["churn"],
-        "definition": sent_of(definition.rule),
-        **{name: facts.get(name) for name in _OF_SEEDS},
-    }
-
-
-def _listed(summary: dict[str, Any]) -> dict[str, Any]:
-    saved_at = summary["saved_at"]
-    return {**summary, "saved_at": None if saved_at is None else iso_of(saved_at)}

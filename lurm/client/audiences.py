@@ -56,6 +56,7 @@ class Audience:
         churn: since which release how many joined, left and stayed; None where it was not made of one before.
         why_not: why it cannot be made.
         definition: the rule that saves it; None in a list, and so is what follows.
+        filter_interests: which its filters name by number, and what these were when it was saved.
         n_eligible, health, reach, interests, mix, reach_of, expected, n_missing: as of ``Lookalikes``; None where there
             are no seeds.
     """
@@ -67,6 +68,7 @@ class Audience:
     churn: dict[str, Any] | None
     why_not: str | None = None
     definition: dict[str, Any] | None = None
+    filter_interests: list[dict[str, Any]] | None = None
     n_eligible: int | None = None
     health: dict[str, Any] | None = None
     reach: list[dict[str, Any]] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import numpy as np
 import orjson
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner, Result
 
 from lurm.artifacts import open_artifact
 from lurm.audience import Size
+from lurm.audiences import app
 from lurm.balance import Balance
 from lurm.definitions import Alike, Combined, Definitions, Listed
 from lurm.jobs import Jobs
@@ -219,6 +222,38 @@ def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, rel
         "it is saved, and cannot be answered of this release: "
     )
     assert asked.delete("/v1/audiences/kept").status_code == 200
+
+
+def said(root: Path, live_dir: Path, *words: str) -> Result:
+    """What ``lurm audience`` says."""
+    environment = {"LURM_AUDIENCE_SEEDS": str(K_MIN), "LURM_LIVE_DIR": str(live_dir)}
+    outcome = CliRunner().invoke(app, [*words, "--artifacts-dir", str(root)], env=environment)
+    if outcome.exception is not None:
+        raise outcome.exception
+    return outcome
+
+
+def test_the_command_says_what_the_service_says(
+    asked: httpx.Client, release: Release, release_root: Path, tmp_path: Path
+) -> None:
+    interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
+    seeds = [{"user_id": one, "weight": 1.0 + n} for n, one in enumerate(some(release, 90, 120))]
+    put(asked, "crowd", users=some(release, 90, 120))
+    put(asked, "acted", like={"seeds": seeds, "size": {"count": 20}, "filter": {"interest": interest}})
+    few = {"like": {"seeds": some(release, 90, 90 + K_MIN - 1)}}
+    problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
+    for name in ("crowd", "acted"):
+        told = json.loads(said(release_root, tmp_path, "show", name, "--json").stdout)
+        assert told == get(asked, f"/v1/audiences/{name}")
+    assert [one["interest"] for one in told["filter_interests"]] == [interest]
+    shown = said(release_root, tmp_path, "show", "acted").stdout
+    assert f"filter by interest {interest}: {release.vocabulary.describe(interest).description}" in shown
+    listed = {"audiences": json.loads(said(release_root, tmp_path, "list", "--json").stdout)}
+    assert listed == get(asked, "/v1/audiences")
+    own = said(release_root, tmp_path, "of", some(release, 0, 1)[0]).stdout
+    assert f"{K_MIN - 1} ids are given and" in " ".join(own.split())
+    for name in ("acted", "few", "crowd"):
+        assert asked.delete(f"/v1/audiences/{name}").status_code == 200
 
 
 @pytest.fixture
