@@ -295,10 +295,11 @@ def lookalike(
 ) -> None:
     """Find the users most like some users, and say why.
 
-    The file of seeds has an id a line; a .csv or .parquet file has a column user_id, and may have one weight.
-    Everybody is scanned, exactly. What is written has a row a user, most alike first: rank, user_id, percentile,
-    probability, shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds
-    that were held out), and the interests that the audience has more often than everybody.
+    A file of users has an id a line; a .csv, .tsv, .jsonl or .parquet file has a column user_id, and of seeds may
+    have one weight. Blanks around an id are left out, unless somebody is known by it as it stands. Everybody is
+    scanned, exactly. What is written has a row a user, most alike first: rank, user_id, percentile, probability,
+    shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds that were
+    held out), and the interests that the audience has more often than everybody.
 
     A filter asks for attributes of the users table, and for events. Names and values with blanks stand in quotes:
 
@@ -324,7 +325,7 @@ def lookalike(
     asked = audiences.asked_of(
         seeds,
         audiences.sized(percent, count, probability),
-        negative,
+        negative or [],
         exclude or [],
         include_seeds=include_seeds,
         where=where,
@@ -333,11 +334,13 @@ def lookalike(
         n_groups=groups,
     )
     saved, reporter = audiences.opened(config, release), TerminalReporter()
-    found = saved.find(asked, reporter)
+    asked = audiences.all_meant(asked, saved.release.history.users)
+    found, known = saved.find(asked, reporter), saved.known(asked)
     lookalikes.write(saved.release, found, destination, reporter)
     of = {"release": saved.release.release_id, "space_id": saved.release.space_id}
-    result = {"path": destination, **of, **lookalikes.facts(found)}
-    emit(result, as_json=as_json, text=f"{destination}: {lookalikes.in_words(found)}")
+    result = {"path": destination, **of, **lookalikes.facts(found), "known": known}
+    lines = [f"{destination}: {lookalikes.in_words(found)}", *audiences.known_in_words(known)]
+    emit(result, as_json=as_json, text="\n".join(lines))
 
 
 @app.command()

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,15 +17,22 @@ if TYPE_CHECKING:
     from lurm.audience import Size
     from lurm.balance import Balance
     from lurm.definitions import Rule
+    from lurm.identifiers import Identifiers
     from lurm.lookalikes import Asked
+    from lurm.readers import Format
     from lurm.saved import Audiences
     from lurm.settings import Settings
+
+_ROWS = 100_000  # of a table, at once
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Name = Annotated[str, typer.Argument(help="Lower-case letters, digits, _ and -.", show_default=False)]
 Negative = Annotated[
-    Path | None, typer.Option(help="File of users it is to be unlike; they are not in it.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        help="Whom it is to be unlike: a file, or @NAME; they are not in it. Can be repeated.", show_default=False
+    ),
 ]
 Exclude = Annotated[
     list[str] | None,
@@ -51,7 +57,7 @@ def _audiences() -> None:
 def save(
     name: Name,
     users: Annotated[
-        Path | None, typer.Option(help="These users: a file of ids, one a line, or .csv, .parquet.", show_default=False)
+        Path | None, typer.Option(help="These users: a file of ids, one a line, or a table.", show_default=False)
     ] = None,
     like: Annotated[
         str | None,
@@ -90,7 +96,9 @@ def save(
     """Save an audience under a name, in the place of one of that name, and find its members.
 
     An audience is some users, whoever is like some users, or others put together. What is saved is the question: with
-    each release it is answered anew. A .csv or .parquet file of seeds has a column user_id and may have one weight.
+    each release it is answered anew. A file of users has an id a line; a .csv, .tsv, .jsonl or .parquet file has a
+    column user_id, and of seeds may have one weight. Blanks around an id are left out, unless somebody is known by it
+    as it stands.
 
     \b
     Examples:
@@ -123,14 +131,19 @@ def save(
             raise UsageError(f"--combine is not JSON ({error})") from error
     else:
         size = sized(percent, count, probability)
-        rule = Alike(asked_of(like or "", size, negative, exclude or [], where, balance=balanced(balance, mix),
+        rule = Alike(asked_of(like or "", size, negative or [], exclude or [], where, balance=balanced(balance, mix),
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
+    known = audiences.release.history.users
+    if isinstance(rule, Listed):
+        rule = Listed(meant(rule.user_ids, known))
+    elif isinstance(rule, Alike):
+        rule = Alike(all_meant(rule.asked, known))
     definition = audiences.put(name, rule)
     with already_saved():
         made = audiences.members(name, TerminalReporter())
     told = {"name": name, "kind": definition.kind, **made.facts}
-    emit(told, as_json=as_json, text=f"{name}: {len(made):,} users")
+    emit(told, as_json=as_json, text="\n".join([f"{name}: {len(made):,} users", *known_in_words(made.facts["known"])]))
 
 
 @app.command("list")
@@ -272,7 +285,7 @@ def delete(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = Fal
 def asked_of(
     seeds: str,
     size: Any,
-    negative: Path | None,
+    negative: Sequence[str],
     exclude: Sequence[str],
     where: str | None = None,
     **more: Any,
@@ -282,7 +295,7 @@ def asked_of(
     Args:
         seeds: a file, ``@NAME`` of a saved audience, or ``where`` and a filter.
         size: of the audience.
-        negative: a file.
+        negative: files and ``@NAME``.
         exclude: files and ``@NAME``.
         where: a filter as a line of text, or its JSON document.
         more: as ``Asked`` has it.
@@ -299,15 +312,46 @@ def asked_of(
         given = {"seeds": [], "seeds_where": parse(seeds[len("where ") :])}
     else:
         given = seeds_in(seeds)
+    (negatives, negative_audiences), (excluded, exclude_audiences) = map(_told_apart, (negative, exclude))
     return Asked(
         **given,
         size=size,
-        negatives=ids_in(negative),
-        exclude=[one for file in exclude if not file.startswith("@") for one in ids_in(Path(file))],
-        exclude_audiences=[one[1:] for one in exclude if one.startswith("@")],
+        negatives=negatives,
+        negative_audiences=negative_audiences,
+        exclude=excluded,
+        exclude_audiences=exclude_audiences,
         where=None if where is None else parse(where),
         **more,
     )
+
+
+def _told_apart(given: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The ids of all files that are given, and the saved audiences."""
+    ids = [one for file in given if not file.startswith("@") for one in ids_in(Path(file))]
+    return ids, [one[1:] for one in given if one.startswith("@")]
+
+
+def meant(ids: Sequence[str], users: Identifiers) -> list[str]:
+    """Ids without blanks around them, but for those of users who are known by them."""
+    odd = [one for one in ids if one != one.strip()]
+    as_they_stand = {one for one, row in zip(odd, users.rows(odd).tolist(), strict=True) if row >= 0}
+    return [one if one in as_they_stand else one.strip() for one in ids]
+
+
+def all_meant(asked: Asked, users: Identifiers) -> Asked:
+    """The same with the ids that are meant, see ``meant``."""
+    from dataclasses import replace
+
+    seeds, negatives, exclude = (meant(some, users) for some in (asked.seeds, asked.negatives, asked.exclude))
+    return replace(asked, seeds=seeds, negatives=negatives, exclude=exclude)
+
+
+def known_in_words(known: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """A line for each list of ids that came with an audience."""
+    names = {"exclude": "excluded"}
+    return [
+        f"{names.get(name, name)}: {one['n_known']:,} of {one['n_given']:,} ids known" for name, one in known.items()
+    ]
 
 
 def sized(percent: float | None, count: int | None, probability: float | None) -> Size:
@@ -347,36 +391,53 @@ def seeds_in(file: str) -> dict[str, Any]:
     """``seeds``, the ids of a file, and ``weights`` if it has a column of that name.
 
     Args:
-        file: text with an id a line; or .csv or .parquet with a column user_id.
+        file: text with an id a line; or a table by its name, see ``readers.format_of``, with a column user_id. Whole
+            numbers are ids however they are written down, 7.0 as 7.
 
     Raises:
         UsageError: it cannot be read, or is not of ids.
     """
-    import polars as pl
-
-    from lurm.errors import UsageError
+    from lurm.errors import DataError, UsageError
+    from lurm.readers import format_of
 
     path = Path(file)
     try:
-        if path.suffix not in (".csv", ".parquet"):
-            lines = path.read_text("utf-8-sig").split("\n")
-            return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
-        read = pl.read_parquet if path.suffix == ".parquet" else partial(pl.read_csv, infer_schema=False)
-        table = read(path, glob=False)
-        if "user_id" not in table.columns:
-            raise UsageError(f"{path} has the columns {', '.join(table.columns)}, expected user_id, and weight if any")
-        table = table.with_columns(pl.col("user_id").cast(pl.String))
-        if table["user_id"].null_count():
-            raise UsageError(f"{path} has {table['user_id'].null_count():,} rows without a user_id")
-        found: dict[str, Any] = {"seeds": table["user_id"].to_list()}
-        if "weight" in table.columns:
-            weights = table["weight"].cast(pl.Float64)
-            if weights.null_count():
-                raise UsageError(f"{path} has {weights.null_count():,} rows without a weight")
-            found["weights"] = weights.to_list()
-        return found
-    except (OSError, UnicodeDecodeError, pl.exceptions.PolarsError) as error:
+        if (format := format_of(path)) is not None:
+            return _seeds_of_table(path, format)
+        lines = path.read_text("utf-8-sig").split("\n")
+        return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
+    except (OSError, UnicodeDecodeError, DataError) as error:
         raise UsageError(f"{path} cannot be read as a file of user ids ({error})") from error
+
+
+def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
+    from lurm.columns import as_numbers, as_text
+    from lurm.errors import UsageError
+    from lurm.readers import layout_of, read
+
+    columns = layout_of(path, format).columns
+    if "user_id" not in columns:
+        there = f"the columns {', '.join(columns)}" if columns else "no columns"
+        raise UsageError(f"{path} has {there}, expected user_id, and weight if any")
+    ids, weights, n_malformed = list[str | None](), list[float | None](), 0
+    for chunk in read(path, format, ["user_id", "weight"], rows=_ROWS):
+        n_malformed += len(chunk.malformed)
+        if "user_id" in chunk.columns:
+            ids += as_text(chunk.columns["user_id"], "user_id").to_list()
+        if "weight" in chunk.columns:
+            weights += as_numbers(chunk.columns["weight"], "weight").to_list()
+    if "weight" not in columns and not any(one is not None for one in weights):
+        weights = []  # of JSON lines only those near the top are known before
+    for n, what in (
+        (n_malformed, "that are none"),
+        (sum(one is None or not one.strip() for one in ids), "without a user_id"),
+        (sum(one is None for one in weights), "without a weight"),
+        (len(ids) - len(weights) if weights else 0, "without a weight"),
+        (sum(one != one for one in weights), "whose weight is no number"),
+    ):
+        if n:
+            raise UsageError(f"{path} has {n:,} rows {what}")
+    return {"seeds": ids, "weights": weights} if weights else {"seeds": ids}
 
 
 def opened(config: Settings, release_id: str | None = None) -> Audiences:

@@ -28,6 +28,7 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
 from lurm.meant import Meant
+from lurm.phrases import quoted
 
 FOLDER, FILE = "audiences", "definition.json"
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -98,7 +99,8 @@ class Definition:
             case Combined(term):
                 return set(_names(term, _DEPTH))
             case Alike(asked):
-                return {*asked.exclude_audiences, *([asked.seeds_of] if asked.seeds_of else [])}
+                seeds_of = [asked.seeds_of] if asked.seeds_of else []
+                return {*asked.exclude_audiences, *asked.negative_audiences, *seeds_of}
             case Listed():
                 return set()
 
@@ -156,7 +158,7 @@ class Definitions:
         except (FileNotFoundError, NotADirectoryError):
             found = None
         if found is None:
-            raise UnknownName("there is no saved audience of this name")
+            raise UnknownName(f"there is no saved audience {quoted(name)}")
         return found
 
     def some(self, names: Iterable[str]) -> dict[str, Definition]:
@@ -219,7 +221,7 @@ class Definitions:
         with changing(self.folder):
             there, damaged = self.read()
             if name not in there and name not in damaged:
-                raise UnknownName("there is no saved audience of this name")
+                raise UnknownName(f"there is no saved audience {quoted(name)}")
             if users := sorted(one.name for one in there.values() if name in one.uses):
                 raise Unfulfillable(f"other audiences are made of it ({', '.join(users[:3])}); delete those first")
             with alone(self.folder / name, MAKING):
@@ -233,7 +235,7 @@ class Definitions:
             UnknownName: it has.
         """
         if not (self.folder / name / FILE).is_file():
-            raise UnknownName("there is no saved audience of this name")
+            raise UnknownName(f"there is no saved audience {quoted(name)}")
 
     def forget_erased(self) -> int:
         """Take who was erased out of the files; returns how many definitions changed.
@@ -368,7 +370,7 @@ def check_uses(there: Mapping[str, Definition], definition: Definition) -> None:
         if name == definition.name:
             raise Unfulfillable("the audience would be made of itself")
         if name not in there:
-            raise Unfulfillable("it is made of a saved audience that is not there")
+            raise Unfulfillable(f"it is made of {name!r}, a saved audience that is not there")
         if name not in seen:
             seen.add(name)
             pending += there[name].uses

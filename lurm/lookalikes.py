@@ -33,7 +33,7 @@ WEIGHT_AT_MOST = 1e6
 _REASONS = 10
 _ROWS = 32_768
 _EXPLAINED_AT_ONCE = 2_000
-_LEAST_WEIGHT = 1e-9  # of the largest; sums of fewer are lost in float32
+_LEAST_WEIGHT = 1e-9  # of the largest; sums of less are lost in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Asked:
         seeds_where: a filter; whoever passes it is a seed, too; None: nobody.
         seeds_of: a saved audience whose members are seeds, too; None: none.
         exclude_audiences: saved audiences whose members must not be in it.
+        negative_audiences: saved audiences it is to be unlike; their members are not in it.
         include_seeds: whether seeds may be in it.
         where: who alone may be in it; None: everybody.
         balance: the mix it is to have; None: as it comes.
@@ -67,6 +68,7 @@ class Asked:
     seeds_where: Filter | None = None
     seeds_of: str | None = None
     exclude_audiences: Sequence[str] = ()
+    negative_audiences: Sequence[str] = ()
     include_seeds: bool = False
     where: Filter | None = None
     balance: Balance | None = None
@@ -164,7 +166,7 @@ def nobody_saved(name: str) -> NDArray[np.int64]:
     Raises:
         UnknownName: always.
     """
-    raise UnknownName("there is no saved audience of this name")
+    raise UnknownName(f"there is no saved audience {name!r}")
 
 
 def find(
@@ -209,14 +211,14 @@ def find(
     if len(seeds) == np.count_nonzero(alive_u):
         raise Unfulfillable("everybody is a seed; nobody is left to be told from them")
     groups_u, values = groups_of(release.attributes, asked.balance)
-    negatives = np.unique(_rows(release, asked.negatives))
+    negatives = np.unique(np.concatenate([_rows(release, asked.negatives), *map(members_of, asked.negative_audiences)]))
     negatives = negatives[alive_u[negatives]]
-    if len(asked.negatives):
-        _protect("negatives", len(asked.negatives), len(negatives), None, k_min)
+    if len(asked.negatives) or asked.negative_audiences:
+        _protect("negatives", None if asked.negative_audiences else len(asked.negatives), len(negatives), None, k_min)
     lookalike = Lookalike(
         release.embeddings.vectors_ue,
         seeds,
-        weights_s=None if weights_s is None else weights_s.clip(_LEAST_WEIGHT).astype(np.float32),
+        weights_s=weights_s,
         negatives=negatives,
         n_groups=asked.n_groups,
         seed=asked.seed,
@@ -420,18 +422,16 @@ def _given(release: Release, asked: Asked, members_of: MembersOf, filters: Filte
 
 def _seeds(
     given: NDArray[np.int64], asked: Asked, alive_u: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
     """(S,) rows of the seeds that are known and not erased, ascending, each once, and weights, the most of them 1."""
     known = (given >= 0) & alive_u[given]
-    weights = np.ones(len(given))
-    if asked.weights is not None:
-        weights[: len(asked.weights)] = asked.weights
+    if asked.weights is None:
+        return np.unique(given[known]), None
+    weights = np.append(asked.weights, np.ones(len(given) - len(asked.weights)))
     known &= weights > 0
     seeds, inverse = np.unique(given[known], return_inverse=True)
-    if asked.weights is None:
-        return seeds, None
     weights_s = np.bincount(inverse, weights[known], minlength=len(seeds))
-    return seeds, weights_s / weights_s.max(initial=0)
+    return seeds, (weights_s / weights_s.max(initial=0)).clip(_LEAST_WEIGHT).astype(np.float32)
 
 
 def _repeats(given: NDArray[np.int64], asked: Asked) -> int:
@@ -440,7 +440,7 @@ def _repeats(given: NDArray[np.int64], asked: Asked) -> int:
     return len(asked.seeds) - len(set(asked.seeds)) + int(np.isin(of_audience, given[: len(asked.seeds)]).sum())
 
 
-def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np.float64] | None, k_min: int) -> None:
+def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np.float32] | None, k_min: int) -> None:
     """Let nobody ask who a few people are like.
 
     Args:
@@ -461,7 +461,8 @@ def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np
             f"{what}: {found}, expected at least {k_min:,}; with fewer, an audience would tell who they are"
         )
     if weights_s is not None:
-        effective = weights_s.sum() ** 2 / (weights_s**2).sum()
+        weights = weights_s.astype(np.float64)
+        effective = weights.sum() ** 2 / (weights**2).sum()
         if not effective >= k_min:
             raise Unfulfillable(
                 f"{what}: their weights make {n_known:,} users count as much as {effective:,.0f} alike would, expected "

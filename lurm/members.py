@@ -216,6 +216,7 @@ class Making:
         }
         nothing |= {"may": np.empty(0, bool), "strangers": np.empty(0, _HASH), "groups": np.empty(0, _GROUP)}
         arrays = {**nothing, **arrays, "member": member_u, "hashes": hashes}
+        told["known"] = known_of(self._release, rule, self._alive_u)
         told |= {"n_users": len(rows), "churn": self._churn(own, hashes), "seconds": time.perf_counter() - started}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, told
 
@@ -257,6 +258,8 @@ class Making:
         kept_out, strangers = self._known(named)
         may_u = np.ones(len(self._alive_u), bool)
         may_u[kept_out] = False
+        for name in asked.negative_audiences:
+            may_u[self._of[name].rows] = False
         if not asked.include_seeds:
             may_u[found.seeds] = False
         scale = np.sort(found.scores_u)
@@ -300,6 +303,21 @@ class Making:
                 told = {name: n if not n or n >= self._k_min else None for name, n in counts.items()}
                 return {"since": made["release"], **told}
         return None
+
+
+def known_of(release: Release, rule: Rule, alive_u: NDArray[np.bool_]) -> dict[str, dict[str, int]]:
+    """How many ids of each list of a rule are given and known, each counted once; of a list without any, nothing."""
+    lists: dict[str, Sequence[str]] = {}
+    if isinstance(rule, Listed):
+        lists = {"users": rule.user_ids}
+    if isinstance(rule, Alike):
+        lists = {name: getattr(rule.asked, name) for name in ("seeds", "negatives", "exclude")}
+    told = {}
+    for name, ids in lists.items():
+        rows = np.unique(release.history.users.rows(ids))
+        if ids:
+            told[name] = {"n_given": len(set(ids)), "n_known": int(alive_u[rows[rows >= 0]].sum())}
+    return told
 
 
 def _newest_first(own: Path) -> list[Path]:

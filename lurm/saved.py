@@ -42,7 +42,7 @@ from lurm.histories import alive_in
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.meant import NamedInterest, as_of, meant_by
-from lurm.members import VERSION, Making, Members, Stack, let_go
+from lurm.members import VERSION, Making, Members, Stack, known_of, let_go
 from lurm.moments import iso_of
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
@@ -226,6 +226,7 @@ class Audiences:
             "space_id": self.release.space_id,
             "n_users": facts["n_users"],
             "churn": facts["churn"],
+            "known": facts.get("known", {}),
             "definition": sent_of(one.rule),
             "filter_interests": [asdict(interest) for interest in one.interests],
             **{fact: facts.get(fact) for fact in _OF_SEEDS},
@@ -246,6 +247,10 @@ class Audiences:
             members_of=self.rows_of,
             filters=self._filters,
         )
+
+    def known(self, asked: Asked) -> dict[str, dict[str, int]]:
+        """How many ids of its lists are given and known; see ``members.known_of``."""
+        return known_of(self.release, Alike(asked), alive_in(self.release.history, self._ledger))
 
     def rows_of(self, name: str) -> NDArray[np.int64]:
         """Rows of the members of one audience; see ``members``."""
@@ -279,7 +284,8 @@ class Audiences:
                 member[name] = bool(members.member_u[row]) if row >= 0 else members.names(user_id)
             else:
                 kept_out = members.names(user_id) if row < 0 else not members.may_u[row]
-                kept_out = kept_out or any(member.get(other, False) for other in rule.asked.exclude_audiences)
+                others = (*rule.asked.exclude_audiences, *rule.asked.negative_audiences)
+                kept_out = kept_out or any(member.get(other, False) for other in others)
                 where = rule.asked.where
                 passes = where is None or self._filters.passes(where, row, history)
                 score, cutoff = members.scores_u[row] if as_scanned else scores[name], members.cutoff(row)
@@ -482,6 +488,7 @@ def _like_of(asked: Asked) -> dict[str, Any]:
         "negatives": list(asked.negatives),
         "exclude": list(asked.exclude),
         "exclude_audiences": list(asked.exclude_audiences),
+        "negative_audiences": list(asked.negative_audiences),
         "include_seeds": asked.include_seeds,
         "filter": None if asked.where is None else filter_document(asked.where),
         "balance": None if asked.balance is None else asdict(asked.balance),

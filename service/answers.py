@@ -244,6 +244,19 @@ class AudienceUser(BaseModel):
     shared_interests: list[SharedInterest]
 
 
+class KnownIds(BaseModel):
+    """Of a list of ids, each counted once."""
+
+    n_given: int
+    n_known: int = Field(description="Users of the release.")
+
+
+ListsKnown = Annotated[
+    dict[Literal["users", "seeds", "negatives", "exclude"], KnownIds],
+    Field(description="How many ids of each list that is given are known; where none is, nothing came of the list."),
+]
+
+
 class SeedHealth(BaseModel):
     """What the seeds are like."""
 
@@ -340,6 +353,7 @@ class AudienceAnswer(BaseModel):
     space_id: str
     n_users: int
     churn: Churn | None
+    known: ListsKnown
     definition: dict[str, Any] = Field(description="The request that saves it, by numbers of this release.")
     filter_interests: list[FilterInterest] = Field(description="Which its filters name, in the order of `saved_as`.")
     n_eligible: int | None = Field(description="This, and what follows: null where there are no seeds.")
@@ -431,6 +445,7 @@ class LookalikesAnswer(BaseModel):
 
     space_id: str
     users: list[AudienceUser]
+    known: ListsKnown
     n_users: int = Field(description="Of the audience, listed or not.")
     n_eligible: int
     n_missing: int = Field(description="How many fewer there are than the size asks for, where a mix cannot be filled.")

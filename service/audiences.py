@@ -58,7 +58,8 @@ async def find(request: Request) -> Response:
 
 def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
     release = serving.release
-    found = serving.audiences.find(asked_of(asked), Silent())
+    wanted = asked_of(asked)
+    found = serving.audiences.find(wanted, Silent())
     audience, describe = found.audience, release.vocabulary.describe
     listed = audience.rows[: asked.limit]
     reasons = lookalikes.why(release, found, listed, _SHARED)
@@ -81,5 +82,6 @@ def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
             }
             for rank, (who, percentile, probability, why) in enumerate(users, 1)
         ],
+        "known": serving.audiences.known(wanted),
         **lookalikes.facts(found),
     }

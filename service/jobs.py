@@ -124,6 +124,7 @@ def _find(serving: Serving, asked: Asked, reporter: JobReporter, path: FilePath)
     return {
         "release": release.release_id,
         "space_id": release.space_id,
+        "known": serving.audiences.known(asked),
         **lookalikes.facts(found),
         _ERASURES: n_erasures,
     }

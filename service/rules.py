@@ -140,6 +140,7 @@ def asked_of(rule: LikeRule) -> lookalikes.Asked:
         seeds_where=rule.seeds.filter if isinstance(rule.seeds, SeedsByFilter) else None,
         seeds_of=rule.seeds.audience if isinstance(rule.seeds, SeedsOfAudience) else None,
         exclude_audiences=tuple(rule.exclude_audiences),
+        negative_audiences=tuple(rule.negative_audiences),
         include_seeds=rule.include_seeds,
         where=rule.filter,
         balance=None if rule.balance is None else Balance(rule.balance.attribute, rule.balance.like),

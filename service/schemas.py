@@ -285,6 +285,9 @@ class LikeRule(WireModel):
     exclude_audiences: list[AudienceName] = Field(
         default_factory=list, max_length=50, description="Saved audiences whose members must not be in it."
     )
+    negative_audiences: list[AudienceName] = Field(
+        default_factory=list, max_length=50, description="Saved audiences to be unlike; their members are not in it."
+    )
     include_seeds: bool = False
     filter: Filter | None = Field(None, description="Who alone may be in it.")
     balance: AudienceBalance | None = None

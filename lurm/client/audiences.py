@@ -30,6 +30,7 @@ class Lookalikes:
         interests: that it has more often than everybody.
         n_missing: how many fewer there are than its size asks for, where a mix cannot be filled.
         mix: of a balanced audience, group by group: value, the part wanted, and n_users; else empty.
+        known: of each list of ids n_given, and how many of these are known, n_known.
     """
 
     users: list[dict[str, Any]]
@@ -43,6 +44,7 @@ class Lookalikes:
     reach_of: str | None = None
     expected: float | None = None
     n_missing: int | None = None
+    known: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Audience:
         churn: since which release how many joined, left and stayed; None where it was not made of one before.
         why_not: why it cannot be made.
         definition: the rule that saves it; None in a list, and so is what follows.
+        known: of each list of ids n_given, and how many of these are known, n_known.
         filter_interests: which its filters name by number, and what these were when it was saved.
         n_eligible, health, reach, interests, mix, reach_of, expected, n_missing: as of ``Lookalikes``; None where there
             are no seeds.
@@ -68,6 +71,7 @@ class Audience:
     churn: dict[str, Any] | None
     why_not: str | None = None
     definition: dict[str, Any] | None = None
+    known: dict[str, dict[str, int]] | None = None
     filter_interests: list[dict[str, Any]] | None = None
     n_eligible: int | None = None
     health: dict[str, Any] | None = None
@@ -149,7 +153,8 @@ class AudienceMethods(ABC):
 
         Args:
             seeds: ids, or ``{"audience": name}``, or ``{"filter": ...}``.
-            asked: size, negatives, exclude, exclude_audiences, filter, balance, limit, as the service takes them.
+            asked: size, negatives, exclude, negative_audiences, exclude_audiences, filter, balance, limit, as the
+                service takes them.
 
         Raises:
             UsageError: the service does not take what it is asked.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from lurm.audience import Size
-from lurm.definitions import Alike, Definitions
+from lurm.definitions import Alike, Combined, Definitions, Listed
 from lurm.erasure import Ledger
-from lurm.errors import UsageError
+from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
+from lurm.progress import Silent
 from lurm.release import Release
 from lurm.saved import Audiences
 from tests.integration.conftest import Built
@@ -83,3 +85,38 @@ def test_who_weighs_nothing_is_kept_out_like_any_seed_now_and_later(audiences: A
     vector_e = np.asarray(release.embeddings.vectors_ue[best])
     places = {one.name: one.member for one in audiences.places(release.history.users[3], 3, vector_e, moved)}
     assert places == {"alike": False, "with-seeds": True}
+
+
+def test_who_asks_of_several_is_told_which_cannot_be_answered(audiences: Audiences, release: Release) -> None:
+    audiences.put("few", Listed(some(release, 0, K_MIN - 1)))
+    audiences.put("like-few", alike(release, seeds=[], seeds_of="few"))
+    audiences.put("others", alike(release, exclude_audiences=["like-few"]))
+    audiences.put("both", Combined({"or": ["few", "others"]}))
+    few = "the audience 'like-few' cannot be made: seeds: 9 users are meant"
+    asks: list[tuple[Callable[[], object], str]] = [
+        (lambda: audiences.members("others"), f"^{few}"),
+        (lambda: audiences.members("both"), f"^the audience 'others' cannot be made: {few}"),
+        (lambda: audiences.overlap(["few", "like-few"]), f"^{few}"),
+        (lambda: audiences.find(alike(release, exclude_audiences=["like-few"]).asked, Silent()), f"^{few}"),
+        (lambda: audiences.put("more", Combined("absent")), "^it is made of 'absent', a saved audience that is not"),
+    ]
+    for ask, said in asks:
+        with pytest.raises(Unfulfillable, match=said):
+            ask()
+    with pytest.raises(UnknownName, match="'absent'"):
+        audiences.overlap(["few", "absent"])
+    with pytest.raises(UnknownName, match="'absent'"):
+        audiences.find(alike(release, seeds=[], seeds_of="absent").asked, Silent())
+
+
+def test_what_a_saved_audience_is_to_be_unlike_stays_out_now_and_later(audiences: Audiences, release: Release) -> None:
+    audiences.put("unlike", Listed(some(release, 60, 90)))
+    audiences.put("of-audience", alike(release, negative_audiences=["unlike"], size=Size(percent=100)))
+    audiences.put("of-list", alike(release, negatives=some(release, 60, 90), size=Size(percent=100)))
+    rows = audiences.rows_of("of-audience")
+    assert rows.tolist() == audiences.rows_of("of-list").tolist()
+    assert not set(rows.tolist()) & set(range(60, 90))
+    moved = replace(release.history.at(int(rows[0])), user_id=release.history.users[60])
+    vector_e = np.asarray(release.embeddings.vectors_ue[int(rows[0])])
+    places = {one.name: one.member for one in audiences.places(release.history.users[60], 60, vector_e, moved)}
+    assert places == {"unlike": True, "of-audience": False, "of-list": False}

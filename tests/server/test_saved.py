@@ -107,6 +107,69 @@ def test_what_is_saved_is_answered_by_every_worker(asked: httpx.Client, release:
         problem(asked.get(f"/v1/audiences/{name}"), 404, "unknown-name")
 
 
+def said(root: Path, live_dir: Path, *words: str) -> Result:
+    """What ``lurm audience`` says."""
+    environment = {"LURM_AUDIENCE_SEEDS": str(K_MIN), "LURM_LIVE_DIR": str(live_dir)}
+    outcome = CliRunner().invoke(app, [*words, "--artifacts-dir", str(root)], env=environment)
+    if outcome.exception is not None:
+        raise outcome.exception
+    return outcome
+
+
+def test_the_command_says_what_the_service_says(
+    asked: httpx.Client, release: Release, release_root: Path, tmp_path: Path
+) -> None:
+    interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
+    seeds = [{"user_id": one, "weight": 1.0 + n} for n, one in enumerate(some(release, 90, 120))]
+    put(asked, "crowd", users=some(release, 90, 120))
+    put(asked, "acted", like={"seeds": seeds, "size": {"count": 20}, "filter": {"interest": interest}})
+    few = {"like": {"seeds": some(release, 90, 90 + K_MIN - 1)}}
+    problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
+    for name in ("crowd", "acted"):
+        told = json.loads(said(release_root, tmp_path, "show", name, "--json").stdout)
+        assert told == get(asked, f"/v1/audiences/{name}")
+    assert [one["interest"] for one in told["filter_interests"]] == [interest]
+    shown = said(release_root, tmp_path, "show", "acted").stdout
+    assert f"filter by interest {interest}: {release.vocabulary.describe(interest).description}" in shown
+    listed = {"audiences": json.loads(said(release_root, tmp_path, "list", "--json").stdout)}
+    assert listed == get(asked, "/v1/audiences")
+    own = said(release_root, tmp_path, "of", some(release, 0, 1)[0]).stdout
+    assert f"{K_MIN - 1} ids are given and" in " ".join(own.split())
+    for name in ("acted", "few", "crowd"):
+        assert asked.delete(f"/v1/audiences/{name}").status_code == 200
+
+
+def test_every_list_says_how_many_of_its_ids_are_known(
+    asked: httpx.Client, release: Release, release_root: Path, tmp_path: Path
+) -> None:
+    seeds, unlike, out = some(release, 60, 90), some(release, 90, 100), some(release, 100, 110)
+    files = {"seeds": seeds, "out": [f"{one} " for one in out] + ["nobody"], "strangers": ["x", "y", "y"]}
+    for name, ids in files.items():
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+    file = {name: str(tmp_path / f"{name}.txt") for name in files}
+    put(asked, "unlike", users=unlike)
+    save = ["save", "some", "--like", file["seeds"], "--percent", "100", "--negative", "@unlike", "--exclude"]
+    told = said(release_root, tmp_path, *save, file["out"]).stdout
+    assert "excluded: 10 of 11 ids known" in told.splitlines()
+    alike = get(asked, "/v1/audiences/some")
+    known = {"seeds": {"n_given": 30, "n_known": 30}, "exclude": {"n_given": 11, "n_known": 10}}
+    assert alike["known"] == known
+    assert alike["definition"]["like"]["negative_audiences"] == ["unlike"]
+    members = {one["user_id"] for one in get(asked, "/v1/audiences/some/members")["members"]}
+    assert not members & {*seeds, *unlike, *out}
+    assert AudienceAnswer.model_validate(asked.put("/v1/audiences/some", json=alike["definition"]).json())
+    told = said(release_root, tmp_path, "save", "none", "--users", file["strangers"]).stdout
+    assert told.splitlines() == ["none: 0 users", "users: 0 of 2 ids known"]
+    problem(asked.delete("/v1/audiences/unlike"), 409, "unfulfillable")
+    body = {"seeds": seeds, "exclude": [*out, "nobody"], "negatives": unlike, "size": {"count": 3}}
+    answer = asked.post("/v1/lookalikes", json=body).json()
+    assert answer["known"] == {**known, "negatives": {"n_given": 10, "n_known": 10}}
+    job = ended(asked, asked.post("/v1/lookalikes", json={**body, "job": True}).headers["location"])
+    assert job["facts"]["known"] == answer["known"]
+    for name in ("some", "none", "unlike"):
+        assert asked.delete(f"/v1/audiences/{name}").status_code == 200
+
+
 @pytest.mark.parametrize(
     "rule",
     [
@@ -222,38 +285,6 @@ def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, rel
         "it is saved, and cannot be answered of this release: "
     )
     assert asked.delete("/v1/audiences/kept").status_code == 200
-
-
-def said(root: Path, live_dir: Path, *words: str) -> Result:
-    """What ``lurm audience`` says."""
-    environment = {"LURM_AUDIENCE_SEEDS": str(K_MIN), "LURM_LIVE_DIR": str(live_dir)}
-    outcome = CliRunner().invoke(app, [*words, "--artifacts-dir", str(root)], env=environment)
-    if outcome.exception is not None:
-        raise outcome.exception
-    return outcome
-
-
-def test_the_command_says_what_the_service_says(
-    asked: httpx.Client, release: Release, release_root: Path, tmp_path: Path
-) -> None:
-    interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
-    seeds = [{"user_id": one, "weight": 1.0 + n} for n, one in enumerate(some(release, 90, 120))]
-    put(asked, "crowd", users=some(release, 90, 120))
-    put(asked, "acted", like={"seeds": seeds, "size": {"count": 20}, "filter": {"interest": interest}})
-    few = {"like": {"seeds": some(release, 90, 90 + K_MIN - 1)}}
-    problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
-    for name in ("crowd", "acted"):
-        told = json.loads(said(release_root, tmp_path, "show", name, "--json").stdout)
-        assert told == get(asked, f"/v1/audiences/{name}")
-    assert [one["interest"] for one in told["filter_interests"]] == [interest]
-    shown = said(release_root, tmp_path, "show", "acted").stdout
-    assert f"filter by interest {interest}: {release.vocabulary.describe(interest).description}" in shown
-    listed = {"audiences": json.loads(said(release_root, tmp_path, "list", "--json").stdout)}
-    assert listed == get(asked, "/v1/audiences")
-    own = said(release_root, tmp_path, "of", some(release, 0, 1)[0]).stdout
-    assert f"{K_MIN - 1} ids are given and" in " ".join(own.split())
-    for name in ("acted", "few", "crowd"):
-        assert asked.delete(f"/v1/audiences/{name}").status_code == 200
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lurm.audiences import ids_in, seeds_in
+from lurm.audiences import ids_in, meant, seeds_in
 from lurm.errors import UsageError
+from lurm.identifiers import Identifiers
 
 
 @pytest.fixture
@@ -20,10 +21,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def written(table: pl.DataFrame, path: Path) -> str:
-    if path.suffix == ".csv":
-        table.write_csv(path)
-    else:
-        table.write_parquet(path)
+    match path.suffix.lower():
+        case ".csv":
+            table.write_csv(path)
+        case ".tsv":
+            table.write_csv(path, separator="\t")
+        case ".jsonl":
+            table.write_ndjson(path)
+        case _:
+            table.write_parquet(path)
     return str(path)
 
 
@@ -36,7 +42,7 @@ def test_a_line_is_an_id(folder: Path, signature: bytes) -> None:
     assert ids_in(None) == []
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".tsv", ".jsonl", ".parquet", ".Parquet"])
 def test_a_table_may_tell_weights(folder: Path, suffix: str) -> None:
     path = folder / f"seeds{suffix}"
     ids = pl.DataFrame({"name": ["a", "b"], "user_id": ["007", "x,y"]})
@@ -45,19 +51,36 @@ def test_a_table_may_tell_weights(folder: Path, suffix: str) -> None:
     assert seeds_in(written(weighted, path)) == {"seeds": ["007", "x,y"], "weights": [1.0, 2.5]}
 
 
-def test_numbers_are_ids_too(folder: Path) -> None:
-    path = written(pl.DataFrame({"user_id": [7, 12]}), folder / "seeds.parquet")
-    assert seeds_in(path) == {"seeds": ["7", "12"]}
+@pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
+@pytest.mark.parametrize("ids", [[7, 12], [7.0, 12.0]])
+def test_whole_numbers_are_ids_however_they_are_written_down(folder: Path, suffix: str, ids: list[float]) -> None:
+    """A column of numbers with a gap, filled, comes out of pandas as floats; events' ids are read so, too."""
+    assert seeds_in(written(pl.DataFrame({"user_id": ids}), folder / f"seeds{suffix}")) == {"seeds": ["7", "12"]}
+
+
+@pytest.mark.parametrize(
+    "text", ["user_id, weight\n9, 2\n30, 2.5\n", "user_id;weight\n9;2\n30;2,5\n", '"user_id" ,"weight"\n9,2\n30,2.5']
+)
+def test_a_header_is_read_as_it_is_meant(folder: Path, text: str) -> None:
+    (folder / "seeds.csv").write_text(text)
+    assert seeds_in(str(folder / "seeds.csv")) == {"seeds": ["9", "30"], "weights": [2, 2.5]}
+
+
+def test_blanks_around_an_id_are_left_out_unless_somebody_is_known_by_it_so() -> None:
+    ids = ["ann", " bob ", "ü "]
+    users = Identifiers.in_order(sorted(ids))
+    assert meant(["ann ", "\tann", " bob ", "bob", "new ", "ü"], users) == ["ann", "ann", " bob ", "bob", "new", "ü"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 @pytest.mark.parametrize(
     ("table", "said"),
     [
+        (pl.DataFrame({"user_id": ["a", " "]}), "has 1 rows without a user_id"),
         (pl.DataFrame({"id": ["a"]}), "has the columns id, expected user_id"),
         (pl.DataFrame({"user_id": ["a", None], "more": [1, 2]}), "has 1 rows without a user_id"),
         (pl.DataFrame({"user_id": ["a", "b"], "weight": ["1", None]}), "has 1 rows without a weight"),
-        (pl.DataFrame({"user_id": ["a"], "weight": ["much"]}), "cannot be read"),
+        (pl.DataFrame({"user_id": ["a"], "weight": ["much"]}), "has 1 rows whose weight is no number"),
     ],
 )
 def test_what_is_no_list_of_ids_is_said(folder: Path, suffix: str, table: pl.DataFrame, said: str) -> None:
