@@ -8,6 +8,8 @@ in between.
 from __future__ import annotations
 
 import functools
+import hashlib
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -232,6 +234,48 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     if own is None or not len(own):
         return base.inline(user_id, events)
     return base.joined(own, events)[0]
+
+
+class Living:
+    """Who of a base nothing is erased of, as of now; only what is new in the ledger is looked for. Threads may share.
+
+    Args:
+        base: whose users.
+        ledger: of erasures; None: nobody was erased.
+    """
+
+    def __init__(self, base: HistoryBase, ledger: Ledger | None) -> None:
+        self._base, self._ledger = base, ledger
+        self._looking = threading.Lock()
+        self._n_seen = 0
+        self._digests_u: NDArray[np.uint64] | None = None  # the beginnings of them
+        self._now = np.ones(len(base), bool), ""
+        self._now[0].setflags(write=False)
+
+    def now(self) -> tuple[NDArray[np.bool_], str]:
+        """(U,) of whom nothing is erased, read-only; and a hash of who is, empty where nobody is."""
+        if self._ledger is None:
+            return self._now
+        with self._looking:
+            if erasures := self._ledger.after(self._n_seen):
+                self._now = self._without({bytes.fromhex(one.user) for one in erasures}, self._ledger)
+                self._n_seen += len(erasures)
+            return self._now
+
+    def _without(self, erased: set[bytes], ledger: Ledger) -> tuple[NDArray[np.bool_], str]:
+        if self._digests_u is None:
+            users, begun = self._base.users, []
+            for start in range(0, len(users), _LOOKED_AT):
+                ids = users.take(np.arange(start, min(start + _LOOKED_AT, len(users))))
+                begun.append(np.frombuffer(b"".join(ledger.digest(one)[:8] for one in ids), np.uint64))
+            self._digests_u = np.concatenate(begun or [np.empty(0, np.uint64)])
+        wanted = np.frombuffer(b"".join(one[:8] for one in erased), np.uint64)
+        rows = np.flatnonzero(np.isin(self._digests_u, wanted))
+        alive_u = self._now[0].copy()
+        alive_u[rows] &= alive_in(self._base, ledger, rows)
+        alive_u.setflags(write=False)
+        gone = np.flatnonzero(~alive_u)
+        return alive_u, hashlib.sha256(gone.tobytes()).hexdigest() if len(gone) else ""
 
 
 def alive_in(base: HistoryBase, ledger: Ledger | None, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:

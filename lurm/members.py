@@ -20,10 +20,8 @@ from lurm.arrays import map_array
 from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
 from lurm.definitions import Alike, Combined, Definition, Listed, Rule, combine
-from lurm.erasure import Ledger
 from lurm.errors import LurmError, Unfulfillable
 from lurm.filters import Filters
-from lurm.histories import alive_in
 from lurm.identifiers import hash_ids
 from lurm.lookalikes import facts, find
 from lurm.progress import Reporter
@@ -148,7 +146,7 @@ class Making:
         definition: of the audience.
         rule: the same, in the numbers of the release.
         of: members of the audiences it is made of.
-        ledger: of erasures; None: nobody was erased.
+        alive_u: (U,) of whom nothing is erased.
         k_min: fewest seeds, and fewest users who are counted.
         filters: of the release.
         reporter: told about the work.
@@ -160,14 +158,13 @@ class Making:
         definition: Definition,
         rule: Rule,
         of: Mapping[str, Members],
-        ledger: Ledger | None,
+        alive_u: NDArray[np.bool_],
         k_min: int,
         filters: Filters,
         reporter: Reporter,
     ) -> None:
         self._release, self._definition, self._rule, self._of = release, definition, rule, of
-        self._ledger, self._k_min, self._filters, self._reporter = ledger, k_min, filters, reporter
-        self._alive_u = alive_in(release.history, ledger)
+        self._alive_u, self._k_min, self._filters, self._reporter = alive_u, k_min, filters, reporter
 
     def write(self, folder: Path, key: str) -> None:
         """Publish the members as an artifact.
@@ -246,7 +243,7 @@ class Making:
         found = find(
             self._release,
             asked,
-            ledger=self._ledger,
+            ledger=None,
             k_min=self._k_min,
             reporter=self._reporter,
             members_of=lambda name: np.asarray(self._of[name].rows),
@@ -291,13 +288,14 @@ class Making:
         return np.unique(rows[rows >= 0]), np.unique(hash_ids(others))
 
     def _churn(self, own: Path, hashes: NDArray[np.uint64]) -> dict[str, Any] | None:
-        """Who came and went since the release before; None where the same audience was not made of one."""
+        """Who came and went since the release before, who was erased left out; None where it was not made of one."""
         for before in _newest_first(own):
             with suppress(LurmError):
                 made = open_artifact(before, KIND, verify=False).manifest.config
                 if made["release"] == self._release.release_id or made["definition"] != self._definition.digest:
                     continue
-                then = map_array(before / _HASHES, _HASH)
+                gone = hash_ids(self._release.history.users.take(np.flatnonzero(~self._alive_u)))
+                then = np.setdiff1d(map_array(before / _HASHES, _HASH), gone, assume_unique=True)
                 stayed = len(np.intersect1d(then, hashes, assume_unique=True))
                 counts = {"joined": len(hashes) - stayed, "left": len(then) - stayed, "stayed": stayed}
                 told = {name: n if not n or n >= self._k_min else None for name, n in counts.items()}

@@ -38,7 +38,7 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Unfulfillable, UnknownUser, UsageError
 from lurm.filters import Filters
 from lurm.filters import document_of as filter_document
-from lurm.histories import alive_in
+from lurm.histories import Living
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.meant import NamedInterest, as_of, meant_by
@@ -114,6 +114,7 @@ class Made:
     Attributes:
         parts: keys of the audiences it is made of.
         key: of what went in.
+        erased: of who was erased then.
         rule: the definition's, with interests by the numbers they have in the release.
         interests: that it names.
     """
@@ -123,6 +124,7 @@ class Made:
     key: str
     members: Members | Unfulfillable
     rule: Rule
+    erased: str
     interests: Sequence[NamedInterest] = ()
 
     @property
@@ -157,7 +159,8 @@ class Audiences:
         k_min: int,
         filters: Filters | None = None,
     ) -> None:
-        self.release, self.definitions, self._ledger, self._k_min = release, definitions, ledger, k_min
+        self.release, self.definitions, self._k_min = release, definitions, k_min
+        self._living = Living(release.history, ledger)
         self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
         self._stacked: tuple[tuple[str, ...], Stack] | None = None
@@ -241,16 +244,17 @@ class Audiences:
         return find(
             self.release,
             asked,
-            ledger=self._ledger,
+            ledger=None,
             k_min=self._k_min,
             reporter=reporter,
             members_of=self.rows_of,
+            alive_u=self._living.now()[0],
             filters=self._filters,
         )
 
     def known(self, asked: Asked) -> dict[str, dict[str, int]]:
         """How many ids of its lists are given and known; see ``members.known_of``."""
-        return known_of(self.release, Alike(asked), alive_in(self.release.history, self._ledger))
+        return known_of(self.release, Alike(asked), self._living.now()[0])
 
     def rows_of(self, name: str) -> NDArray[np.int64]:
         """Rows of the members of one audience; see ``members``."""
@@ -296,10 +300,8 @@ class Audiences:
                 places.append(Place(name, one.definition.kind, member[name]))
                 continue
             alike = np.array([members.scores_u[row] if as_scanned else scores[name]], np.float32)
-            percentile, probability = (
-                float(members.percentile_of(alike)[0]),
-                float(members.likeness.probability(alike)[0]),
-            )
+            percentile = float(members.percentile_of(alike)[0])
+            probability = float(members.likeness.probability(alike)[0])
             places.append(Place(name, one.definition.kind, member[name], cosines[name], percentile, probability))
         return sorted(places, key=lambda place: place.name)
 
@@ -323,15 +325,10 @@ class Audiences:
         for name, one in sorted(self.all(reporter).items()):
             why_not = str(one.members) if isinstance(one.members, Unfulfillable) else None
             facts = {} if isinstance(one.members, Unfulfillable) else one.members.facts
+            told_of = {fact: facts.get(fact) for fact in ("n_users", "churn")}
+            saved_at = iso_of(one.definition.saved_at)
             told.append(
-                {
-                    "name": name,
-                    "kind": one.definition.kind,
-                    "saved_at": iso_of(one.definition.saved_at),
-                    "n_users": facts.get("n_users"),
-                    "churn": facts.get("churn"),
-                    "why_not": why_not,
-                }
+                {"name": name, "kind": one.definition.kind, "saved_at": saved_at, **told_of, "why_not": why_not}
             )
         return sorted(told, key=lambda one: str(one["name"]))
 
@@ -364,7 +361,7 @@ class Audiences:
 
     def _alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) of whom nothing that the release has was erased."""
-        return alive_in(self.release.history, self._ledger, rows)
+        return self._living.now()[0][rows]
 
     def overlap(self, names: Sequence[str]) -> Overlap:
         """How many users audiences share; what fewer than ``k_min`` are counted as is not told.
@@ -403,17 +400,25 @@ class Audiences:
 
     def _all_of(self, there: Mapping[str, Definition], reporter: Reporter | None) -> dict[str, Made]:
         made: dict[str, Made] = {}
+        living = self._living.now()
         for definition in in_order(there):
-            made[definition.name] = self._one(definition, made, reporter or Silent())
+            made[definition.name] = self._one(definition, made, living, reporter or Silent())
         return made
 
-    def _one(self, definition: Definition, made_before: Mapping[str, Made], reporter: Reporter) -> Made:
+    def _one(
+        self,
+        definition: Definition,
+        made_before: Mapping[str, Made],
+        living: tuple[NDArray[np.bool_], str],
+        reporter: Reporter,
+    ) -> Made:
+        alive_u, erased = living
         parts = {name: made_before[name].key for name in sorted(definition.uses) if name in made_before}
         known = self._made.get(definition.name)
         # What has not been read anew is the same; to take its digest would cost more than to answer.
-        if known is not None and known.definition is definition and known.parts == parts:
+        if known is not None and known.definition is definition and (known.parts, known.erased) == (parts, erased):
             return known
-        key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self._k_min])
+        key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self._k_min, erased])
         made = functools.partial(Made, definition, parts, key)
         try:
             of = self._parts_of(definition, made_before)
@@ -421,13 +426,14 @@ class Audiences:
             if isinstance(rule, Alike):
                 asked, interests = as_of(rule.asked, definition.meant, self.release)
                 rule = Alike(asked)
-            return made(self._opened(definition, rule, key, of, reporter), rule, interests)
+            making = Making(self.release, definition, rule, of, alive_u, self._k_min, self._filters, reporter)
+            return made(self._opened(making, definition.name, key), rule, erased, interests)
         except Unfulfillable as error:
-            return made(error, definition.rule)
+            return made(error, definition.rule, erased)
         except (UsageError, ArithmeticError, ValueError, LookupError) as error:
             _log.exception("finding the members of a saved audience failed")
             why = f"finding its members failed ({type(error).__name__}), which is an error of lurm; the log says more"
-            return made(Unfulfillable(why), definition.rule)
+            return made(Unfulfillable(why), definition.rule, erased)
 
     def _parts_of(self, definition: Definition, made: Mapping[str, Made]) -> dict[str, Members]:
         """Members of the audiences that one is made of.
@@ -443,17 +449,14 @@ class Audiences:
                 of[name] = made[name].there
         return of
 
-    def _opened(
-        self, definition: Definition, rule: Rule, key: str, of: Mapping[str, Members], reporter: Reporter
-    ) -> Members:
-        own = self.definitions.folder_of(definition.name)
+    def _opened(self, making: Making, name: str, key: str) -> Members:
+        own = self.definitions.folder_of(name)
         folder = own / f"{self.release.release_id}-{key[:16]}"
         with suppress(ArtifactError, FileNotFoundError):  # not made yet, just removed, or damaged
             return Members.open(folder)
-        making = Making(self.release, definition, rule, of, self._ledger, self._k_min, self._filters, reporter)
         try:
             with alone(own, MAKING):  # the others find them made
-                self.definitions.check_there(definition.name)
+                self.definitions.check_there(name)
                 with suppress(ArtifactError, FileNotFoundError):
                     return Members.open(folder)
                 if folder.exists():
