@@ -339,7 +339,8 @@ def lookalike(
     lookalikes.write(saved.release, found, destination, reporter)
     of = {"release": saved.release.release_id, "space_id": saved.release.space_id}
     result = {"path": destination, **of, **lookalikes.facts(found), "known": known}
-    lines = [f"{destination}: {lookalikes.in_words(found)}", *audiences.known_in_words(known)]
+    others = {name: one for name, one in known.items() if name != "seeds"}  # of whom it tells already
+    lines = [f"{destination}: {lookalikes.in_words(found)}", *audiences.known_in_words(others)]
     emit(result, as_json=as_json, text="\n".join(lines))
 
 

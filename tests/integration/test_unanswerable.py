@@ -87,6 +87,16 @@ def test_who_weighs_nothing_is_kept_out_like_any_seed_now_and_later(audiences: A
     assert places == {"alike": False, "with-seeds": True}
 
 
+def test_where_lurm_itself_fails_of_one_the_others_are_answered(audiences: Audiences, release: Release) -> None:
+    audiences.put("good", alike(release))
+    audiences.put("odd", alike(release, seed=-1))  # no generator begins there, and nothing says so before
+    why = {one["name"]: one["why_not"] for one in audiences.summaries()}
+    assert why["good"] is None
+    assert "(ValueError), which is an error of lurm" in why["odd"]
+    places = {one.name: one.member for one in audiences.places_in_release(release.history.users[0])}
+    assert places == {"good": False, "odd": None}
+
+
 def test_who_asks_of_several_is_told_which_cannot_be_answered(audiences: Audiences, release: Release) -> None:
     audiences.put("few", Listed(some(release, 0, K_MIN - 1)))
     audiences.put("like-few", alike(release, seeds=[], seeds_of="few"))
