@@ -327,7 +327,8 @@ def _sized(audience: Audience) -> str:
 
 def _is_limited(asked: Asked) -> bool:
     """Whether somebody may not be in it, seeds aside."""
-    return bool(asked.where is not None or asked.negatives or asked.exclude or asked.exclude_audiences)
+    others = asked.negatives, asked.negative_audiences, asked.exclude, asked.exclude_audiences
+    return asked.where is not None or any(others)
 
 
 def check(destination: Path) -> None:

@@ -476,12 +476,9 @@ def sent_of(rule: Rule) -> dict[str, Any]:
 
 
 def _like_of(asked: Asked) -> dict[str, Any]:
-    weights = asked.weights
-    seeds: Any = (
-        list(asked.seeds)
-        if weights is None
-        else [{"user_id": one, "weight": weight} for one, weight in zip(asked.seeds, weights, strict=True)]
-    )
+    seeds: Any = list(asked.seeds)
+    if asked.weights is not None:
+        seeds = [{"user_id": one, "weight": weight} for one, weight in zip(seeds, asked.weights, strict=True)]
     if asked.seeds_where is not None:
         seeds = {"filter": filter_document(asked.seeds_where)}
     if asked.seeds_of is not None:

@@ -27,6 +27,7 @@ foreteller   what comes next, for many requests at once
 threads      slow work off the event loop, bounded
 schemas      what comes over the wire, checked
 answers      what goes over it, for OpenAPI
+lists        the same of audiences and jobs
 keys         who may do what, and how often
 batches      what waits for a model, taken together
 drain        between the signal to end and the end

@@ -12,11 +12,11 @@ from starlette.responses import Response
 
 from lurm import lookalikes
 from lurm.progress import Silent
-from service.answers import JobAnswer, LookalikesAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, in_body, problems
 from service.jobs import accept
 from service.keys import needs
+from service.lists import JobAnswer, LookalikesAnswer
 from service.rules import LookalikesRequest, asked_of, parse_lookalikes
 
 _SHARED = 3

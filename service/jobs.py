@@ -19,10 +19,10 @@ from lurm.jobs import Job, JobReporter, Jobs
 from lurm.live import Unavailable
 from lurm.lookalikes import Asked
 from lurm.moments import iso_of
-from service.answers import JobAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import Answer, as_json, problems
 from service.keys import needs
+from service.lists import JobAnswer
 from service.problems import NoSuchRange
 
 PARQUET = "application/vnd.apache.parquet"

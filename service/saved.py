@@ -14,17 +14,10 @@ from starlette.responses import Response
 from lurm.definitions import NAME
 from lurm.live import Unavailable
 from lurm.saved import already_saved
-from service.answers import (
-    AudienceAnswer,
-    AudiencesAnswer,
-    DeletedAnswer,
-    MembersAnswer,
-    OverlapAnswer,
-    PlacesAnswer,
-)
 from service.bootstrap import Serving, serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
+from service.lists import AudienceAnswer, AudiencesAnswer, DeletedAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from service.rules import parse_audience
 from service.schemas import known_id
 

@@ -91,7 +91,6 @@ def _short(text: str) -> str:
 
 
 Short = Annotated[str, AfterValidator(_short), WithJsonSchema({"type": "string", "maxLength": MAX_ID_BYTES})]
-"""A text that a log may hold, or none."""
 
 _FIELDS = set(FILTER_NAMES)
 """Names that may be told of a path, being ours; what else stands in one is the sender's, or tells unions apart."""

@@ -21,7 +21,7 @@ from lurm.filters import parse
 from lurm.lookalikes import Asked, Found, facts, find, in_words
 from lurm.progress import Silent
 from lurm.release import Release
-from service.answers import LookalikesAnswer
+from service.lists import LookalikesAnswer
 from tests.server.conftest import problem, running_server
 
 K_MIN = 8

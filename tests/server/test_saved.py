@@ -28,7 +28,7 @@ from lurm.lookalikes import Asked
 from lurm.members import Members
 from lurm.release import Release, current, publish
 from lurm.saved import Audiences
-from service.answers import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
+from service.lists import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server
 
 pytestmark = pytest.mark.slow  # servers of their own
