@@ -28,6 +28,8 @@ from lurm.history import HistoryBase
 from lurm.meanings import Meaning
 
 KIND = "interests"
+UNSHOWN = ("item_ids", "further")
+"""Of the table of meanings, what vocabularies lack that were written without."""
 MAX_INTERESTS = 2**24
 _MOST_OWN_GRAINS = 100_000
 _AHEAD = 32  # events whose cells are asked for
@@ -83,6 +85,9 @@ class InterestVocabulary:
     """K interests and G grains: which items they hold, how rare they are among users, what interests mean.
 
     Grain g < K is the rest of interest g; the others are single items.
+
+    Attributes:
+        meanings: K rows: description, words, titles, n_items and, where it was written with them, item_ids and further.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -95,10 +100,11 @@ class InterestVocabulary:
             self.idf_k: NDArray[np.float32] = arrays["idf_k"]
             self.idf_g: NDArray[np.float32] = arrays["idf_g"]
             with pa.memory_map(str(artifact.path / "meanings.arrow")) as source:
-                self._meanings = pa.ipc.open_file(source).read_all()
+                self.meanings: pa.Table = pa.ipc.open_file(source).read_all()
         except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path} is not an interest vocabulary: {error}") from error
-        if not len(self.idf_k) == len(self.centroids_kd) == len(self._meanings):
+        self._shown = self.meanings.drop_columns([name for name in UNSHOWN if name in self.meanings.column_names])
+        if not len(self.idf_k) == len(self.centroids_kd) == len(self.meanings):
             raise ArtifactCorrupt(f"{artifact.path}: its files disagree on the number of interests; rebuild it")
         self._laying = threading.Lock()
         self._cells: Cells | None = None
@@ -148,9 +154,19 @@ class InterestVocabulary:
         return cells.search(vectors_nd, n_threads=n_threads())[0]
 
     def describe(self, interest: int) -> Meaning:
-        """What an interest means."""
-        row = self._meanings.slice(interest, 1).to_pylist()[0]
+        """What an interest means, in the words that are shown; without ids and further words."""
+        row = self._shown.slice(interest, 1).to_pylist()[0]
         return Meaning(row["description"], tuple(row["words"]), tuple(row["titles"]), row["n_items"])
+
+    def users_with(self, n_users: int) -> NDArray[np.int64]:
+        """(K,) how many of a base's users ever acted in each interest, as its rarity tells.
+
+        Args:
+            n_users: of the base. Of one from which users were taken since, these are estimates.
+        """
+        share_k = np.exp(1 - self.idf_k.astype(np.float64))
+        users_k: NDArray[np.int64] = np.rint(share_k * (1 + n_users)).astype(np.int64) - 1
+        return users_k
 
 
 def cluster(vectors_nd: NDArray[np.float32], k: int, config: VocabularyConfig) -> Clustering:
@@ -221,6 +237,8 @@ def write_vocabulary(
             "words": pa.array([list(m.words) for m in meanings], pa.list_(pa.string())),
             "titles": pa.array([list(m.titles) for m in meanings], pa.list_(pa.string())),
             "n_items": pa.array([m.n_items for m in meanings], pa.int64()),
+            "item_ids": pa.array([list(m.item_ids) for m in meanings], pa.list_(pa.string())),
+            "further": pa.array([list(m.further) for m in meanings], pa.list_(pa.string())),
         }
     ).combine_chunks()
     with pa.OSFile(str(folder / "meanings.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:

@@ -6,12 +6,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"[^\W\d_][\w'’-]*[^\W_]", re.UNICODE)
 _N_WORDS = 6
+_N_FURTHER = 58
 _N_TITLES = 5
 _MAX_TITLE = 80
 _TELLING = 0.1  # a word describes an interest when so many of its titles hold it
@@ -36,12 +38,16 @@ class Meaning:
         words: the words that set its titles apart, strongest first.
         titles: its most popular items.
         n_items: how many items it holds.
+        item_ids: of the items that titles are of, one each; () where a vocabulary was written without them.
+        further: words of its titles beyond those, strongest first; () likewise.
     """
 
     description: str
     words: tuple[str, ...]
     titles: tuple[str, ...]
     n_items: int
+    item_ids: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
 
 
 def words_of(text: str) -> list[str]:
@@ -82,18 +88,21 @@ def name_interests(
         here = Counter(w for item in items for w in words_by_item[item])
         n_here = max(sum(1 for item in items if words_by_item[item]), 1)
         strength = {
-            word: n / n_here * np.log((n / n_here) / ((overall[word] + 1) / (n_titled + 1)) + 1)
+            word: n / n_here * log((n / n_here) / ((overall[word] + 1) / (n_titled + 1)) + 1)
             for word, n in here.items()
-            if n > 1 or n_here < 3
         }
-        words = tuple(sorted(strength, key=lambda w: (-strength[w], w))[:_N_WORDS])
-        named = [_shortened(titles[i]) or item_ids[i] for i in items[:_N_TITLES]]
+        strongest = sorted(strength, key=lambda w: (-strength[w], w))
+        words = tuple([w for w in strongest if here[w] > 1 or n_here < 3][:_N_WORDS])
+        further = tuple([w for w in strongest if w not in words][:_N_FURTHER])
+        popular = items[:_N_TITLES]
+        named = [_shortened(titles[i]) or item_ids[i] for i in popular]
         category = Counter(c for i in items if (c := categories[i])).most_common(1)
         leading = category[0][0] if category and category[0][1] * 3 >= len(items) else ""
         telling = [w for w in words[:4] if here[w] >= _TELLING * n_here]
         tail = ", ".join(telling) if len(telling) > 1 else "; ".join(named[:2])
         description = f"{leading}: {tail}" if leading and leading.lower() not in tail.lower() else tail
-        meanings.append(Meaning(description, words, tuple(named), len(items)))
+        own_ids = tuple(item_ids[i] for i in popular)
+        meanings.append(Meaning(description, words, tuple(named), len(items), own_ids, further))
     return meanings
 
 

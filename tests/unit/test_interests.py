@@ -105,6 +105,8 @@ def test_interests_are_named_by_what_sets_their_titles_apart() -> None:
     assert sport.titles[0] == "Blue running shoes", "the most popular first"
     assert sport.description.startswith("Sport: running")
     assert kitchen.words[0] == "tea"
+    assert (sport.further, kitchen.further) == (("socks", "trail", "blue", "red"), ())
+    assert (sport.item_ids, kitchen.item_ids) == (("item-1", "item-2", "item-0"), ("item-4", "item-3"))
     assert (nameless.titles, nameless.description, nameless.n_items) == (("item-5",), "item-5", 1)
 
 
