@@ -54,6 +54,7 @@ The map of the house, from the ground up. Each module may import only what stand
     alignment     a new space turned onto an old one
     ranking       the largest of scores, and of each group of them
     heldout       what seeds that were held out tell of an audience
+    glossary      interests found: by words, by an item, by size
     tally         bags straight from a log                                    (LURM)
     filters       which users, by what is known of them and what they did
     reasons       why: interests that people share, or have more often
@@ -85,6 +86,7 @@ The map of the house, from the ground up. Each module may import only what stand
     doctor        is this machine fit to build and serve?
     console       what the commands share
     audiences     the commands of saved audiences
+    lookups       the command that looks interests up
     __main__      the front door: `lurm`
 
 Importing this package loads nothing heavy.

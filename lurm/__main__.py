@@ -22,7 +22,7 @@ import typer
 from rich.table import Table
 
 import lurm
-from lurm import audiences
+from lurm import audiences, lookups
 from lurm.console import ArtifactsDir, AsJson, emit
 from lurm.errors import LurmError
 
@@ -54,6 +54,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=N
 releases = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(releases, name="release")
 app.add_typer(audiences.app, name="audience")
+app.command()(lookups.interests)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -301,7 +302,8 @@ def lookalike(
     shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds that were
     held out), and the interests that the audience has more often than everybody.
 
-    A filter asks for attributes of the users table, and for events. Names and values with blanks stand in quotes:
+    A filter asks for attributes of the users table, and for events; `lurm interests WORD` finds the number of an
+    interest. Names and values with blanks stand in quotes:
 
     \b
       country = UK            country != UK            country in (UK, 'New Zealand')

@@ -11,7 +11,7 @@
     │   ├── ArtifactCorrupt      exit 4   HTTP 503
     │   └── GateClosed           exit 1              a release does not hold what its recipe asks of it
     ├── UnknownUser              exit 3   HTTP 404
-    ├── UnknownName              exit 3   HTTP 404   no saved audience, or job, goes by this name
+    ├── UnknownName              exit 3   HTTP 404   no saved audience, job, interest or item goes by this name
     ├── Overloaded               exit 1   HTTP 429   a bounded queue is full; try again shortly
     └── ServiceError             exit 1              a service gave its client another answer than the one asked for
 
@@ -89,7 +89,7 @@ class UnknownUser(LurmError):
 
 
 class UnknownName(LurmError):
-    """No saved audience, or no job, goes by this name."""
+    """No saved audience, job, interest or item goes by this name."""
 
     exit_code = 3
 

@@ -9,6 +9,7 @@ protocol     what every connection passes: a deadline and a cap for the head of 
 direct       the fast way from a request to an endpoint, and the door before it
 embeddings   /embed and /v1/embeddings
 users        /v1/users: neighbours, interests; /v1/neighbors
+interests    /v1/interests: those of the vocabulary
 prospects    /v1/users: what comes next, rollouts
 forecasts    /v1/users/{id}/forecast: what a user will do, and would do
 scenarios    other calendars, over the wire

@@ -16,7 +16,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import lurm
 from lurm.settings import Settings
-from service import audiences, embeddings, events, exports, forecasts, jobs, operations, prospects, saved, users
+from service import (
+    audiences,
+    embeddings,
+    events,
+    exports,
+    forecasts,
+    interests,
+    jobs,
+    operations,
+    prospects,
+    saved,
+    users,
+)
 from service.admission import Admission
 from service.answers import ProblemAnswer
 from service.direct import Door, describe_keys
@@ -114,7 +126,8 @@ def create_api() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    for module in (embeddings, events, users, prospects, forecasts, audiences, saved, jobs, exports, operations):
+    modules = embeddings, events, users, interests, prospects, forecasts, audiences, saved, jobs, exports, operations
+    for module in modules:
         # Their own routes, not the routers: an included router is matched anew, twice, for every request.
         api.router.routes.extend(module.router.routes)
     operations.add_docs(api)

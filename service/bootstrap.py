@@ -14,6 +14,7 @@ from starlette.requests import Request
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache, TwoLevelCache
 from lurm.definitions import Definitions
 from lurm.filters import Filters
+from lurm.glossary import Glossary
 from lurm.histories import Histories
 from lurm.jobs import Jobs
 from lurm.live.place import Live, open_live
@@ -56,6 +57,7 @@ class Serving(Shared):
     histories: Histories
     embedder: Embedder
     filters: Filters
+    glossary: Glossary
     foreteller: Foreteller
     audiences: Audiences
     nearby: Nearby
@@ -143,6 +145,7 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
             histories=histories,
             embedder=embedder,
             filters=filters,
+            glossary=Glossary(release.vocabulary, release.history, release.space_id),
             foreteller=foreteller,
             audiences=Audiences(
                 release, shared.definitions, ledger=live.ledger, k_min=settings.audience_seeds, filters=filters

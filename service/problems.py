@@ -1,7 +1,7 @@
 """What goes wrong, as HTTP: one table from error to status, one JSON shape for all of it (RFC 9457).
 
 UnknownUser        404      no history is known for this user
-UnknownName        404      no saved audience, or no job, goes by this name
+UnknownName        404      no saved audience, job, interest or item goes by this name
 UsageError         422      the request asks for something that cannot be
   Malformed        422      the request is not what the schema says
   BodyTooLarge     413      past LURM_BODY_BYTES

@@ -10,7 +10,7 @@ needs scikit-learn, and only when it is asked for.
 exchange     what is sent, when it is sent again, what errors become
 answers      what comes back, as numpy arrays and records
 methods      one generator, a method of both clients
-users        the methods about what users like, whom they are like and what they will do, and what they answer
+users        the methods about interests and users: what they like, whom they are like and what they will do
 audiences    the methods about audiences, and what they answer
 clients      Client and AsyncClient
 transformer  UserEmbeddings, a step of a scikit-learn pipeline
@@ -33,6 +33,7 @@ from lurm.client.audiences import Audience, Job, Lookalikes, Member, Overlap, Pl
 from lurm.client.clients import AsyncClient, Client
 from lurm.client.exchange import with_event_ids
 from lurm.client.users import (
+    CatalogItem,
     Difference,
     Forecast,
     Foretold,
@@ -43,6 +44,7 @@ from lurm.client.users import (
     Prospect,
     Scenario,
     SharedInterest,
+    VocabularyInterest,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncClient",
     "Audience",
+    "CatalogItem",
     "Client",
     "Difference",
     "Embedding",
@@ -75,6 +78,7 @@ __all__ = [
     "Scenario",
     "SharedInterest",
     "UserEmbeddings",
+    "VocabularyInterest",
     "with_event_ids",
 ]
 

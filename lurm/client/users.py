@@ -1,4 +1,4 @@
-"""The methods of both clients that are about what users like, whom they are like, and what they will do."""
+"""The methods of both clients that are about interests, what users like, whom they are like, and what they will do."""
 
 from __future__ import annotations
 
@@ -44,6 +44,46 @@ class Interest:
         """The interests in an answer, strongest first."""
         raw = orjson.loads(response.content)["interests"]
         return [record(cls, one, last_at=datetime.fromisoformat(one["last_at"])) for one in raw]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogItem:
+    """An item of the catalog; its id is the title where it has none."""
+
+    item_id: str
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyInterest:
+    """An interest of the vocabulary.
+
+    Attributes:
+        interest: its number, by which filters name it; another space has others.
+        words: those that set its titles apart, strongest first.
+        titles: of its most frequent items.
+        n_users: of the release, who ever acted in it.
+        items: its most frequent ones, the most frequent first; None where it is one of several.
+    """
+
+    interest: int
+    description: str
+    words: list[str]
+    titles: list[str]
+    n_items: int
+    n_users: int
+    items: list[CatalogItem] | None = None
+
+    @classmethod
+    def of(cls, response: httpx.Response) -> VocabularyInterest:
+        """The one interest in an answer."""
+        raw = orjson.loads(response.content)
+        return record(cls, raw, items=[record(CatalogItem, one) for one in raw["items"]])
+
+    @classmethod
+    def all_of(cls, response: httpx.Response) -> list[VocabularyInterest]:
+        """The interests in an answer, best first."""
+        return [record(cls, one) for one in orjson.loads(response.content)["interests"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +225,7 @@ class Scenario:
 
 
 class UserMethods(ABC):
-    """Methods about what users like, whom they are like, and what they will do."""
+    """Methods about interests, what users like, whom they are like, and what they will do."""
 
     @abstractmethod
     def _exchange(self, request: Send, user_id: str = "") -> Steps[httpx.Response]: ...
@@ -201,6 +241,36 @@ class UserMethods(ABC):
         asked = id_of(user_id)
         response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/interests?k={int(k)}"), asked)
         return read(response, Interest.all_of)
+
+    @Method
+    def find_interests(
+        self, query: str | None = None, k: int = 20, *, item: str | int | None = None
+    ) -> Steps[list[VocabularyInterest]]:
+        """At most k interests of the release, best first, with the numbers that filters name them by.
+
+        Args:
+            query: words, or beginnings of words, all of which are in an interest's description, words or titles; None:
+                the largest.
+            k: at most 1000.
+            item: id of an item, in place of a query: the interest it is of.
+
+        Raises:
+            UnknownName: the catalog has no such item.
+            UsageError: the service does not take what it is asked, as when the query has no word.
+            LurmError: the service refused, or did not answer.
+        """
+        asked = _asked(q=query, item=item, k=int(k))
+        return read((yield from self._exchange(Send("GET", f"/v1/interests{asked}"))), VocabularyInterest.all_of)
+
+    @Method
+    def interest(self, number: int) -> Steps[VocabularyInterest]:
+        """One interest of the release, with its most frequent items.
+
+        Raises:
+            UnknownName: there is none of this number.
+            LurmError: the service refused, or did not answer.
+        """
+        return read((yield from self._exchange(Send("GET", f"/v1/interests/{int(number)}"))), VocabularyInterest.of)
 
     @Method
     def neighbors(
@@ -341,7 +411,7 @@ class UserMethods(ABC):
 def _asked(**sent: datetime | str | int | None) -> str:
     """A query of what is not None, with its question mark; moments in ISO 8601."""
     told = {name: at.isoformat() if isinstance(at, datetime) else at for name, at in sent.items() if at is not None}
-    return f"?{urlencode(told)}" if told else ""
+    return f"?{urlencode(told, errors='surrogatepass')}" if told else ""
 
 
 def _query(of: object, space_id: str | None) -> dict[str, object]:

@@ -22,7 +22,7 @@ ENVIRONMENT = {"lurm/settings.py"}
 # Redis and OpenTelemetry must live where an optional library does not; a client must load nothing it may never need.
 LATE_IMPORTS = {"lurm/__main__.py", "service/__main__.py", "training/__main__.py", "lurm/doctor.py", "lurm/remote.py"}
 LATE_IMPORTS |= {"lurm/audiences.py", "service/tracing.py", "lurm/client/__init__.py", "lurm/client/answers.py"}
-LATE_IMPORTS |= {"training/judges.py"}
+LATE_IMPORTS |= {"lurm/lookups.py", "training/judges.py"}
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -34,6 +34,8 @@ TABLE = {
     "/v1/embeddings": "read",
     "/v1/users/{user_id}/interests": "read",
     "/v1/users/{user_id}/neighbors": "read",
+    "/v1/interests": "read",
+    "/v1/interests/{number}": "read",
     "/v1/users/{user_id}/next": "read",
     "/v1/users/{user_id}/forecast": "read",
     "/v1/users/{user_id}/rollout": "read",
@@ -100,7 +102,7 @@ def ask(client: httpx.Client, release: Release, method: str, path: str, secret: 
     bodies["/v1/users/{user_id}/rollout"] = {"steps": 2}
     bodies["/v1/users/{user_id}/forecast"] = {"edits": []}
     body = bodies.get(path, {"input": user_id})
-    url = path.replace("{user_id}", user_id).replace("{path}", "favicon.png")
+    url = path.replace("{user_id}", user_id).replace("{path}", "favicon.png").replace("{number}", "0")
     headers = {} if secret is None else {"authorization": f"Bearer {secret}"}
     url = url.replace("{name}", "leaving" if method == "DELETE" else "keys-of-many")
     root, job_id = release.path.parents[1], ""

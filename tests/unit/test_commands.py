@@ -32,7 +32,7 @@ from lurm.errors import (
     UsageError,
 )
 
-HOUSEKEEPING = ("config", "doctor", "validate", "release")
+HOUSEKEEPING = ("config", "doctor", "interests", "validate", "release")
 RELEASE = ("list", "activate", "rollback", "verify", "prune")
 
 
