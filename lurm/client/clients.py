@@ -309,13 +309,13 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
         return exchange(request, self._retries, user_id)
 
     def _request(self, asked: Send) -> httpx.Request:
-        return httpx.Request(
-            asked.method,
-            self._url + asked.path,
-            headers=self._headers | dict(asked.headers),
-            content=asked.content,
-            extensions=dict(self._extensions),
-        )
+        headers, extensions = self._headers | dict(asked.headers), dict(self._extensions)
+        try:
+            return httpx.Request(
+                asked.method, self._url + asked.path, headers=headers, content=asked.content, extensions=extensions
+            )
+        except httpx.InvalidURL:  # its words repeat what was asked for
+            raise UsageError("what is asked for does not go into an address: it is too long") from None
 
 
 class Client(_Methods[httpx.BaseTransport, None], Blocks):

@@ -45,6 +45,16 @@ def test_a_budget_refuses_only_what_it_has_not() -> None:
     assert [budget.spend() for _ in range(2)] == [True, False]
 
 
+@pytest.mark.parametrize("ask", [("embed", "x" * 100_000), ("find_interests", "x" * 100_000)], ids=lambda ask: ask[0])
+def test_what_does_not_go_into_an_address_is_said_before_it_is_sent(
+    connect: Callable[..., Ask], ask: tuple[str, str]
+) -> None:
+    with scripted(lambda _: Said(500)) as server:
+        with pytest.raises(UsageError, match="it is too long"):
+            connect(server.url)(*ask)
+        assert server.asked == []
+
+
 # -- sending again ------------------------------------------------------------------------------------------------
 
 
