@@ -23,7 +23,7 @@ from rich.table import Table
 
 import lurm
 from lurm import audiences, lookups
-from lurm.console import ArtifactsDir, AsJson, emit
+from lurm.console import ArtifactsDir, AsJson, ReleaseId, emit
 from lurm.errors import LurmError
 
 if TYPE_CHECKING:
@@ -45,10 +45,6 @@ _REFUSALS = {
     errno.ENOTDIR: "name a folder, not a file",
     errno.EMFILE: "allow more open files: ulimit -n 4096",
 }
-
-_ReleaseId = Annotated[
-    str | None, typer.Option("--release", help="Release id; instead of the active one.", show_default=False)
-]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 releases = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
@@ -200,7 +196,7 @@ def export(
     as_of: Annotated[
         Path | None, typer.Option(help="Table of user_id and timestamp: as it was known then.", show_default=False)
     ] = None,
-    release: _ReleaseId = None,
+    release: ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -290,7 +286,7 @@ def lookalike(
     ] = None,
     include_seeds: Annotated[bool, typer.Option("--include-seeds", help="Seeds may be in it.")] = False,
     groups: Annotated[int | None, typer.Option(help="Groups of seeds, 1 to 8; default: as the data say.")] = None,
-    release: _ReleaseId = None,
+    release: ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -302,8 +298,8 @@ def lookalike(
     shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds that were
     held out), and the interests that the audience has more often than everybody.
 
-    A filter asks for attributes of the users table, and for events; `lurm interests WORD` finds the number of an
-    interest. Names and values with blanks stand in quotes:
+    A filter asks for attributes of the users table, and for events (`lurm interests` finds numbers of interests).
+    Names and values with blanks stand in quotes:
 
     \b
       country = UK            country != UK            country in (UK, 'New Zealand')

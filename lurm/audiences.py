@@ -183,7 +183,7 @@ def show(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = False
     for one in told["filter_interests"]:
         was = "" if one["saved_as"] in (None, one["interest"]) else f" (saved as {one['saved_as']}: {one['meant']})"
         lines.append(f"filter by interest {one['interest']}: {one['description']}{was}")
-    lines += [f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['description']}"
+    lines += [f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['interest']}, {one['description']}"
               for one in told["interests"] or ()]  # fmt: skip
     emit(told, as_json=as_json, text="\n".join(lines))
 

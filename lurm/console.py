@@ -18,6 +18,9 @@ ArtifactsDir = Annotated[
     Path | None,
     typer.Option(help="Folder of releases; instead of LURM_ARTIFACTS_DIR.", show_default=False),
 ]
+ReleaseId = Annotated[
+    str | None, typer.Option("--release", help="Release id; instead of the active one.", show_default=False)
+]
 
 _PIPE_COLUMNS = 160
 

@@ -443,7 +443,10 @@ class _Events:
     def of(cls, known: _Known, wanted: Acted) -> _Events:
         base, interest = known.base, wanted.interest
         if interest is not None and not interest < len(known.vocabulary):
-            raise Unfulfillable(f"there is no interest {interest}, expected 0 to {len(known.vocabulary) - 1}")
+            raise Unfulfillable(
+                f"there is no interest {interest}, expected 0 to {len(known.vocabulary) - 1}; `lurm interests`, or "
+                "GET /v1/interests, finds them by words"
+            )
         item = None if wanted.item is None else _row(base.items, wanted.item, "item")
         behavior = None if wanted.behavior is None else _row(base.behaviors, wanted.behavior, "behavior")
         return cls(interest, item, behavior, wanted.since, wanted.until)

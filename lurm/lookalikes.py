@@ -304,7 +304,7 @@ def in_words(found: Found) -> str:
             ),
             "more often than everybody:"
             + ("" if found.interests else f" nothing that {found.k_min:,} of them share, as a reason has to be"),
-            *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {one.description}" for one in found.interests),
+            *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {_named(one)}" for one in found.interests),
             *(["the mix, wanted and found:"] if found.mix else []),
             *(
                 f"  {one.wanted:6.1%}, {one.n_users / max(len(audience.rows), 1):6.1%}: "
@@ -323,6 +323,10 @@ def _sized(audience: Audience) -> str:
         return f"nobody of {audience.n_eligible:,} users: none is so probable, or the size is less than one of them"
     missing = f", {audience.n_missing:,} fewer than asked for: the mix has no more" if audience.n_missing else ""
     return f"{len(audience.rows):,} of {audience.n_eligible:,} users{missing}"
+
+
+def _named(one: OverIndexed) -> str:
+    return f"{one.interest}, {one.description}"
 
 
 def _is_limited(asked: Asked) -> bool:

@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from lurm.console import ArtifactsDir, AsJson, emit
+from lurm.console import ArtifactsDir, AsJson, ReleaseId, emit
 
 
 def interests(
@@ -20,9 +20,7 @@ def interests(
     ] = None,
     item: Annotated[str | None, typer.Option(help="The interest this item is of.", show_default=False)] = None,
     k: Annotated[int, typer.Option("-k", help="At most so many, 1 to 1000.")] = 20,
-    release: Annotated[
-        str | None, typer.Option(help="Release id; instead of the active one.", show_default=False)
-    ] = None,
+    release: ReleaseId = None,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:

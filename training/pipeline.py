@@ -71,7 +71,7 @@ _VERSIONS = {
     "history": 1,
     "attributes": 2,
     "items": 1,
-    "interests": 3,
+    "interests": 4,
     "encoder": 4,
     "embeddings": 1,
     "index": 1,
