@@ -17,8 +17,10 @@ Unit = Literal["s", "ms", "us", "ns", "yyyymmdd"]
 _NEVER_MS = 9 * 10**15  # an impossible timestamp stays one, however far out it was
 _YEAR_1_MS, _YEAR_9999_MS = -62_135_000_000_000, 253_402_000_000_000
 _ZONE = r"(?i)(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
-_COMMA = r"^[+-]?(\d+,\d{1,2}|\d{1,3}(\.\d{3})+,\d+)$"
-_GROUPED = r"^[+-]?\d{1,3}(\.\d{3})+$"
+_COMMA = r"^[+-]?(\d+,\d{1,2}|\d{1,3}(\.\d{3})+,\d+|[1-9]\d{0,2}(\.\d{3}){2,})$"
+_POINT = r"^[+-]?[1-9]\d{0,2}((,\d{3})+\.\d+|(,\d{3}){2,})$"
+_BY_POINTS, _BY_COMMAS = r"^[+-]?\d{1,3}(\.\d{3})+$", r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
+_NO_VALUE = ("null", "na", "n/a", "nan", "none", "\\n")
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
 
 
@@ -61,15 +63,16 @@ def as_text(array: pa.Array, name: str) -> pl.Series:
 def as_numbers(array: pa.Array, name: str) -> pl.Series:
     """A column of numbers, booleans or text as numbers.
 
-    In text a comma may stand for the point where nothing else can be meant: 12,5 and 1.234,50, but not 1,234. Among
-    such numbers 1.234 is a thousand.
+    In text a comma may stand for the point, and either may part thousands, where nothing else can be meant: 12,5 and
+    1.234,50 and 1,234.50, but not 1,234. Among numbers with decimal commas 1.234 is a thousand; where commas are only
+    seen to part thousands, so is 1,234. What exports write in place of no value, such as NULL, NA or nan, is none.
 
     Args:
         array: a column of a ``Chunk``.
         name: of the column, for the error.
 
     Returns:
-        (n,) Float64; null where the cell is null or blank, NaN where it holds no number.
+        (n,) Float64; null where the cell says that there is no value, NaN where it holds no number.
 
     Raises:
         DataError: the column is of another type.
@@ -78,25 +81,39 @@ def as_numbers(array: pa.Array, name: str) -> pl.Series:
     if is_text(kind):
         text = _series(array).str.strip_chars()
         number = text.cast(pl.Float64, strict=False)
-        if number.null_count() == text.null_count():
+        if number.null_count() == text.null_count() and not number.is_nan().any():
             return number
         lower = text.str.to_lowercase()
+        text = text.set((lower == "") | lower.is_in(_NO_VALUE), None)
+        number = number.set(text.is_null(), None)
+        if number.null_count() == text.null_count():
+            return number
         flag = pl.when(lower == "true").then(1.0).when(lower == "false").then(0.0)
-        commas = with_comma(text)
-        if commas.null_count() < len(commas):  # then points part thousands
-            grouped = text.set(~text.str.contains(_GROUPED), None).str.replace_all(".", "", literal=True)
-            commas = commas.zip_with(commas.is_not_null(), grouped.cast(pl.Float64, strict=False))
-            number = number.set(commas.is_not_null(), None)
-        return pl.select(pl.coalesce(number, commas, flag.when(text != "").then(float("nan")))).to_series()
+        nothing = pl.when(text.is_not_null()).then(float("nan"))
+        return pl.select(pl.coalesce(with_separators(text), number, flag, nothing)).to_series()
     if _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return _series(array.cast(pa.float64(), safe=False))
     raise DataError(f"column {name!r} is of type {kind}; expected numbers")
 
 
-def with_comma(text: pl.Series) -> pl.Series:
-    """Numbers written with a comma, null where there is none, or one that may part thousands."""
-    commas = text.set(~text.str.contains(_COMMA), None)
-    plain = commas.str.replace_all(".", "", literal=True).str.replace(",", ".", literal=True)
+def with_separators(text: pl.Series) -> pl.Series:
+    """Numbers with a comma for the point, or with thousands apart; null where neither, or where it may be either."""
+    commas = _without(text, ".", _COMMA)
+    if commas.null_count() < len(text):
+        commas = commas.zip_with(commas.is_not_null(), _without(text, ".", _BY_POINTS))
+    text = text.set(commas.is_not_null(), None)
+    points = _without(text, ",", _POINT)
+    if points.null_count() < len(text) == commas.null_count():
+        points = points.zip_with(points.is_not_null(), _without(text, ",", _BY_COMMAS))
+    return commas.zip_with(commas.is_not_null(), points)
+
+
+def _without(text: pl.Series, thousands: str, pattern: str) -> pl.Series:
+    """The texts of a pattern as numbers, without what parts their thousands; null in place of the others."""
+    some = text.set(~text.str.contains(pattern), None)
+    if some.null_count() == len(some):
+        return some.cast(pl.Float64)
+    plain = some.str.replace_all(thousands, "", literal=True).str.replace(",", ".", literal=True)
     return plain.cast(pl.Float64, strict=False)
 
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import as_numbers, as_text, with_comma
+from lurm.columns import as_numbers, as_text, with_separators
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine, columns_of
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
@@ -475,8 +475,8 @@ def _as_number(texts: pl.Series) -> pl.Series:
     plain = plain.set(plain == "", None)
     real = plain.cast(pl.Float64, strict=False)
     tried = [plain.cast(pl.Int64, strict=False), real]
-    if plain.str.contains(r",\d\d$").any():  # 1,2 may be two codes
-        tried.append(real.zip_with(real.is_not_null(), with_comma(plain)))
+    if plain.str.contains(r",\d\d$|,\d{3}\.\d").any():  # 1,2 may be two codes
+        tried.append(real.zip_with(real.is_not_null(), with_separators(plain)))
     for number in tried:
         is_exact = number.null_count() == plain.null_count() < len(plain)
         if is_exact and not plain.str.contains(r"^[+-]?0\d").any():

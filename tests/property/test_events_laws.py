@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lurm.columns import as_text, as_timestamps, unit_of
+from lurm.columns import as_numbers, as_text, as_timestamps, unit_of
 from lurm.errors import DataError
 from lurm.events import EventLog, EventsConfig, Quarantine, Reason
 from lurm.readers import format_of, read
@@ -33,14 +33,14 @@ good_rows = st.fixed_dictionaries(
         "item_id": words,
         "timestamp": moments.map(str),
         "behavior": words,
-        "value": st.sampled_from(["", "1", "-2.5", "3e2"]),
+        "value": st.sampled_from(["", "1", "-2.5", "3e2", "NULL", "NA"]),
     }
 )
 faults = {
     "user_id": (st.sampled_from(["", " ", "\t"]), Reason.NO_USER),
     "item_id": (st.just("x" * 513), Reason.LONG_ID),
     "timestamp": (st.sampled_from(["", "soon", "nan", "2024-02-30"]), Reason.UNPARSABLE),
-    "value": (st.sampled_from(["inf", "nan", "1e39", "much"]), Reason.NOT_FINITE),
+    "value": (st.sampled_from(["inf", "1,234", "1e39", "much"]), Reason.NOT_FINITE),
 }
 
 
@@ -94,12 +94,35 @@ def test_every_format_gives_the_same_clean_rows_and_the_same_faults(planted, bat
                 row["behavior"] if row["behavior"].strip() else "act" for row in good
             ]
             assert [row["timestamp"] for row in clean] == [int(row["timestamp"]) for row in good]
-            assert [row["value"] for row in clean] == [float(row["value"] or 1) for row in good]
+            assert [row["value"] for row in clean] == [
+                1.0 if row["value"] in ("", "NULL", "NA") else float(row["value"]) for row in good
+            ]
             assert [row["row"] for row in clean] == [i for i in range(len(rows)) if i not in reasons]
             assert all(len(batch) <= batch_rows for batch in batches)
             bad = pl.read_parquet(Path(folder) / f"{name}.bad") if reasons else pl.DataFrame({"row": [], "reason": []})
             assert dict(bad.select("row", "reason").iter_rows()) == reasons
             assert quarantine.n_bad == len(reasons)
+
+
+@given(st.lists(st.decimals(-(10**12), 10**12, places=2), min_size=1), st.booleans())
+def test_amounts_with_thousands_apart_are_the_amounts(amounts, is_point):
+    """As whole columns of exports write them, American or continental, beside cells that hold none."""
+    written = [f"{amount:,.2f}" for amount in amounts]
+    if not is_point:
+        written = [text.translate({ord(","): ".", ord("."): ","}) for text in written]
+    cells = [cell for text in written for cell in (text, "NULL", "", "\\N")]
+    read = as_numbers(pa.array(cells, pa.large_string()), "value")
+    assert read.to_list() == [value for amount in amounts for value in (float(amount), None, None, None)]
+
+
+@given(st.lists(st.integers(1, 999), min_size=2), st.sampled_from(",."), st.data())
+def test_who_parts_thousands_once_in_a_column_does_so_everywhere(groups, mark, data):
+    """What alone may be a thousand or one and a part is a thousand beside numbers that tell."""
+    telling = f"1{mark}234{mark}567"
+    cells = data.draw(st.permutations([telling, *(f"{group}{mark}000" for group in groups)]))
+    assert as_numbers(pa.array(cells, pa.large_string()), "value").to_list() == [
+        float(cell.replace(mark, "")) for cell in cells
+    ]
 
 
 csv_bytes = st.lists(

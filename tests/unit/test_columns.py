@@ -54,13 +54,21 @@ def test_numbers_come_from_numbers_and_text_and_say_what_is_none():
     text = pa.array(["2.5", " 3 ", "", "  ", None, "abc", "1e3", "nan", "inf"], pa.large_string())
     numbers = as_numbers(text, "value").to_list()
     assert numbers[:5] == [2.5, 3.0, None, None, None]
-    assert np.isnan(numbers[5]) and np.isnan(numbers[7])
+    assert np.isnan(numbers[5]) and numbers[7] is None
     commas = ["12,5", "-2020,44", "1.234,50", "1.234.567,8", "1,234", "1,2,3", "12.5", "1.23,4"]
     read = as_numbers(pa.array(commas, pa.large_string()), "value").fill_nan(None).to_list()
     assert read == [12.5, -2020.44, 1234.5, 1234567.8, None, None, 12.5, None], "1,234 may be a thousand, or one"
     mixed = as_numbers(pa.array(["1.234", "12,50", "1.234,50", "2.000", "0,99", "1.5"], pa.large_string()), "value")
     assert mixed.to_list() == [1234, 12.5, 1234.5, 2000, 0.99, 1.5]
     assert as_numbers(pa.array(["1.234", "2.000"], pa.large_string()), "value").to_list() == [1.234, 2]
+    thousands = ["1,074.51", "-1,074,000.00", "1,074,000", "1,074", "12.5", "1,07.5", "0,123.4", "12,34,567.8"]
+    read = as_numbers(pa.array(thousands, pa.large_string()), "value").fill_nan(None).to_list()
+    assert read == [1074.51, -1_074_000, 1_074_000, 1074, 12.5, None, None, None]
+    both = pa.array(["1,074.51", "1.074,51", "1,5", "1,074,000.00", "1,234", "1.234"], pa.large_string())
+    assert as_numbers(both, "value").fill_nan(None).to_list() == [1074.51, 1074.51, 1.5, 1_074_000, None, 1234]
+    markers = ["NULL", "null", "NA", "N/A", "nan", "NaN", "None", "\\N", " ", "7", "n", "-nan"]
+    assert as_numbers(pa.array(markers[:-2], pa.large_string()), "value").to_list() == [None] * 9 + [7.0]
+    assert as_numbers(pa.array(markers, pa.large_string()), "value").is_nan().sum() == 2
     flags = pa.array(["True", "false", "truth"], pa.large_string())
     assert as_numbers(flags, "value").fill_nan(None).to_list() == [1.0, 0.0, None]
     assert numbers[6] == 1000 and numbers[8] == float("inf")

@@ -68,7 +68,7 @@ def test_every_kind_of_bad_row_is_set_aside_with_its_reason(parquet, tmp_path):
         12: ("timestamp", None, Reason.UNPARSABLE),
         14: ("timestamp", "1970-01-01T12:00", Reason.IMPOSSIBLE),
         15: ("timestamp", "2099-01-01", Reason.IMPOSSIBLE),
-        17: ("value", "nan", Reason.NOT_FINITE),
+        17: ("value", "1,234", Reason.NOT_FINITE),
         18: ("value", "inf", Reason.NOT_FINITE),
         19: ("value", "1e300", Reason.NOT_FINITE),
         20: ("value", "cheap", Reason.NOT_FINITE),
@@ -124,7 +124,7 @@ def test_a_row_bad_in_many_ways_is_counted_once(parquet):
             "user_id": [None, "u"],
             "item_id": ["i"] * 2,
             "timestamp": ["x", "2024-01-01"],
-            "value": ["nan", "1"],
+            "value": ["inf", "1"],
         }
     )
     assert len(drained(opened(log), quarantine)) == 1
