@@ -25,7 +25,7 @@ from typing import Any
 
 import orjson
 
-from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, Unfulfillable, UsageError
+from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, SettingsError, Unfulfillable, UsageError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -278,8 +278,12 @@ def exclusive(folder: Path) -> Iterator[None]:
 
     Raises:
         ArtifactError: another process holds it.
+        SettingsError: there can be no such folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        raise no_folder(folder, error) from error
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -288,6 +292,14 @@ def exclusive(folder: Path) -> Iterator[None]:
                 f"another lurm is writing to {folder}; wait for it, or set LURM_ARTIFACTS_DIR elsewhere"
             ) from error
         yield
+
+
+def no_folder(folder: Path, error: OSError) -> SettingsError:
+    """What to say where the folder of artifacts is none and cannot be made."""
+    return SettingsError(
+        f"{folder} is no folder and cannot be made one ({error.strerror}): expected one that is there, or a new name "
+        "in one that can be written to; set LURM_ARTIFACTS_DIR"
+    )
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from lurm.artifacts import (
     discard,
     draft,
     link_or_copy,
+    no_folder,
     open_artifact,
     read_manifest,
     write_durably,
@@ -247,7 +248,11 @@ def space_id_of(parts: Mapping[str, Artifact]) -> str:
 
 
 def current(root: Path) -> str | None:
-    """Id of the active release, None when there is none."""
+    """Id of the active release, None when there is none.
+
+    Raises:
+        SettingsError: the root is a file.
+    """
     return _pointer(root)[0]
 
 
@@ -486,4 +491,6 @@ def _pointer(root: Path) -> tuple[str | None, str | None]:
         lines = (root / "current").read_text("utf-8", errors="backslashreplace").split()
     except FileNotFoundError:
         return None, None
+    except NotADirectoryError as error:
+        raise no_folder(root, error) from error
     return (lines[0] if lines else None), (lines[1] if len(lines) > 1 else None)

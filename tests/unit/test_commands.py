@@ -249,6 +249,20 @@ def test_no_release_yet_is_said_and_is_no_error(run: Run, artifacts_dir: Path) -
     assert run("release", "list", "--artifacts-dir", artifacts_dir, "--json").document == []
 
 
+@pytest.mark.parametrize("there", ["file", "file/deeper", "/proc/nothing"])
+@pytest.mark.parametrize("words", [("build", "events.csv"), ("release", "prune", "--keep", "1")])
+def test_artifacts_that_can_have_no_folder_are_a_wrong_setting(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("events.csv").write_text("user_id,item_id,timestamp\nu,i,2024-01-01\n")
+    outcomes = [run(*words, "--artifacts-dir", there), run("release", "list", "--artifacts-dir", "file")]
+    assert [(outcome.code, outcome.err.count("\n")) for outcome in outcomes] == [(2, 1)] * 2
+    assert f"{there} is no folder" in outcomes[0].err and "file is no folder" in outcomes[1].err
+    assert all("LURM_ARTIFACTS_DIR" in outcome.err for outcome in outcomes)
+
+
 def test_rollback_goes_back_and_forth(run: Run, two_releases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LURM_ARTIFACTS_DIR", str(two_releases))
     assert run("release", "rollback", "--json").document == {"active": "r1"}

@@ -76,6 +76,15 @@ def test_artifacts_that_cannot_be_written_still_serve(artifacts_dir: Path) -> No
     assert "LURM_ARTIFACTS_DIR" in refused.advice
 
 
+@pytest.mark.parametrize("deeper", ["", "deeper/still"])
+def test_a_file_where_artifacts_should_go_is_a_failure(tmp_path: Path, deeper: str) -> None:
+    (tmp_path / "file").touch()
+    checks = {check.name: check for check in examine(load({"artifacts_dir": tmp_path / "file" / deeper}, file=ABSENT))}
+    assert {name for name, check in checks.items() if check.verdict == "fail"} == {"artifacts", "release"}
+    assert f"{tmp_path / 'file'} is no folder" in checks["artifacts"].found
+    assert "LURM_ARTIFACTS_DIR" in checks["artifacts"].advice
+
+
 def test_the_disk_is_asked_where_the_artifacts_will_be(artifacts_dir: Path) -> None:
     assert str(artifacts_dir) in doctor.check_disk(artifacts_dir / "deeper").found
     full = doctor.check_disk(Path("/proc"))
