@@ -23,7 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from lurm.client.exchange import error_of
-from lurm.errors import LurmError, UnknownUser
+from lurm.errors import LurmError, UnknownUser, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -342,14 +342,26 @@ class Receipts:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[BinaryIO]:
-    """A file to write and read, which takes the place of ``path`` if nothing goes wrong."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.draft")
+    """A file to write and read, which takes the place of ``path`` if nothing goes wrong.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    why = ""
     try:
-        with aside.open("w+b") as file:
-            yield file
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+        if path.name and not path.is_dir():
+            aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.draft")
+            try:
+                with aside.open("w+b") as file:
+                    yield file
+                aside.replace(path)
+                return
+            finally:
+                with contextlib.suppress(OSError):
+                    aside.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        why = f" ({getattr(error, 'strerror', None) or 'no name of a file'})"
+    raise UsageError(f"{path} cannot be written{why}: expected the name of a file in a folder that can be written to")
 
 
 def chunks(weights: Iterable[Sequence[int]], most: Sequence[int]) -> Iterator[range]:

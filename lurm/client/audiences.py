@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlencode
@@ -12,7 +12,7 @@ import httpx
 import orjson
 
 from lurm.client.answers import record
-from lurm.client.exchange import JSON, Send, Steps, id_of, in_json, quoted, read, several
+from lurm.client.exchange import JSON, Send, Steps, count_of, id_of, in_json, name_of, quoted, read, several
 from lurm.client.methods import Method
 
 
@@ -152,16 +152,17 @@ class AudienceMethods(ABC):
         """The users most like some users.
 
         Args:
-            seeds: ids, or ``{"audience": name}``, or ``{"filter": ...}``.
+            seeds: ids, in whatever can be walked through, as a set or a column of a data frame; or
+                ``{"audience": name}``, or ``{"filter": ...}``.
             asked: size, negatives, exclude, negative_audiences, exclude_audiences, filter, balance, limit, as the
-                service takes them.
+                service takes them; ids as those of the seeds.
 
         Raises:
-            UsageError: the service does not take what it is asked.
+            UsageError: seeds that are no ids, or the service does not take what it is asked.
             DataError: it cannot be had of this release, as when too few of the seeds are known.
             LurmError: the service refused, or did not answer.
         """
-        body = in_json({"seeds": seeds, "job": False, **asked}, "audience", 0)
+        body = in_json({"seeds": _seeds(seeds), "job": False, **asked}, "audience", 0, _listed)
         response = yield from self._exchange(Send("POST", "/v1/lookalikes", JSON, body))
         return read(response, lambda it: record(Lookalikes, orjson.loads(it.content)))
 
@@ -173,7 +174,7 @@ class AudienceMethods(ABC):
             Overloaded: as many jobs as may be are open.
             LurmError: as ``lookalikes``.
         """
-        body = in_json({"seeds": seeds, "job": True, **asked}, "audience", 0)
+        body = in_json({"seeds": _seeds(seeds), "job": True, **asked}, "audience", 0, _listed)
         response = yield from self._exchange(Send("POST", "/v1/lookalikes", JSON, body))
         return read(response, _job)
 
@@ -185,7 +186,7 @@ class AudienceMethods(ABC):
             UnknownName: there is none, or it was let go.
             LurmError: the service refused, or did not answer.
         """
-        return read((yield from self._exchange(Send("GET", f"/v1/jobs/{quoted(job_id)}"))), _job)
+        return read((yield from self._exchange(Send("GET", _job_at(job_id)))), _job)
 
     @Method
     def job_result(self, job_id: str) -> Steps[bytes]:
@@ -195,7 +196,7 @@ class AudienceMethods(ABC):
             UnknownName: there is no such job, or no result yet.
             LurmError: the service refused, or did not answer.
         """
-        response = yield from self._exchange(Send("GET", f"/v1/jobs/{quoted(job_id)}/result"))
+        response = yield from self._exchange(Send("GET", f"{_job_at(job_id)}/result"))
         return read(response, lambda it: it.content)
 
     @Method
@@ -206,7 +207,7 @@ class AudienceMethods(ABC):
             UnknownName: there is none.
             LurmError: the service refused, or did not answer.
         """
-        return read((yield from self._exchange(Send("DELETE", f"/v1/jobs/{quoted(job_id)}"))), _job)
+        return read((yield from self._exchange(Send("DELETE", _job_at(job_id)))), _job)
 
     @Method
     def save_audience(self, name: str, rule: Mapping[str, object]) -> Steps[Audience]:
@@ -221,8 +222,8 @@ class AudienceMethods(ABC):
             DataError: it cannot be made of this release, or is made of audiences that are not there.
             LurmError: the service refused, or did not answer.
         """
-        body = in_json(rule, "rule", 0)
-        response = yield from self._exchange(Send("PUT", f"/v1/audiences/{quoted(name)}", JSON, body))
+        body = in_json(rule, "rule", 0, _listed)
+        response = yield from self._exchange(Send("PUT", _audience_at(name), JSON, body))
         return read(response, lambda it: record(Audience, orjson.loads(it.content)))
 
     @Method
@@ -234,7 +235,7 @@ class AudienceMethods(ABC):
             DataError: it cannot be made of the release that is served.
             LurmError: the service refused, or did not answer.
         """
-        response = yield from self._exchange(Send("GET", f"/v1/audiences/{quoted(name)}"))
+        response = yield from self._exchange(Send("GET", _audience_at(name)))
         return read(response, lambda it: record(Audience, orjson.loads(it.content)))
 
     @Method
@@ -256,7 +257,7 @@ class AudienceMethods(ABC):
             DataError: others are made of it.
             LurmError: the service refused, or did not answer.
         """
-        read((yield from self._exchange(Send("DELETE", f"/v1/audiences/{quoted(name)}"))), lambda _: None)
+        read((yield from self._exchange(Send("DELETE", _audience_at(name)))), lambda _: None)
 
     @Method
     def members(self, name: str, limit: int = 1000, after: int = 0) -> Steps[list[Member]]:
@@ -271,8 +272,8 @@ class AudienceMethods(ABC):
             UnknownName: there is none.
             LurmError: the service refused, or did not answer.
         """
-        query = urlencode({"limit": int(limit), "after": int(after)})
-        response = yield from self._exchange(Send("GET", f"/v1/audiences/{quoted(name)}/members?{query}"))
+        query = urlencode({"limit": count_of(limit, "limit"), "after": count_of(after, "after")})
+        response = yield from self._exchange(Send("GET", f"{_audience_at(name)}/members?{query}"))
         return read(response, lambda it: [record(Member, one) for one in orjson.loads(it.content)["members"]])
 
     @Method
@@ -296,9 +297,41 @@ class AudienceMethods(ABC):
             UnknownName: there is no such audience.
             LurmError: the service refused, or did not answer.
         """
-        query = urlencode([("audience", name) for name in several(names, "names")])
+        query = urlencode([("audience", name_of(name, "a name")) for name in several(names, "names")])
         response = yield from self._exchange(Send("GET", f"/v1/overlap?{query}"))
         return read(response, lambda it: record(Overlap, orjson.loads(it.content)))
+
+
+def _seeds(seeds: Any) -> object:
+    """Seeds as the service takes them.
+
+    Raises:
+        UsageError: one id in place of several, or something that is none.
+    """
+    if isinstance(seeds, Mapping):
+        return seeds
+    return [one if isinstance(one, Mapping) else id_of(one) for one in several(seeds, "seeds")]
+
+
+def _listed(values: Any) -> object:
+    """Sets and columns of data frames as lists, whatever is like a dict as one.
+
+    Raises:
+        TypeError: it is something else, or a whole data frame.
+    """
+    if isinstance(values, Mapping):
+        return dict(values)
+    if not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1 or hasattr(values, "columns"):
+        raise TypeError(f"found {type(values).__name__}, expected a list")
+    return list(values)
+
+
+def _job_at(job_id: object) -> str:
+    return f"/v1/jobs/{quoted(name_of(job_id, 'the id of a job'))}"
+
+
+def _audience_at(name: object) -> str:
+    return f"/v1/audiences/{quoted(name_of(name, 'the name of an audience'))}"
 
 
 def _job(response: httpx.Response) -> Job:

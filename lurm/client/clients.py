@@ -51,6 +51,7 @@ from lurm.client.exchange import (
     in_json,
     quoted,
     read,
+    records_of,
     with_event_ids,
 )
 from lurm.client.methods import Awaits, Blocks, Method
@@ -86,10 +87,17 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
         sleep: Callable[[float], _PauseT] | None = None,
         rng: random.Random | None = None,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
+        key: object = api_key
+        if not str(url).startswith(("http://", "https://")):
             raise UsageError("url: expected one that begins with http:// or https://")
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
+        try:
+            httpx.URL(url)
+        except httpx.InvalidURL as error:
+            raise UsageError(f"url: expected one such as http://127.0.0.1:8000 ({error})") from None
+        if key is not None and not (isinstance(key, str) and key.isascii() and key.isprintable() and key):
             raise UsageError("api_key: expected printable ASCII characters; is there a line end in it?")
+        if not all(isinstance(one, int | float) for one in (timeout_s, retries, in_flight, remember)):
+            raise UsageError("expected numbers as timeout_s, retries, in_flight and remember")
         if timeout_s <= 0 or retries < 0 or in_flight < 1 or remember < 0:
             raise UsageError("expected timeout_s > 0, retries >= 0, in_flight >= 1 and remember >= 0")
         self._url = url.rstrip("/")
@@ -151,15 +159,21 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
                 for one without an item) and a timestamp (epoch ms, datetime or ISO 8601), and may have behavior,
                 value, location and event_id. Events may stand in any order.
             as_of: a moment; what was known before it counts, seen from then. None: all events, as in the release.
+                Of a datetime without a zone, here and in events, UTC is meant.
 
         Raises:
             UsageError: an event cannot be sent, or the service does not take what it is asked.
             LurmError: the service refused, or did not answer.
         """
+        if not isinstance(histories, Mapping):
+            raise UsageError(
+                f"histories: found {type(histories).__name__}, expected a dict of lists of events, each by a name"
+            )
         ids, none = ids_of(histories)
         then = {} if as_of is None else {"as_of": as_of}
-        inputs = [{"user_id": one, "events": some, **then} for one, some in zip(ids, histories.values(), strict=True)]
-        n_events = [len(events) for events in histories.values()]
+        lives = [records_of(events, f"history number {at}") for at, events in enumerate(histories.values())]
+        inputs = [{"user_id": one, "events": life, **then} for one, life in zip(ids, lives, strict=True)]
+        n_events = [len(life) for life in lives]
         rows = [in_json(one, "history", at) for at, one in enumerate(inputs)]
         return (yield from self._embed(ids, none, rows, n_events))
 
@@ -170,9 +184,11 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
         ``pyarrow.ipc.open_stream`` and ``polars.read_ipc_stream`` read it. It appears whole or not at all.
 
         Raises:
-            OSError: the file cannot be written.
+            UsageError: the file cannot be written.
             LurmError: the service refused, did not answer, or cut the stream off.
         """
+        if not isinstance(destination, str | Path):
+            raise UsageError(f"destination is {type(destination).__name__}, expected the name of a file")
         path = Path(destination)
         with whole(path) as file:
             response = yield from self._exchange(Send("GET", "/v1/export", sink=file))
@@ -188,7 +204,7 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
 
         Args:
             events: each has user_id, item_id (None for one without an item) and timestamp (epoch ms, datetime or
-                ISO 8601), and may have behavior, value, location and event_id.
+                ISO 8601; UTC where they name no zone), and may have behavior, value, location and event_id.
 
         Raises:
             UsageError: an event cannot be sent, or the service does not take what it is sent.
@@ -350,7 +366,7 @@ class Client(_Methods[httpx.BaseTransport, None], Blocks):
                 return end.value  # type: ignore[no-any-return]
             try:
                 advance = functools.partial(steps.send, self._do(step))
-            except LurmError as error:
+            except (LurmError, OSError) as error:  # the file that an answer goes into may be full
                 advance = functools.partial(steps.throw, error)
 
     def close(self) -> None:
@@ -415,7 +431,7 @@ class AsyncClient(_Methods[httpx.AsyncBaseTransport, Awaitable[None]], Awaits):
                 return end.value  # type: ignore[no-any-return]
             try:
                 advance = functools.partial(steps.send, await self._do(step))
-            except LurmError as error:
+            except (LurmError, OSError) as error:  # the file that an answer goes into may be full
                 advance = functools.partial(steps.throw, error)
 
     async def aclose(self) -> None:

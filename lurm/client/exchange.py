@@ -24,6 +24,7 @@ from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
+import numpy as np
 import orjson
 
 from lurm.errors import (
@@ -217,26 +218,72 @@ def id_of(value: object) -> str:
     Raises:
         UsageError: it is no id.
     """
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        value = str(int(value))
     if not isinstance(value, str) or not value:
         raise UsageError(f"a user id is {type(value).__name__}, expected a string that is not empty or a whole number")
+    return _unicode(value, "a user id")
+
+
+def name_of(value: object, what: str) -> str:
+    """A name, to be a piece of a path or of a query.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{what} is {type(value).__name__}, expected a string that is not empty")
+    return _unicode(value, what)
+
+
+def _unicode(text: str, what: str) -> str:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise UsageError("a user id is not Unicode: it has half of a surrogate pair") from None
-    return value
+        raise UsageError(f"{what} is not Unicode: it has half of a surrogate pair") from None
+    return text
+
+
+def count_of(value: object, what: str) -> int:
+    """A whole number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return int(value)  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"{what} is {type(value).__name__}, expected a whole number") from None
 
 
 def several(values: Iterable[_T], what: str) -> list[_T]:
     """All that was given.
 
     Raises:
-        UsageError: it is one text, which would be taken letter by letter.
+        UsageError: it is one text, which would be taken letter by letter, or one of something else.
     """
     if isinstance(values, str | bytes):
         raise UsageError(f"{what}: found one {type(values).__name__}, expected a list; put it in brackets")
-    return list(values)
+    try:
+        found = iter(values)
+    except TypeError:
+        raise UsageError(f"{what}: found {type(values).__name__}, expected a list") from None
+    return list(found)
+
+
+def records_of(values: Iterable[Mapping[str, object]], what: str) -> list[dict[str, object]]:
+    """Events, or what else is written as a dict each.
+
+    Raises:
+        UsageError: one in place of several, or one that is no dict.
+    """
+    if isinstance(values, Mapping):
+        raise UsageError(f"{what}: found one {type(values).__name__}, expected a list; put it in brackets")
+    records = several(values, what)
+    for at, one in enumerate(records):
+        if not isinstance(one, Mapping):
+            raise UsageError(f"{what}: number {at} is {type(one).__name__}, expected a dict each")
+    return [dict(one) for one in records]
 
 
 def ids_of(values: Iterable[object]) -> tuple[list[str], dict[int, LurmError]]:
@@ -264,19 +311,20 @@ def quoted(user_id: str) -> str:
     return quote(user_id, safe="").replace(".", "%2E")
 
 
-def in_json(value: object, what: str, at: int) -> bytes:
+def in_json(value: object, what: str, at: int, default: Callable[[Any], object] | None = None) -> bytes:
     """The value as JSON.
 
     Args:
         value: JSON values, datetimes and numbers of numpy.
         what: names it in an error, with its position.
         at: its position.
+        default: makes JSON values of others, or raises a TypeError.
 
     Raises:
         UsageError: JSON has no words for it.
     """
     try:
-        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        return orjson.dumps(value, default, orjson.OPT_SERIALIZE_NUMPY)
     except orjson.JSONEncodeError as error:
         raise UsageError(f"{what} number {at} cannot be sent as JSON: {error}") from None
 
@@ -286,8 +334,11 @@ def with_event_ids(events: Iterable[Mapping[str, object]]) -> list[dict[str, obj
 
     The service takes an event of the same user and id only once, so who has stamped events may send them again,
     whatever came of the first time.
+
+    Raises:
+        UsageError: one event in place of several, or one that is no dict.
     """
-    return [{**event, "event_id": event.get("event_id") or uuid4().hex} for event in events]
+    return [{**event, "event_id": event.get("event_id") or uuid4().hex} for event in records_of(events, "events")]
 
 
 def _refused(response: httpx.Response, user_id: str) -> LurmError:

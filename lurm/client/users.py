@@ -15,7 +15,18 @@ import orjson
 from numpy.typing import NDArray
 
 from lurm.client.answers import Embedding, record
-from lurm.client.exchange import JSON, Send, Steps, id_of, in_json, quoted, read
+from lurm.client.exchange import (
+    JSON,
+    Send,
+    Steps,
+    count_of,
+    id_of,
+    in_json,
+    name_of,
+    quoted,
+    read,
+    records_of,
+)
 from lurm.client.methods import Method
 from lurm.errors import UsageError
 
@@ -239,7 +250,8 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/interests?k={int(k)}"), asked)
+        path = f"/v1/users/{quoted(asked)}/interests?k={count_of(k, 'k')}"
+        response = yield from self._exchange(Send("GET", path), asked)
         return read(response, Interest.all_of)
 
     @Method
@@ -259,7 +271,7 @@ class UserMethods(ABC):
             UsageError: the service does not take what it is asked, as when the query has no word.
             LurmError: the service refused, or did not answer.
         """
-        asked = _asked(q=query, item=item, k=int(k))
+        asked = _asked(q=query, item=item, k=count_of(k, "k"))
         return read((yield from self._exchange(Send("GET", f"/v1/interests{asked}"))), VocabularyInterest.all_of)
 
     @Method
@@ -270,7 +282,8 @@ class UserMethods(ABC):
             UnknownName: there is none of this number.
             LurmError: the service refused, or did not answer.
         """
-        return read((yield from self._exchange(Send("GET", f"/v1/interests/{int(number)}"))), VocabularyInterest.of)
+        path = f"/v1/interests/{count_of(number, 'number')}"
+        return read((yield from self._exchange(Send("GET", path))), VocabularyInterest.of)
 
     @Method
     def neighbors(
@@ -298,13 +311,13 @@ class UserMethods(ABC):
             Unfulfillable: the vector is of another space or length, or the release has not what the filter names.
             LurmError: the service refused, or did not answer.
         """
-        asked = id_of(of) if isinstance(of, str | int) else ""
+        asked, k = id_of(of) if isinstance(of, str | int) else "", count_of(k, "k")
         if asked and filter is None and space_id is None:
-            response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/neighbors?k={int(k)}"), asked)
+            response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/neighbors?k={k}"), asked)
         else:
             query = {"user_id": asked} if asked and space_id is None else _query(of, space_id)
             only = {} if filter is None else {"filter": filter}
-            body = in_json({"query": query, "k": int(k), **only}, "query", 0)
+            body = in_json({"query": query, "k": k, **only}, "query", 0)
             response = yield from self._exchange(Send("POST", "/v1/neighbors", JSON, body), asked)
         return read(response, Neighbor.all_of)
 
@@ -334,7 +347,7 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        query = _asked(k=int(k), at=at, location=location, as_of=as_of)
+        query = _asked(k=count_of(k, "k"), at=at, location=location, as_of=as_of)
         response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/next{query}"), asked)
         return read(response, lambda it: [record(Prospect, one) for one in orjson.loads(it.content)["next"]])
 
@@ -374,7 +387,7 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        query = _asked(days=None if days is None else int(days), as_of=as_of)
+        query = _asked(days=None if days is None else count_of(days, "days"), as_of=as_of)
         response = yield from self._exchange(Send("GET", f"/v1/users/{quoted(asked)}/forecast{query}"), asked)
         return read(response, _forecast)
 
@@ -403,7 +416,7 @@ class UserMethods(ABC):
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)
-        body = in_json({"edits": list(edits), "as_of": as_of, "days": days}, "scenario", 0)
+        body = in_json({"edits": records_of(edits, "edits"), "as_of": as_of, "days": days}, "scenario", 0)
         request = Send("POST", f"/v1/users/{quoted(asked)}/forecast", JSON, body)
         return read((yield from self._exchange(request, asked)), _scenario)
 
@@ -411,7 +424,8 @@ class UserMethods(ABC):
 def _asked(**sent: datetime | str | int | None) -> str:
     """A query of what is not None, with its question mark; moments in ISO 8601."""
     told = {name: at.isoformat() if isinstance(at, datetime) else at for name, at in sent.items() if at is not None}
-    return f"?{urlencode(told, errors='surrogatepass')}" if told else ""
+    told = {name: name_of(at, name) if isinstance(at, str) and at else at for name, at in told.items()}
+    return f"?{urlencode(told)}" if told else ""
 
 
 def _query(of: object, space_id: str | None) -> dict[str, object]:

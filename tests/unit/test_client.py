@@ -240,10 +240,24 @@ def test_a_missing_id_is_an_error_in_its_place(connect: Callable[..., Ask], miss
     assert (many.unknown_ids, told.found_n.tolist(), list(told.errors)) == (["-"] * 9, [True, False], [1])
 
 
-@pytest.mark.parametrize("options", [{"timeout_s": 0}, {"retries": -1}, {"in_flight": 0}, {"api_key": "a\nb"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout_s": 0},
+        {"retries": -1},
+        {"in_flight": 0},
+        {"api_key": "a\nb"},
+        {"api_key": b"key"},
+        {"timeout_s": "30"},
+        {"remember": None},
+    ],
+)
 def test_arguments_out_of_bounds_are_refused(options: dict[str, Any]) -> None:
     for kind in (Client, AsyncClient):
         with pytest.raises(UsageError):
             kind("http://localhost", **options)
+        for url in (None, 8000, "http://host:port"):
+            with pytest.raises(UsageError, match="url: expected one"):
+                kind(url)
         with pytest.raises(UsageError, match="http://"):
             kind("localhost:8000")

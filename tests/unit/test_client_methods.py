@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import json
+import resource
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +23,7 @@ from hypothesis import strategies as st
 from lurm import client as surface
 from lurm.client import AsyncClient, Client, with_event_ids
 from lurm.client.answers import chunks
-from lurm.errors import ServiceError, UsageError
+from lurm.errors import LurmError, ServiceError, UsageError
 from tests.scripted import Ask, Asked, Ledger, Said, a_problem, as_json, batch, binary, embedding, info, scripted
 
 EVENT = {"user_id": "u", "item_id": "i", "timestamp": "2024-03-01T12:00:00Z"}
@@ -323,6 +328,107 @@ def test_a_transport_of_ones_own_is_used() -> None:
     transport = httpx.WSGITransport(lambda _, start: (start("404 Not Found", []), [b""])[1])
     with Client("http://anywhere", transport=transport) as client, pytest.raises(ServiceError, match="404"):
         client.info()
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "told"),
+    [
+        ("send", [EVENT], "events: found one dict, expected a list; put it in brackets"),
+        ("send", ["abc"], "events: found one str, expected a list; put it in brackets"),
+        ("send", [[["a", "b"]]], "events: number 0 is list, expected a dict each"),
+        ("send", [None], "events: found NoneType, expected a list"),
+        ("send", [pl.DataFrame([EVENT])], "events: number 0 is Series, expected a dict each"),
+        ("embed_histories", [[EVENT]], "histories: found list, expected a dict of lists of events"),
+        ("embed_histories", [{"a": [], "b": EVENT}], "history number 1: found one dict, expected a list"),
+        ("embed_histories", [{"a": None}], "history number 0: found NoneType, expected a list"),
+        ("embed_many", [None], "user ids: found NoneType, expected a list"),
+        ("embed_many", [7], "user ids: found int, expected a list"),
+        ("interests", ["u", "x"], "k is str, expected a whole number"),
+        ("neighbors", ["u", None], "k is NoneType, expected a whole number"),
+        ("neighbors", [None], "expected a user id, an embedding"),
+        ("next", ["u", float("nan")], "k is float, expected a whole number"),
+        ("forecast", ["u", "week"], "days is str, expected a whole number"),
+        ("scenario", ["u", {"do": "add"}], "edits: found one dict, expected a list"),
+        ("scenario", ["u", ["add"]], "edits: number 0 is str"),
+        ("lookalikes", ["u"], "seeds: found one str, expected a list; put it in brackets"),
+        ("lookalikes", [[None]], "a user id is NoneType"),
+        ("start_lookalikes", [None], "seeds: found NoneType, expected a list"),
+        ("save_audience", ["a", {"users": pl.DataFrame({"user_id": ["u"]})}], "rule number 0 cannot be sent as JSON"),
+        ("save_audience", [7, {}], "the name of an audience is int, expected a string"),
+        ("audience", [""], "the name of an audience is str, expected a string that is not empty"),
+        ("members", ["a", "all"], "limit is str, expected a whole number"),
+        ("overlap", [[1, 2]], "a name is int, expected a string"),
+        ("job", [None], "the id of a job is NoneType, expected a string"),
+        ("export", [None], "destination is NoneType, expected the name of a file"),
+        ("export", ["/nonexistent/x.arrows"], r"^/nonexistent/x.arrows cannot be written \(No such file"),
+        ("export", ["/"], "^/ cannot be written"),
+        ("export", ["a\0b"], "cannot be written"),
+    ],
+)
+def test_what_is_of_a_wrong_shape_is_said_before_it_is_sent(
+    connect: Callable[..., Ask], method: str, arguments: list[Any], told: str
+) -> None:
+    with scripted(embedding) as server:
+        with pytest.raises(UsageError, match=told):
+            connect(server.url)(method, *arguments)
+        assert server.asked == []
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.binary(max_size=3)
+    | st.just(EVENT),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2) | st.just({"a"})
+    ),
+    max_leaves=4,
+)
+
+
+METHODS = sorted(name for name in dir(AsyncClient) if hasattr(Client, name) and not name.startswith("_"))
+
+
+@given(st.sampled_from([name for name in METHODS if name != "drive"]), st.data())
+def test_whatever_is_passed_an_error_is_one_of_ours(method: str, data: st.DataObject) -> None:
+    """Here the service refuses whatever comes through."""
+    told = {"type": "urn:lurm:problem:invalid", "title": "no", "status": 422, "detail": "no"}
+    headers = {"content-type": "application/problem+json"}
+    refusing = httpx.MockTransport(lambda _: httpx.Response(422, json=told, headers=headers))
+    with Client("http://anywhere", transport=refusing) as client, contextlib.suppress(LurmError):
+        call = getattr(client, method)
+        taken = inspect.signature(call).parameters.values()
+        named = {one.name: data.draw(anything) for one in taken if one.kind is one.KEYWORD_ONLY}
+        call(*(data.draw(anything) for one in taken if one.kind < one.KEYWORD_ONLY), **named)
+
+
+def test_ids_of_seeds_are_whatever_can_be_walked_through(connect: Callable[..., Ask]) -> None:
+    refused = a_problem(422, "invalid")
+    given_: list[Any] = [["a", "7"], {"a", 7}, pl.Series(["a", "7"]), np.array(["a", "7"]), (one for one in ("a", "7"))]
+    for seeds in given_:
+        with scripted(lambda _: refused) as server, pytest.raises(UsageError, match=r"^no\n"):
+            connect(server.url)("lookalikes", seeds, exclude=pl.Series(["b"]), negatives={"c"})
+        sent = json.loads(server.asked[0].body)
+        assert (sorted(sent["seeds"]), sent["exclude"], sent["negatives"]) == (["7", "a"], ["b"], ["c"])
+    with scripted(lambda _: refused) as server, pytest.raises(UsageError, match=r"^no\n"):
+        connect(server.url)("lookalikes", [{"user_id": "a", "weight": 2.0}, np.int64(7)])
+    assert json.loads(server.asked[0].body)["seeds"] == [{"user_id": "a", "weight": 2.0}, "7"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(connect: Callable[..., Ask]) -> None:
+    facts = {"X-Lurm-Space-Id": "s", "X-Lurm-Release": "r", "X-Lurm-N-Users": "1"}
+    with scripted(lambda _: Said(200, b"rows" * 2**20, facts)) as server, tempfile.TemporaryDirectory() as folder:
+        was = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, was[1]))
+        try:
+            with pytest.raises(UsageError, match=r"users.arrows cannot be written \(File too large"):
+                connect(server.url)("export", Path(folder) / "users.arrows")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, was)
+        assert list(Path(folder).iterdir()) == []
 
 
 def test_a_balanced_audience_brings_its_mix(connect: Callable[..., Ask]) -> None:
