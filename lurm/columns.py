@@ -1,10 +1,13 @@
-"""Columns of any Arrow type as what lurm understands: ids as text, values as numbers, moments as epoch ms UTC.
+"""Columns of any name and Arrow type as what lurm understands: ids as text, values as numbers, moments as epoch ms UTC.
 
 What a cell cannot say becomes null (or NaN), never an error; only a column of the wrong type is one.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import polars as pl
@@ -228,6 +231,60 @@ def _localised(naive: pl.Series, timezone: str) -> pl.Series:
         for clock in (clocks, clocks.dt.offset_by("1h"))
     )
     return moments.zip_with(moments.is_not_null(), hour_later)
+
+
+def columns_of(
+    place: Path,
+    table: str,
+    wanted: Mapping[str, str | None],
+    *,
+    found: Sequence[str],
+    aliases: Mapping[str, str],
+    required: Sequence[str],
+) -> dict[str, str | None]:
+    """Canonical name -> column of a table: as told, else the one called so, else the first that an alias names.
+
+    Args:
+        place: where the table lies.
+        table: of the TOML, where a mapping is written.
+        wanted: canonical name -> column; None: to be found, "": there is none.
+        found: the columns there are.
+        aliases: canonical name -> other names, best first, between blanks; case and punctuation do not count.
+        required: canonical names that must be found.
+
+    Raises:
+        DataError: a column told is not there, or a required one cannot be found.
+    """
+    listed = f"Columns found: {', '.join(found) or 'none'}"
+    plain = {_plain(column): column for column in reversed(found)}
+    resolved: dict[str, str | None] = {}
+    for name, source in wanted.items():
+        if source and source not in found:
+            near = difflib.get_close_matches(source, found, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise DataError(f"[{table}] says {name} = {source!r}, but {place} has no such column{hint} {listed}")
+        alike = (plain.get(_plain(alias)) for alias in (name, *aliases.get(name, "").split()))
+        told = name if source is None and name in found else source
+        resolved[name] = next(filter(None, alike), None) if told is None else told or None
+    missing = [name for name in required if not resolved[name]]
+    if missing and not found:
+        raise DataError(f"{place} {_why_none(place)}; expected rows with columns for {', '.join(required)}")
+    if missing:
+        mapping = "\n".join(f'{name} = "{resolved[name] or "…"}"' for name in required)
+        raise DataError(
+            f"no column of {place} looks like {' or '.join(missing)}. {listed}. "
+            f"Name them in dataset.toml:\n\n[{table}]\n{mapping}"
+        )
+    return resolved
+
+
+def _why_none(place: Path) -> str:
+    is_empty = place.is_file() and not place.stat().st_size
+    return "is empty" if is_empty else "holds no columns: it is empty, or of another format"
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def is_text(kind: pa.DataType) -> bool:

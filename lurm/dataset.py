@@ -24,9 +24,9 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import as_numbers, as_text, with_separators
+from lurm.columns import as_numbers, as_text, columns_of, with_separators
 from lurm.errors import DataError, SettingsError, UsageError
-from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine, columns_of
+from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read

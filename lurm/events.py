@@ -9,7 +9,6 @@ Every rule about one row is here. Rules about several (repeats, rows without an 
 
 from __future__ import annotations
 
-import difflib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +25,10 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lurm.artifacts import digest_of
-from lurm.columns import Unit, as_numbers, as_text, as_timestamps, unit_of
+from lurm.columns import Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
+from lurm.readers import UNDECODED, Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
 from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
@@ -64,6 +63,7 @@ class Reason(StrEnum):
     """Why a row is not among the clean ones. The last two are found by whoever sees a user's events together."""
 
     MALFORMED = "row malformed"
+    NOT_UTF8 = "row not UTF-8"
     NO_USER = "user_id null or empty"
     LONG_ID = f"id over {MAX_ID_BYTES} bytes"
     UNPARSABLE = "timestamp unparsable"
@@ -154,6 +154,31 @@ class RejectedRow:
     file: str
     row: int
     detail: str
+
+
+_REMEDIES: dict[str, str] = {
+    Reason.MALFORMED: "give all rows as many fields as the header, or JSON lines an object each",
+    Reason.NOT_UTF8: "write the files in UTF-8",
+    Reason.NO_USER: "name the column of users under [events.columns]",
+    Reason.UNPARSABLE: "lurm reads ISO 8601 (2024-03-01 12:00), numbers since the epoch and days written 20240301; "
+    "write moments like that, or name their column under [events.columns]",
+    Reason.IMPOSSIBLE: "timestamp_unit, earliest and latest under [events] say which are possible",
+    Reason.NOT_FINITE: 'name the column of values under [events.columns], or say value = ""',
+    Reason.NO_ITEM: "name the column of items under [events.columns]",
+}
+
+
+def remedy(counts: Mapping[str, int], n_rows: int) -> str:
+    """What to do about bad rows, by the reason that most of them have; more are only let through where few are bad.
+
+    Args:
+        counts: bad rows by reason; duplicates do not count.
+        n_rows: rows read.
+    """
+    bad = {reason: n for reason, n in counts.items() if reason != Reason.DUPLICATE}
+    worst = max(bad, key=lambda reason: bad[reason], default="")
+    told = _REMEDIES.get(worst, "mend the log")
+    return told if bad and 2 * bad[worst] > n_rows else f"{told}, or raise max_bad_share under [events]"
 
 
 class Quarantine:
@@ -347,8 +372,10 @@ class EventLog:
         for at in range(len(self.files)) if only is None else (only,):
             file, name = self.files[at], self.names[at]
             for chunk in read(file, _format(file, self.config), sources, rows=rows):
-                numbers = np.array([row for row, _ in chunk.malformed], np.int64)
-                quarantine.reject(name, numbers, Reason.MALFORMED, [text for _, text in chunk.malformed])
+                for reason in (Reason.NOT_UTF8, Reason.MALFORMED):
+                    lines = [(row, text) for row, text in chunk.malformed if reason is _why_malformed(text)]
+                    numbers = np.array([row for row, _ in lines], np.int64)
+                    quarantine.reject(name, numbers, reason, [text for _, text in lines])
                 batch = self.clean(chunk, name, quarantine)
                 if len(batch):
                     yield batch.with_columns(file=pl.lit(at, pl.Int32)).select(_BATCH)
@@ -410,51 +437,8 @@ class EventLog:
         return self.bounds[0] <= first and last <= self.bounds[1] and (self.until is None or last < self.until)
 
 
-def columns_of(
-    place: Path,
-    table: str,
-    wanted: Mapping[str, str | None],
-    *,
-    found: Sequence[str],
-    aliases: Mapping[str, str],
-    required: Sequence[str],
-) -> dict[str, str | None]:
-    """Canonical name -> column of a table: as told, else the one called so, else the first that an alias names.
-
-    Args:
-        place: where the table lies.
-        table: of the TOML, where a mapping is written.
-        wanted: canonical name -> column; None: to be found, "": there is none.
-        found: the columns there are.
-        aliases: canonical name -> other names, best first, between blanks; case and punctuation do not count.
-        required: canonical names that must be found.
-
-    Raises:
-        DataError: a column told is not there, or a required one cannot be found.
-    """
-    listed = f"Columns found: {', '.join(found) or 'none'}"
-    plain = {_plain(column): column for column in reversed(found)}
-    resolved: dict[str, str | None] = {}
-    for name, source in wanted.items():
-        if source and source not in found:
-            near = difflib.get_close_matches(source, found, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise DataError(f"[{table}] says {name} = {source!r}, but {place} has no such column{hint} {listed}")
-        alike = (plain.get(_plain(alias)) for alias in (name, *aliases.get(name, "").split()))
-        told = name if source is None and name in found else source
-        resolved[name] = next(filter(None, alike), None) if told is None else told or None
-    missing = [name for name in required if not resolved[name]]
-    if missing:
-        mapping = "\n".join(f'{name} = "{resolved[name] or "…"}"' for name in required)
-        raise DataError(
-            f"no column of {place} looks like {' or '.join(missing)}. {listed}. "
-            f"Name them in dataset.toml:\n\n[{table}]\n{mapping}"
-        )
-    return resolved
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
+def _why_malformed(text: str) -> Reason:
+    return Reason.NOT_UTF8 if UNDECODED in text else Reason.MALFORMED
 
 
 def _format(file: Path, config: EventsConfig) -> Format:

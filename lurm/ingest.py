@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lurm.ahead import each
 from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
-from lurm.events import DAY_MS, Quarantine
+from lurm.events import DAY_MS, Quarantine, remedy
 from lurm.history import COLUMNS, shortage
 from lurm.identifiers import Identifiers
 from lurm.lives import Lives, Recode, records_of, settle
@@ -209,7 +209,7 @@ class HistoryBuilder:
             raise DataError(
                 f"{n_bad} of {n_seen} rows are bad ({n_bad / n_seen:.2%}), more than {self._max_bad_share:.2%}: "
                 f"{_told(self._quarantine)}. Nothing was published. `lurm validate` shows examples; "
-                "mend the log, or raise max_bad_share under [events]."
+                f"{remedy(self._quarantine.counts, n_seen)}."
             )
         if not columns.n_events:
             raise DataError(f"{self._why_empty()}; `lurm validate` says more")

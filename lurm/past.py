@@ -24,11 +24,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm.ahead import each
-from lurm.columns import Unit, as_text, as_timestamps, unit_of
+from lurm.columns import Unit, as_text, as_timestamps, columns_of, unit_of
 from lurm.compiled import compiled
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
-from lurm.events import ALIASES, Event, columns_of
+from lurm.events import ALIASES, Event
 from lurm.history import COLUMNS, History, HistoryBase, HistoryBatch, gathered
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import EARLIEST

@@ -48,6 +48,8 @@ _MAX_LINE_BYTES = 64 * 2**20
 
 # Stand-ins while Arrow parses CSV: code points that Unicode promises never to occur in text
 _INVALID = "\uffff"
+UNDECODED = "\ufffd"
+"""In the text of a malformed row, in place of bytes that are no UTF-8."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -58,7 +60,7 @@ class Chunk:
     Attributes:
         rows: (n,) int64 ascending, 0-based rows of the file; a CSV header and blank lines are no rows.
         columns: source column -> (n,) array; a column that the file lacks is absent. Text is large_string.
-        malformed: (row, text) of the lines between them that hold no row.
+        malformed: (row, text) of the lines between them that hold no row; with ``UNDECODED`` where not UTF-8.
     """
 
     rows: NDArray[np.int64]
@@ -400,7 +402,7 @@ def _csv(blocks: Iterator[bytes], columns: Sequence[str]) -> Iterator[Chunk]:
         yield Chunk(
             start + np.delete(np.arange(n), [row for row, _ in ragged]),
             {name: _unmarked(array) for name, array in arrays.items()} if is_marked else arrays,
-            [(start + row, mender.as_written(line).replace(_INVALID, "\ufffd")) for row, line in ragged],
+            [(start + row, mender.as_written(line).replace(_INVALID, UNDECODED)) for row, line in ragged],
         )
         start += n
 
@@ -433,6 +435,11 @@ def _blocks(file: Path, size: int) -> Iterator[bytes]:
         carry = stream.read(3)
         if carry.startswith((b"\xff\xfe", b"\xfe\xff")):
             raise DataError(f"{file} is UTF-16, expected UTF-8; convert it")
+        if carry.startswith((b"\x1f\x8b", b"\x28\xb5\x2f")):
+            suffix = "gz" if carry.startswith(b"\x1f") else "zst"
+            raise DataError(f"{file} is compressed, and its name does not say so; name it {file.name}.{suffix}")
+        if carry.startswith(b"PK\x03"):
+            raise DataError(f"{file} is a zip archive, expected text, or text compressed by gzip; unpack it")
         carry = carry.removeprefix(b"\xef\xbb\xbf")
         piece = stream.read(size)
         while piece:

@@ -234,7 +234,7 @@ def load(overrides: Mapping[str, Any] | None = None, *, file: Path = FILE) -> Se
             raise SettingsError(f"unknown setting {name} in {file}; {_hint(name, known)}")
     for variable in _variables():
         if _field_of(variable) not in known:
-            hint = _hint(variable.upper(), [PREFIX + name.upper() for name in known])
+            hint = _hint(_field_of(variable), known, PREFIX)
             raise SettingsError(f"unknown setting {variable} in the environment; {hint}")
     in_environment = _in_environment()
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
@@ -328,6 +328,7 @@ def _read_file(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file} is not TOML: {error}") from error
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
+def _hint(name: str, known: Sequence[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else "`lurm config` lists them all."
+    told = (prefix + near[0]).upper() if prefix and near else "".join(near)
+    return f"did you mean {told}?" if near else "`lurm config` lists them all."

@@ -326,6 +326,7 @@ class RolloutRequest(WireModel):
 
 
 _PLAIN_WORDS = {
+    "string_pattern_mismatch": "expected lower-case letters, digits, _ and -, and a letter or digit first",
     "model_type": "expected an object",
     "model_attributes_type": "expected an object",
     "union_tag_not_found": "{discriminator}: Field required",

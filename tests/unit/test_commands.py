@@ -227,6 +227,9 @@ def test_a_wrong_setting_ends_with_2_and_says_which(run: Run, monkeypatch: pytes
     assert outcome.document["error"]["type"] == "SettingsError"
     assert outcome.err == f"lurm: {outcome.document['error']['message']}\n"
     assert "LURM_PORT?" in outcome.err
+    monkeypatch.delenv("LURM_PROT")
+    monkeypatch.setenv("LURM_FOO", "1")
+    assert run("config").err == "lurm: unknown setting LURM_FOO in the environment; `lurm config` lists them all.\n"
 
 
 def test_releases_are_listed_with_the_active_one_marked(run: Run, two_releases: Path) -> None:

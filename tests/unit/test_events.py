@@ -417,9 +417,13 @@ def test_nothing_to_read_is_said(parquet, tmp_path):
         opened(tmp_path / "empty")
     with pytest.raises(DataError, match=r"hold no row"):
         opened(parquet({name: pa.array([], pa.string()) for name in GOOD}))
-    for name, content in (("a.csv", "user_id,item_id,timestamp\n"), ("b.csv", ""), ("c.jsonl", "\n\n")):
+    none = {
+        "b.csv": ("", "b.csv is empty; expected rows"),
+        "c.jsonl": ("\n\n", "c.jsonl holds no columns: it is empty"),
+    }
+    for name, (content, told) in {"a.csv": ("user_id,item_id,timestamp\n", "hold no row"), **none}.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(DataError, match=r"hold no row|Columns found: none"):
+        with pytest.raises(DataError, match=told):
             opened(tmp_path / name)
     (tmp_path / "log.txt").write_text("user_id,item_id,timestamp\nu,i,2024-01-01\n")
     with pytest.raises(DataError, match=r'does not tell its format.*format = "jsonl"'):
@@ -482,3 +486,14 @@ def test_a_file_without_a_good_row_stops_nobody(tmp_path, nothing):
     for rows in (drained(log, quarantine), pl.concat(touches(log, Quarantine(None), 2**30))):
         assert rows["user_id"].to_list() == ["u1", "u2"]
     assert quarantine.n_bad == bool(nothing)
+
+
+def test_rows_that_are_no_utf8_are_told_from_those_of_another_shape(tmp_path):
+    for name, content in {
+        "log.csv": "user_id,item_id,timestamp\nu,Köln,2024-01-01\nu,i\nu,i,2024-01-01\nu,ö\n",
+        "log.jsonl": '{"user_id":"u","item_id":"i","timestamp":"2024-01-01"}\n{"user_id":"ö"}\n{"u\n',
+    }.items():
+        (tmp_path / name).write_text(content, "latin-1")
+        quarantine = Quarantine(None)
+        assert len(drained(opened(tmp_path / name), quarantine)) == 1
+        assert quarantine.counts == {Reason.NOT_UTF8: 1 + name.endswith("csv"), Reason.MALFORMED: 1}

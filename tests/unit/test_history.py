@@ -1,4 +1,5 @@
 import contextlib
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
-from lurm.events import Event, Quarantine
+from lurm.events import Event, Quarantine, Reason, remedy
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch
 from lurm.identifiers import Identifiers
 from lurm.ingest import HistoryBuilder, check_usable
@@ -113,11 +114,19 @@ def test_too_many_bad_rows_stop_the_build(tmp_path: Path) -> None:
     events = [Event("u", f"i{n}", "buy", T + n) for n in range(98)] + [
         Event("u", None, "buy", T + 500 + n) for n in (1, 2)
     ]
-    with pytest.raises(DataError, match=r"2 of 100 rows are bad \(2.00%\), more than 1.00%"):
+    with pytest.raises(DataError, match=r"2 of 100 rows are bad \(2.00%\), more than 1.00%.*raise max_bad_share"):
         ingest(tmp_path / "base", [clean_batch(events)])
     assert not (tmp_path / "base").exists()
     base, _ = ingest(tmp_path / "lenient", [clean_batch(events)], max_bad_share=0.02)
     assert base.tail("u") == 98
+
+
+def test_what_to_do_about_bad_rows_is_to_let_more_through_only_where_they_are_few():
+    for reason, advice in ((Reason.UNPARSABLE, "ISO 8601 .* epoch"), (Reason.NOT_UTF8, "UTF-8"), ("?", "mend the log")):
+        few = remedy({reason: 40, Reason.NO_USER: 9, Reason.DUPLICATE: 90}, 100)
+        most = remedy({reason: 60, Reason.NO_USER: 9}, 100)
+        assert re.search(advice, few) and few.endswith(", or raise max_bad_share under [events]")
+        assert few.startswith(most) and "max_bad_share" not in most
 
 
 def test_a_log_without_events_is_an_error(tmp_path: Path) -> None:

@@ -98,6 +98,20 @@ def test_windows_files_read_like_others(write):
         layout_of(write("a,b\n1,2\n".encode("utf-16")), "csv")
 
 
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    ("packed", "advice"),
+    [
+        (gzip.compress(b"a,b\n1,2\n"), "compressed, and its name does not say so; name it log.csv.gz"),
+        (pa.compress(b"a,b\n1,2\n", codec="zstd", asbytes=True), "name it log.csv.zst"),
+        (b"PK\x03\x04\x14\0rest", "zip archive.*unpack it"),
+    ],
+)
+def test_what_is_packed_under_the_name_of_text_says_so(write, packed, advice, format):
+    with pytest.raises(DataError, match=advice):
+        layout_of(write(packed), format)
+
+
 def test_invalid_utf8_costs_the_row_only_where_it_is_looked_at(write):
     file = write(b"a,b,c\n1,x,\xff\n2,\xe9t\xe9,z\n\xed\xa0\x80,y,z\n4,\xc3\xa9,z\n\xff,\xfe,z,z\n")
     rows, malformed = rows_of(file, "csv")
