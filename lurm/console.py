@@ -1,10 +1,13 @@
-"""What the commands share: options that mean one setting, and one way to print a result.
+"""What the commands share: options that mean one setting, one way to print a result, and what to type next.
 
 stdout carries results alone, so that ``lurm ... --json | jq`` works; progress and errors go to stderr.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,3 +43,19 @@ def emit(result: Any, *, as_json: bool, text: RenderableType | None = None) -> N
         return
     width = None if sys.stdout.isatty() else _PIPE_COLUMNS
     Console(highlight=False, markup=False, width=width).print(text, soft_wrap=isinstance(text, str), crop=False)
+
+
+def own_command() -> str:
+    """How this process was called, as shortly as it can be typed in the folder where it stands."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"{_typed(Path(sys.executable))} -m lurm"
+    return _typed(called)
+
+
+def _typed(program: Path) -> str:
+    found = shutil.which(program.name)
+    if found and program.exists() and program.samefile(found):
+        return shlex.quote(program.name)
+    beside = os.path.relpath(program)
+    return shlex.quote(min(beside if os.sep in beside else f"./{beside}", str(program.absolute()), key=len))

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from lurm.console import ArtifactsDir, AsJson, emit
+from lurm.console import ArtifactsDir, AsJson, emit, own_command
 from training.judges import RecipeName, gate, published_before, quality, recipe
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def simulate(
     )
     summary = write_world(folder, config, reporter=TerminalReporter())
     told = asdict(summary)
-    emit({"folder": folder, **told}, as_json=as_json, text=f"{folder}: {_told(told)}\nNext: lurm build {folder}")
+    following = f"{own_command()} build {shlex.quote(str(folder))}"
+    emit({"folder": folder, **told}, as_json=as_json, text=f"{folder}: {_told(told)}\nNext: {following}")
 
 
 def build(
@@ -221,7 +223,8 @@ def build(
         f"  the release before held {name} too; what it answered is refused until a build with --model {name}"
         for name in release.left_behind(config.artifacts_dir)
     ]
-    lines.append("Next: lurm serve" + (f" --artifacts-dir {artifacts_dir}" if artifacts_dir else ""))
+    where = f" --artifacts-dir {shlex.quote(str(artifacts_dir))}" if artifacts_dir else ""
+    lines.append(f"Next: {own_command()} serve{where}")
     emit(asdict(built), as_json=as_json, text="\n".join(lines))
 
 

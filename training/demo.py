@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shlex
-import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lurm import settings
+from lurm.console import own_command
 from lurm.dataset import Dataset
 from lurm.errors import LurmError
 from lurm.progress import TerminalReporter
@@ -90,22 +89,6 @@ def show(path: Path | None, recipe: str | None, folder: Path, *, keep_serving: b
                 while True:
                     time.sleep(3600)
     return {"release": built.release_id, "user_id": user_id, **answers}
-
-
-def own_command() -> str:
-    """How this process was called, as shortly as it can be typed in the folder where it stands."""
-    called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        return f"{_typed(Path(sys.executable))} -m lurm"
-    return _typed(called)
-
-
-def _typed(program: Path) -> str:
-    found = shutil.which(program.name)
-    if found and program.exists() and program.samefile(found):
-        return shlex.quote(program.name)
-    beside = os.path.relpath(program)
-    return shlex.quote(min(beside if os.sep in beside else f"./{beside}", str(program.absolute()), key=len))
 
 
 @contextlib.contextmanager

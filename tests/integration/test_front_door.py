@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from lurm import __main__ as front_door
+from lurm.console import own_command
 from tests.integration.conftest import Built
-from training.demo import own_command
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +168,20 @@ def test_the_demo_names_the_command_it_was_called_by(
     assert own_command() == told
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "lurm/__main__.py"), "demo"])
     assert own_command().endswith(" -m lurm") and (tmp_path / "shop" / own_command().split()[0]).exists()
+
+
+def test_what_to_type_next_can_be_typed(tmp_path: Path) -> None:
+    sizes = ("--users", "60", "--items", "40", "--interests", "3", "--events-per-user", "8")
+    made = lurm("simulate", "my shop", *sizes, cwd=tmp_path)
+    built = lurm("build", "my shop", "--artifacts-dir", "it's here", cwd=tmp_path)
+    for ran, words in ((made, ["build", "my shop"]), (built, ["serve", "--artifacts-dir", "it's here"])):
+        assert ran.returncode == 0, ran.stderr
+        called = shlex.split(ran.stdout.splitlines()[-1])
+        assert (called[0], called[2:4], called[4:]) == ("Next:", ["-m", "lurm"], words)
+        assert (
+            shutil.which(called[1], path=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+            or (tmp_path / called[1]).exists()
+        )
 
 
 def test_the_demo_shows_a_person_and_recovers_the_planted_truth(tmp_path: Path) -> None:
