@@ -191,7 +191,11 @@ def doctor(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
 def export(
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet, .arrow or .npy.", show_default=False)],
     users: Annotated[
-        Path | None, typer.Option(help="Text file of user ids, one a line: these alone.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="These users alone: text with an id a line, or a .csv or .parquet with a column user_id.",
+            show_default=False,
+        ),
     ] = None,
     as_of: Annotated[
         Path | None, typer.Option(help="Table of user_id and timestamp: as it was known then.", show_default=False)

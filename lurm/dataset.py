@@ -33,7 +33,7 @@ from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
 
 CONFIG = "dataset.toml"
 
-_ALIASES = {
+TABLE_ALIASES = {
     "items": {
         "item_id": f"id {ALIASES['item_id']}",
         "title": "name product_name product_title item_name item_title headline label description desc",
@@ -53,6 +53,7 @@ _ALIASES = {
     },
     "calendar_targets": {"event_id": "id calendar_id campaign campaign_id", "user_id": "user"},
 }
+"""Of each table beside the log, other names of its columns, as ``ALIASES``."""
 _REQUIRED = {
     "items": ("item_id",),
     "users": ("user_id",),
@@ -67,7 +68,9 @@ class ItemsConfig(BaseModel):
 
     Attributes:
         path: file or folder.
-        item_id, title, category: columns.
+        item_id: the item, as the log names it.
+        title: what it is called, for people; also text to learn from.
+        category: what it is one of; also text to learn from.
         vector: a column of given item embeddings, lists of numbers of one length.
         text: further columns to learn from; None: those that mostly hold words.
     """
@@ -87,7 +90,7 @@ class UsersConfig(BaseModel):
 
     Attributes:
         path: file or folder.
-        user_id: column. None is found by its name or an alias.
+        user_id: the user, as the log names them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -378,7 +381,7 @@ def _told(problem: Any) -> str:
 def _places(config: DatasetConfig, root: Path, *, search: bool) -> dict[str, Path]:
     """Where the log and the tables lie: as told, else by their names in the folder."""
     places = {}
-    for name in ("events", *_ALIASES):
+    for name in ("events", *TABLE_ALIASES):
         if told := getattr(config, name).path:
             places[name] = root / told
             if not places[name].exists():
@@ -411,7 +414,7 @@ def _table(name: str, path: Path, config: ItemsConfig | UsersConfig | CalendarCo
     layouts = [layout_of(file, _format(file)) for file in files]
     found = list(dict.fromkeys(column for layout in layouts for column in layout.columns))
     wanted = config.model_dump(exclude={"path", "text", "notice_days"})
-    columns = columns_of(path, name, wanted, found=found, aliases=_ALIASES[name], required=_REQUIRED[name])
+    columns = columns_of(path, name, wanted, found=found, aliases=TABLE_ALIASES[name], required=_REQUIRED[name])
     text = config.text if isinstance(config, ItemsConfig) else None
     for column in text or ():
         columns_of(path, name, {"text": column}, found=found, aliases={}, required=())

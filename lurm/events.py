@@ -99,8 +99,12 @@ class EventColumns(BaseModel):
     """What the columns of the log are called. None: found by its name or an alias. "": the log has none.
 
     Attributes:
-        user_id, item_id, timestamp: who, with what if with anything, and when.
-        behavior, value, location: the type of event, how much (1 where it is empty), and where.
+        user_id: who.
+        item_id: with what; empty where with nothing.
+        timestamp: when.
+        behavior: the type of event.
+        value: how much; 1 where it is empty.
+        location: where.
         event_id: by which a repeat is known; without it, rows that say the same are one.
     """
 

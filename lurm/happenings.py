@@ -33,8 +33,13 @@ class CalendarConfig(BaseModel):
 
     Attributes:
         path: file or folder.
-        event_id, kind, start, end, known_at: columns.
-        target_column, target_value: columns; the event is for users whose attribute of that name has that value.
+        event_id: by which edits and ``calendar_targets`` name it.
+        kind: of what kind it is; how people answer to an event is learned by kind.
+        start: when it begins.
+        end: when it is over.
+        known_at: since when it is known; see ``notice_days``.
+        target_column: the attribute by which its users are told; empty where it is for everybody.
+        target_value: what that attribute is of the users it is for.
         notice_days: by kind, how long before its start an event was known whose ``known_at`` is not told; kinds that
             are not named are known when they start.
     """
@@ -57,7 +62,8 @@ class LinksConfig(BaseModel):
 
     Attributes:
         path: file or folder.
-        event_id, user_id: columns.
+        event_id: the event, as the calendar names it.
+        user_id: a user it is for, as the log names them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -9,9 +9,13 @@ import pytest
 import yaml
 
 from lurm import definitions, erasure, jobs
+from lurm.dataset import TABLE_ALIASES
+from lurm.events import ALIASES
 from lurm.live import letters, place, segments
 from lurm.settings import markdown
 from training.recipes import reference
+
+COLUMNS = {"[events.columns]", "[items]", "[users]", "[calendar]", "[calendar_targets]"}
 
 PAGES = ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")
 
@@ -32,6 +36,13 @@ def test_every_entry_of_a_recipe_is_documented_as_it_is(repository: Path) -> Non
     assert page == reference.markdown(), "docs/recipes.md is not what the code says; lurm recipe --markdown prints it"
     found = reference.sections()
     assert [(one.heading, entry.name) for one in found for entry in one.entries if not entry.meaning] == []
+    columns = {one.heading: {e.name: e.meaning for e in one.entries} for one in found if one.heading in COLUMNS}
+    assert set(columns) == COLUMNS
+    assert all(len(set(meanings.values())) == len(meanings) for meanings in columns.values())
+    known = {"[events.columns]": ALIASES, **{f"[{name}]": aliases for name, aliases in TABLE_ALIASES.items()}}
+    for heading, aliases in known.items():
+        for name, others in aliases.items():
+            assert [one for one in others.split() if f"`{one}`" not in columns[heading][name]] == []
     headings = {one.heading for one in found}
     assert {"[events]", "[events.columns]", "[behavegpt.training.objective]", "[[evaluate.tasks]]"} <= headings
 

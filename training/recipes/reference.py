@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origi
 
 from pydantic import BaseModel
 
-from lurm.dataset import DatasetConfig
+from lurm.dataset import TABLE_ALIASES, DatasetConfig
+from lurm.events import ALIASES
 from training.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -21,9 +22,10 @@ _PREFACE = """# Datasets and recipes
 
 A dataset is a folder, one file of events, or a TOML file that says where things lie and what they are called. In a
 folder lurm finds `events.*` or `events/`, and if there are any `items.*`, `users.*`, `calendar.*` and
-`calendar_targets.*` (`.parquet`, `.csv`, `.jsonl`, also gzipped), beside a `dataset.toml`. Columns are found by their
-names or usual other ones; `lurm validate PATH` shows what was found, and prints a configuration to start from:
-`lurm validate PATH --json | jq -r .config > mine.toml`.
+`calendar_targets.*` (`.parquet`, `.csv`, `.tsv`, `.jsonl`, also gzipped), beside a `dataset.toml`. Fields of CSV stand
+between commas, `;`, `|` or tabs, whichever the header has most of. Columns are found by their names or usual other
+ones, as listed below, the first that is there; neither case nor punctuation counts. `lurm validate PATH` shows what
+was found, and prints a configuration to start from: `lurm validate PATH --json | jq -r .config > mine.toml`.
 
 The same file may hold a recipe: how interests, vectors and models are made. `--recipe FILE` lays another one over it.
 Every entry has a default, and none has to be given. What lurm does not know is refused, with what may have been meant.
@@ -81,18 +83,25 @@ def markdown() -> str:
 
 def _sections(kind: type, path: tuple[str, ...], *, repeated: bool = False) -> Iterator[Section]:
     hints, told, inner = get_type_hints(kind), _told(kind), list[Section]()
+    aliases = ALIASES if path == ("events", "columns") else TABLE_ALIASES.get(".".join(path), {})
     entries = []
     for name, default in _defaults(kind):
         part, is_list = _table_of(hints[name])
         if part is not None:
             inner += _sections(part, (*path, name), repeated=is_list)
         else:
-            entries.append(Entry(name, _as_toml(default), _meant(told.get(name, ""), hints[name])))
+            meaning = _meant(told.get(name, ""), hints[name])
+            entries.append(Entry(name, _as_toml(default), f"{meaning}{_also(aliases.get(name, ''))}"))
     heading = ".".join(path)
     if entries:
         about = _meant((inspect.getdoc(kind) or "").partition("\n\nAttributes:")[0], None) if path else ""
         yield Section(f"[[{heading}]]" if repeated else f"[{heading}]" if path else "", about, tuple(entries))
     yield from inner
+
+
+def _also(aliases: str) -> str:
+    """The other names by which a column is found, as a sentence after its meaning."""
+    return f" Also found as {', '.join(f'`{alias}`' for alias in aliases.split())}." if aliases else ""
 
 
 def _defaults(kind: type) -> Iterator[tuple[str, Any]]:
