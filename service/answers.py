@@ -237,10 +237,10 @@ class ErasureAnswer(BaseModel):
 class TargetAnswer(BaseModel):
     """What is foretold of one target; null where the question does not arise."""
 
-    target: str
+    target: str = Field(description="As the recipe names it; a number of days in it is that of `days`.")
     kind: str
     about: str | None = Field(description="Which interests, in words; null where it is about none.")
-    days: int
+    days: int = Field(description="The horizon it is foretold for: as asked, else the target's own.")
     probability: float | None = Field(description="Calibrated; of an amount, that there is one.")
     amount: float | None = Field(description="Given that there is one, on average; null of other targets.")
     typical: float | None = Field(description="Half of such amounts are larger; nine of ten lie between low and high.")

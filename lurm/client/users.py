@@ -171,6 +171,7 @@ class Foretold:
     """What is foretold of one target; None where the question does not arise.
 
     Attributes:
+        target: as the recipe names it; a number of days in it is that of the horizon.
         days: the horizon.
         probability: calibrated; of an amount, that there is one.
         amount: given that there is one, on average; None of other targets.
