@@ -192,10 +192,7 @@ def export(
     destination: Annotated[Path, typer.Argument(help="File to write: .parquet, .arrow or .npy.", show_default=False)],
     users: Annotated[
         Path | None,
-        typer.Option(
-            help="These users alone: text with an id a line, or a .csv or .parquet with a column user_id.",
-            show_default=False,
-        ),
+        typer.Option(help="These users alone: ids, one a line, or a user_id column of a .csv or .parquet."),
     ] = None,
     as_of: Annotated[
         Path | None, typer.Option(help="Table of user_id and timestamp: as it was known then.", show_default=False)

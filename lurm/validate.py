@@ -25,7 +25,7 @@ from rich.text import Text
 from lurm.calendars import Calendar, checked
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow
+from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow, remedy
 from lurm.history import shortage
 from lurm.phrases import counted
 from lurm.progress import Reporter, Silent
@@ -180,7 +180,7 @@ def validate(
     n_rows, n_bad, n_events = len(kept) + quarantine.n_bad, sum(one.n_rows for one in bad), int(kept.sum())
     counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
     per_user = np.unique(seen.user[kept], return_counts=True)[1]
-    obstacle = _obstacle(dataset, n_rows, n_bad, len(per_user), int((kept & ~seen.itemless).sum()))
+    obstacle = _obstacle(dataset, n_rows, bad, len(per_user), int((kept & ~seen.itemless).sum()))
     calendar = None
     try:
         calendar = checked(dataset)
@@ -325,13 +325,14 @@ def _spread(counts: NDArray[np.int64]) -> Spread | None:
     )
 
 
-def _obstacle(dataset: Dataset, n_rows: int, n_bad: int, n_users: int, n_item_events: int) -> str | None:
+def _obstacle(dataset: Dataset, n_rows: int, bad: Sequence[SetAside], n_users: int, n_item_events: int) -> str | None:
     """Why a build would stop; None when it would not."""
-    max_bad_share = dataset.events.config.max_bad_share
+    counts, max_bad_share = {one.reason: one.n_rows for one in bad}, dataset.events.config.max_bad_share
+    n_bad = sum(counts.values())
     if n_bad > max_bad_share * n_rows:
         return (
             f"{n_bad:,} of {n_rows:,} rows are bad ({n_bad / n_rows:.2%}), more than {max_bad_share:.2%}; "
-            "mend the log, or raise max_bad_share under [events]"
+            f"{remedy(counts, n_rows)}"
         )
     return shortage(n_users, n_item_events) if n_users else dataset.why_empty()
 

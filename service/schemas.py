@@ -215,9 +215,7 @@ class WeightedSeed(WireModel):
     """A seed that counts more or less than others."""
 
     user_id: Id
-    weight: float = Field(
-        1.0, ge=0, le=WEIGHT_AT_MOST, description="0: it teaches nothing, and is left out like any seed."
-    )
+    weight: float = Field(1.0, ge=0, le=WEIGHT_AT_MOST, description="0: it teaches nothing, and is left out alike.")
 
 
 class AudienceSize(WireModel):

@@ -360,3 +360,11 @@ def test_real_logs_are_judged_as_people_would(real_data):
     assert not journey.would_stop and journey.behaviors["coupon_redeem"] > 1000
     retail = validate(Dataset.open(real_data("online_retail")))
     assert not retail.would_stop and retail.n_bad == 0 and retail.behaviors["return"] > 10_000
+
+
+def test_where_all_rows_are_bad_alike_the_verdict_says_what_is_understood(tmp_path):
+    rows = "".join(f"u{n},i,{n + 1:02}.01.2024 08:36\n" for n in range(20))
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + rows)
+    verdict = validate(Dataset.open(tmp_path)).verdict
+    assert "ISO 8601" in verdict
+    assert "max_bad_share" not in verdict
