@@ -16,10 +16,10 @@ from lurm.console import ArtifactsDir, AsJson, emit
 if TYPE_CHECKING:
     from lurm.audience import Size
     from lurm.balance import Balance
-    from lurm.definitions import Rule
     from lurm.identifiers import Identifiers
     from lurm.lookalikes import Asked
     from lurm.readers import Format
+    from lurm.rules import Rule
     from lurm.saved import Audiences
     from lurm.settings import Settings
 
@@ -109,9 +109,9 @@ def save(
     """
     import orjson
 
-    from lurm.definitions import Alike, Combined, Listed
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
+    from lurm.rules import Alike, Combined, Listed
     from lurm.saved import already_saved
 
     if sum(one is not None for one in (users, like, combine)) != 1:

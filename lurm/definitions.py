@@ -11,7 +11,6 @@ out of what is read.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import re
 import shutil
@@ -19,61 +18,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import orjson
 
 from lurm.artifacts import alone, changing, digest_of, discard, write_durably
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactCorrupt, TooInvolved, Unfulfillable, UnknownName, UsageError
-from lurm.lookalikes import Asked
+from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UsageError
 from lurm.meant import Meant
 from lurm.phrases import quoted
+from lurm.rules import NAME, Alike, Combined, Listed, Rule, check_name, document_of, names_in, rule_of, wanted_in
 
 FOLDER, FILE = "audiences", "definition.json"
-NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 AT_MOST = 1000
 """Saved audiences of one folder of artifacts."""
 MAKING = ".making"
 """Lock of whoever finds the members of an audience, or removes what was found."""
 _NAME = re.compile(NAME)
-_DEPTH, _TERMS = 8, 64
-
-Term: TypeAlias = "str | Mapping[str, Any]"
-"""The name of an audience, ``{"and": [...]}``, ``{"or": [...]}`` or ``{"not": term}``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """Some users, by name."""
-
-    user_ids: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Alike:
-    """Whoever is like some users."""
-
-    asked: Asked
-
-
-@dataclass(frozen=True, slots=True)
-class Combined:
-    """Who is in other audiences, or not.
-
-    Raises:
-        UsageError: it is no term.
-        TooInvolved: it nests deeper than eight, or has more than 64 names; no more of it is looked at.
-    """
-
-    term: Term
-
-    def __post_init__(self) -> None:
-        if len(list(itertools.islice(_names(self.term, _DEPTH), _TERMS + 1))) > _TERMS:
-            raise TooInvolved(f"more than {_TERMS} audiences are put together")
-
-
-Rule: TypeAlias = Listed | Alike | Combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +58,7 @@ class Definition:
         """Names of the audiences it is made of."""
         match self.rule:
             case Combined(term):
-                return set(_names(term, _DEPTH))
+                return set(names_in(term))
             case Alike(asked):
                 seeds_of = [asked.seeds_of] if asked.seeds_of else []
                 return {*asked.exclude_audiences, *asked.negative_audiences, *seeds_of}
@@ -107,7 +68,7 @@ class Definition:
     @property
     def ranks_by(self) -> set[str]:
         """Names of the audiences it is put together of, those left out that it takes away."""
-        return set(_wanted(self.rule.term)) if isinstance(self.rule, Combined) else set()
+        return set(wanted_in(self.rule.term)) if isinstance(self.rule, Combined) else set()
 
     @property
     def kind(self) -> str:
@@ -197,7 +158,7 @@ class Definitions:
                 none can be saved here.
             ArtifactCorrupt: it is made of one that is not as it was written; what others are does not matter.
         """
-        _check_name(name)
+        check_name(name)
         with changing(self.folder):
             there, damaged = self.read()
             n_there = len(there) + len(damaged)
@@ -390,100 +351,6 @@ def in_order(there: Mapping[str, Definition]) -> list[Definition]:
         if definition.name not in done:
             visit(definition)
     return list(done.values())
-
-
-def rule_of(document: Mapping[str, Any]) -> Rule:
-    """The rule a JSON object stands for: ``{"users": [...]}``, ``{"like": {...}}`` or ``{"combine": term}``.
-
-    Raises:
-        UsageError: it is none of these, or what is in it is not possible.
-    """
-    match dict(document):
-        case {"users": list() as user_ids, **other} if not other:
-            return Listed([_id(one) for one in user_ids])
-        case {"like": dict() as like, **other} if not other:
-            return Alike(Asked.of_json(like))
-        case {"combine": term, **other} if not other:
-            return Combined(term)
-    raise UsageError('expected one of {"users": [...]}, {"like": {...}} and {"combine": ...}')
-
-
-def document_of(rule: Rule) -> dict[str, Any]:
-    """The JSON object of a rule; what is left out has its default."""
-    match rule:
-        case Listed(user_ids):
-            return {"users": list(user_ids)}
-        case Combined(term):
-            return {"combine": term}
-        case Alike(asked):
-            return {"like": asked.to_json()}
-
-
-def _names(term: object, depth: int) -> Iterator[str]:
-    """Every name in a term, one by one.
-
-    Raises:
-        UsageError: it is none.
-        TooInvolved: it nests deeper than this.
-    """
-    if isinstance(term, str):
-        _check_name(term)
-        yield term
-        return
-    word, inner = next(iter(term.items())) if isinstance(term, Mapping) and len(term) == 1 else ("", None)
-    terms: Sequence[object] = [inner] if word == "not" else ()
-    if word in ("and", "or") and isinstance(inner, Sequence) and not isinstance(inner, str):
-        terms = inner
-    if not 0 < len(terms) <= _TERMS:
-        raise UsageError(
-            'expected the name of an audience, {"and": [...]}, {"or": [...]} or {"not": ...}, '
-            f"with 1 to {_TERMS} in a list"
-        )
-    if not depth:
-        raise TooInvolved(f"audiences are put together more than {_DEPTH} deep")
-    for one in terms:
-        yield from _names(one, depth - 1)
-
-
-def _wanted(term: Term, *, is_wanted: bool = True) -> Iterator[str]:
-    """Names under no ``not``, or an even number of them."""
-    if isinstance(term, str):
-        yield from [term] if is_wanted else []
-        return
-    ((word, inner),) = term.items()
-    for one in [inner] if word == "not" else inner:
-        yield from _wanted(one, is_wanted=is_wanted != (word == "not"))
-
-
-def combine(term: Term, of: Callable[[str], Any], everybody: Any) -> Any:
-    """What a term comes to, with ``&``, ``|`` and ``^`` of what its names stand for.
-
-    Args:
-        term: of a ``Combined``.
-        of: what a name stands for: a truth, or an array of them.
-        everybody: true, or an array of it: what ``not`` takes away from.
-    """
-    if isinstance(term, str):
-        return of(term)
-    ((word, inner),) = term.items()
-    if word == "not":
-        return combine(inner, of, everybody) ^ everybody
-    parts: Iterable[Any] = [combine(one, of, everybody) for one in inner]
-    result = None
-    for part in parts:
-        result = part if result is None else (result & part if word == "and" else result | part)
-    return result
-
-
-def _check_name(name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise UsageError("the name of an audience has 1 to 64 lower-case letters, digits, _ and -, no sign first")
-
-
-def _id(value: object) -> str:
-    if not isinstance(value, str):
-        raise UsageError("expected user ids as strings")
-    return value
 
 
 def _dump(definition: Definition) -> bytes:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from lurm.arrays import map_array
 from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
-from lurm.definitions import Alike, Combined, Definition, Listed, Rule, combine
+from lurm.definitions import Definition
 from lurm.errors import LurmError, Unfulfillable
 from lurm.filters import Filters
 from lurm.identifiers import hash_ids
 from lurm.lookalikes import facts, find
 from lurm.progress import Reporter
 from lurm.release import Release
+from lurm.rules import Alike, Combined, Listed, Rule, combine
 
 KIND = "audience"
 VERSION = 4

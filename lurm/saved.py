@@ -22,22 +22,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm.artifacts import READ_ONLY, alone, digest_of, discard
-from lurm.definitions import (
-    MAKING,
-    Alike,
-    Combined,
-    Definition,
-    Definitions,
-    Listed,
-    Rule,
-    combine,
-    document_of,
-    in_order,
-)
+from lurm.definitions import MAKING, Definition, Definitions, in_order
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Unfulfillable, UnknownUser, UsageError
 from lurm.filters import Filters
-from lurm.filters import document_of as filter_document
 from lurm.histories import Living
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
@@ -46,6 +34,7 @@ from lurm.members import VERSION, Making, Members, Stack, known_of, let_go
 from lurm.moments import iso_of
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
+from lurm.rules import Alike, Combined, Listed, Rule, combine, sent_of
 
 _log = logging.getLogger(__name__)
 _OF_SEEDS = ("n_eligible", "n_missing", "health", "reach", "reach_of", "expected", "interests", "mix")
@@ -468,31 +457,3 @@ class Audiences:
             if error.errno not in READ_ONLY:
                 raise
             return making.in_memory(own)
-
-
-def sent_of(rule: Rule) -> dict[str, Any]:
-    """The request that saves a rule, as JSON values."""
-    return {"like": _like_of(rule.asked)} if isinstance(rule, Alike) else document_of(rule)
-
-
-def _like_of(asked: Asked) -> dict[str, Any]:
-    seeds: Any = list(asked.seeds)
-    if asked.weights is not None:
-        seeds = [{"user_id": one, "weight": weight} for one, weight in zip(seeds, asked.weights, strict=True)]
-    if asked.seeds_where is not None:
-        seeds = {"filter": filter_document(asked.seeds_where)}
-    if asked.seeds_of is not None:
-        seeds = {"audience": asked.seeds_of}
-    size = {name: n for name, n in asdict(asked.size).items() if n is not None}
-    told: dict[str, Any] = {
-        "negatives": list(asked.negatives),
-        "exclude": list(asked.exclude),
-        "exclude_audiences": list(asked.exclude_audiences),
-        "negative_audiences": list(asked.negative_audiences),
-        "include_seeds": asked.include_seeds,
-        "filter": None if asked.where is None else filter_document(asked.where),
-        "balance": None if asked.balance is None else asdict(asked.balance),
-        "expected": asked.expected,
-        "groups": asked.n_groups,
-    }
-    return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}

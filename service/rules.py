@@ -9,9 +9,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
 from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
-from lurm.definitions import Alike, Combined, Listed, Rule
 from lurm.errors import TooInvolved, UsageError
 from lurm.moments import whole
+from lurm.rules import Alike, Combined, Listed, Rule
 from service.problems import Malformed
 from service.schemas import (
     SEEDS_AT_MOST,

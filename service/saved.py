@@ -11,8 +11,8 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.definitions import NAME
 from lurm.live import Unavailable
+from lurm.rules import NAME
 from lurm.saved import already_saved
 from service.bootstrap import Serving, serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of

@@ -28,7 +28,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lurm.audience import GROUPS_AT_MOST
 from lurm.cache import CachedEmbedding
-from lurm.definitions import NAME
 from lurm.erasure import Ledger
 from lurm.events import MOST_VALUE, Event
 from lurm.filters import NAMES as FILTER_NAMES
@@ -39,6 +38,7 @@ from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
 from lurm.lookalikes import WEIGHT_AT_MOST
 from lurm.moments import Moment, iso_of, whole
+from lurm.rules import NAME
 from service.problems import Malformed
 
 _EVENTS_AT_ONCE = 1000

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from lurm.audience import Size
-from lurm.definitions import Alike, Combined, Definitions, Listed, Rule
+from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.filters import filter_of
 from lurm.histories import Living, alive_in
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
+from lurm.rules import Alike, Combined, Listed, Rule
 from lurm.saved import Audiences
 from tests.integration.conftest import Built
 

@@ -12,11 +12,12 @@ import pytest
 
 from lurm.artifacts import digest_of
 from lurm.audience import Size
-from lurm.definitions import FILE, Alike, Definitions, Listed
+from lurm.definitions import FILE, Definitions
 from lurm.filters import filter_of
 from lurm.lookalikes import Asked
 from lurm.meant import meant_by
 from lurm.release import Release
+from lurm.rules import Alike, Listed
 from lurm.saved import Audiences
 from tests.integration.conftest import Built, build
 

@@ -18,7 +18,7 @@ import pytest
 from lurm.artifacts import remove_drafts
 from lurm.audience import Size
 from lurm.balance import Balance
-from lurm.definitions import Alike, Combined, Definitions, Listed, Rule, combine, document_of, rule_of
+from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
 from lurm.filters import filter_of
@@ -27,6 +27,7 @@ from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release
+from lurm.rules import Alike, Combined, Listed, Rule, combine, document_of, rule_of
 from lurm.saved import Audiences
 from tests.integration.conftest import Built, build
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from lurm.audience import Size
-from lurm.definitions import Alike, Combined, Definitions, Listed
+from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
+from lurm.rules import Alike, Combined, Listed
 from lurm.saved import Audiences
 from tests.integration.conftest import Built
 

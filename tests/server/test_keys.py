@@ -18,9 +18,10 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from lurm.definitions import Definitions, Listed
+from lurm.definitions import Definitions
 from lurm.jobs import JobReporter, Jobs
 from lurm.release import Release
+from lurm.rules import Listed
 from service.admission import Admission
 from service.app import create_api
 from service.direct import DirectRoute, Door

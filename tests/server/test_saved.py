@@ -22,11 +22,12 @@ from lurm.artifacts import open_artifact
 from lurm.audience import Size
 from lurm.audiences import app
 from lurm.balance import Balance
-from lurm.definitions import Alike, Combined, Definitions, Listed
+from lurm.definitions import Definitions
 from lurm.jobs import Jobs
 from lurm.lookalikes import Asked
 from lurm.members import Members
 from lurm.release import Release, current, publish
+from lurm.rules import Alike, Combined, Listed
 from lurm.saved import Audiences
 from service.lists import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server

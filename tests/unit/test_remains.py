@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lurm.definitions import Definitions, Listed
+from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.events import Event
 from lurm.identifiers import Identifiers
@@ -21,6 +21,7 @@ from lurm.live.letters import FILE, DeadLetter, DeadLetters
 from lurm.live.sqlite import SqliteLiveEvents
 from lurm.live.stream import Entry
 from lurm.remains import Wanted
+from lurm.rules import Listed
 
 pieces = st.text("ab1é-. \"'\\#/", max_size=3)
 

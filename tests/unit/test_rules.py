@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
-from lurm.definitions import Combined, Listed
 from lurm.errors import TooInvolved, UsageError
 from lurm.filters import filter_of
+from lurm.rules import Combined, Listed
 from service.problems import Malformed
 from service.queries import parse_neighbors
 from service.rules import parse_audience, parse_lookalikes

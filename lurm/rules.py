@@ -1,0 +1,184 @@
+"""Who is meant by a saved audience: some users, whoever is like some users, or others put together by and, or or not.
+
+A rule has two documents: the one that is kept in files, and the request that saves it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+from lurm import filters
+from lurm.errors import TooInvolved, UsageError
+from lurm.lookalikes import Asked
+
+NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+"""Of an audience."""
+_NAME = re.compile(NAME)
+_DEPTH, _TERMS = 8, 64
+
+Term: TypeAlias = "str | Mapping[str, Any]"
+"""The name of an audience, ``{"and": [...]}``, ``{"or": [...]}`` or ``{"not": term}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Some users, by name."""
+
+    user_ids: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Alike:
+    """Whoever is like some users."""
+
+    asked: Asked
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Who is in other audiences, or not.
+
+    Raises:
+        UsageError: it is no term.
+        TooInvolved: it nests deeper than eight, or has more than 64 names; no more of it is looked at.
+    """
+
+    term: Term
+
+    def __post_init__(self) -> None:
+        if len(list(itertools.islice(names_in(self.term), _TERMS + 1))) > _TERMS:
+            raise TooInvolved(f"more than {_TERMS} audiences are put together")
+
+
+Rule: TypeAlias = Listed | Alike | Combined
+
+
+def rule_of(document: Mapping[str, Any]) -> Rule:
+    """The rule a JSON object stands for: ``{"users": [...]}``, ``{"like": {...}}`` or ``{"combine": term}``.
+
+    Raises:
+        UsageError: it is none of these, or what is in it is not possible.
+    """
+    match dict(document):
+        case {"users": list() as user_ids, **other} if not other:
+            return Listed([_id(one) for one in user_ids])
+        case {"like": dict() as like, **other} if not other:
+            return Alike(Asked.of_json(like))
+        case {"combine": term, **other} if not other:
+            return Combined(term)
+    raise UsageError('expected one of {"users": [...]}, {"like": {...}} and {"combine": ...}')
+
+
+def document_of(rule: Rule) -> dict[str, Any]:
+    """The JSON object of a rule; what is left out has its default."""
+    match rule:
+        case Listed(user_ids):
+            return {"users": list(user_ids)}
+        case Combined(term):
+            return {"combine": term}
+        case Alike(asked):
+            return {"like": asked.to_json()}
+
+
+def sent_of(rule: Rule) -> dict[str, Any]:
+    """The request that saves a rule, as JSON values."""
+    return {"like": _like_of(rule.asked)} if isinstance(rule, Alike) else document_of(rule)
+
+
+def _like_of(asked: Asked) -> dict[str, Any]:
+    seeds: Any = list(asked.seeds)
+    if asked.weights is not None:
+        seeds = [{"user_id": one, "weight": weight} for one, weight in zip(seeds, asked.weights, strict=True)]
+    if asked.seeds_where is not None:
+        seeds = {"filter": filters.document_of(asked.seeds_where)}
+    if asked.seeds_of is not None:
+        seeds = {"audience": asked.seeds_of}
+    size = {name: n for name, n in asdict(asked.size).items() if n is not None}
+    told: dict[str, Any] = {
+        "negatives": list(asked.negatives),
+        "exclude": list(asked.exclude),
+        "exclude_audiences": list(asked.exclude_audiences),
+        "negative_audiences": list(asked.negative_audiences),
+        "include_seeds": asked.include_seeds,
+        "filter": None if asked.where is None else filters.document_of(asked.where),
+        "balance": None if asked.balance is None else asdict(asked.balance),
+        "expected": asked.expected,
+        "groups": asked.n_groups,
+    }
+    return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}
+
+
+def names_in(term: object, depth: int = _DEPTH) -> Iterator[str]:
+    """Every name in a term, one by one.
+
+    Raises:
+        UsageError: it is none.
+        TooInvolved: it nests deeper than this.
+    """
+    if isinstance(term, str):
+        check_name(term)
+        yield term
+        return
+    word, inner = next(iter(term.items())) if isinstance(term, Mapping) and len(term) == 1 else ("", None)
+    terms: Sequence[object] = [inner] if word == "not" else ()
+    if word in ("and", "or") and isinstance(inner, Sequence) and not isinstance(inner, str):
+        terms = inner
+    if not 0 < len(terms) <= _TERMS:
+        raise UsageError(
+            'expected the name of an audience, {"and": [...]}, {"or": [...]} or {"not": ...}, '
+            f"with 1 to {_TERMS} in a list"
+        )
+    if not depth:
+        raise TooInvolved(f"audiences are put together more than {_DEPTH} deep")
+    for one in terms:
+        yield from names_in(one, depth - 1)
+
+
+def wanted_in(term: Term, *, is_wanted: bool = True) -> Iterator[str]:
+    """Names under no ``not``, or an even number of them."""
+    if isinstance(term, str):
+        yield from [term] if is_wanted else []
+        return
+    ((word, inner),) = term.items()
+    for one in [inner] if word == "not" else inner:
+        yield from wanted_in(one, is_wanted=is_wanted != (word == "not"))
+
+
+def combine(term: Term, of: Callable[[str], Any], everybody: Any) -> Any:
+    """What a term comes to, with ``&``, ``|`` and ``^`` of what its names stand for.
+
+    Args:
+        term: of a ``Combined``.
+        of: what a name stands for: a truth, or an array of them.
+        everybody: true, or an array of it: what ``not`` takes away from.
+    """
+    if isinstance(term, str):
+        return of(term)
+    ((word, inner),) = term.items()
+    if word == "not":
+        return combine(inner, of, everybody) ^ everybody
+    parts: Iterable[Any] = [combine(one, of, everybody) for one in inner]
+    result = None
+    for part in parts:
+        result = part if result is None else (result & part if word == "and" else result | part)
+    return result
+
+
+def check_name(name: str) -> None:
+    """See that an audience can have this name.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError("the name of an audience has 1 to 64 lower-case letters, digits, _ and -, no sign first")
+
+
+def _id(value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError("expected user ids as strings")
+    return value
