@@ -78,7 +78,7 @@ The map of the house, from the ground up. Each module may import only what stand
     export        all embeddings as one table
     lookalikes    audiences of a release: ids in, users and reasons out
     jobs          long work, asked about while it runs
-    rules         who is meant by a saved audience: users, whoever is like them, others put together
+    rules         who is meant by a saved audience: users, who is like some or passes a filter, others put together
     meant         what interests meant that a saved filter names
     definitions   saved audiences: who is meant
     members       who that is, of a release

@@ -48,6 +48,7 @@ def _audiences() -> None:
     Examples:
       lurm audience save customers --users customers.txt
       lurm audience save alike --like @customers --percent 2
+      lurm audience save buyers --where 'behavior purchase at least 2'
       lurm audience save reach --combine '{"and": ["alike", {"not": "customers"}]}'
       lurm audience list
     """
@@ -77,7 +78,7 @@ def save(
     negative: Negative = None,
     exclude: Exclude = None,
     where: Annotated[
-        str | None, typer.Option(help="Only users who pass this filter; see `lurm lookalike --help`.")
+        str | None, typer.Option(help="Whoever passes this filter; with --like only they. See `lurm lookalike --help`.")
     ] = None,
     balance: Annotated[
         str | None, typer.Option(help="Keep the mix of this attribute's values.", show_default=False)
@@ -95,30 +96,33 @@ def save(
 ) -> None:
     """Save an audience under a name, in the place of one of that name, and find its members.
 
-    An audience is some users, whoever is like some users, or others put together. What is saved is the question: with
-    each release it is answered anew. A file of users has an id a line; a .csv, .tsv, .jsonl or .parquet file has a
-    column user_id, and of seeds may have one weight. Blanks around an id are left out, unless somebody is known by it
-    as it stands.
+    An audience is some users, whoever is like some, whoever passes a filter, or others put together. What is saved is
+    the question: with each release it is answered anew. A file of users has an id a line; a .csv, .tsv, .jsonl or
+    .parquet file has a column user_id, and of seeds may have one weight. Blanks around an id are left out, unless
+    somebody is known by it as it stands.
 
     \b
     Examples:
       lurm audience save customers --users customers.txt
       lurm audience save alike --like @customers --percent 2 --exclude @leavers
+      lurm audience save women --where 'gender = female and behavior purchase at least 2'
       lurm audience save buyers --like 'where behavior purchase at least 5' --where 'country = UK'
       lurm audience save even --like @customers --count 5000 --balance country --mix base
     """
     import orjson
 
     from lurm.errors import UsageError
+    from lurm.filters import parse
     from lurm.progress import TerminalReporter
-    from lurm.rules import Alike, Combined, Listed
+    from lurm.rules import Alike, Combined, Filtered, Listed
     from lurm.saved import already_saved
 
-    if sum(one is not None for one in (users, like, combine)) != 1:
-        raise UsageError("who is in it? Give exactly one of --users, --like and --combine")
+    n_rules = sum(one is not None for one in (users, like, combine))
+    if n_rules > 1 or (not n_rules and where is None):
+        raise UsageError("who is in it? Give exactly one of --users, --like and --combine, or --where alone")
     how = {"percent": percent, "count": count, "probability": probability, "negative": negative, "exclude": exclude,
-           "where": where, "balance": balance, "mix": mix, "expected": expected, "include-seeds": include_seeds or None,
-           "groups": groups}  # fmt: skip
+           "where": where if n_rules else None, "balance": balance, "mix": mix, "expected": expected,
+           "include-seeds": include_seeds or None, "groups": groups}  # fmt: skip
     if like is None and (unheard := [f"--{option}" for option, said in how.items() if said is not None]):
         raise UsageError(f"these are options of --like; leave out {', '.join(unheard)}")
     rule: Rule
@@ -129,9 +133,11 @@ def save(
             rule = Combined(orjson.loads(combine) if combine.lstrip()[:1] in '{"[' else combine)
         except orjson.JSONDecodeError as error:
             raise UsageError(f"--combine is not JSON ({error})") from error
+    elif like is None:
+        rule = Filtered(parse(where or ""))
     else:
         size = sized(percent, count, probability)
-        rule = Alike(asked_of(like or "", size, negative or [], exclude or [], where, balance=balanced(balance, mix),
+        rule = Alike(asked_of(like, size, negative or [], exclude or [], where, balance=balanced(balance, mix),
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
     audiences = _opened(artifacts_dir)
     known = audiences.release.history.users

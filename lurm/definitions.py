@@ -3,9 +3,8 @@
     <root>/audiences/<name>/definition.json    replaced by rename; gone first when the audience is deleted
     <root>/audiences/<name>/<release>-<key>/   who that is, of one release (see ``lurm.members``)
 
-An audience is a list of users, whoever is like some users, or others put together by and, or and not. Who was erased
-since an audience was saved is in no definition: they are taken out of the files, and where a process died before that,
-out of what is read.
+An audience is a question, see ``lurm.rules``. Who was erased since it was saved is in no definition: they are taken out
+of the files, and where a process died before that, out of what is read.
 """
 
 from __future__ import annotations
@@ -27,7 +26,19 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UsageError
 from lurm.meant import Meant
 from lurm.phrases import quoted
-from lurm.rules import NAME, Alike, Combined, Listed, Rule, check_name, document_of, names_in, rule_of, wanted_in
+from lurm.rules import (
+    NAME,
+    Alike,
+    Combined,
+    Filtered,
+    Listed,
+    Rule,
+    check_name,
+    document_of,
+    names_in,
+    rule_of,
+    wanted_in,
+)
 
 FOLDER, FILE = "audiences", "definition.json"
 AT_MOST = 1000
@@ -62,7 +73,7 @@ class Definition:
             case Alike(asked):
                 seeds_of = [asked.seeds_of] if asked.seeds_of else []
                 return {*asked.exclude_audiences, *asked.negative_audiences, *seeds_of}
-            case Listed():
+            case Listed() | Filtered():
                 return set()
 
     @property
@@ -73,7 +84,7 @@ class Definition:
     @property
     def kind(self) -> str:
         """What the rule is called outside."""
-        return {Listed: "users", Alike: "like", Combined: "combine"}[type(self.rule)]
+        return {Listed: "users", Alike: "like", Filtered: "filter", Combined: "combine"}[type(self.rule)]
 
     @property
     def digest(self) -> str:
@@ -289,7 +300,7 @@ class Definitions:
 
     def _without_erased(self, definition: Definition) -> Definition:
         ledger, rule = self._ledger, definition.rule
-        if ledger is None or not len(ledger) or isinstance(rule, Combined):
+        if ledger is None or not len(ledger) or isinstance(rule, Combined | Filtered):
             return definition
         erased = ledger.all_erased()
 

@@ -6,17 +6,17 @@ an interest -> its words and its most frequent items, kept with the definition -
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lurm.errors import Unfulfillable
-from lurm.filters import interests_of, renumbered
-from lurm.lookalikes import Asked
+from lurm.filters import interests_of
 from lurm.phrases import quoted
 from lurm.release import Release
+from lurm.rules import Rule, filters_in, with_interests
 
 _ITEMS = 64  # of an interest, at most
 _ENOUGH = 0.5  # of what its items weigh
@@ -73,14 +73,14 @@ class NamedInterest:
     share: float | None = None
 
 
-def interests_in(asked: Asked) -> list[int]:
-    """Numbers of the interests that the filters of a question name, ascending."""
-    return sorted({one for where in (asked.where, asked.seeds_where) if where for one in interests_of(where)})
+def interests_in(rule: Rule) -> list[int]:
+    """Numbers of the interests that the filters of a rule name, ascending."""
+    return sorted({one for where in filters_in(rule) for one in interests_of(where)})
 
 
-def meant_by(asked: Asked, release: Release) -> tuple[Meant, ...]:
-    """What the interests mean that a question names, in the release it is asked of."""
-    named = interests_in(asked)
+def meant_by(rule: Rule, release: Release) -> tuple[Meant, ...]:
+    """What the interests mean that a rule names, in the release it is asked of."""
+    named = interests_in(rule)
     counts_n = release.history.item_counts() if named else np.empty(0, np.int64)
     return tuple(_meant(release, one, counts_n) for one in named)
 
@@ -98,11 +98,11 @@ def _meant(release: Release, interest: int, counts_n: NDArray[np.int64]) -> Mean
     )
 
 
-def as_of(asked: Asked, kept: Sequence[Meant], release: Release) -> tuple[Asked, list[NamedInterest]]:
-    """A saved question in the numbers of a release, and the interests it names there, in the order they were saved.
+def as_of(rule: Rule, kept: Sequence[Meant], release: Release) -> tuple[Rule, list[NamedInterest]]:
+    """A saved rule in the numbers of a release, and the interests it names there, in the order they were saved.
 
     Args:
-        asked: as it was saved.
+        rule: as it was saved.
         kept: what its interests meant then; of those that are not among them, the numbers stand as they are.
         release: that is asked.
 
@@ -111,16 +111,13 @@ def as_of(asked: Asked, kept: Sequence[Meant], release: Release) -> tuple[Asked,
     """
     meant = {one.interest: one for one in kept}
     named = {}
-    for number in interests_in(asked):
+    for number in interests_in(rule):
         if number in meant:
             named[number] = _now(meant[number], release)
         elif number < len(release.vocabulary):  # the filter says so otherwise
             named[number] = NamedInterest(number, release.vocabulary.describe(number).description)
     numbers = {was: now.interest for was, now in named.items() if was != now.interest}
-    if numbers:
-        where, seeds_where = (one and renumbered(one, numbers) for one in (asked.where, asked.seeds_where))
-        asked = replace(asked, where=where, seeds_where=seeds_where)
-    return asked, list(named.values())
+    return with_interests(rule, numbers) if numbers else rule, list(named.values())
 
 
 def _now(meant: Meant, release: Release) -> NamedInterest:

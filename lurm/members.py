@@ -21,12 +21,12 @@ from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
 from lurm.definitions import Definition
 from lurm.errors import LurmError, Unfulfillable
-from lurm.filters import Filters
+from lurm.filters import Filter, Filters
 from lurm.identifiers import hash_ids
 from lurm.lookalikes import facts, find
 from lurm.progress import Reporter
 from lurm.release import Release
-from lurm.rules import Alike, Combined, Listed, Rule, combine
+from lurm.rules import Alike, Combined, Filtered, Listed, Rule, combine
 
 KIND = "audience"
 VERSION = 4
@@ -45,7 +45,7 @@ class Members:
         facts: size, churn and what ``lookalikes.facts`` says; JSON values.
         member_u: (U,) who is in it.
         rows: (N,) the members' rows, most alike first; of several audiences put together by the one that is like
-            seeds, and in no order where none or several are.
+            seeds, and in no order where none or several are; nor of a filter.
         percentile, probability: (N,) of members, in that order; empty where there is none.
         may_u: (U,) whom the definition does not keep out by name; empty where there are no seeds.
         strangers: ascending hashes of ids the release does not know, and the definition names.
@@ -201,6 +201,8 @@ class Making:
         match rule:
             case Listed(user_ids):
                 arrays, told = self._listed(user_ids)
+            case Filtered(where):
+                arrays, told = self._filtered(where)
             case Combined(term):
                 arrays, told = self._combined(term)
             case Alike():
@@ -222,13 +224,15 @@ class Making:
         rows, strangers = self._known(user_ids)
         return {"rows": rows[self._alive_u[rows]], "strangers": strangers}, {"n_given": len(user_ids)}
 
+    def _filtered(self, where: Filter) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        rows = np.flatnonzero(self._filters.mask(where) & self._alive_u)
+        self._protect(len(rows), "let the filter be passed by more")
+        return {"rows": rows}, {}
+
     def _combined(self, term: Any) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         both = combine(term, lambda name: np.asarray(self._of[name].member_u), self._alive_u) & self._alive_u
         rows = np.flatnonzero(both)
-        if 0 < len(rows) < self._k_min:
-            raise Unfulfillable(
-                f"fewer than {self._k_min:,} users are in it, which would tell who they are; put together larger ones"
-            )
+        self._protect(len(rows), "put together larger ones")
         alike = [one for name in self._definition.ranks_by if (one := self._of[name]).likeness is not None]
         if len(alike) != 1:
             return {"rows": rows}, {}
@@ -238,6 +242,16 @@ class Making:
         assert likeness is not None
         percentile, probability = by.percentile_of(scores), likeness.probability(scores)
         return {"rows": rows, "percentile": percentile.astype(_FLOAT), "probability": probability.astype(_FLOAT)}, {}
+
+    def _protect(self, n_users: int, instead: str) -> None:
+        """See that there are enough of those whom nobody has named, or none.
+
+        Raises:
+            Unfulfillable: there are so few that it would tell who they are.
+        """
+        if 0 < n_users < self._k_min:
+            few = f"fewer than {self._k_min:,} users are in it, which would tell who they are"
+            raise Unfulfillable(f"{few}; {instead}")
 
     def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         asked = rule.asked

@@ -1,4 +1,4 @@
-"""Who is meant by a saved audience: some users, whoever is like some users, or others put together by and, or or not.
+"""Who is meant by a saved audience: some users, whoever is like some, who passes a filter, or others put together.
 
 A rule has two documents: the one that is kept in files, and the request that saves it.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 from lurm import filters
 from lurm.errors import TooInvolved, UsageError
+from lurm.filters import Filter
 from lurm.lookalikes import Asked
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -39,6 +40,13 @@ class Alike:
 
 
 @dataclass(frozen=True, slots=True)
+class Filtered:
+    """Whoever passes a filter."""
+
+    where: Filter
+
+
+@dataclass(frozen=True, slots=True)
 class Combined:
     """Who is in other audiences, or not.
 
@@ -54,11 +62,34 @@ class Combined:
             raise TooInvolved(f"more than {_TERMS} audiences are put together")
 
 
-Rule: TypeAlias = Listed | Alike | Combined
+Rule: TypeAlias = Listed | Alike | Filtered | Combined
+
+
+def filters_in(rule: Rule) -> list[Filter]:
+    """The filters of a rule."""
+    match rule:
+        case Filtered(where):
+            return [where]
+        case Alike(asked):
+            return [where for where in (asked.where, asked.seeds_where) if where is not None]
+        case Listed() | Combined():
+            return []
+
+
+def with_interests(rule: Rule, numbers: Mapping[int, int]) -> Rule:
+    """A rule whose filters name interests by other numbers; those that are not among them stay."""
+    match rule:
+        case Filtered(where):
+            return Filtered(filters.renumbered(where, numbers))
+        case Alike(asked):
+            may_be, seeds = (one and filters.renumbered(one, numbers) for one in (asked.where, asked.seeds_where))
+            return Alike(replace(asked, where=may_be, seeds_where=seeds))
+        case Listed() | Combined():
+            return rule
 
 
 def rule_of(document: Mapping[str, Any]) -> Rule:
-    """The rule a JSON object stands for: ``{"users": [...]}``, ``{"like": {...}}`` or ``{"combine": term}``.
+    """The rule a JSON object stands for, which has one entry: ``users``, ``like``, ``filter`` or ``combine``.
 
     Raises:
         UsageError: it is none of these, or what is in it is not possible.
@@ -68,9 +99,11 @@ def rule_of(document: Mapping[str, Any]) -> Rule:
             return Listed([_id(one) for one in user_ids])
         case {"like": dict() as like, **other} if not other:
             return Alike(Asked.of_json(like))
+        case {"filter": where, **other} if not other:
+            return Filtered(filters.filter_of(where))
         case {"combine": term, **other} if not other:
             return Combined(term)
-    raise UsageError('expected one of {"users": [...]}, {"like": {...}} and {"combine": ...}')
+    raise UsageError('expected one of {"users": [...]}, {"like": {...}}, {"filter": {...}} and {"combine": ...}')
 
 
 def document_of(rule: Rule) -> dict[str, Any]:
@@ -78,6 +111,8 @@ def document_of(rule: Rule) -> dict[str, Any]:
     match rule:
         case Listed(user_ids):
             return {"users": list(user_ids)}
+        case Filtered(where):
+            return {"filter": filters.document_of(where)}
         case Combined(term):
             return {"combine": term}
         case Alike(asked):

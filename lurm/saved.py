@@ -4,7 +4,7 @@
 
 Whichever process is asked first finds the members; the others find them made. Where the folder cannot be written to,
 each finds them for itself. What users do afterwards moves them alone: their current vector is held against the score of
-the least alike member. Audiences that are made of others follow theirs.
+the least alike member, and their history as it is now against filters. Audiences that are made of others follow theirs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lurm.members import VERSION, Making, Members, Stack, known_of, let_go
 from lurm.moments import iso_of
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
-from lurm.rules import Alike, Combined, Listed, Rule, combine, sent_of
+from lurm.rules import Alike, Combined, Filtered, Listed, Rule, combine, filters_in, sent_of
 
 _log = logging.getLogger(__name__)
 _OF_SEEDS = ("n_eligible", "n_missing", "health", "reach", "reach_of", "expected", "interests", "mix")
@@ -184,14 +184,11 @@ class Audiences:
                 ``Definitions.put``.
             UsageError: this can be no name.
         """
-        if not isinstance(rule, Alike):
-            return self.definitions.put(name, rule)
-        for where in (rule.asked.where, rule.asked.seeds_where):
-            if where is not None:
-                self._filters.passing(where)
-        if rule.asked.balance is not None:
+        for where in filters_in(rule):
+            self._filters.passing(where)
+        if isinstance(rule, Alike) and rule.asked.balance is not None:
             self.release.attributes[rule.asked.balance.attribute]
-        return self.definitions.put(name, rule, meant_by(rule.asked, self.release))
+        return self.definitions.put(name, rule, meant_by(rule, self.release))
 
     def members(self, name: str, reporter: Reporter | None = None) -> Members:
         """Who is in one audience.
@@ -275,6 +272,8 @@ class Audiences:
                 member[name] = known and bool(combine(rule.term, member.__getitem__, True))
             elif history is None or isinstance(rule, Listed):
                 member[name] = bool(members.member_u[row]) if row >= 0 else members.names(user_id)
+            elif isinstance(rule, Filtered):
+                member[name] = self._filters.passes(rule.where, row, history)
             else:
                 kept_out = members.names(user_id) if row < 0 else not members.may_u[row]
                 others = (*rule.asked.exclude_audiences, *rule.asked.negative_audiences)
@@ -411,10 +410,7 @@ class Audiences:
         made = functools.partial(Made, definition, parts, key)
         try:
             of = self._parts_of(definition, made_before)
-            rule, interests = definition.rule, list[NamedInterest]()
-            if isinstance(rule, Alike):
-                asked, interests = as_of(rule.asked, definition.meant, self.release)
-                rule = Alike(asked)
+            rule, interests = as_of(definition.rule, definition.meant, self.release)
             making = Making(self.release, definition, rule, of, alive_u, self._k_min, self._filters, reporter)
             return made(self._opened(making, definition.name, key), rule, erased, interests)
         except Unfulfillable as error:

@@ -95,7 +95,7 @@ class AudienceItem(BaseModel):
     """A saved audience in a list."""
 
     name: str
-    kind: Literal["users", "like", "combine", "damaged"]
+    kind: Literal["users", "like", "filter", "combine", "damaged"]
     saved_at: str | None = Field(description="null where its definition is damaged.")
     n_users: int | None = Field(description="Members; null where it cannot be made of this release.")
     churn: Churn | None = Field(description="null where it was not made of a release before.")
@@ -122,7 +122,7 @@ class AudienceAnswer(BaseModel):
     """A saved audience, and what its members are like."""
 
     name: str
-    kind: Literal["users", "like", "combine"]
+    kind: Literal["users", "like", "filter", "combine"]
     saved_at: str
     release: str
     space_id: str
@@ -177,7 +177,7 @@ class PlaceItem(BaseModel):
     """Where a user stands in an audience."""
 
     name: str
-    kind: Literal["users", "like", "combine"]
+    kind: Literal["users", "like", "filter", "combine"]
     member: bool | None = Field(description="null where it cannot be made of this release.")
     score: float | None = Field(description="Cosine to the middle of the nearest group of seeds; larger is nearer.")
     percentile: float | None = Field(description="Part of all users who are less like the seeds, 0 to 100.")

@@ -10,8 +10,9 @@ from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
 from lurm.errors import TooInvolved, UsageError
+from lurm.filters import AllOf, Filter
 from lurm.moments import whole
-from lurm.rules import Alike, Combined, Listed, Rule
+from lurm.rules import Alike, Combined, Filtered, Listed, Rule
 from service.problems import Malformed
 from service.schemas import (
     SEEDS_AT_MOST,
@@ -83,6 +84,7 @@ class AudienceRequest(WireModel):
             "examples": [
                 {"users": ["u0000042", "u0000007"]},
                 {"like": {"seeds": {"audience": "customers"}, "size": {"percent": 2}}},
+                {"filter": {"all": [{"attribute": "country", "in": ["UK"]}, {"behavior": "purchase", "at_least": 2}]}},
                 {"combine": {"and": ["alike", {"not": "customers"}]}},
             ],
         },
@@ -92,6 +94,7 @@ class AudienceRequest(WireModel):
     like: LikeRule = Field(
         default_factory=lambda: LikeRule.model_construct(), description="Whoever is like some users."
     )
+    filter: Filter = Field(default_factory=lambda: AllOf(all=[]), description="Whoever passes this.")
     combine: SkipValidation[Term] = Field("", description="Who is in other audiences, or not.")
 
 
@@ -113,12 +116,14 @@ def parse_audience(body: bytes) -> Rule:
     """
     request = validated(AudienceRequest, parsed(body))
     if len(request.model_fields_set) != 1:
-        raise Malformed("expected exactly one of users, like and combine")
+        raise Malformed("expected exactly one of users, like, filter and combine")
     (given,) = request.model_fields_set
     if given == "users":
         return Listed(request.users)
     if given == "like":
         return Alike(asked_of(request.like))
+    if given == "filter":
+        return Filtered(request.filter)
     try:
         return Combined(request.combine)  # type: ignore[arg-type]  # as it was sent
     except TooInvolved:

@@ -52,10 +52,10 @@ async def all_audiences(request: Request) -> Response:
 async def save(request: Request, name: Name) -> Response:
     """Save who is meant, in the place of an audience of the same name, and find the members.
 
-    An audience is some users, whoever is like some users, or others put together. What is saved is the question: with
-    each release it is answered anew. If it cannot be answered of this one (409), it is saved nevertheless if it may be
-    of another: too few seeds are known now; but not if it names audiences, attributes, values or interests that are not
-    there: then what was saved before stays.
+    An audience is some users, whoever is like some, whoever passes a filter, or others put together. What is saved is
+    the question: with each release it is answered anew. If it cannot be answered of this one (409), it is saved
+    nevertheless if it may be of another: too few seeds are known now, or too few users pass; but not if it names
+    audiences, attributes, values or interests that are not there: then what was saved before stays.
     """
     serving = serving_of(request)
     rule = parse_audience(await request.body())

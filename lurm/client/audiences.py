@@ -52,7 +52,7 @@ class Audience:
     """A saved audience.
 
     Attributes:
-        kind: "users", "like" or "combine"; in a list "damaged" where its definition is not as it was written.
+        kind: "users", "like", "filter" or "combine"; in a list "damaged" where its definition is not as it was written.
         saved_at: None of a damaged one.
         n_users: members; None where it cannot be made of the release that is served.
         churn: since which release how many joined, left and stayed; None where it was not made of one before.
@@ -215,7 +215,8 @@ class AudienceMethods(ABC):
 
         Args:
             name: lower-case letters, digits, _ and -.
-            rule: ``{"users": [...]}``, ``{"like": {"seeds": ..., "size": ...}}`` or ``{"combine": {"and": [...]}}``.
+            rule: ``{"users": [...]}``, ``{"like": {"seeds": ..., "size": ...}}``, ``{"filter": ...}`` or
+                ``{"combine": {"and": [...]}}``.
 
         Raises:
             UsageError: the service does not take what it is asked.

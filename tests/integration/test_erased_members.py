@@ -16,7 +16,7 @@ from lurm.histories import Living, alive_in
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
-from lurm.rules import Alike, Combined, Listed, Rule
+from lurm.rules import Alike, Combined, Filtered, Listed, Rule
 from lurm.saved import Audiences
 from tests.integration.conftest import Built
 
@@ -40,6 +40,8 @@ def rules(release: Release) -> dict[str, Rule]:
         "of-sign": Alike(of_sign),
         "listed": Listed(release.history.users.take(np.arange(100, 200))),
         "like-listed": Alike(Asked([], Size(percent=20), seeds_of="listed")),
+        "sign": Filtered(filter_of({"attribute": "star_sign", "in": [sign]})),
+        "without-sign": Combined({"and": ["listed", {"not": "sign"}]}),
         "together": Combined({"or": ["of-sign", "listed"]}),
         "rest": Combined({"not": "of-sign"}),
     }

@@ -17,7 +17,7 @@ from lurm.filters import filter_of
 from lurm.lookalikes import Asked
 from lurm.meant import meant_by
 from lurm.release import Release
-from lurm.rules import Alike, Listed
+from lurm.rules import Alike, Combined, Filtered, Listed
 from lurm.saved import Audiences
 from tests.integration.conftest import Built, build
 
@@ -123,7 +123,7 @@ def test_what_cannot_be_carried_over_is_in_no_others_way(first: Release, finer: 
     shares = [
         held(finer, one.items, one.weights).max()
         for interest in range(len(first.vocabulary))
-        for one in meant_by(question(first, interest), first)
+        for one in meant_by(Alike(question(first, interest)), first)
     ]
     then.put("lost", Alike(question(first, int(np.argmin(shares)))))
     then.put("kept", Alike(question(first, int(np.argmax(shares)))))
@@ -155,7 +155,7 @@ def test_who_saves_the_answer_again_means_the_same(first: Release, permuted: Rel
     """The definition that is told is by numbers of the release, so that it can be sent there as it is."""
     then, now = saved(first, tmp_path), saved(permuted, tmp_path)
     for interest in range(len(first.vocabulary)):
-        (meant,) = meant_by(question(first, interest), first)
+        (meant,) = meant_by(Alike(question(first, interest)), first)
         share_k = held(permuted, meant.items, meant.weights)
         if share_k.max() >= 0.5 and share_k.argmax() != interest:
             break
@@ -165,3 +165,26 @@ def test_who_saves_the_answer_again_means_the_same(first: Release, permuted: Rel
     asked = question(first, interest)
     now.put("again", Alike(Asked(asked.seeds, asked.size, where=filter_of(sent))))
     assert now.table("again").equals(before)
+
+
+def test_an_audience_of_a_filter_alone_follows_its_interest(first: Release, permuted: Release, tmp_path: Path) -> None:
+    then, now = saved(first, tmp_path), saved(permuted, tmp_path)
+    n_moved = 0
+    for interest in range(len(first.vocabulary)):
+        then.put("actors", Filtered(filter_of({"interest": interest})))
+        then.put("others", Combined({"not": "actors"}))
+        (meant,) = then.definitions.get("actors").meant
+        nearest = int(held(permuted, meant.items, meant.weights).argmax())
+        expected = acted(permuted, nearest)
+        told = now.told("actors")
+        assert told["definition"] == {"filter": {"interest": nearest}}
+        assert [(one["interest"], one["saved_as"]) for one in told["filter_interests"]] == [(nearest, interest)]
+        assert set(now.table("actors")["user_id"].to_pylist()) == expected
+        assert set(now.table("others")["user_id"].to_pylist()) == set(permuted.history.users.ids.to_pylist()) - expected
+        user = permuted.history.users[int(now.members("others").rows[0])]
+        row, like = permuted.history.users.row(user), int(now.members("actors").rows[0])
+        for at, member in ((row, False), (like, True)):
+            live = now.places(user, row, np.asarray(permuted.embeddings.vectors_ue[row]), permuted.history.at(at))
+            assert [(one.name, one.member) for one in live] == [("actors", member), ("others", not member)]
+        n_moved += nearest != interest
+    assert n_moved > 5

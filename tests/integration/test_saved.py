@@ -27,7 +27,7 @@ from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release
-from lurm.rules import Alike, Combined, Listed, Rule, combine, document_of, rule_of
+from lurm.rules import Alike, Combined, Filtered, Listed, Rule, combine, document_of, rule_of
 from lurm.saved import Audiences
 from tests.integration.conftest import Built, build
 
@@ -65,6 +65,7 @@ def test_equal_rules_are_written_alike_whoever_wrote_them() -> None:
 RULES: list[Rule] = [
     Listed(["a", "ü"]),
     Combined({"and": ["a", {"not": {"or": ["b-2", "c_3"]}}]}),
+    Filtered(filter_of({"all": [{"attribute": "country", "in": ["UK"]}, {"behavior": "buy", "at_least": 2}]})),
     Alike(Asked(["a"], Size(count=3))),
     Alike(
         Asked(

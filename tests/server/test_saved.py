@@ -176,6 +176,8 @@ def test_every_list_says_how_many_of_its_ids_are_known(
     [
         {},
         {"users": ["a"], "combine": "b"},
+        {"filter": {"all": []}, "combine": "b"},
+        {"filter": {}},
         {"combine": {"xor": ["a"]}},
         {"combine": {"and": []}},
         {"combine": "A"},
@@ -203,6 +205,46 @@ def test_what_cannot_be_made_says_why(asked: httpx.Client, release: Release) -> 
     assert (own["n_users"], str(K_MIN) in own["why_not"]) == (None, True)
     asked.delete("/v1/audiences/few").raise_for_status()
     problem(asked.post("/v1/lookalikes", json={"seeds": {"audience": "nothing"}}), 404, "unknown-name")
+
+
+def test_whoever_passes_a_filter_is_an_audience(
+    asked: httpx.Client, release: Release, release_root: Path, tmp_path: Path
+) -> None:
+    sign, vocabulary = release.attributes["star_sign"].values[0], release.vocabulary
+    n_events_k = np.bincount(vocabulary.item_interest_n, release.history.item_counts())
+    interest, common = int(n_events_k.argmin()), int(n_events_k.argmax())
+    rule = {"filter": {"all": [{"not": {"attribute": "star_sign", "in": [sign]}}, {"not": {"interest": interest}}]}}
+    made = put(asked, "passing", **rule)
+    assert (made["kind"], made["definition"], made["known"], made["health"]) == ("filter", rule, {}, None)
+    words = f"not star_sign = '{sign}' and not interest {interest}"
+    command = json.loads(said(release_root, tmp_path, "save", "same", "--where", words, "--json").stdout)
+    assert (command["kind"], command["n_users"]) == ("filter", made["n_users"])
+    same = get(asked, "/v1/audiences/same")
+    assert same == json.loads(said(release_root, tmp_path, "show", "same", "--json").stdout)
+    assert {**same, "name": "", "saved_at": ""} == {**made, "name": "", "saved_at": ""}
+    assert put(asked, "passing", **same["definition"])["n_users"] == made["n_users"]
+    members = MembersAnswer.model_validate(get(asked, "/v1/audiences/passing/members")).members
+    assert len(members) == made["n_users"] > K_MIN
+    assert {(one.percentile, one.probability) for one in members} == {(None, None)}
+    shared = get(asked, "/v1/overlap", audience=["passing", "same"])["shared"]
+    assert shared == [[made["n_users"]] * 2] * 2
+
+    def standing(user_id: str) -> dict[str, bool]:
+        told = PlacesAnswer.model_validate(get(asked, f"/v1/users/{user_id}/audiences")).audiences
+        assert all(one.score is one.percentile is one.probability is None for one in told if one.name == "passing")
+        return {one.name: one.member is True for one in told}
+
+    item = release.history.items[int(np.flatnonzero(vocabulary.item_interest_n == interest)[0])]
+    put(asked, "actors", filter={"any": [{"item": item}, {"interest": common}]})
+    mover = next(one.user_id for one in reversed(members) if not standing(one.user_id)["actors"])
+    assert standing(mover)["passing"]
+    at = int(release.history.at(release.history.users.row(mover)).timestamps[-1]) + 1000
+    asked.post("/v1/events", json={"events": [{"user_id": mover, "item_id": item, "timestamp": at}]}).raise_for_status()
+    for _ in range(3):
+        now = standing(mover)
+        assert (now["passing"], now["actors"]) == (False, True)
+    for name in ("passing", "same", "actors"):
+        assert asked.delete(f"/v1/audiences/{name}").status_code == 200
 
 
 def test_what_a_user_did_a_moment_ago_moves_them(asked: httpx.Client, release: Release) -> None:
@@ -279,6 +321,9 @@ def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, rel
         {"seeds": seeds, "balance": {"attribute": "cuntry", "like": "base"}},
     ):
         problem(asked.put("/v1/audiences/kept", json={"like": wrong | {"size": {"percent": 2}}}), 409, "unfulfillable")
+        assert get(asked, "/v1/audiences/kept")["definition"] == good["definition"]
+    for wrong in ({"attribute": "cuntry"}, {"attribute": "star_sign", "in": ["x"]}, {"behavior": "x"}):
+        problem(asked.put("/v1/audiences/kept", json={"filter": wrong}), 409, "unfulfillable")
         assert get(asked, "/v1/audiences/kept")["definition"] == good["definition"]
     later = {"seeds": ["nobody yet"], "size": {"percent": 2}}
     answer = asked.put("/v1/audiences/kept", json={"like": later})

@@ -164,6 +164,9 @@ def test_options_of_next_that_would_go_unheard_are_refused(run: Run, words: tupl
     [
         (("--users", "u.txt", "--where", "nonsense nope", "--percent", "5"), "leave out --percent, --where"),
         (("--combine", '"a"', "--include-seeds", "--exclude", "@b"), "leave out --exclude, --include-seeds"),
+        (("--where", "country = UK", "--percent", "5", "--negative", "@b"), "leave out --percent, --negative"),
+        ((), "Give exactly one of --users, --like and --combine, or --where alone"),
+        (("--where", "nonsense nope"), "found 'nope'"),
         (("--like", "@a", "--mix", "base"), "add --balance ATTRIBUTE"),
         (("--like", "@a", "--balance", "country", "--mix", "us"), "expected seeds or base"),
         (("--like", "@a", "--count", "5", "--percent", "5"), "2 of percent, count and probability"),

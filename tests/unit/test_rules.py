@@ -77,6 +77,9 @@ def test_whole_numbers_are_ids_however_they_are_written(sent: bytes, user_id: st
         (parse_lookalikes, {"seeds": ["a"], "exclude_audiences": ["A"]}, "exclude_audiences[0]: "),
         (parse_audience, {"like": {"seeds": ["a"], "balance": {"like": "base"}}}, "like.balance.attribute: "),
         (parse_audience, {"like": {"seeds": ["a"], "size": {"percent": 0}}}, "like.size.percent: "),
+        (parse_audience, {"filter": {"not": {"attribute": 3}}}, "filter.not.attribute: "),
+        (parse_audience, {"filter": None}, "filter: "),
+        (parse_audience, {"filter": {"all": []}, "users": ["a"]}, "expected exactly one of users, like, filter and"),
         (parse_forecast, {"edits": [{"do": "add", "kind": "sale", "start": "x"}]}, "edits[0].start: "),
     ],
 )
