@@ -22,7 +22,8 @@ _YEAR_1_MS, _YEAR_9999_MS = -62_135_000_000_000, 253_402_000_000_000
 _ZONE = r"(?i)(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
 _COMMA = r"^[+-]?(\d+,\d{1,2}|\d{1,3}(\.\d{3})+,\d+|[1-9]\d{0,2}(\.\d{3}){2,})$"
 _POINT = r"^[+-]?[1-9]\d{0,2}((,\d{3})+\.\d+|(,\d{3}){2,})$"
-_BY_POINTS, _BY_COMMAS = r"^[+-]?\d{1,3}(\.\d{3})+$", r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
+_BY_POINTS, _BY_COMMAS = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$", r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
+_SURELY_POINT = r"^[+-]?(0\.\d+|\d+\.(\d{1,2}|\d{4,}))$"
 _NO_VALUE = ("null", "na", "n/a", "nan", "none", "\\n")
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
 
@@ -67,8 +68,9 @@ def as_numbers(array: pa.Array, name: str) -> pl.Series:
     """A column of numbers, booleans or text as numbers.
 
     In text a comma may stand for the point, and either may part thousands, where nothing else can be meant: 12,5 and
-    1.234,50 and 1,234.50, but not 1,234. Among numbers with decimal commas 1.234 is a thousand; where commas are only
-    seen to part thousands, so is 1,234. What exports write in place of no value, such as NULL, NA or nan, is none.
+    1.234,50 and 1,234.50, but not 1,234. Among numbers with decimal commas 1.234 is a thousand, and none where others
+    have decimal points; where commas are only seen to part thousands, so is 1,234. What others say is what the cells at
+    hand do: those of a block of a file. What exports write in place of no value, such as NULL, NA or nan, is none.
 
     Args:
         array: a column of a ``Chunk``.
@@ -100,10 +102,17 @@ def as_numbers(array: pa.Array, name: str) -> pl.Series:
 
 
 def with_separators(text: pl.Series) -> pl.Series:
-    """Numbers with a comma for the point, or with thousands apart; null where neither, or where it may be either."""
+    """Numbers with a comma for the point, or with thousands apart; null where neither, or where it may be either.
+
+    NaN where it is a thousand by some cells and a decimal by others.
+    """
     commas = _without(text, ".", _COMMA)
     if commas.null_count() < len(text):
-        commas = commas.zip_with(commas.is_not_null(), _without(text, ".", _BY_POINTS))
+        thousands = _without(text, ".", _BY_POINTS)
+        if text.str.contains(_SURELY_POINT).any():
+            is_said = (text.str.contains(",", literal=True) & commas.is_not_null()).any()
+            thousands = thousands.set(thousands.is_not_null(), float("nan") if is_said else None)
+        commas = commas.zip_with(commas.is_not_null(), thousands)
     text = text.set(commas.is_not_null(), None)
     points = _without(text, ",", _POINT)
     if points.null_count() < len(text) == commas.null_count():

@@ -479,7 +479,8 @@ def _as_number(texts: pl.Series) -> pl.Series:
     real = plain.cast(pl.Float64, strict=False)
     tried = [plain.cast(pl.Int64, strict=False), real]
     if plain.str.contains(r",\d\d$|,\d{3}\.\d").any():  # 1,2 may be two codes
-        tried.append(real.zip_with(real.is_not_null(), with_separators(plain)))
+        parted = with_separators(plain)
+        tried.append(parted.zip_with(parted.is_not_null(), real).fill_nan(None))
     for number in tried:
         is_exact = number.null_count() == plain.null_count() < len(plain)
         if is_exact and not plain.str.contains(r"^[+-]?0\d").any():

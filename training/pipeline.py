@@ -179,11 +179,8 @@ class _Build:
             log["living"] = self._living.fingerprint
         self._stage("history", log, (), lambda work: self._history(work, quarantine))
         history = HistoryBase(self._done["history"])
-        behaviors = history.behaviors.ids.to_pylist()
-        if recipe.embeddings != BehaveGptModel.kind:
-            recipe.encoder.bag.check_behaviors(behaviors)
+        recipe.check_behaviors(history.behaviors.ids.to_pylist())
         if "lumos" in recipe.models:
-            recipe.lumos.check_behaviors(behaviors)
             recipe.lumos.for_log(forecasting.days_of(history))
         if "users" in dataset.tables:
             known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}

@@ -25,6 +25,9 @@ def test_a_log_that_until_cuts_whole_is_refused_with_its_span(tmp_path: Path) ->
         build(tmp_path / "log", tmp_path / "artifacts")
 
 
+_SOLD = {"name": "sold", "kind": "count", "days": 7, "behaviors": ["byu"]}
+
+
 class _Listener(Silent):
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -51,7 +54,7 @@ def test_more_interests_than_items_are_told_and_a_behavior_that_is_none_ends_it_
     assert [stage.name.split("-")[0] for stage in (root / "stages").iterdir()] == ["history"]
     assert listener.lines[-1].startswith("  15 events")
     with pytest.raises(UsageError, match="target 'sold' names 'byu'; the log has buy"):
-        built(models=["lumos"], lumos={"targets": [{"name": "sold", "kind": "count", "days": 7, "behaviors": ["byu"]}]})
+        built(models=["lumos"], lumos={"targets": [_SOLD]})
     for _ in range(2):
         listener.lines.clear()
         built(encoder={"dim": 32, "bag": {"behavior_weights": {"buy": 0.5}}})
@@ -62,7 +65,7 @@ def test_more_interests_than_items_are_told_and_a_behavior_that_is_none_ends_it_
     "tables",
     [
         {"encoder": {"bag": {"behavior_weights": {"byu": 0.0}}}},
-        {"lumos": {"targets": [{"name": "sold", "kind": "count", "days": 7, "behaviors": ["byu"]}]}},
+        {"models": ["lumos"], "lumos": {"targets": [_SOLD]}},
     ],
 )
 def test_what_a_recipe_names_and_the_log_lacks_is_told_before_anything_is_built(
@@ -74,4 +77,5 @@ def test_what_a_recipe_names_and_the_log_lacks_is_told_before_anything_is_built(
     report = validate(Dataset.open(tmp_path), asks=Recipe.of(tables).check_behaviors)
     assert report.would_stop
     assert "names 'byu'; the log has buy" in report.verdict
-    assert not validate(Dataset.open(tmp_path), asks=Recipe().check_behaviors).would_stop
+    for unasked in ({}, {"lumos": {"targets": [_SOLD]}}):
+        assert not validate(Dataset.open(tmp_path), asks=Recipe.of(unasked).check_behaviors).would_stop

@@ -58,8 +58,8 @@ def test_numbers_come_from_numbers_and_text_and_say_what_is_none():
     commas = ["12,5", "-2020,44", "1.234,50", "1.234.567,8", "1,234", "1,2,3", "12.5", "1.23,4"]
     read = as_numbers(pa.array(commas, pa.large_string()), "value").fill_nan(None).to_list()
     assert read == [12.5, -2020.44, 1234.5, 1234567.8, None, None, 12.5, None], "1,234 may be a thousand, or one"
-    mixed = as_numbers(pa.array(["1.234", "12,50", "1.234,50", "2.000", "0,99", "1.5"], pa.large_string()), "value")
-    assert mixed.to_list() == [1234, 12.5, 1234.5, 2000, 0.99, 1.5]
+    mixed = as_numbers(pa.array(["1.234", "12,50", "1.234,50", "2.000", "0,99", "15"], pa.large_string()), "value")
+    assert mixed.to_list() == [1234, 12.5, 1234.5, 2000, 0.99, 15]
     assert as_numbers(pa.array(["1.234", "2.000"], pa.large_string()), "value").to_list() == [1.234, 2]
     thousands = ["1,074.51", "-1,074,000.00", "1,074,000", "1,074", "12.5", "1,07.5", "0,123.4", "12,34,567.8"]
     read = as_numbers(pa.array(thousands, pa.large_string()), "value").fill_nan(None).to_list()
@@ -76,6 +76,22 @@ def test_numbers_come_from_numbers_and_text_and_say_what_is_none():
     assert as_numbers(pa.array([Decimal("1.25")]), "value").to_list() == [1.25]
     with pytest.raises(DataError, match="'value' is of type timestamp"):
         as_numbers(pa.array([datetime(2024, 1, 1)]), "value")
+
+
+@pytest.mark.parametrize(
+    ("cells", "numbers"),
+    [
+        (["10.000.000", "0.75", "1.125"], [10_000_000, 0.75, 1.125]),
+        (["1.234.567", "0.123"], [1_234_567, 0.123]),
+        (["1.234.567", "12.345", "7"], [1_234_567, 12_345, 7]),
+        (["0.125", "0.875", "3,5"], [0.125, 0.875, 3.5]),
+        (["1.234", "5.5", "1,5"], [None, 5.5, 1.5]),
+        (["1.234", "5.125", "1,5"], [1234, 5125, 1.5]),
+    ],
+)
+def test_a_point_parts_thousands_only_where_no_cell_has_it_for_decimals(cells, numbers):
+    read = as_numbers(pa.array(cells, pa.large_string()), "value")
+    assert read.fill_nan(None).to_list() == numbers
 
 
 @pytest.mark.parametrize(

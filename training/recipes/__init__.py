@@ -231,13 +231,15 @@ class Recipe:
         return (*self.beside, *(("smen",) if self.embeddings == "smen" else ()))
 
     def check_behaviors(self, behaviors: Sequence[str]) -> None:
-        """See that a log has every behavior that is named anywhere.
+        """See that a log has every behavior that the models of the build ask for.
 
         Raises:
             UsageError: it has not.
         """
-        self.encoder.bag.check_behaviors(behaviors)
-        self.lumos.check_behaviors(behaviors)
+        if self.embeddings == "smen":
+            self.encoder.bag.check_behaviors(behaviors)
+        if "lumos" in self.models:
+            self.lumos.check_behaviors(behaviors)
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Recipe:
