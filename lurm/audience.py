@@ -259,7 +259,8 @@ class Lookalike:
         users = np.maximum(np.diff(edges, prepend=0) * trial.n_others, 1)
         alike = np.bincount(np.searchsorted(edges, trial.shares_s), minlength=_STEPS).cumsum()
         each = n_expected / len(trial.shares_s)
-        room = np.minimum(users.cumsum() / each, 2 * alike + 700)  # more makes no difference, and takes long
+        with np.errstate(divide="ignore"):  # where none more are expected
+            room = np.minimum(users.cumsum() / each, 2 * alike + 700)  # more makes no difference, and takes long
         sure = alike * (1 - 1 / hyp1f1(1, alike + 1, room))
         ratio = np.diff(sure, prepend=0).clip(0) * each / users
         told = isotonic_regression(ratio, weights=users, increasing=False).x.astype(np.float32)

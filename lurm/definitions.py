@@ -274,7 +274,8 @@ class Definitions:
         return {name: definition for name, (_, definition) in found.items()}, damaged
 
     def _known(self, name: str, stamp: object) -> tuple[object, Definition]:
-        """A stamp and its definition, which is read anew where the stamp was another."""
+        """A stamp and its definition, which is read anew where the stamp was another, or somebody was erased since."""
+        stamp = stamp, 0 if self._ledger is None else len(self._ledger)
         known = self._read.get(name)
         if known is None or known[0] != stamp:
             raw = (self.folder / name / FILE).read_bytes()

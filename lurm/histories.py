@@ -178,6 +178,7 @@ class Histories:
                 if standing.row < 0:
                     return 0, 0
                 history = self.base.at(standing.row)
+                history = history.after(standing.live.erased_at) if standing.live.erased_at else history
         except UnknownUser:
             return 0, 0
         return len(history), int(history.timestamps[-1]) if len(history) else 0

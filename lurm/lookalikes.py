@@ -113,6 +113,8 @@ class Asked:
             if "balance" in known:
                 known["balance"] = Balance(**known["balance"])
             known |= {name: filter_of(known[name]) for name in ("where", "seeds_where") if name in known}
+            if (most := max(known.get("weights") or [0.0])) > WEIGHT_AT_MOST:  # they count beside each other alone
+                known["weights"] = [one * (WEIGHT_AT_MOST / most) for one in known["weights"]]
             return cls(**known)
         except (TypeError, KeyError) as error:
             raise UsageError("what it is to be like has other entries than expected") from error
@@ -364,7 +366,7 @@ def write(release: Release, found: Found, destination: Path, reporter: Reporter)
             pa.field("shared_interests", pa.list_(pa.string()), nullable=False),
             pa.field("space_id", pa.string(), nullable=False),
         ],
-        metadata={"expected": f"{found.audience.expected:g}"},
+        metadata={"expected": str(round(found.audience.expected, 3))},
     )
     audience, describe = found.audience, release.vocabulary.describe
     with (

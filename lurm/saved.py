@@ -152,7 +152,7 @@ class Audiences:
         self._living = Living(release.history, ledger)
         self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
-        self._stacked: tuple[tuple[str, ...], Stack] | None = None
+        self._stacked: tuple[tuple[tuple[str, str], ...], Stack] | None = None
         self._lock = threading.RLock()
 
     def all(self, reporter: Reporter | None = None) -> dict[str, Made]:
@@ -376,7 +376,7 @@ class Audiences:
         return n if not n or n >= self._k_min else None
 
     def _stack(self, made: Mapping[str, Made]) -> Stack:
-        keys = tuple(one.key for one in made.values())
+        keys = tuple((name, one.key) for name, one in made.items())
         if self._stacked is None or self._stacked[0] != keys:
             alike = {
                 name: one.members.likeness

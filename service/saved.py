@@ -143,7 +143,8 @@ async def audiences_of(request: Request, user_id: UserId) -> Response:
     standing = known.standing
     history = None if standing.is_settled else await serving.histories.one(standing)
     vector_e = (await serving.embedder.embed_one(known)).embedding.vector_e
-    place = functools.partial(serving.audiences.places, user_id, standing.row, vector_e, history)
+    row = standing.row if standing.is_known else -1  # of whoever was erased and came back, nothing is known
+    place = functools.partial(serving.audiences.places, user_id, row, vector_e, history)
     told = {
         "user_id": user_id,
         "space_id": serving.release.space_id,

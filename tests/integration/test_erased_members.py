@@ -121,3 +121,31 @@ def test_erasures_are_looked_for_once_and_all_are_found(release: Release, tmp_pa
         assert Living(base, ledger).now()[1] == key, "whoever looks, and whenever"
         assert key not in known
         known.add(key)
+
+
+def test_a_definition_read_before_an_erasure_names_nobody_who_is_gone(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    definitions = Definitions(tmp_path, ledger)
+    definitions.put("both", Listed(["anna", "ben"]))
+    assert definitions.get("both").rule == Listed(["anna", "ben"])
+    ledger.record("anna", LATER, by="test")
+    assert definitions.get("both").rule == definitions.read()[0]["both"].rule == Listed(["ben"])
+
+
+def test_an_audience_under_another_name_is_answered_by_that_name(release: Release, tmp_path: Path) -> None:
+    audiences, user = saved(release, tmp_path, None), release.history.users[3]
+    rule = Alike(Asked(release.history.users.take(np.arange(100, 140)), Size(percent=20)))
+    audiences.put("once", rule)
+    (before,) = audiences.places_in_release(user)
+    audiences.definitions.delete("once")
+    audiences.put("now", rule)
+    assert audiences.places_in_release(user) == [replace(before, name="now")]
+
+
+def test_weights_that_were_saved_without_a_bound_still_count_beside_each_other(release: Release) -> None:
+    seeds = release.history.users.take(np.arange(100, 140))
+    asked = Asked(seeds, Size(percent=20), weights=[float(1 + at) for at in range(40)])
+    unbounded = {**asked.to_json(), "weights": [2e6 * (1 + at) for at in range(40)]}
+    weights = Asked.of_json(unbounded).weights
+    assert weights is not None
+    assert np.allclose(np.array(weights) / max(weights), np.arange(1, 41) / 40)

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -243,6 +244,16 @@ def test_whoever_passes_a_filter_is_an_audience(
     for _ in range(3):
         now = standing(mover)
         assert (now["passing"], now["actors"]) == (False, True)
+    put(asked, "signed", filter={"attribute": "star_sign", "in": [sign]})
+    signed = next(
+        one.user_id for one in MembersAnswer.model_validate(get(asked, "/v1/audiences/signed/members")).members
+    )
+    assert standing(signed)["signed"]
+    asked.delete(f"/v1/users/{signed}").raise_for_status()
+    event = {"user_id": signed, "item_id": item, "timestamp": int(time.time() * 1000) + 60_000}
+    asked.post("/v1/events", json={"events": [event]}).raise_for_status()
+    assert not standing(signed)["signed"], "who was erased and came back has no attribute of before"
+    asked.delete("/v1/audiences/signed").raise_for_status()
     for name in ("passing", "same", "actors"):
         assert asked.delete(f"/v1/audiences/{name}").status_code == 200
 

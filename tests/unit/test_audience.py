@@ -284,6 +284,13 @@ def test_no_more_are_expected_than_there_are() -> None:
     assert left.expected == left.n_eligible == 441
 
 
+def test_where_only_seeds_pass_nobody_is_found() -> None:
+    vectors, group_n = people(1_000, [200])
+    seeds, _ = halves(group_n)
+    found = audience_of(vectors, seeds, Size(percent=10), passes=np.isin(np.arange(len(vectors)), seeds))
+    assert (len(found.rows), found.n_eligible, found.expected, found.reach) == (0, 0, 0, [])
+
+
 def test_what_negative_seeds_are_like_is_avoided() -> None:
     vectors, group_n = people(6000, [300, 300], apart=3)
     first = np.flatnonzero(group_n == 1)
