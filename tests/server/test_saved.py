@@ -244,10 +244,9 @@ def test_whoever_passes_a_filter_is_an_audience(
     for _ in range(3):
         now = standing(mover)
         assert (now["passing"], now["actors"]) == (False, True)
-    put(asked, "signed", filter={"attribute": "star_sign", "in": [sign]})
-    signed = next(
-        one.user_id for one in MembersAnswer.model_validate(get(asked, "/v1/audiences/signed/members")).members
-    )
+    signs = release.attributes["star_sign"]
+    put(asked, "signed", filter={"attribute": "star_sign", "in": list(signs.values)})
+    signed = release.history.users[120 + int(np.flatnonzero(signs.cells_u[120:])[0])]
     assert standing(signed)["signed"]
     asked.delete(f"/v1/users/{signed}").raise_for_status()
     event = {"user_id": signed, "item_id": item, "timestamp": int(time.time() * 1000) + 60_000}
