@@ -97,26 +97,23 @@ class Glossary:
         self._vocabulary, self._history, self._space_id = vocabulary, history, space_id
 
     def find(self, query: str | None = None, *, item: str | None = None, k: int = DEFAULT) -> Found:
-        """Interests that say every word of a query, best first; or the one an item is of; or the largest.
+        """Interests that say every word of a query, best first; of an item the one it is of; of neither the largest.
 
         Args:
-            query: words, or beginnings of words; None: whatever the words.
+            query: words, or beginnings of words; where it has none nothing is found; None: whatever the words.
             item: id of an item; None: any.
             k: at most so many, 1 to 1,000.
 
         Raises:
-            UsageError: the query has no word, or is too long; or there are a query and an item; or k is out of bounds.
+            UsageError: the query is too long, or k is out of bounds.
             UnknownName: the catalog has no such item.
         """
         Bound(least=1, most=AT_MOST).check("k", k)
-        if query is not None and item is not None:
-            raise UsageError("a query and an item are given, expected one of them")
+        rows, worst = self._said(_words_of(query)) if query is not None else (self._all, None)
+        keys = (-self._n_items[rows], -self._n_users[rows])
+        rows = rows[np.lexsort(keys if worst is None else (*keys, worst))]
         if item is not None:
-            rows = self._row_of(item)
-        else:
-            rows, worst = self._said(_words_of(query)) if query is not None else (self._all, None)
-            keys = (-self._n_items[rows], -self._n_users[rows])
-            rows = rows[np.lexsort(keys if worst is None else (*keys, worst))]
+            rows = rows[np.isin(rows, self._row_of(item))]
         return Found(self._space_id, len(rows), [self._entry(row) for row in rows[:k].tolist()])
 
     def one(self, interest: int) -> EntryInFull:
@@ -161,7 +158,7 @@ class Glossary:
 
     def _said(self, words: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Interests that say all these words, and for each how well it says the one it says worst; 0 is best."""
-        rows, worst = self._all, np.zeros(len(self._vocabulary), np.int64)
+        rows, worst = self._all[: None if words else 0], np.zeros(len(self._vocabulary), np.int64)
         for word in words:
             best = np.full(len(rows), _NOWHERE)
             for place, texts in enumerate(self._texts):
@@ -171,7 +168,7 @@ class Glossary:
                 best[begun] = np.minimum(best[begun], 2 * place + ~whole)
             is_said = best < _NOWHERE
             rows, worst = rows[is_said], np.maximum(worst, best)[is_said]
-        return rows, worst
+        return rows, worst[: len(rows)]
 
     def _entry(self, interest: int) -> Entry:
         meaning = self._vocabulary.describe(interest)
@@ -189,15 +186,12 @@ def _words_of(query: str) -> list[str]:
     """The words of a query, each once.
 
     Raises:
-        UsageError: there is none, or it is too long.
+        UsageError: it is too long.
     """
     if len(query) > QUERY_AT_MOST:
         raise UsageError(f"the query has {len(query):,} characters, expected at most {QUERY_AT_MOST}")
     text = pa.array([query.encode(errors="replace").decode()])
-    words = list(dict.fromkeys(_spelt(text)[0].as_py().split()))
-    if not words:
-        raise UsageError("the query has no word, expected letters or digits; leave it out for the largest interests")
-    return words
+    return list(dict.fromkeys(_spelt(text)[0].as_py().split()))
 
 
 def _spelt(texts: pa.StringArray) -> pa.StringArray:

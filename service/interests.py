@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.glossary import AT_MOST, DEFAULT
+from lurm.glossary import AT_MOST, DEFAULT, QUERY_AT_MOST
 from lurm.identifiers import MAX_ID_BYTES
 from service.bootstrap import serving_of
 from service.direct import as_json, problems
@@ -56,13 +56,14 @@ class VocabularyInterestAnswer(VocabularyInterest):
 Q = Annotated[
     str,
     Query(
+        max_length=QUERY_AT_MOST,
         description="Words, or beginnings of words, all of which are in the description, the words or the titles of an "
-        "interest. Left out: the largest."
+        "interest. Left out: the largest.",
     ),
 ]
 OfItem = Annotated[
     str,
-    Query(min_length=1, max_length=MAX_ID_BYTES, description="Id of an item: the interest it is of, in place of q."),
+    Query(min_length=1, max_length=MAX_ID_BYTES, description="Id of an item: the interest it is of, if that says q."),
 ]
 K = Annotated[int, Query(ge=1, le=AT_MOST, description="At most so many.")]
 Number = Annotated[int, Path(description="Of an interest, from 0 on.")]

@@ -265,11 +265,11 @@ class UserMethods(ABC):
             query: words, or beginnings of words, all of which are in an interest's description, words or titles; None:
                 the largest.
             k: at most 1000.
-            item: id of an item, in place of a query: the interest it is of.
+            item: id of an item: the interest it is of, if that says the query.
 
         Raises:
             UnknownName: the catalog has no such item.
-            UsageError: the service does not take what it is asked, as when the query has no word.
+            UsageError: the service does not take what it is asked, as a query of over 200 characters.
             LurmError: the service refused, or did not answer.
         """
         asked = _asked(q=query, item=item, k=count_of(k, "k"))
