@@ -317,11 +317,12 @@ class Definitions:
         counts = (len(seeds), len(negatives), len(exclude))
         if counts == (len(asked.seeds), len(asked.negatives), len(asked.exclude)):
             return definition
-        left = asked.with_users(
-            [asked.seeds[at] for at in seeds],
-            None if asked.weights is None else [asked.weights[at] for at in seeds],
-            negatives,
-            exclude,
+        left = replace(
+            asked,
+            seeds=[asked.seeds[at] for at in seeds],
+            weights=None if asked.weights is None else [asked.weights[at] for at in seeds],
+            negatives=negatives,
+            exclude=exclude,
         )
         return replace(definition, rule=Alike(left))
 

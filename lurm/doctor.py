@@ -126,11 +126,10 @@ def check_disk(artifacts_dir: Path) -> Check:
 
 def check_writable(artifacts_dir: Path) -> Check:
     """A build may write releases; a service only reads them."""
-    there = _existing(artifacts_dir)
-    nearest = next(path for path in (artifacts_dir, *artifacts_dir.absolute().parents) if path.exists())
-    if not nearest.is_dir():
+    there = next(path for path in (artifacts_dir, *artifacts_dir.absolute().parents) if path.exists())
+    if not there.is_dir():
         advice = "set LURM_ARTIFACTS_DIR to a folder, or to a new name in one"
-        return Check("artifacts", "fail", f"{nearest} is no folder, and releases go to {artifacts_dir}", advice)
+        return Check("artifacts", "fail", f"{there} is no folder, and releases go to {artifacts_dir}", advice)
     found = f"{artifacts_dir} is writable" if there == artifacts_dir else f"{artifacts_dir} can be created"
     try:
         with tempfile.TemporaryFile(dir=there):

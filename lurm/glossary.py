@@ -109,11 +109,12 @@ class Glossary:
             UnknownName: the catalog has no such item.
         """
         Bound(least=1, most=AT_MOST).check("k", k)
-        rows, worst = self._said(_words_of(query)) if query is not None else (self._all, None)
-        keys = (-self._n_items[rows], -self._n_users[rows])
-        rows = rows[np.lexsort(keys if worst is None else (*keys, worst))]
-        if item is not None:
-            rows = rows[np.isin(rows, self._row_of(item))]
+        rows = np.arange(len(self._vocabulary)) if item is None else self._row_of(item)
+        keys: tuple[NDArray[np.int64], ...] = ()
+        if query is not None:
+            rows, worst = self._said(_words_of(query), rows)
+            keys = (worst,)
+        rows = rows[np.lexsort((-self._n_items[rows], -self._n_users[rows], *keys))]
         return Found(self._space_id, len(rows), [self._entry(row) for row in rows[:k].tolist()])
 
     def one(self, interest: int) -> EntryInFull:
@@ -146,19 +147,17 @@ class Glossary:
         texts = (meanings["description"].combine_chunks(), *(pc.binary_join(lists, " ") for lists in there))
         return [_spelt(one) for one in texts]
 
-    @property
-    def _all(self) -> NDArray[np.int64]:
-        return np.arange(len(self._vocabulary))
-
     def _row_of(self, item: str) -> NDArray[np.int64]:
         found = self._vocabulary.interest_of(self._history.items.rows([item]))
         if found[0] < 0:
             raise UnknownName("the catalog of this release has no item of this id")
         return found.astype(np.int64)
 
-    def _said(self, words: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Interests that say all these words, and for each how well it says the one it says worst; 0 is best."""
-        rows, worst = self._all[: None if words else 0], np.zeros(len(self._vocabulary), np.int64)
+    def _said(self, words: list[str], among: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of these interests those that say all words, of which there may be none, and how well each says the word it
+        says worst; 0 is best."""
+        rows = among if words else among[:0]
+        worst = np.zeros(len(rows), np.int64)
         for word in words:
             best = np.full(len(rows), _NOWHERE)
             for place, texts in enumerate(self._texts):
@@ -168,7 +167,7 @@ class Glossary:
                 best[begun] = np.minimum(best[begun], 2 * place + ~whole)
             is_said = best < _NOWHERE
             rows, worst = rows[is_said], np.maximum(worst, best)[is_said]
-        return rows, worst[: len(rows)]
+        return rows, worst
 
     def _entry(self, interest: int) -> Entry:
         meaning = self._vocabulary.describe(interest)

@@ -237,7 +237,7 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     return base.joined(own, events)[0]
 
 
-class Living:
+class Alive:
     """Who of a base nothing is erased of, as of now; only what is new in the ledger is looked for. Threads may share.
 
     Args:

@@ -20,10 +20,8 @@ from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
 from lurm.balance import Balance, Mix, groups_of, mixed, parts_of
 from lurm.bounds import POSITIVE, Bound
-from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.filters import Filter, Filters, document_of, filter_of
-from lurm.histories import alive_in
 from lurm.progress import Reporter
 from lurm.reasons import Interests, OverIndexed
 from lurm.release import Release
@@ -119,18 +117,6 @@ class Asked:
         except (TypeError, KeyError) as error:
             raise UsageError("what it is to be like has other entries than expected") from error
 
-    def with_users(
-        self,
-        seeds: Sequence[str],
-        weights: Sequence[float] | None,
-        negatives: Sequence[str],
-        exclude: Sequence[str],
-    ) -> Asked:
-        """The same of other users; that there may be no seeds left is found when it is asked."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        known |= {"seeds": seeds, "weights": weights, "negatives": negatives, "exclude": exclude}
-        return Asked(**known)
-
 
 @dataclass(frozen=True, slots=True)
 class Found:
@@ -175,7 +161,6 @@ def find(
     release: Release,
     asked: Asked,
     *,
-    ledger: Ledger | None,
     k_min: int,
     reporter: Reporter,
     members_of: MembersOf = nobody_saved,
@@ -188,11 +173,10 @@ def find(
     Args:
         release: whose users.
         asked: what for.
-        ledger: of erasures; None: nobody was erased.
         k_min: fewest seeds, and fewest people who share a reason.
         reporter: told about the scan; what it raises ends it.
         members_of: who is in the saved audiences that are asked about.
-        alive_u: (U,) whom the ledger leaves whole, where that is known already; None: it is looked up.
+        alive_u: (U,) of whom nothing is erased; None: of nobody.
         filters: of the release, with what they remember; None: new ones.
         reasons: at most so many interests.
 
@@ -203,8 +187,7 @@ def find(
     """
     filters = filters or filters_of(release)
     users = release.history.users
-    if alive_u is None:
-        alive_u = alive_in(release.history, ledger)
+    alive_u = np.ones(len(release.history), bool) if alive_u is None else alive_u
     passes_u = None if asked.where is None else filters.mask(asked.where)
     given = _given(release, asked, members_of, filters)
     seeds, weights_s = _seeds(given, asked, alive_u)

@@ -258,7 +258,6 @@ class Making:
         found = find(
             self._release,
             asked,
-            ledger=None,
             k_min=self._k_min,
             reporter=self._reporter,
             members_of=lambda name: np.asarray(self._of[name].rows),

@@ -26,7 +26,7 @@ from lurm.definitions import MAKING, Definition, Definitions, in_order
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Unfulfillable, UnknownUser, UsageError
 from lurm.filters import Filters
-from lurm.histories import Living
+from lurm.histories import Alive
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.meant import NamedInterest, as_of, meant_by
@@ -149,7 +149,7 @@ class Audiences:
         filters: Filters | None = None,
     ) -> None:
         self.release, self.definitions, self._k_min = release, definitions, k_min
-        self._living = Living(release.history, ledger)
+        self._who_is_alive = Alive(release.history, ledger)
         self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
         self._stacked: tuple[tuple[tuple[str, str], ...], Stack] | None = None
@@ -230,17 +230,16 @@ class Audiences:
         return find(
             self.release,
             asked,
-            ledger=None,
             k_min=self._k_min,
             reporter=reporter,
             members_of=self.rows_of,
-            alive_u=self._living.now()[0],
+            alive_u=self._who_is_alive.now()[0],
             filters=self._filters,
         )
 
     def known(self, asked: Asked) -> dict[str, dict[str, int]]:
         """How many ids of its lists are given and known; see ``members.known_of``."""
-        return known_of(self.release, Alike(asked), self._living.now()[0])
+        return known_of(self.release, Alike(asked), self._who_is_alive.now()[0])
 
     def rows_of(self, name: str) -> NDArray[np.int64]:
         """Rows of the members of one audience; see ``members``."""
@@ -268,8 +267,7 @@ class Audiences:
                 places.append(Place(name, one.definition.kind, None, why_not=str(members)))
                 continue
             if isinstance(rule, Combined):
-                known = all(part in member for part in one.definition.uses)
-                member[name] = known and bool(combine(rule.term, member.__getitem__, True))
+                member[name] = bool(combine(rule.term, member.__getitem__, True))
             elif history is None or isinstance(rule, Listed):
                 member[name] = bool(members.member_u[row]) if row >= 0 else members.names(user_id)
             elif isinstance(rule, Filtered):
@@ -277,7 +275,7 @@ class Audiences:
             else:
                 kept_out = members.names(user_id) if row < 0 else not members.may_u[row]
                 others = (*rule.asked.exclude_audiences, *rule.asked.negative_audiences)
-                kept_out = kept_out or any(member.get(other, False) for other in others)
+                kept_out = kept_out or any(member[other] for other in others)
                 where = rule.asked.where
                 passes = where is None or self._filters.passes(where, row, history)
                 score, cutoff = members.scores_u[row] if as_scanned else scores[name], members.cutoff(row)
@@ -349,7 +347,7 @@ class Audiences:
 
     def _alive(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """(N,) of whom nothing that the release has was erased."""
-        return self._living.now()[0][rows]
+        return self._who_is_alive.now()[0][rows]
 
     def overlap(self, names: Sequence[str]) -> Overlap:
         """How many users audiences share; what fewer than ``k_min`` are counted as is not told.
@@ -388,7 +386,7 @@ class Audiences:
 
     def _all_of(self, there: Mapping[str, Definition], reporter: Reporter | None) -> dict[str, Made]:
         made: dict[str, Made] = {}
-        living = self._living.now()
+        living = self._who_is_alive.now()
         for definition in in_order(there):
             made[definition.name] = self._one(definition, made, living, reporter or Silent())
         return made

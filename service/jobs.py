@@ -153,13 +153,13 @@ class _OfJob(FileResponse):
     """The file of a result, which may be let go before it is read."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def told(message: Message) -> None:
+        async def forward(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (400, 416):
                 raise NoSuchRange("range: expected bytes that the result has, such as bytes=0-1023")
             await send(message)
 
         try:
-            await super().__call__(scope, receive, told)
+            await super().__call__(scope, receive, forward)
         except (RuntimeError, FileNotFoundError):
             if FilePath(self.path).exists():
                 raise

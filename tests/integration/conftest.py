@@ -6,6 +6,8 @@ import pytest
 from lurm.dataset import Dataset
 from lurm.progress import Silent
 from lurm.release import Release
+from lurm.saved import Audiences
+from tests.asking import saved
 from training import pipeline
 from training.recipes import Recipe
 from training.world import Truth, WorldConfig, simulate
@@ -40,6 +42,16 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
     simulate(folder / "world", WORLD, reporter=Silent())
     built = build(folder / "world", folder / "artifacts")
     return Built(folder / "world", folder / "artifacts", Truth.load(folder / "world"), built)
+
+
+@pytest.fixture(scope="module")
+def release(small: Built) -> Release:
+    return small.release()
+
+
+@pytest.fixture
+def audiences(release: Release, tmp_path: Path) -> Audiences:
+    return saved(release, tmp_path)
 
 
 @pytest.fixture(scope="session")

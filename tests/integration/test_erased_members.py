@@ -6,31 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from lurm.audience import Size
 from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.filters import filter_of
-from lurm.histories import Living, alive_in
+from lurm.histories import Alive, alive_in
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed, Rule
 from lurm.saved import Audiences
-from tests.integration.conftest import Built
+from tests.asking import saved
 
-K_MIN = 10
 LATER = 2**42
-
-
-@pytest.fixture(scope="module")
-def release(small: Built) -> Release:
-    return small.release()
-
-
-def saved(release: Release, root: Path, ledger: Ledger | None) -> Audiences:
-    return Audiences(release, Definitions(root, ledger), ledger=ledger, k_min=K_MIN)
 
 
 def rules(release: Release) -> dict[str, Rule]:
@@ -107,8 +96,8 @@ def test_who_comes_and_goes_is_counted_without_the_erased(release: Release, tmp_
 
 def test_erasures_are_looked_for_once_and_all_are_found(release: Release, tmp_path: Path) -> None:
     base, ledger = release.history, Ledger.open(tmp_path)
-    living, rng = Living(base, ledger), np.random.default_rng(5)
-    assert living.now()[1] == Living(base, None).now()[1] == ""
+    living, rng = Alive(base, ledger), np.random.default_rng(5)
+    assert living.now()[1] == Alive(base, None).now()[1] == ""
     ledger.record("a stranger", LATER, by="test")
     ledger.record(base.users[7], int(base.at(7).timestamps[0]) - 1, by="test")
     assert (living.now()[0].all(), living.now()[1]) == (True, ""), "neither concerns this base"
@@ -118,7 +107,7 @@ def test_erasures_are_looked_for_once_and_all_are_found(release: Release, tmp_pa
             ledger.record(base.users[row], LATER, by="test")
         alive_u, key = living.now()
         assert (alive_u == alive_in(base, ledger)).all()
-        assert Living(base, ledger).now()[1] == key, "whoever looks, and whenever"
+        assert Alive(base, ledger).now()[1] == key, "whoever looks, and whenever"
         assert key not in known
         known.add(key)
 

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lurm.audience import Size
-from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName
 from lurm.filters import filter_of
@@ -20,15 +19,9 @@ from lurm.lookalikes import Asked, filters_of
 from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed
 from lurm.saved import Audiences
-from tests.integration.conftest import Built
+from tests.asking import K_MIN, saved
 
-K_MIN = 10
 LATER = 2**42
-
-
-@pytest.fixture(scope="module")
-def release(small: Built) -> Release:
-    return small.release()
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +40,6 @@ def audiences(release: Release, ledger: Ledger, tmp_path_factory: pytest.TempPat
     for name, document in parts(release).items():
         audiences.put(name, Filtered(filter_of(document)))
     return audiences
-
-
-def saved(release: Release, root: Path, ledger: Ledger | None = None) -> Audiences:
-    return Audiences(release, Definitions(root, ledger), ledger=ledger, k_min=K_MIN)
 
 
 def parts(release: Release) -> dict[str, Any]:

@@ -52,11 +52,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def release(small: Built) -> Release:
-    return small.release()
-
-
-@pytest.fixture(scope="module")
 def calendar(small: Built, release: Release) -> Calendar:
     dataset = Dataset.open(small.dataset)
     return Calendar.of(dataset.calendar(), release.history.users, release.attributes, dataset.calendar_targets())

@@ -12,16 +12,15 @@ import pytest
 
 from lurm.artifacts import digest_of
 from lurm.audience import Size
-from lurm.definitions import FILE, Definitions
+from lurm.definitions import FILE
 from lurm.filters import filter_of
 from lurm.lookalikes import Asked
 from lurm.meant import meant_by
 from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed
-from lurm.saved import Audiences
+from tests.asking import saved
 from tests.integration.conftest import Built, build
 
-K_MIN = 10
 pytestmark = pytest.mark.slow  # a release is built
 
 
@@ -50,10 +49,6 @@ def permuted(small: Built, tmp_path_factory: pytest.TempPathFactory) -> Release:
 def finer(small: Built, tmp_path_factory: pytest.TempPathFactory) -> Release:
     """With four interests for each: of some no interest holds half."""
     return next_of(small, tmp_path_factory.mktemp("finer"), interests={"n_interests": 90})
-
-
-def saved(release: Release, root: Path) -> Audiences:
-    return Audiences(release, Definitions(root, None), ledger=None, k_min=K_MIN)
 
 
 def held(release: Release, items: tuple[str, ...], weights: tuple[int, ...]) -> np.ndarray:  # type: ignore[type-arg]

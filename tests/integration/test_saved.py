@@ -29,32 +29,8 @@ from lurm.purge import Erasing
 from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed, Rule, combine, document_of, rule_of
 from lurm.saved import Audiences
+from tests.asking import K_MIN, alike, saved, some
 from tests.integration.conftest import Built, build
-
-K_MIN = 10
-
-
-@pytest.fixture(scope="module")
-def release(small: Built) -> Release:
-    return small.release()
-
-
-def saved(release: Release, root: Path, ledger: Ledger | None = None) -> Audiences:
-    return Audiences(release, Definitions(root, ledger), ledger=ledger, k_min=K_MIN)
-
-
-@pytest.fixture
-def audiences(release: Release, tmp_path: Path) -> Audiences:
-    return saved(release, tmp_path)
-
-
-def some(release: Release, start: int, stop: int) -> list[str]:
-    return release.history.users.take(np.arange(start, stop))
-
-
-def alike(release: Release, **more: object) -> Alike:
-    given = {"seeds": some(release, 0, 40), "size": Size(percent=10)} | more
-    return Alike(Asked(**given))  # type: ignore[arg-type]
 
 
 def test_equal_rules_are_written_alike_whoever_wrote_them() -> None:

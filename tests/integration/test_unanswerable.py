@@ -4,46 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lurm.audience import Size
-from lurm.definitions import Definitions
-from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
-from lurm.rules import Alike, Combined, Listed
+from lurm.rules import Combined, Listed
 from lurm.saved import Audiences
-from tests.integration.conftest import Built
-
-K_MIN = 10
-
-
-@pytest.fixture(scope="module")
-def release(small: Built) -> Release:
-    return small.release()
-
-
-def saved(release: Release, root: Path, ledger: Ledger | None = None) -> Audiences:
-    return Audiences(release, Definitions(root, ledger), ledger=ledger, k_min=K_MIN)
-
-
-@pytest.fixture
-def audiences(release: Release, tmp_path: Path) -> Audiences:
-    return saved(release, tmp_path)
-
-
-def some(release: Release, start: int, stop: int) -> list[str]:
-    return release.history.users.take(np.arange(start, stop))
-
-
-def alike(release: Release, **more: object) -> Alike:
-    given = {"seeds": some(release, 0, 40), "size": Size(percent=10)} | more
-    return Alike(Asked(**given))  # type: ignore[arg-type]
+from tests.asking import K_MIN, alike, some
 
 
 @pytest.mark.parametrize("scale", [5e-324, 1e-308, 1e-50, 1e-20, 1e6])

@@ -151,7 +151,7 @@ def test_seeds_by_filter_an_attribute_as_filter_and_the_mix_that_is_asked_for(
 
 
 def found_in(release: Release, seeds: list[str], size: Size, **more: Any) -> Found:
-    return find(release, Asked(seeds, size, **more), ledger=None, k_min=K_MIN, reporter=Silent())
+    return find(release, Asked(seeds, size, **more), k_min=K_MIN, reporter=Silent())
 
 
 def test_a_mix_of_everybody_is_of_those_who_may_be_in_it_and_what_it_lacks_is_told(release: Release) -> None:
