@@ -417,7 +417,7 @@ def seeds_in(file: str) -> dict[str, Any]:
 
 
 def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
-    from lurm.columns import as_numbers, as_text
+    from lurm.columns import Separators, as_numbers, as_text
     from lurm.errors import UsageError
     from lurm.readers import layout_of, read
 
@@ -425,13 +425,15 @@ def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
     if "user_id" not in columns:
         there = f"the columns {', '.join(columns)}" if columns else "no columns"
         raise UsageError(f"{path} has {there}, expected user_id, and weight if any")
-    ids, weights, n_malformed = list[str | None](), list[float | None](), 0
+    ids, cells, n_malformed = list[str | None](), list[Any](), 0
     for chunk in read(path, format, ["user_id", "weight"], rows=_ROWS):
         n_malformed += len(chunk.malformed)
         if "user_id" in chunk.columns:
             ids += as_text(chunk.columns["user_id"], "user_id").to_list()
         if "weight" in chunk.columns:
-            weights += as_numbers(chunk.columns["weight"], "weight").to_list()
+            cells.append(chunk.columns["weight"])
+    said = Separators.of(cells)
+    weights = [weight for array in cells for weight in as_numbers(array, "weight", lambda: said)]
     if "weight" not in columns and not any(one is not None for one in weights):
         weights = []  # of JSON lines only those near the top are known before
     for n, what in (

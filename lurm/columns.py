@@ -6,7 +6,8 @@ What a cell cannot say becomes null (or NaN), never an error; only a column of t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,8 @@ _ZONE = r"(?i)(Z|UTC|GMT|[+-]\d\d(?::?\d\d)?)$"
 _COMMA = r"^[+-]?(\d+,\d{1,2}|\d{1,3}(\.\d{3})+,\d+|[1-9]\d{0,2}(\.\d{3}){2,})$"
 _POINT = r"^[+-]?[1-9]\d{0,2}((,\d{3})+\.\d+|(,\d{3}){2,})$"
 _BY_POINTS, _BY_COMMAS = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$", r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
-_SURELY_POINT = r"^[+-]?(0\.\d+|\d+\.(\d{1,2}|\d{4,}))$"
+_BY_EITHER = r"^[+-]?[1-9]\d{0,2}((\.\d{3})+|(,\d{3})+)$"
+_SURELY_POINT = r"^[+-]?(0\.\d+|\d+\.(\d{1,2}|\d{4,})|[1-9]\d{0,2}(,\d{3})+\.\d+)$"
 _NO_VALUE = ("null", "na", "n/a", "nan", "none", "\\n")
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
 
@@ -64,17 +66,60 @@ def as_text(array: pa.Array, name: str) -> pl.Series:
     return pl.select(pl.when(is_whole).then(whole).when(number.is_finite()).then(text)).to_series()
 
 
-def as_numbers(array: pa.Array, name: str) -> pl.Series:
+@dataclass(frozen=True, slots=True)
+class Separators:
+    """What the cells of a column say of commas and points, by which 1.234 and 1,234 are read.
+
+    Attributes:
+        comma_decimals: some cell has a comma for decimals, such as 0,5.
+        point_decimals: some cell has a point for them, such as 0.5 and 1,234.50.
+        point_thousands: in some cell points part thousands, such as 1.234.567 and 1.234,5.
+        comma_thousands: in some cell commas do, such as 1,234,567 and 1,234.50.
+    """
+
+    comma_decimals: bool = False
+    point_decimals: bool = False
+    point_thousands: bool = False
+    comma_thousands: bool = False
+
+    @property
+    def has_commas(self) -> bool:
+        """Whether some cell is written with commas for decimals, or would be."""
+        return self.comma_decimals or self.point_thousands
+
+    @classmethod
+    def of(cls, arrays: Iterable[pa.Array]) -> Separators:
+        """What the parts of a column say together; numbers say nothing. What could change nothing is not taken."""
+        said = cls()
+        for array in arrays:
+            if not is_text(array.type):
+                continue
+            plain = _series(array).str.strip_chars()
+            is_comma = plain.str.contains(_COMMA)
+            said = cls(
+                said.comma_decimals or bool((is_comma & plain.str.contains(",", literal=True)).any()),
+                said.point_decimals or bool(plain.str.contains(_SURELY_POINT).any()),
+                said.point_thousands or bool((is_comma & plain.str.contains(r"\.\d{3}[.,]")).any()),
+                said.comma_thousands or bool(plain.str.contains(_POINT).any()),
+            )
+            if said.comma_decimals and said.point_decimals:
+                break
+        return said
+
+
+def as_numbers(array: pa.Array, name: str, separators: Callable[[], Separators] | None = None) -> pl.Series:
     """A column of numbers, booleans or text as numbers.
 
     In text a comma may stand for the point, and either may part thousands, where nothing else can be meant: 12,5 and
     1.234,50 and 1,234.50, but not 1,234. Among numbers with decimal commas 1.234 is a thousand, and none where others
-    have decimal points; where commas are only seen to part thousands, so is 1,234. What others say is what the cells at
-    hand do: those of a block of a file. What exports write in place of no value, such as NULL, NA or nan, is none.
+    have decimal points; where commas are only seen to part thousands, so is 1,234. What exports write in place of no
+    value, such as NULL, NA or nan, is none.
 
     Args:
         array: a column of a ``Chunk``.
         name: of the column, for the error.
+        separators: tells what all cells say, of which these may be a part; asked where one could be read two ways.
+            None: these are all.
 
     Returns:
         (n,) Float64; null where the cell says that there is no value, NaN where it holds no number.
@@ -86,36 +131,37 @@ def as_numbers(array: pa.Array, name: str) -> pl.Series:
     if is_text(kind):
         text = _series(array).str.strip_chars()
         number = text.cast(pl.Float64, strict=False)
-        if number.null_count() == text.null_count() and not number.is_nan().any():
+        is_open = text.str.contains(_BY_EITHER).any()
+        said = separators() if is_open and separators else Separators.of([array] if is_open else [])
+        if not said.has_commas and number.null_count() == text.null_count() and not number.is_nan().any():
             return number
         lower = text.str.to_lowercase()
         text = text.set((lower == "") | lower.is_in(_NO_VALUE), None)
         number = number.set(text.is_null(), None)
-        if number.null_count() == text.null_count():
+        if not said.has_commas and number.null_count() == text.null_count():
             return number
         flag = pl.when(lower == "true").then(1.0).when(lower == "false").then(0.0)
         nothing = pl.when(text.is_not_null()).then(float("nan"))
-        return pl.select(pl.coalesce(with_separators(text), number, flag, nothing)).to_series()
+        return pl.select(pl.coalesce(with_separators(text, said), number, flag, nothing)).to_series()
     if _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return _series(array.cast(pa.float64(), safe=False))
     raise DataError(f"column {name!r} is of type {kind}; expected numbers")
 
 
-def with_separators(text: pl.Series) -> pl.Series:
+def with_separators(text: pl.Series, said: Separators) -> pl.Series:
     """Numbers with a comma for the point, or with thousands apart; null where neither, or where it may be either.
 
     NaN where it is a thousand by some cells and a decimal by others.
     """
     commas = _without(text, ".", _COMMA)
-    if commas.null_count() < len(text):
+    if said.has_commas:
         thousands = _without(text, ".", _BY_POINTS)
-        if text.str.contains(_SURELY_POINT).any():
-            is_said = (text.str.contains(",", literal=True) & commas.is_not_null()).any()
-            thousands = thousands.set(thousands.is_not_null(), float("nan") if is_said else None)
+        if said.point_decimals:
+            thousands = thousands.set(thousands.is_not_null(), float("nan") if said.comma_decimals else None)
         commas = commas.zip_with(commas.is_not_null(), thousands)
     text = text.set(commas.is_not_null(), None)
     points = _without(text, ",", _POINT)
-    if points.null_count() < len(text) == commas.null_count():
+    if said.comma_thousands and not said.has_commas:
         points = points.zip_with(points.is_not_null(), _without(text, ",", _BY_COMMAS))
     return commas.zip_with(commas.is_not_null(), points)
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import as_numbers, as_text, columns_of, with_separators
+from lurm.columns import Separators, as_numbers, as_text, columns_of, with_separators
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
@@ -479,7 +479,7 @@ def _as_number(texts: pl.Series) -> pl.Series:
     real = plain.cast(pl.Float64, strict=False)
     tried = [plain.cast(pl.Int64, strict=False), real]
     if plain.str.contains(r",\d\d$|,\d{3}\.\d").any():  # 1,2 may be two codes
-        parted = with_separators(plain)
+        parted = with_separators(plain, Separators.of([plain.to_arrow()]))
         tried.append(parted.zip_with(parted.is_not_null(), real).fill_nan(None))
     for number in tried:
         is_exact = number.null_count() == plain.null_count() < len(plain)

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lurm.artifacts import digest_of
-from lurm.columns import Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of
+from lurm.columns import Separators, Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.readers import UNDECODED, Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
@@ -56,7 +57,7 @@ costs is a fact of the item, and what was paid is price times quantity."""
 
 _TEXTS = ("user_id", "item_id", "behavior", "location", "event_id")
 _BATCH = ("user_id", "item_id", "behavior", "timestamp", "value", "location", "event_id", "file", "row")
-_SAMPLE_ROWS, _MAX_DETAIL, _FLUSH_ROWS = 10_000, 500, 50_000
+_ROWS, _SAMPLE_ROWS, _MAX_DETAIL, _FLUSH_ROWS = 500_000, 10_000, 500, 50_000
 
 
 class Reason(StrEnum):
@@ -167,7 +168,8 @@ _REMEDIES: dict[str, str] = {
     Reason.UNPARSABLE: "lurm reads ISO 8601 (2024-03-01 12:00), numbers since the epoch and days written 20240301; "
     "write moments like that, or name their column under [events.columns]",
     Reason.IMPOSSIBLE: "timestamp_unit, earliest and latest under [events] say which are possible",
-    Reason.NOT_FINITE: 'name the column of values under [events.columns], or say value = ""',
+    Reason.NOT_FINITE: "write all values alike, 1074.5 best, name their column under [events.columns], or say "
+    'value = ""',
     Reason.NO_ITEM: "name the column of items under [events.columns]",
 }
 
@@ -274,6 +276,7 @@ class EventLog:
         size_bytes: of all files.
         n_rows: of all files; exact for Parquet, None otherwise.
         whole: the fingerprint without ``until``.
+        separators: what all values of all files say of commas and points; the first call may read them.
     """
 
     path: Path
@@ -288,6 +291,7 @@ class EventLog:
     size_bytes: int
     n_rows: int | None
     whole: str
+    separators: Callable[[], Separators] = field(compare=False, repr=False)
 
     @classmethod
     def open(cls, path: Path, config: EventsConfig, *, clock: Callable[[], float] = time.time) -> EventLog:
@@ -330,6 +334,7 @@ class EventLog:
             size_bytes=sum(stat.st_size for stat in stats),
             n_rows=None if None in counts else sum(count or 0 for count in counts),
             whole=digest_of({"files": stamps, "as_read": as_read}),
+            separators=cache(partial(_separators, files, config, columns.value)),
         )
 
     @property
@@ -355,7 +360,7 @@ class EventLog:
         return estimated_rows(self.files, [_format(file, self.config) for file in self.files])
 
     def batches(
-        self, quarantine: Quarantine, *, rows: int = 500_000, only: int | None = None
+        self, quarantine: Quarantine, *, rows: int = _ROWS, only: int | None = None
     ) -> Iterator[pl.DataFrame]:
         """The clean rows, in the order of files and rows; may be iterated again from the start.
 
@@ -398,7 +403,7 @@ class EventLog:
                 "timestamp": as_timestamps(
                     cells["timestamp"], source["timestamp"], self.timestamp_unit, self.config.timezone
                 ),
-                "value": as_numbers(cells["value"], source["value"]).fill_null(1.0).cast(pl.Float32),
+                "value": as_numbers(cells["value"], source["value"], self.separators).fill_null(1.0).cast(pl.Float32),
                 "row": chunk.rows,
             }
         )
@@ -480,6 +485,12 @@ def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | No
     if is_empty:
         raise DataError(f"{files[0]} and the files beside it hold no row; expected events")
     return None
+
+
+def _separators(files: Sequence[Path], config: EventsConfig, column: str | None) -> Separators:
+    """What all cells of a column say, of as many rows at a time as a batch has."""
+    chunks = (chunk for file in files for chunk in read(file, _format(file, config), [column or ""], rows=_ROWS))
+    return Separators.of(array for chunk in chunks for array in chunk.columns.values())
 
 
 def _epoch_ms(moment: datetime, timezone: str) -> int:

@@ -125,6 +125,29 @@ def test_who_parts_thousands_once_in_a_column_does_so_everywhere(groups, mark, d
     ]
 
 
+open_cells = ["1.074", "1,074", "12", "0,5", "0.5", "1.234.567", "1,234,567", "1,234.50", "1.234,50", "5.125", "NULL"]
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sampled_from(open_cells), min_size=1, max_size=8), st.integers(1, 8), st.integers(0, 8))
+@example(["1.074", "7", "0,5"], 2, 0)
+@example(["1.074", "0,5"], 8, 1)
+def test_what_parts_thousands_is_said_by_the_whole_log_however_it_is_cut(cells, batch_rows, n_of_first):
+    """Into batches and into files of every format."""
+    read = as_numbers(pa.array(cells, pa.large_string()), "value").fill_null(1.0).cast(pl.Float32).to_list()
+    event = dict.fromkeys(COLUMNS, "1700000000000")
+    rows = [{**event, "user_id": str(i), "value": cell} for i, cell in enumerate(cells)]
+    with tempfile.TemporaryDirectory() as folder:
+        for half, some in (("first", rows[:n_of_first]), ("second", rows[n_of_first:])):
+            for format, file in written(some, Path(folder)).items():
+                Path(folder, format).mkdir(exist_ok=True)
+                file.rename(Path(folder, format, f"{half}.{format}"))
+        for format in ("parquet", "csv", "jsonl"):
+            batches = opened(Path(folder, format)).batches(Quarantine(None), rows=batch_rows)
+            values = dict(row for batch in batches for row in batch.select("user_id", "value").iter_rows())
+            assert values == {str(i): value for i, value in enumerate(read) if value == value}
+
+
 csv_bytes = st.lists(
     st.sampled_from(
         [

@@ -66,6 +66,14 @@ def test_a_header_is_read_as_it_is_meant(folder: Path, text: str) -> None:
     assert seeds_in(str(folder / "seeds.csv")) == {"seeds": ["9", "30"], "weights": [2, 2.5]}
 
 
+def test_all_weights_of_a_file_say_together_what_parts_thousands(folder: Path) -> None:
+    """However many rows lie between them."""
+    weights = ["1.074", *["2"] * 100_000, "0,5"]
+    table = pl.DataFrame({"user_id": range(len(weights)), "weight": weights})
+    read = seeds_in(written(table, folder / "seeds.parquet"))["weights"]
+    assert (read[0], read[-1]) == (1074, 0.5)
+
+
 def test_blanks_around_an_id_are_left_out_unless_somebody_is_known_by_it_so() -> None:
     ids = ["ann", " bob ", "ü "]
     users = Identifiers.in_order(sorted(ids))
