@@ -359,9 +359,7 @@ class EventLog:
             return self.n_rows
         return estimated_rows(self.files, [_format(file, self.config) for file in self.files])
 
-    def batches(
-        self, quarantine: Quarantine, *, rows: int = _ROWS, only: int | None = None
-    ) -> Iterator[pl.DataFrame]:
+    def batches(self, quarantine: Quarantine, *, rows: int = _ROWS, only: int | None = None) -> Iterator[pl.DataFrame]:
         """The clean rows, in the order of files and rows; may be iterated again from the start.
 
         Args:

@@ -23,7 +23,7 @@ import orjson
 from numpy.typing import NDArray
 
 from lurm.client.exchange import error_of
-from lurm.errors import LurmError, UnknownUser, UsageError
+from lurm.errors import LurmError, ServiceError, UnknownUser, UsageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -286,13 +286,22 @@ class Export:
         """What the head of an answer says of the stream that is in a file.
 
         Raises:
-            ValueError: the stream does not come to its end.
+            ServiceError: it is no stream, or does not come to its end.
         """
-        file.flush()
-        file.seek(-len(_END_OF_STREAM), 2)
-        if response.headers["content-type"] != ARROW or file.read() != _END_OF_STREAM:
-            raise ValueError("no whole Arrow stream")
         facts = response.headers
+        kind = facts.get("content-type", "something without a content type").partition(";")[0]
+        file.flush()
+        n_bytes = file.seek(0, 2)
+        file.seek(max(n_bytes - len(_END_OF_STREAM), 0))
+        why = ""
+        if kind != ARROW:
+            why = f"{kind[:100]} came, expected an Arrow stream; is the URL that of a service of lurm?"
+        elif file.read() != _END_OF_STREAM:
+            why = f"the Arrow stream breaks off after {n_bytes:,} bytes; ask again"
+        if why:
+            raise ServiceError(
+                "Unexpected answer", why, status=response.status_code, request_id=facts.get("x-request-id")
+            )
         return cls(path, facts["x-lurm-space-id"], facts["x-lurm-release"], int(facts["x-lurm-n-users"]))
 
 

@@ -76,7 +76,7 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
 
     def __init__(
         self,
-        url: str,
+        url: str | httpx.URL,
         api_key: str | None = None,
         *,
         timeout_s: float = 30.0,
@@ -88,7 +88,8 @@ class _Methods(UserMethods, AudienceMethods, Generic[_TransportT, _PauseT]):
         rng: random.Random | None = None,
     ) -> None:
         key: object = api_key
-        if not str(url).startswith(("http://", "https://")):
+        url = str(url)
+        if not url.startswith(("http://", "https://")):
             raise UsageError("url: expected one that begins with http:// or https://")
         try:
             httpx.URL(url)
@@ -342,7 +343,7 @@ class Client(_Methods[httpx.BaseTransport, None], Blocks):
         ...     client.embed("u0000042").vector_e
 
     Args:
-        url: of the service, with the path it is mounted at, if any.
+        url: of the service, with the path it is mounted at, if any; text or a URL of httpx.
         api_key: sent as a bearer token.
         timeout_s: longest wait for a connection, and for the next piece of an answer.
         retries: most repetitions of one request; all together are at most five and a tenth of all requests.

@@ -260,9 +260,9 @@ def several(values: Iterable[_T], what: str) -> list[_T]:
     """All that was given.
 
     Raises:
-        UsageError: it is one text, which would be taken letter by letter, or one of something else.
+        UsageError: it is one text, which would be taken letter by letter, bytes, or one of something else.
     """
-    if isinstance(values, str | bytes):
+    if isinstance(values, str | bytes | bytearray | memoryview):
         raise UsageError(f"{what}: found one {type(values).__name__}, expected a list; put it in brackets")
     try:
         found = iter(values)

@@ -50,7 +50,8 @@ def test_chunks_hold_everything_once_in_order_and_as_much_as_fits(
 def test_a_request_says_who_asks_and_for_whom(connect: Callable[..., Ask]) -> None:
     with scripted(lambda _: binary()) as server:
         for user_id in ("a/b c", "..", 42, "ü%"):
-            connect(server.url + "/lurm/", api_key="k-1")("embed", user_id)
+            url = server.url + "/lurm/"
+            connect(httpx.URL(url) if user_id == 42 else url, api_key="k-1")("embed", user_id)
         asked = server.asked
     paths = ["/lurm/embed/a%2Fb%20c", "/lurm/embed/%2E%2E", "/lurm/embed/42", "/lurm/embed/%C3%BC%25"]
     assert [one.path for one in asked] == paths
@@ -76,9 +77,15 @@ def test_a_file_is_only_replaced_by_a_whole_stream(connect: Callable[..., Ask], 
     file = tmp_path / "all.arrows"
     file.write_bytes(b"what was there")
     facts = {"X-Lurm-Space-Id": "s", "X-Lurm-Release": "r", "X-Lurm-N-Users": "1"}
-    cut_off = Said(200, b"some rows" + end, {"Content-Type": "application/vnd.apache.arrow.stream", **facts})
-    for said in (cut_off, a_problem(403, "forbidden")):
-        with scripted(lambda _, said=said: said) as server, pytest.raises(ServiceError):
+    arrow = {"Content-Type": "application/vnd.apache.arrow.stream", **facts}
+    for said, told in (
+        (Said(200, b"some rows" + end, arrow), f"breaks off after {9 + len(end)} bytes"),
+        (Said(200, b"", arrow), "breaks off after 0 bytes"),
+        (Said(200, b"<p>Hi", {"Content-Type": "text/html; charset=utf-8"}), "text/html came, expected an Arrow"),
+        (Said(200, b"[]", {"Content-Type": "application/json"}), "application/json came"),
+        (a_problem(403, "forbidden"), "403"),
+    ):
+        with scripted(lambda _, said=said: said) as server, pytest.raises(ServiceError, match=told):
             connect(server.url)("export", file)
     assert file.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [file]
@@ -343,6 +350,9 @@ def test_a_transport_of_ones_own_is_used() -> None:
         ("embed_histories", [{"a": None}], "history number 0: found NoneType, expected a list"),
         ("embed_many", [None], "user ids: found NoneType, expected a list"),
         ("embed_many", [7], "user ids: found int, expected a list"),
+        ("embed_many", [b"ab"], "user ids: found one bytes, expected a list"),
+        ("embed_many", [bytearray(b"ab")], "user ids: found one bytearray, expected a list"),
+        ("lookalikes", [memoryview(b"ab")], "seeds: found one memoryview, expected a list"),
         ("interests", ["u", "x"], "k is str, expected a whole number"),
         ("neighbors", ["u", None], "k is NoneType, expected a whole number"),
         ("neighbors", [None], "expected a user id, an embedding"),
