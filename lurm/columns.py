@@ -26,7 +26,8 @@ _POINT = r"^[+-]?[1-9]\d{0,2}((,\d{3})+\.\d+|(,\d{3}){2,})$"
 _BY_POINTS, _BY_COMMAS = r"^[+-]?[1-9]\d{0,2}(\.\d{3})+$", r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"
 _BY_EITHER = r"^[+-]?[1-9]\d{0,2}((\.\d{3})+|(,\d{3})+)$"
 _SURELY_POINT = r"^[+-]?(0\.\d+|\d+\.(\d{1,2}|\d{4,})|[1-9]\d{0,2}(,\d{3})+\.\d+)$"
-_NO_VALUE = ("null", "na", "n/a", "nan", "none", "\\n")
+_NO_VALUE, _NO_TEXT = ("null", "na", "n/a", "nan", "none", "\\n"), ("null", "n/a", "nan", "\\n")
+_NO_WORD = r"(?i)^([+-]?\d.*|true|false)$"
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
 
 
@@ -146,6 +147,17 @@ def as_numbers(array: pa.Array, name: str, separators: Callable[[], Separators] 
     if _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return _series(array.cast(pa.float64(), safe=False))
     raise DataError(f"column {name!r} is of type {kind}; expected numbers")
+
+
+def with_values(texts: pl.Series) -> pl.Series:
+    """A column of text, null where a cell is blank or holds what exports write in place of no value.
+
+    Among words, NA and None stay: they may be Namibia, and a plan that somebody has.
+    """
+    lower = texts.str.strip_chars().str.to_lowercase()
+    lower = lower.set((lower == "") | lower.is_in(_NO_TEXT), None)
+    others = lower.set(lower.is_in(_NO_VALUE), None)
+    return texts.set((others if others.str.contains(_NO_WORD).all() else lower).is_null(), None)
 
 
 def with_separators(text: pl.Series, said: Separators) -> pl.Series:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import Separators, as_numbers, as_text, columns_of, with_separators
+from lurm.columns import Separators, as_numbers, as_text, columns_of, with_separators, with_values
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
@@ -261,8 +261,8 @@ class Dataset:
         """The users, in the order of the table; None without a table.
 
         Returns:
-            user_id String, then every attribute as it is; CSV columns of numbers are numbers. Null and overlong
-            ids are left out; of a repeated id the first row counts.
+            user_id String, then every attribute as it is; CSV columns of numbers are numbers, and text that stands for
+            no value is null. Null and overlong ids are left out; of a repeated id the first row counts.
 
         Raises:
             DataError: the table cannot be read, or too many of its rows are malformed.
@@ -277,6 +277,9 @@ class Dataset:
             cells = {name: _attribute(chunk.columns[name], name) for name in attributes if name in chunk.columns}
             frames.append(pl.DataFrame({"user_id": _texts(chunk, id_), **cells}))
         users = _identified(frames, "user_id")
+        users = users.with_columns(
+            with_values(column) for column in users.get_columns()[1:] if column.dtype == pl.String
+        )
         written = all(format_of(file) == "csv" for file in files_of(table.path))
         return users.with_columns(_as_number(column) for column in users.get_columns()[1:]) if written else users
 
@@ -473,9 +476,8 @@ def _is_wordy(texts: pl.Series) -> bool:
 
 
 def _as_number(texts: pl.Series) -> pl.Series:
-    """A column of CSV text as numbers, where that loses nothing."""
+    """A column of CSV text ``with_values`` as numbers, where that loses nothing."""
     plain = texts.str.strip_chars()
-    plain = plain.set(plain == "", None)
     real = plain.cast(pl.Float64, strict=False)
     tried = [plain.cast(pl.Int64, strict=False), real]
     if plain.str.contains(r",\d\d$|,\d{3}\.\d").any():  # 1,2 may be two codes
@@ -485,4 +487,4 @@ def _as_number(texts: pl.Series) -> pl.Series:
         is_exact = number.null_count() == plain.null_count() < len(plain)
         if is_exact and not plain.str.contains(r"^[+-]?0\d").any():
             return number
-    return texts.set(plain.is_null(), None)
+    return texts

@@ -209,6 +209,30 @@ def test_numbers_in_csv_are_numbers_where_that_loses_nothing(folder):
     assert users.rows() == [("01", 30, 1.5, "01234", 7, "x", None), ("2", None, 2.0, "99999", 8, "1", None)]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_what_exports_write_for_no_value_is_none_of_a_user(folder, suffix):
+    """NA and None are some among words, where they may be meant."""
+    table = pl.DataFrame(
+        {
+            "user_id": ["NA", "b", "c", "d"],
+            "age": ["31", "NULL", "40", "NA"],
+            "joined": ["2024-01-01", "None", "2024-02-01", " \\n "],
+            "vip": ["true", "NA", "FALSE", "nan"],
+            "country": ["NA", "NULL", "UK", "\\N"],
+            "plan": ["None", "N/A", "pro", "NaN"],
+        }
+    )
+    path = folder / f"users{suffix}"
+    table.write_csv(path) if suffix == ".csv" else table.write_parquet(path)
+    users = Dataset.open(folder).users()
+    assert users["user_id"].to_list() == ["NA", "b", "c", "d"]
+    assert users["age"].cast(pl.Int64).to_list() == [31, None, 40, None]
+    assert users["joined"].to_list() == ["2024-01-01", None, "2024-02-01", None]
+    assert users["vip"].to_list() == ["true", None, "FALSE", None]
+    assert users["country"].to_list() == ["NA", None, "UK", None]
+    assert users["plan"].to_list() == ["None", None, "pro", None]
+
+
 def test_decimal_commas_of_a_csv_are_numbers(folder):
     (folder / "users.csv").write_text("user_id;balance;odd;zip;codes\na;12,50;1,50;01234,50;1,2\nb;3;x;2,50;3,4\n")
     assert opened(folder).users().rows() == [

@@ -35,8 +35,9 @@ written `20240301`; other ways of writing them are not guessed. Numbers in text 
 apart, where nothing else can be meant (`12,5`, `1.234,50`, `1,234.50`; not `1,234`, but among such as `1,234.50`). What
 `1.234` is, all values of a log say together, whatever files they are in: a thousand among such as `12,5`, and set aside
 where others are such as `0.5`, too. What exports write for an event's value that is none (`NULL`, `NA`, `N/A`, `nan`,
-`None`, `\\N`, in any case) is read as an empty cell is; in place of an id it is an id. Nested columns are not looked
-into: flatten them.
+`None`, `\\N`, in any case) is read as an empty cell is; in place of an id it is an id. In the users table
+it is no value either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Nested
+columns are not looked into: flatten them.
 
 `lurm recipe` prints this page in the terminal.
 """
