@@ -29,7 +29,7 @@ from lurm.artifacts import digest_of
 from lurm.columns import Separators, Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.readers import UNDECODED, Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
+from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
 from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
@@ -380,9 +380,9 @@ class EventLog:
             file, name = self.files[at], self.names[at]
             for chunk in read(file, _format(file, self.config), sources, rows=rows):
                 for reason in (Reason.NOT_UTF8, Reason.MALFORMED):
-                    lines = [(row, text) for row, text in chunk.malformed if reason is _why_malformed(text)]
-                    numbers = np.array([row for row, _ in lines], np.int64)
-                    quarantine.reject(name, numbers, reason, [text for _, text in lines])
+                    lines = [line for line in chunk.malformed if line.is_utf8 == (reason is Reason.MALFORMED)]
+                    numbers = np.array([line.row for line in lines], np.int64)
+                    quarantine.reject(name, numbers, reason, [line.text for line in lines])
                 batch = self.clean(chunk, name, quarantine)
                 if len(batch):
                     yield batch.with_columns(file=pl.lit(at, pl.Int32)).select(_BATCH)
@@ -442,10 +442,6 @@ class EventLog:
             return False
         first, last = int(str(stamps.min())), int(str(stamps.max()))
         return self.bounds[0] <= first and last <= self.bounds[1] and (self.until is None or last < self.until)
-
-
-def _why_malformed(text: str) -> Reason:
-    return Reason.NOT_UTF8 if UNDECODED in text else Reason.MALFORMED
 
 
 def _format(file: Path, config: EventsConfig) -> Format:

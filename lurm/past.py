@@ -100,7 +100,7 @@ class Moments:
         unit: Unit | None = None
         for chunk in read(self.path, self._format, [self._user, self._timestamp], rows=_TABLE_ROWS):
             if chunk.malformed:
-                row, text = chunk.malformed[0]
+                row, text, _ = chunk.malformed[0]
                 raise DataError(f"{self.path}, row {row}: {text[:200]!r} is no row of this table; mend it")
             if not len(chunk.rows):
                 continue

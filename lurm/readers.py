@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -48,9 +48,15 @@ _MAX_LINE_BYTES = 64 * 2**20
 
 # Stand-ins while Arrow parses CSV: code points that Unicode promises never to occur in text
 _INVALID = "\uffff"
-UNDECODED = "\ufffd"
-"""In the text of a malformed row, in place of bytes that are no UTF-8."""
 _SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+class Malformed(NamedTuple):
+    """A line that holds no row: its place among the rows of its file, and its text, U+FFFD for bytes of no text."""
+
+    row: int
+    text: str
+    is_utf8: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +66,12 @@ class Chunk:
     Attributes:
         rows: (n,) int64 ascending, 0-based rows of the file; a CSV header and blank lines are no rows.
         columns: source column -> (n,) array; a column that the file lacks is absent. Text is large_string.
-        malformed: (row, text) of the lines between them that hold no row; with ``UNDECODED`` where not UTF-8.
+        malformed: the lines between them that hold no row.
     """
 
     rows: NDArray[np.int64]
     columns: dict[str, pa.Array]
-    malformed: list[tuple[int, str]]
+    malformed: list[Malformed]
 
     def as_json(self, at: NDArray[np.int64]) -> list[str]:
         """The rows at these places of the chunk, each as compact JSON."""
@@ -275,12 +281,12 @@ def _decoded(chunk: Chunk) -> Chunk:
         return Chunk(chunk.rows, columns, chunk.malformed)
     bad = np.array(sorted(undecodable))
     good = np.delete(np.arange(len(chunk.rows)), bad)
-    texts = Chunk(chunk.rows, columns, []).as_json(bad)
+    texts = zip(chunk.rows[bad].tolist(), Chunk(chunk.rows, columns, []).as_json(bad), strict=True)
     kept = {k: v.take(pa.array(good)) for k, v in columns.items()}
     return Chunk(
         chunk.rows[good],
         {k: v.cast(pa.large_string()) if is_text(v.type) else v for k, v in kept.items()},
-        sorted([*chunk.malformed, *zip(chunk.rows[bad].tolist(), texts, strict=True)]),
+        sorted([*chunk.malformed, *(Malformed(row, text, is_utf8=False) for row, text in texts)]),
     )
 
 
@@ -333,7 +339,7 @@ def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool) -> Iter
         yield Chunk(
             start + np.array(kept, np.int64),
             {name: _array_of([values[i] for i in kept]) for name, values in cells.items()},
-            [(start + i, lines[i].decode(errors="replace")) for i in sorted(broken)],
+            [Malformed(start + i, lines[i].decode(errors="replace"), _is_utf8(lines[i])) for i in sorted(broken)],
         )
         start += len(lines)
 
@@ -402,7 +408,10 @@ def _csv(blocks: Iterator[bytes], columns: Sequence[str]) -> Iterator[Chunk]:
         yield Chunk(
             start + np.delete(np.arange(n), [row for row, _ in ragged]),
             {name: _unmarked(array) for name, array in arrays.items()} if is_marked else arrays,
-            [(start + row, mender.as_written(line).replace(_INVALID, UNDECODED)) for row, line in ragged],
+            [
+                Malformed(start + row, mender.as_written(line).replace(_INVALID, "\ufffd"), _INVALID not in line)
+                for row, line in ragged
+            ],
         )
         start += n
 

@@ -178,7 +178,7 @@ def everything(
     for chunk in read(path, format_of(path), ["a", "b"], rows=rows, block_bytes=block_bytes):
         cells = [as_text(chunk.columns[name], name).to_list() if len(chunk.rows) else [] for name in ("a", "b")]
         good += zip(chunk.rows.tolist(), *cells, strict=True)
-        bad += chunk.malformed
+        bad += [(line.row, line.text) for line in chunk.malformed]
     return good, bad
 
 

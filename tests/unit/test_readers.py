@@ -21,7 +21,7 @@ def rows_of(file, format, columns=("a", "b"), **options):
     for chunk in read(file, format, columns, rows=options.pop("rows", 1000), **options):
         cells = [chunk.columns[name].to_pylist() for name in columns] if len(chunk.rows) else [[]] * len(columns)
         rows += list(zip(chunk.rows.tolist(), *cells, strict=True))
-        malformed += chunk.malformed
+        malformed += [(line.row, line.text) for line in chunk.malformed]
     return rows, malformed
 
 
