@@ -197,4 +197,5 @@ def _spelt(texts: pa.StringArray) -> pa.StringArray:
     """Texts as their words alone, spelt the one way that is compared, a blank before and after each."""
     texts = pc.replace_substring_regex(pc.utf8_normalize(texts, "NFKD"), _ACCENTS, "")
     texts = pc.utf8_lower(pc.utf8_upper(texts))  # as σ and ς have one upper case
+    texts = pc.replace_substring(texts, "ß", "ss")  # Arrow changes letters one for one
     return pc.replace_substring_regex(pc.binary_join_element_wise("", texts, "", " "), _BETWEEN, " ")

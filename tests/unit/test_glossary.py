@@ -98,6 +98,9 @@ def test_without_a_query_the_largest_come_first(world: World) -> None:
         ("E\u0301TUDE", [4]),
         ("музы", [4]),
         ("οδοσ", [4]),
+        ("STRASSE", [4]),
+        ("straß", [4]),
+        ("STRAẞE", [4]),
         ("日本", [5]),
         ("kettle hose", []),
         ("'car\" (wheel);--", [2]),
@@ -185,7 +188,7 @@ def spelt(text: str) -> list[str]:
     """The words of a text, read by other means than those of the glossary."""
     plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text))
     upper = "".join(one.upper() if len(one.upper()) == 1 else one for one in plain)
-    lower = "".join(one.lower() if len(one.lower()) == 1 else one for one in upper)
+    lower = "".join(one.lower() if len(one.lower()) == 1 else one for one in upper).replace("ß", "ss")
     return "".join(one if unicodedata.category(one)[0] in "LMN" else " " for one in lower).split()
 
 
