@@ -148,7 +148,10 @@ def consume(
         bool, typer.Option("--from-now", help="A group that is new starts with what comes, not with what there is.")
     ] = False,
     once: Annotated[
-        bool, typer.Option("--once", help="End when the stream has been read, or nothing answers for 30 s.")
+        bool,
+        typer.Option(
+            "--once", help="End when the stream, which has to be there, has been read, or nothing answers for 30 s."
+        ),
     ] = False,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,

@@ -230,7 +230,13 @@ class Consumer:
         self.consumed = Consumed(dead.path)
 
     async def run(self, task: Task) -> None:
-        """Consume until there is nothing more (``once``) or somebody asks to end; a batch is finished first."""
+        """Consume until there is nothing more (``once``) or somebody asks to end; a batch is finished first.
+
+        Raises:
+            UsageError: with ``once`` there is no such stream, or its name is that of something else.
+            SettingsError: Redis does not let us in.
+            Unavailable: with ``once``, what is tried again has been for long enough.
+        """
         with contextlib.suppress(_Stopped):
             await self._patience(self._begin)
             while not self._stop.is_set():
@@ -244,7 +250,11 @@ class Consumer:
                 await self._group.leave()
 
     async def _begin(self) -> None:
-        await self._group.begin(self._last_id)
+        if not await self._group.begin(self._last_id, make=not self._source.once):
+            raise UsageError(
+                "--stream names nothing that Redis holds in this database; name a stream that is there, or leave out "
+                "--once, to begin it and wait for entries"
+            )
 
     async def _next(self) -> list[Entry]:
         """Entries that are now this consumer's; none: there are none for now."""
@@ -265,7 +275,7 @@ class Consumer:
         except Unanswered as error:
             self._has_own = True  # what was on its way is ours, and only Redis knows
             if error.code == "NOGROUP":  # it lost its memory, or somebody removed the group
-                await self._begin()
+                await self._group.begin(self._last_id)
             raise
 
     async def _take(self, entries: Sequence[Entry]) -> None:
@@ -334,7 +344,7 @@ def run(settings: Settings, source: Source, reporter: Reporter) -> Consumed:
     Raises:
         ArtifactError: there is no release, it is damaged, or the live store is.
         SettingsError: there is no URL, it cannot be used, or Redis does not let us in.
-        UsageError: the name of the stream cannot be used.
+        UsageError: the name of the stream cannot be used, or with ``once``, there is none of this name.
         Unavailable: the folder of live events cannot be written to; with ``once``, Redis did not answer for 30 s.
     """
     if not settings.stream_url:

@@ -57,17 +57,22 @@ class StreamGroup:
         self._stream, self._group, self._consumer = stream, group, consumer
         self._claim_from = "0-0"
 
-    async def begin(self, start: str) -> None:
-        """Begin the group, and the stream, where there is none.
+    async def begin(self, start: str, *, make: bool = True) -> bool:
+        """Begin the group where there is none; whether there is a stream.
 
         Args:
             start: id of the last entry the group is not to be given; ``FROM_THE_START`` or ``FROM_NOW``.
+            make: where there is no stream, begin an empty one.
         """
         try:
-            await self._command("XGROUP CREATE", self._stream, self._group, start, "MKSTREAM")
+            await self._command("XGROUP CREATE", self._stream, self._group, start, *(("MKSTREAM",) if make else ()))
         except Unanswered as error:
-            if error.code != "BUSYGROUP":
+            if error.code == "BUSYGROUP":
+                return True
+            if make or await self._command("EXISTS", self._stream):
                 raise
+            return False
+        return True
 
     async def own(self, most: int) -> list[Entry]:
         """Entries this consumer was given and has not acknowledged, oldest first."""

@@ -307,6 +307,13 @@ def test_what_cannot_be_done_is_said(
     start_redis: Callable[..., RedisServer],
     tmp_path: Path,
 ) -> None:
+    with pytest.raises(UsageError, match="names nothing that Redis holds"):
+        drain(stream)
+    assert not producer.exists(stream), "what was mistyped is not begun"
+    add(producer, stream, as_json(1))
+    producer.xtrim(stream, maxlen=0)
+    assert drain(stream)["read"] == 0, "a stream may be empty"
+    producer.delete(stream)
     producer.set(stream, "a text")
     with pytest.raises(UsageError, match="no stream"):
         drain(stream)
