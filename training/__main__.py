@@ -111,7 +111,7 @@ def build(
     n_interests: Annotated[
         int | None, typer.Option(help="Size of the interest vocabulary; default: a third of the items.", min=1)
     ] = None,
-    dim: Annotated[int | None, typer.Option(help="Width of the embedding; default 256.", min=1)] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the embedding, at most 4096; default 256.", min=1)] = None,
     model: Annotated[
         list[str] | None,
         typer.Option(

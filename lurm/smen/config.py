@@ -22,6 +22,7 @@ REVISION = 5
 WIDE = ("interests_he.weight", "anchors_me")
 """What a network has learned that inference reads from the table alone."""
 _ACTIVITY_WIDTH = 32
+_WIDEST = 4096  # a typo beyond it would be noticed only when training asks for the memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class SmenConfig:
     """The shape of a SMEN.
 
     Attributes:
-        dim: E, width of the served vector; an eighth of it, at most 16, and what the anchors cannot share evenly,
-            tells activity.
+        dim: E, width of the served vector, at most 4,096; an eighth of it, at most 16, and what the anchors cannot
+            share evenly, tells activity.
         n_anchors: M.
         scales: windows to look at; none: by rule, from the length of the log (``for_log``). The last anchor (of four
             and more; an eighth of many) starts from all but the first, the others from the first.
@@ -52,7 +53,7 @@ class SmenConfig:
                 f"dim is {self.dim} and n_anchors {self.n_anchors}; every anchor needs at least one dimension, "
                 "beside the eighth that tells activity"
             )
-        check(self, anchor_temperature=POSITIVE, activity_share=Bound(least=0, below=1))
+        check(self, dim=Bound(most=_WIDEST), anchor_temperature=POSITIVE, activity_share=Bound(least=0, below=1))
 
     @property
     def width(self) -> int:

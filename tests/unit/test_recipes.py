@@ -55,6 +55,7 @@ def test_shapes_are_checked_where_they_are_defined() -> None:
     [
         ({"seed": -1}, "seed is -1, expected at least 0"),
         ({"seed": -1, "item_embeddings": {"seed": 1}, "interests": {"seed": 1}, "training": {"seed": 1}}, "seed is -1"),
+        ({"encoder": {"dim": 4097}}, "dim is 4097, expected at most 4096"),
         ({"interests": {"n_iterations": 0}}, "n_iterations is 0"),
         ({"training": {"temperature": 0}}, "temperature is 0"),
         ({"training": {"temperature": float("nan")}}, "temperature is nan"),
