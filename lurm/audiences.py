@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Group
 from rich.table import Table
 
 from lurm.console import ArtifactsDir, AsJson, emit
@@ -167,7 +168,8 @@ def list_audiences(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) 
     for row in rows:
         churn = row["churn"] or {}
         counts = [row["n_users"], *(churn.get(what) for what in ("joined", "left", "stayed"))]
-        table.add_row(row["name"], row["kind"], *("" if n is None else f"{n:,}" for n in counts), row["why_not"] or "")
+        why_not = row["why_not"] or churn.get("why_not") or ""
+        table.add_row(row["name"], row["kind"], *("" if n is None else f"{n:,}" for n in counts), why_not)
     emit(rows, as_json=as_json, text=table if rows else "no audiences yet; `lurm audience save` makes one")
 
 
@@ -183,9 +185,9 @@ def show(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = False
 
     told = _opened(artifacts_dir).told(name, TerminalReporter())
     lines = [f"{name}: {told['n_users']:,} users, {told['kind']}"]
-    if told["churn"]:
-        churn = {what: "few" if n is None else n for what, n in told["churn"].items()}
-        lines.append("since {since}: {joined} joined, {left} left, {stayed} stayed".format(**churn))
+    if churn := told["churn"]:
+        came = churn["why_not"] or "{joined:,} joined, {left:,} left, {stayed:,} stayed".format(**churn)
+        lines.append(f"since {churn['since']}: {came}")
     for one in told["filter_interests"]:
         was = "" if one["saved_as"] in (None, one["interest"]) else f" (saved as {one['saved_as']}: {one['meant']})"
         lines.append(f"filter by interest {one['interest']}: {one['description']}{was}")
@@ -235,7 +237,7 @@ def overlap(
 ) -> None:
     """Say how many users audiences share, and which part of those in either that is (Jaccard).
 
-    Fewer than LURM_AUDIENCE_SEEDS are not counted.
+    Where some, and fewer than LURM_AUDIENCE_SEEDS, are in both or in one alone, nothing is told of the two (?).
 
     \b
     Example:
@@ -246,10 +248,11 @@ def overlap(
     found = _opened(artifacts_dir).overlap(names)
     table = Table("", *found.names, box=None, pad_edge=False)
     for name, shared, jaccard in zip(found.names, found.shared, found.jaccard, strict=True):
-        cells = ("few" if n is None else f"{n:,}" + (f" ({part:.2f})" if part is not None else "")
+        cells = ("?" if n is None else f"{n:,}" + (f" ({part:.2f})" if part is not None else "")
                  for n, part in zip(shared, jaccard, strict=True))  # fmt: skip
         table.add_row(name, *cells)
-    emit(asdict(found), as_json=as_json, text=table)
+    text = Group(table, f"? {found.why_not}") if found.why_not else table
+    emit(asdict(found), as_json=as_json, text=text)
 
 
 @app.command()

@@ -29,7 +29,7 @@ from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed, Rule, combine
 
 KIND = "audience"
-VERSION = 4
+VERSION = 5
 """Of what is kept; goes into the key, so that what an older lurm kept is made again."""
 _SCALE = 100_001  # scores that percentiles are read from, at most
 _BOOL, _GROUP, _ROW, _HASH, _FLOAT = (np.dtype(one) for one in ("?", "<i4", "<i8", "<u8", "<f4"))
@@ -312,9 +312,18 @@ class Making:
                 then = np.setdiff1d(map_array(before / _HASHES, _HASH), gone, assume_unique=True)
                 stayed = len(np.intersect1d(then, hashes, assume_unique=True))
                 counts = {"joined": len(hashes) - stayed, "left": len(then) - stayed, "stayed": stayed}
-                told = {name: n if not n or n >= self._k_min else None for name, n in counts.items()}
-                return {"since": made["release"], **told}
+                told: dict[str, int | None] = {**counts}
+                why_not = None
+                if are_few(np.array(list(counts.values())), self._k_min).any():
+                    told = dict.fromkeys(counts)  # with the sizes, each tells the others
+                    why_not = f"fewer than {self._k_min:,} users joined, left or stayed"
+                return {"since": made["release"], **told, "why_not": why_not}
         return None
+
+
+def are_few(counts: NDArray[np.int64], k_min: int) -> NDArray[np.bool_]:
+    """Which numbers of users are not told: neither nobody nor ``k_min``."""
+    return (counts > 0) & (counts < k_min)
 
 
 def known_of(release: Release, rule: Rule, alive_u: NDArray[np.bool_]) -> dict[str, dict[str, int]]:

@@ -30,7 +30,7 @@ from lurm.histories import Alive
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.meant import NamedInterest, as_of, meant_by
-from lurm.members import VERSION, Making, Members, Stack, known_of, let_go
+from lurm.members import VERSION, Making, Members, Stack, are_few, known_of, let_go
 from lurm.moments import iso_of
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
@@ -86,14 +86,16 @@ class Overlap:
     Attributes:
         names: A of them.
         n_users: of each; None: fewer than may be told.
-        shared: (A, A) users of both; None likewise.
+        shared: (A, A) users of both; None: they, or those in one of the two alone, are fewer than may be told.
         jaccard: (A, A) shared users, as part of those in either; None likewise.
+        why_not: why something is not told; None where all is.
     """
 
     names: list[str]
     n_users: list[int | None]
     shared: list[list[int | None]]
     jaccard: list[list[float | None]]
+    why_not: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +352,7 @@ class Audiences:
         return self._who_is_alive.now()[0][rows]
 
     def overlap(self, names: Sequence[str]) -> Overlap:
-        """How many users audiences share; what fewer than ``k_min`` are counted as is not told.
+        """How many users audiences share, where neither that nor what sizes make of it counts fewer than ``k_min``.
 
         Raises:
             UnknownName, Unfulfillable: as ``members``.
@@ -361,17 +363,21 @@ class Audiences:
             with about(name):
                 bits.append(made[name].there.member_u)
         shared = np.array([[int((one & other).sum()) for other in bits] for one in bits], np.int64)
-        sizes = np.diagonal(shared) if len(bits) else shared
-        either = sizes[:, None] + sizes[None, :] - shared if len(bits) else shared
-        told = [[self._told(int(n)) for n in row] for row in shared]
-        jaccard = [
-            [None if n is None or not total else float(n / total) for n, total in zip(row, totals, strict=True)]
-            for row, totals in zip(told, either.tolist(), strict=True)
-        ]
-        return Overlap(list(names), [self._told(int(n)) for n in sizes], told, jaccard)
-
-    def _told(self, n: int) -> int | None:
-        return n if not n or n >= self._k_min else None
+        shared = shared.reshape(len(bits), len(bits))
+        sizes = np.diagonal(shared)
+        alone = sizes[:, None] - shared
+        either = sizes[:, None] + alone.T
+        hidden = are_few(shared, self._k_min) | are_few(alone, self._k_min) | are_few(alone.T, self._k_min)
+        told, jaccard = shared.astype(object), (shared / np.maximum(either, 1)).astype(object)
+        told[hidden] = jaccard[hidden | (either == 0)] = None
+        why_not = f"where nothing is told, fewer than {self._k_min:,} users are in both, or in one alone"
+        return Overlap(
+            list(names),
+            np.diagonal(told).tolist(),
+            told.tolist(),
+            jaccard.tolist(),
+            why_not if hidden.any() else None,
+        )
 
     def _stack(self, made: Mapping[str, Made]) -> Stack:
         keys = tuple((name, one.key) for name, one in made.items())

@@ -119,7 +119,9 @@ class Settings(BaseSettings):
     audience_seeds: int = Field(
         100,
         ge=1,
-        description="Fewest seeds of a lookalike audience, and fewest people who share a reason that is told.",
+        description="Fewest seeds of a lookalike audience, and fewest people who share a reason that is told. What "
+        "audiences share, and who came and went with a release, is not told where it, or sizes beside it, would count "
+        "some users, and fewer. Lists stay lists: who is in an audience is told to whoever may read.",
     )
 
     job_users: int = Field(

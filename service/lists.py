@@ -83,12 +83,13 @@ class MixItem(BaseModel):
 
 
 class Churn(BaseModel):
-    """Who came and went; fewer than `LURM_AUDIENCE_SEEDS` are null."""
+    """Who came and went; all null where one of the three is some, and fewer than `LURM_AUDIENCE_SEEDS`."""
 
     since: str = Field(description="The release before.")
     joined: int | None
     left: int | None
     stayed: int | None
+    why_not: str | None = Field(description="Why they are not told.")
 
 
 class AudienceItem(BaseModel):
@@ -165,12 +166,15 @@ class MembersAnswer(BaseModel):
 
 
 class OverlapAnswer(BaseModel):
-    """How many users audiences share; fewer than `LURM_AUDIENCE_SEEDS` are null."""
+    """How many users audiences share."""
 
     names: list[str]
-    n_users: list[int | None]
-    shared: list[list[int | None]]
-    jaccard: list[list[float | None]] = Field(description="Shared users, as part of those in either.")
+    n_users: list[int | None] = Field(description="null where some, and fewer than `LURM_AUDIENCE_SEEDS`, are in it.")
+    shared: list[list[int | None]] = Field(
+        description="null where some, and fewer than `LURM_AUDIENCE_SEEDS`, are in both or in one alone."
+    )
+    jaccard: list[list[float | None]] = Field(description="Shared users, as part of those in either; null likewise.")
+    why_not: str | None = Field(description="Why something is not told; null where all is.")
 
 
 class PlaceItem(BaseModel):

@@ -124,7 +124,11 @@ async def overlap(
     request: Request,
     audience: Annotated[list[OneName], Query(min_length=1, max_length=50, description="Names; say it once for each.")],
 ) -> Response:
-    """Sizes, shared users and Jaccard indices of audiences; fewer than `LURM_AUDIENCE_SEEDS` are null."""
+    """Sizes, shared users and Jaccard indices of audiences.
+
+    A size below `LURM_AUDIENCE_SEEDS` is null, and so is what two share where fewer, but some, are in both or in one
+    alone: `why_not` says so.
+    """
     serving = serving_of(request)
     return as_json(asdict(await _slow(serving, functools.partial(serving.audiences.overlap, audience))))
 

@@ -55,7 +55,8 @@ class Audience:
         kind: "users", "like", "filter" or "combine"; in a list "damaged" where its definition is not as it was written.
         saved_at: None of a damaged one.
         n_users: members; None where it cannot be made of the release that is served.
-        churn: since which release how many joined, left and stayed; None where it was not made of one before.
+        churn: since which release how many joined, left and stayed, all None where one of these is too few to be told
+            (why_not); None where it was not made of one before.
         why_not: why it cannot be made.
         definition: the rule that saves it; None in a list, and so is what follows.
         known: of each list of ids n_given, and how many of these are known, n_known.
@@ -115,12 +116,17 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How many users audiences share; None: fewer than may be told."""
+    """How many users audiences share; None: so few are in both, or in one alone, that it is not told.
+
+    Attributes:
+        why_not: the same with the number; None where all is told.
+    """
 
     names: list[str]
     n_users: list[int | None]
     shared: list[list[int | None]]
     jaccard: list[list[float | None]]
+    why_not: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,4 +193,4 @@ def test_who_comes_and_goes_is_counted(release: Release, tmp_path: Path) -> None
     then.put("signs", Filtered(filter_of(parts(release)["signs"])))
     n_users = len(then.members("signs"))
     churn = saved(release, tmp_path).members("signs").facts["churn"]
-    assert churn == {"since": "20200101T000000000-00000000", "joined": 0, "left": 0, "stayed": n_users}
+    assert churn == {"since": "20200101T000000000-00000000", "joined": 0, "left": 0, "stayed": n_users, "why_not": None}

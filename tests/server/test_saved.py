@@ -124,6 +124,7 @@ def test_the_command_says_what_the_service_says(
     interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
     seeds = [{"user_id": one, "weight": 1.0 + n} for n, one in enumerate(some(release, 90, 120))]
     put(asked, "crowd", users=some(release, 90, 120))
+    put(asked, "most", users=some(release, 91, 120))
     put(asked, "acted", like={"seeds": seeds, "size": {"count": 20}, "filter": {"interest": interest}})
     few = {"like": {"seeds": some(release, 90, 90 + K_MIN - 1)}}
     problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
@@ -135,9 +136,15 @@ def test_the_command_says_what_the_service_says(
     assert f"filter by interest {interest}: {release.vocabulary.describe(interest).description}" in shown
     listed = {"audiences": json.loads(said(release_root, tmp_path, "list", "--json").stdout)}
     assert listed == get(asked, "/v1/audiences")
+    shared = get(asked, "/v1/overlap", audience=["crowd", "most"])
+    assert shared == json.loads(said(release_root, tmp_path, "overlap", "crowd", "most", "--json").stdout)
+    assert (shared["n_users"], shared["shared"]) == ([30, 29], [[30, None], [None, 29]])
+    lines = said(release_root, tmp_path, "overlap", "crowd", "most").stdout.splitlines()
+    assert [line.split() for line in lines[1:3]] == [["crowd", "30", "(1.00)", "?"], ["most", "?", "29", "(1.00)"]]
+    assert lines[3:] == [f"? {shared['why_not']}"]
     own = said(release_root, tmp_path, "of", some(release, 0, 1)[0]).stdout
     assert f"{K_MIN - 1} ids are given and" in " ".join(own.split())
-    for name in ("acted", "few", "crowd"):
+    for name in ("acted", "few", "crowd", "most"):
         assert asked.delete(f"/v1/audiences/{name}").status_code == 200
 
 
