@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from lurm.artifacts import READ_ONLY, alone, digest_of, discard
 from lurm.definitions import MAKING, Definition, Definitions, in_order
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactError, Unfulfillable, UnknownUser, UsageError
+from lurm.errors import ArtifactError, Unfulfillable, UnknownName, UnknownUser, UsageError
 from lurm.filters import Filters
 from lurm.histories import Alive
 from lurm.history import History
@@ -160,13 +160,14 @@ class Audiences:
     def all(self, reporter: Reporter | None = None) -> dict[str, Made]:
         """Every audience by name, each after those it is made of; made now where it was not yet.
 
-        Those whose definition is not as it was written are in nobody's way; ``summaries`` tells of them.
+        One that is deleted meanwhile is left out. Those whose definition is not as it was written are in nobody's way;
+        ``summaries`` tells of them.
         """
         with self._lock:
             self._made = self._all_of(self.definitions.read()[0], reporter)
             return self._made
 
-    def some(self, names: Iterable[str], reporter: Reporter | None = None) -> dict[str, Made]:
+    def some(self, names: Collection[str], reporter: Reporter | None = None) -> dict[str, Made]:
         """Audiences by name, with those they are made of, of which no others are made; as ``all``.
 
         Raises:
@@ -174,7 +175,7 @@ class Audiences:
             ArtifactCorrupt: the definition of one of them is not as it was written.
         """
         with self._lock:
-            made = self._all_of(self.definitions.some(names), reporter)
+            made = self._all_of(self.definitions.some(names), reporter, needed=names)
             self._made = {**self._made, **made}
             return made
 
@@ -390,11 +391,17 @@ class Audiences:
             self._stacked = keys, Stack(alike)
         return self._stacked[1]
 
-    def _all_of(self, there: Mapping[str, Definition], reporter: Reporter | None) -> dict[str, Made]:
+    def _all_of(
+        self, there: Mapping[str, Definition], reporter: Reporter | None, *, needed: Collection[str] = ()
+    ) -> dict[str, Made]:
         made: dict[str, Made] = {}
         living = self._who_is_alive.now()
         for definition in in_order(there):
-            made[definition.name] = self._one(definition, made, living, reporter or Silent())
+            try:
+                made[definition.name] = self._one(definition, made, living, reporter or Silent())
+            except UnknownName:  # it was deleted since it was read
+                if definition.name in needed:
+                    raise
         return made
 
     def _one(
@@ -418,6 +425,7 @@ class Audiences:
             making = Making(self.release, definition, rule, of, alive_u, self._k_min, self._filters, reporter)
             return made(self._opened(making, definition.name, key), rule, erased, interests)
         except Unfulfillable as error:
+            self.definitions.check_there(definition.name)  # it may have gone with what it is made of
             return made(error, definition.rule, erased)
         except (UsageError, ArithmeticError, ValueError, LookupError) as error:
             _log.exception("finding the members of a saved audience failed")
@@ -455,5 +463,6 @@ class Audiences:
                 return Members.open(folder, verify=False)
         except OSError as error:
             if error.errno not in READ_ONLY:
+                self.definitions.check_there(name)  # its folder may have gone with it
                 raise
             return making.in_memory(own)

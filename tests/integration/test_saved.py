@@ -6,6 +6,7 @@ import asyncio
 import json
 import shutil
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from lurm.artifacts import remove_drafts
 from lurm.audience import Size
 from lurm.balance import Balance
-from lurm.definitions import Definitions
+from lurm.definitions import Definition, Definitions
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
 from lurm.filters import filter_of
@@ -459,3 +460,38 @@ def test_a_damaged_audience_is_listed_and_no_other_is_in_its_way(release: Releas
     ]
     user = some(release, 3, 4)[0]
     assert [(place.name, place.member) for place in again.places_in_release(user)] == [("b", True)]
+
+
+class _DeletedMeanwhile(Definitions):
+    """Of whom another process deletes two as soon as they are read, one of them made of the other."""
+
+    def read(self) -> tuple[dict[str, Definition], dict[str, ArtifactCorrupt]]:
+        found = super().read()
+        for name in sorted({"b", "b-too"} & set(found[0]), reverse=True):
+            Definitions(self.folder.parent, None).delete(name)
+        return found
+
+    def some(self, names: Iterable[str]) -> dict[str, Definition]:
+        found = super().some(names)
+        shutil.rmtree(self.folder_of("b"))
+        return found
+
+
+@pytest.mark.parametrize("asked", ["list", "user", "one"])
+def test_an_audience_deleted_between_listing_and_reading_is_left_out(
+    release: Release, tmp_path: Path, asked: str
+) -> None:
+    definitions = Definitions(tmp_path, None)
+    for name in ("a", "b", "c"):
+        definitions.put(name, Listed(some(release, 0, 40)))
+    definitions.put("b-too", Combined("b"))
+    audiences = Audiences(release, _DeletedMeanwhile(tmp_path, None), ledger=None, k_min=K_MIN)
+    if asked == "one":
+        with pytest.raises(UnknownName, match="no saved audience 'b'"):
+            audiences.members("b")
+        return
+    user = some(release, 3, 4)[0]
+    if asked == "user":
+        assert [place.name for place in audiences.places_in_release(user)] == ["a", "c"]
+    else:
+        assert list(audiences.all()) == [one["name"] for one in audiences.summaries()] == ["a", "c"]
