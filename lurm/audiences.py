@@ -146,11 +146,11 @@ def save(
         rule = Listed(meant(rule.user_ids, known))
     elif isinstance(rule, Alike):
         rule = Alike(all_meant(rule.asked, known))
-    definition = audiences.put(name, rule)
+    audiences.put(name, rule)
     with already_saved():
-        made = audiences.members(name, TerminalReporter())
-    told = {"name": name, "kind": definition.kind, **made.facts}
-    emit(told, as_json=as_json, text="\n".join([f"{name}: {len(made):,} users", *known_in_words(made.facts["known"])]))
+        found = audiences.members(name, TerminalReporter()).facts
+    told = {**found, **audiences.told(name)}
+    emit(told, as_json=as_json, text="\n".join([f"{name}: {told['n_users']:,} users", *known_in_words(told["known"])]))
 
 
 @app.command("list")
