@@ -337,9 +337,11 @@ def lookalike(
     found, known = saved.find(asked, reporter), saved.known(asked)
     lookalikes.write(saved.release, found, destination, reporter)
     of = {"release": saved.release.release_id, "space_id": saved.release.space_id}
-    result = {"path": destination, **of, **lookalikes.facts(found), "known": known}
+    told = lookalikes.facts(found)
+    result = {"path": destination, **of, **told, "known": known}
     others = {name: one for name, one in known.items() if name != "seeds"}  # of whom it tells already
-    lines = [f"{destination}: {lookalikes.in_words(found)}", *audiences.known_in_words(others)]
+    said = lookalikes.in_words(told, asked, config.audience_seeds)
+    lines = [f"{destination}: {said}", *audiences.known_in_words(others)]
     emit(result, as_json=as_json, text="\n".join(lines))
 
 

@@ -181,19 +181,26 @@ def show(name: Name, artifacts_dir: ArtifactsDir = None, as_json: AsJson = False
     Example:
       lurm audience show alike
     """
+    from lurm import rules
+    from lurm.lookalikes import in_words
     from lurm.progress import TerminalReporter
+    from lurm.rules import Alike
 
-    told = _opened(artifacts_dir).told(name, TerminalReporter())
-    lines = [f"{name}: {told['n_users']:,} users, {told['kind']}"]
+    audiences = _opened(artifacts_dir)
+    told = audiences.told(name, TerminalReporter())
+    rule = audiences.some([name])[name].rule
+    size, *quality = f"{told['n_users']:,} users", *known_in_words(told["known"])
+    if isinstance(rule, Alike):
+        others = {which: one for which, one in told["known"].items() if which != "seeds"}  # of whom it tells already
+        size, *quality = in_words(told, rule.asked, audiences.k_min).splitlines() + known_in_words(others)
+    lines = [f"{name} ({told['kind']}): {size}", f"saved {told['saved_at']}: {rules.in_words(rule)}"]
     if churn := told["churn"]:
         came = churn["why_not"] or "{joined:,} joined, {left:,} left, {stayed:,} stayed".format(**churn)
         lines.append(f"since {churn['since']}: {came}")
     for one in told["filter_interests"]:
         was = "" if one["saved_as"] in (None, one["interest"]) else f" (saved as {one['saved_as']}: {one['meant']})"
         lines.append(f"filter by interest {one['interest']}: {one['description']}{was}")
-    lines += [f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['interest']}, {one['description']}"
-              for one in told["interests"] or ()]  # fmt: skip
-    emit(told, as_json=as_json, text="\n".join(lines))
+    emit(told, as_json=as_json, text="\n".join([*lines, *quality]))
 
 
 @app.command()

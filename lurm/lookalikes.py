@@ -268,50 +268,56 @@ def facts(found: Found) -> dict[str, Any]:
     }
 
 
-def in_words(found: Found) -> str:
-    """The same for a person to read."""
-    audience, health, is_limited = found.audience, found.audience.health, _is_limited(found.asked)
-    of_all = audience.reach_of == "everybody"
+def in_words(told: Mapping[str, Any], asked: Asked, k_min: int) -> str:
+    """What ``facts`` says, for a person to read.
+
+    Args:
+        told: that.
+        asked: what for.
+        k_min: fewest people who share a reason.
+    """
+    health, reach, is_limited = told["health"], told["reach"], _is_limited(asked)
+    of_all = told["reach_of"] == "everybody"
     among = "of everybody, for few seeds pass the filter" if of_all else "among those who may be in it"
     others = "them" if is_limited and not of_all else "everybody else"
-    passing = " among those who pass the filter" if found.asked.where is not None and not of_all else ""
+    passing = " among those who pass the filter" if asked.where is not None and not of_all else ""
     return "\n".join(
         [
-            _sized(audience),
-            f"seeds: {health.n_found:,} of {health.n_given:,} known, {health.n_duplicates:,} repeats, "
-            f"{health.n_cold:,} with fewer than 5 events, "
-            f"{health.n_groups} group{'s' * (health.n_groups > 1)}, cohesion {health.cohesion:.2f}",
-            f"probabilities: of {audience.expected:,.0f} more of their kind{passing}",
-            *([f"what a size buys{f' {among}' * is_limited}, by seeds held out:"] if audience.reach else []),
+            _sized(told),
+            f"seeds: {health['n_found']:,} of {health['n_given']:,} known, {health['n_duplicates']:,} repeats, "
+            f"{health['n_cold']:,} with fewer than 5 events, "
+            f"{health['n_groups']} group{'s' * (health['n_groups'] > 1)}, cohesion {health['cohesion']:.2f}",
+            f"probabilities: of {told['expected']:,.0f} more of their kind{passing}",
+            *([f"what a size buys{f' {among}' * is_limited}, by seeds held out:"] if reach else []),
             *(
-                f"  {one.share:6.1%} of {others}: {one.recall:4.0%} of the seeds, {one.lift:.1f} times chance"
-                for one in audience.reach
+                f"  {one['share']:6.1%} of {others}: {one['recall']:4.0%} of the seeds, {one['lift']:.1f} times chance"
+                for one in reach
             ),
             "more often than everybody:"
-            + ("" if found.interests else f" nothing that {found.k_min:,} of them share, as a reason has to be"),
-            *(f"  {one.lift:4.1f} times, {one.share:4.0%} of them: {_named(one)}" for one in found.interests),
-            *(["the mix, wanted and found:"] if found.mix else []),
+            + ("" if told["interests"] else f" nothing that {k_min:,} of them share, as a reason has to be"),
             *(
-                f"  {one.wanted:6.1%}, {one.n_users / max(len(audience.rows), 1):6.1%}: "
-                f"{'not known' if one.value is None else one.value}"
-                for one in found.mix
+                f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['interest']}, {one['description']}"
+                for one in told["interests"]
+            ),
+            *(["the mix, wanted and found:"] if told["mix"] else []),
+            *(
+                f"  {one['wanted']:6.1%}, {one['n_users'] / max(told['n_users'], 1):6.1%}: "
+                f"{'not known' if one['value'] is None else one['value']}"
+                for one in told["mix"]
             ),
         ]
     )
 
 
-def _sized(audience: Audience) -> str:
+def _sized(told: Mapping[str, Any]) -> str:
     """How many are in it, and why nobody is, or fewer than asked for."""
-    if not audience.n_eligible:
+    n_users, n_eligible, n_missing = told["n_users"], told["n_eligible"], told["n_missing"]
+    if not n_eligible:
         return "nobody: there is nobody who may be in it"
-    if not audience.rows.size and not audience.n_missing:
-        return f"nobody of {audience.n_eligible:,} users: none is so probable, or the size is less than one of them"
-    missing = f", {audience.n_missing:,} fewer than asked for: the mix has no more" if audience.n_missing else ""
-    return f"{len(audience.rows):,} of {audience.n_eligible:,} users{missing}"
-
-
-def _named(one: OverIndexed) -> str:
-    return f"{one.interest}, {one.description}"
+    if not n_users and not n_missing:
+        return f"nobody of {n_eligible:,} users: none is so probable, or the size is less than one of them"
+    missing = f", {n_missing:,} fewer than asked for: the mix has no more" if n_missing else ""
+    return f"{n_users:,} of {n_eligible:,} users{missing}"
 
 
 def _is_limited(asked: Asked) -> bool:

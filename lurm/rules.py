@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
-from lurm import filters
+import orjson
+
+from lurm import filters, moments
 from lurm.errors import TooInvolved, UsageError
 from lurm.filters import Filter
 from lurm.lookalikes import Asked
+from lurm.phrases import counted
 
 NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 """Of an audience."""
@@ -145,6 +148,60 @@ def _like_of(asked: Asked) -> dict[str, Any]:
         "groups": asked.n_groups,
     }
     return {"seeds": seeds, "size": size, **{name: value for name, value in told.items() if value}}
+
+
+def in_words(rule: Rule) -> str:
+    """A rule in the words of the options that save it, for a person to read; ids are counted."""
+    match rule:
+        case Listed(user_ids):
+            return f"users, {counted(len(user_ids), 'id')}"
+        case Filtered(where):
+            return f"where {_line_of(where)}"
+        case Combined(term):
+            return f"combine {orjson.dumps(term).decode()}"
+        case Alike(asked):
+            return ", ".join(_options_of(asked))
+
+
+def _options_of(asked: Asked) -> Iterator[str]:
+    """The options of a lookalike that are given."""
+    seeds = [f"where {_line_of(asked.seeds_where)}"] if asked.seeds_where is not None else []
+    yield f"like {_several(asked.seeds, [asked.seeds_of] if asked.seeds_of else [], *seeds)}"
+    if asked.weights is not None:
+        yield "weighted"
+    yield from (f"{name} {n:,}".removesuffix(".0") for name, n in asdict(asked.size).items() if n is not None)
+    for name, ids, audiences in (
+        ("negative", asked.negatives, asked.negative_audiences),
+        ("exclude", asked.exclude, asked.exclude_audiences),
+    ):
+        if ids or audiences:
+            yield f"{name} {_several(ids, audiences)}"
+    if asked.include_seeds:
+        yield "include-seeds"
+    if asked.where is not None:
+        yield f"where {_line_of(asked.where)}"
+    if asked.balance is not None:
+        yield f"balance {asked.balance.attribute}, mix {asked.balance.like}"
+    if asked.expected is not None:
+        yield f"expected {asked.expected:,}".removesuffix(".0")
+    if asked.n_groups is not None:
+        yield f"groups {asked.n_groups}"
+
+
+def _several(ids: Sequence[str], audiences: Sequence[str], *more: str) -> str:
+    return " and ".join([*([counted(len(ids), "id")] if ids else []), *(f"@{name}" for name in audiences), *more])
+
+
+def _line_of(where: Filter) -> str:
+    """A filter as JSON, which ``parse`` takes again, with moments of events as dates."""
+
+    def dated(part: Any) -> Any:
+        if isinstance(part, dict):
+            told = {name: moments.in_words(one) for name, one in part.items() if name in ("since", "until")}
+            return {name: told.get(name) or dated(one) for name, one in part.items()}
+        return [dated(one) for one in part] if isinstance(part, list) else part
+
+    return orjson.dumps(dated(filters.document_of(where))).decode()
 
 
 def names_in(term: object, depth: int = _DEPTH) -> Iterator[str]:

@@ -150,7 +150,7 @@ class Audiences:
         k_min: int,
         filters: Filters | None = None,
     ) -> None:
-        self.release, self.definitions, self._k_min = release, definitions, k_min
+        self.release, self.definitions, self.k_min = release, definitions, k_min
         self._who_is_alive = Alive(release.history, ledger)
         self._filters = filters or filters_of(release)
         self._made: dict[str, Made] = {}
@@ -233,7 +233,7 @@ class Audiences:
         return find(
             self.release,
             asked,
-            k_min=self._k_min,
+            k_min=self.k_min,
             reporter=reporter,
             members_of=self.rows_of,
             alive_u=self._who_is_alive.now()[0],
@@ -368,10 +368,10 @@ class Audiences:
         sizes = np.diagonal(shared)
         alone = sizes[:, None] - shared
         either = sizes[:, None] + alone.T
-        hidden = are_few(shared, self._k_min) | are_few(alone, self._k_min) | are_few(alone.T, self._k_min)
+        hidden = are_few(shared, self.k_min) | are_few(alone, self.k_min) | are_few(alone.T, self.k_min)
         told, jaccard = shared.astype(object), (shared / np.maximum(either, 1)).astype(object)
         told[hidden] = jaccard[hidden | (either == 0)] = None
-        why_not = f"where nothing is told, fewer than {self._k_min:,} users are in both, or in one alone"
+        why_not = f"where nothing is told, fewer than {self.k_min:,} users are in both, or in one alone"
         return Overlap(
             list(names),
             np.diagonal(told).tolist(),
@@ -417,12 +417,12 @@ class Audiences:
         # What has not been read anew is the same; to take its digest would cost more than to answer.
         if known is not None and known.definition is definition and (known.parts, known.erased) == (parts, erased):
             return known
-        key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self._k_min, erased])
+        key = digest_of([VERSION, self.release.release_id, definition.digest, parts, self.k_min, erased])
         made = functools.partial(Made, definition, parts, key)
         try:
             of = self._parts_of(definition, made_before)
             rule, interests = as_of(definition.rule, definition.meant, self.release)
-            making = Making(self.release, definition, rule, of, alive_u, self._k_min, self._filters, reporter)
+            making = Making(self.release, definition, rule, of, alive_u, self.k_min, self._filters, reporter)
             return made(self._opened(making, definition.name, key), rule, erased, interests)
         except Unfulfillable as error:
             self.definitions.check_there(definition.name)  # it may have gone with what it is made of

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
 from lurm.filters import parse
-from lurm.lookalikes import Asked, Found, facts, find, in_words
+from lurm.lookalikes import Asked, Found, facts, find
 from lurm.progress import Silent
 from lurm.release import Release
 from service.lists import LookalikesAnswer
@@ -148,6 +149,10 @@ def test_seeds_by_filter_an_attribute_as_filter_and_the_mix_that_is_asked_for(
     assert all(abs(one["n_users"] - 12 * one["wanted"]) <= 1 for one in like_base)
     told = asked.post("/v1/lookalikes", json={"seeds": seeds, "filter": {"attribute": "star_sgin"}})
     assert "did you mean 'star_sign'?" in str(problem(told, 409, "unfulfillable")["detail"])
+
+
+def in_words(found: Found) -> str:
+    return lookalikes.in_words(facts(found), found.asked, K_MIN)
 
 
 def found_in(release: Release, seeds: list[str], size: Size, **more: Any) -> Found:

@@ -133,6 +133,14 @@ def test_the_command_says_what_the_service_says(
         assert told == get(asked, f"/v1/audiences/{name}")
     assert [one["interest"] for one in told["filter_interests"]] == [interest]
     shown = said(release_root, tmp_path, "show", "acted").stdout
+    of_whom = f"acted (like): {told['n_users']:,} of {told['n_eligible']:,} users"
+    saved_as = f'like 30 ids, weighted, count 20, where {{"interest":{interest}}}'
+    assert shown.splitlines()[:2] == [of_whom, f"saved {told['saved_at']}: {saved_as}"]
+    assert "seeds: 30 of 30 known, 0 repeats, " in shown
+    assert f" of the seeds, {told['reach'][0]['lift']:.1f} times chance" in shown
+    crowd = get(asked, "/v1/audiences/crowd")["saved_at"]
+    lines = ["crowd (users): 30 users", f"saved {crowd}: users, 30 ids", "users: 30 of 30 ids known"]
+    assert said(release_root, tmp_path, "show", "crowd").stdout.splitlines() == lines
     assert f"filter by interest {interest}: {release.vocabulary.describe(interest).description}" in shown
     listed = {"audiences": json.loads(said(release_root, tmp_path, "list", "--json").stdout)}
     assert listed == get(asked, "/v1/audiences")

@@ -10,7 +10,7 @@ import pytest
 
 from lurm.errors import TooInvolved, UsageError
 from lurm.filters import filter_of
-from lurm.rules import Combined, Listed
+from lurm.rules import Combined, Listed, in_words
 from service.problems import Malformed
 from service.queries import parse_neighbors
 from service.rules import parse_audience, parse_lookalikes
@@ -108,3 +108,41 @@ def test_whole_numbers_are_ids_here_as_elsewhere() -> None:
     assert parse_audience(b'{"users": [14552, "u1"]}') == Listed(["14552", "u1"])
     with pytest.raises(Malformed, match=r"^users\[0\]: "):
         parse_audience(b'{"users": [1.5]}')
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"users": ["secret"]}, "users, 1 id"),
+        ({"combine": {"and": ["a", {"not": "b"}]}}, 'combine {"and":["a",{"not":"b"}]}'),
+        (
+            {"filter": {"any": [{"behavior": "buy", "since": "2024-03-01", "at_least": 2}, {"attribute": "ü"}]}},
+            'where {"any":[{"behavior":"buy","since":"2024-03-01","at_least":2},{"attribute":"ü"}]}',
+        ),
+        ({"like": {"seeds": ["secret"] * 2000, "size": {"percent": 5}}}, "like 2,000 ids, percent 5"),
+        (
+            {
+                "like": {
+                    "seeds": {"audience": "customers"},
+                    "size": {"count": 50_000},
+                    "negatives": ["secret"],
+                    "exclude": ["secret", "hidden"],
+                    "exclude_audiences": ["leavers", "staff"],
+                    "include_seeds": True,
+                    "filter": {"attribute": "country", "in": ["UK"]},
+                    "balance": {"attribute": "age", "like": "base"},
+                    "expected": 900,
+                    "groups": 2,
+                }
+            },
+            "like @customers, count 50,000, negative 1 id, exclude 2 ids and @leavers and @staff, include-seeds, "
+            'where {"attribute":"country","in":["UK"]}, balance age, mix base, expected 900, groups 2',
+        ),
+        (
+            {"like": {"seeds": {"filter": {"interest": 7}}, "size": {"probability": 0.25}}},
+            'like where {"interest":7}, probability 0.25',
+        ),
+    ],
+)
+def test_a_rule_is_told_in_the_words_of_the_options_and_names_nobody(document: object, told: str) -> None:
+    assert in_words(parse_audience(orjson.dumps(document))) == told
