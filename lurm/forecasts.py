@@ -68,9 +68,8 @@ class Forecast(NamedTuple):
 
     @property
     def together_q(self) -> NDArray[np.float64]:
-        """(Q,) what is expected of all of them, those of whom a question does not arise left out."""
-        together_q: NDArray[np.float64] = np.nansum(self.expected, axis=0)
-        return together_q
+        """(Q,) what is expected of all of whom a question arises; NaN where it does of nobody."""
+        return added_up(self.expected)
 
 
 class Interval(NamedTuple):
@@ -93,11 +92,13 @@ class Change(NamedTuple):
     """A change of what is expected of some users together, and how it moves with what events do; changes add up.
 
     Attributes:
+        planned_q: (Q,) what is expected under the calendar as it is; NaN where nobody is asked.
         value_q: (Q,) the change.
         pulled_q: (Q,) how much of it only keeps answers from contradicting each other.
         slopes_qc: (Q, C) by the log factors of what is on.
     """
 
+    planned_q: NDArray[np.float64]
     value_q: NDArray[np.float64]
     pulled_q: NDArray[np.float64]
     slopes_qc: NDArray[np.float64]
@@ -271,13 +272,14 @@ class Forecaster:
         """What users would do under another calendar, and what it changes of them together; see ``together``."""
         value_q, pulled_q = (np.zeros(len(self.questions)) for _ in range(2))
         slopes_qc = np.zeros((len(self.questions), self.calendar.n_features))
-        scenarios = []
+        scenarios, planned = [], []
         for part in self._compared(batch, first_day, edits, days):
             scenarios.append(part.scenario)
+            planned.append(part.baseline.together_q)
             value_q += np.nansum(part.value_bq, axis=0)
             pulled_q += part.pulled_bq.sum(0)
             slopes_qc += part.slopes_bqc.sum(0)
-        return _joined(scenarios), Change(value_q, pulled_q, slopes_qc)
+        return _joined(scenarios), Change(added_up(planned), value_q, pulled_q, slopes_qc)
 
     def totals(self, together_q: NDArray[np.float64]) -> Interval:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
@@ -293,7 +295,7 @@ class Forecaster:
 
     def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""
-        value_q, pulled_q, slopes_qc = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
+        _, value_q, pulled_q, slopes_qc = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
         return Interval.around(value_q, np.hypot(self._spread(slopes_qc), pulled_q))
 
     def edited(self, edits: Sequence[Edit], first_day: int) -> Calendar:
@@ -452,6 +454,13 @@ class Forecaster:
         variance = np.einsum("...qc,qcd,...qd->...q", slopes, doubt_qcc, slopes)
         spread: NDArray[np.float64] = np.sqrt(np.maximum(variance, 0.0))
         return spread
+
+
+def added_up(told: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """(Q,) the sum of several (Q,), by what is told of each; NaN where nothing is."""
+    told_nq = np.asarray(told)
+    sum_q: NDArray[np.float64] = np.where(np.isnan(told_nq).all(axis=0), np.nan, np.nansum(told_nq, axis=0))
+    return sum_q
 
 
 def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration], history: HistoryBase) -> Forecaster:

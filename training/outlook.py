@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from lurm.calendars import Edit
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
-from lurm.forecasts import Forecast, Forecaster
+from lurm.forecasts import Change, Forecast, Forecaster, added_up
 from lurm.histories import erased_up_to
 from lurm.progress import Reporter
 from lurm.release import Release
@@ -37,25 +37,29 @@ class Outlook:
     Attributes:
         n_users: of the cohort.
         n_unknown: of those that were named, who are no users of the release.
-        totals: of each target the sum of what is expected, and where it will lie in nine cases of ten.
+        totals: of each target the sum of what is expected under the edited calendar, if there are edits, and where it
+            will lie in nine cases of ten.
         difference: what the edits change of it, with its interval; empty without edits.
+        baseline: the totals as planned, without the edits; empty without edits.
     """
 
     n_users: int
     n_unknown: int
     totals: list[dict[str, Any]]
     difference: list[dict[str, Any]]
+    baseline: list[dict[str, Any]]
 
     def __str__(self) -> str:
-        told = [(one, "") for one in self.totals] + [(one, "changed by ") for one in self.difference]
-        lines = [
-            f"  {one['target']}{f' ({about})' if (about := one['about']) else ''}: {how}"
-            + ("not known" if None in bounds else "{:,.1f} ({:,.1f} to {:,.1f})".format(*bounds))
-            for one, how in told
-            for bounds in [[one["value"], one["low"], one["high"]]]
-        ]
+        edited = " under the edited calendar" if self.difference else ""
         unknown = f"; of the list unknown: {self.n_unknown:,}" if self.n_unknown else ""
-        return "\n".join([f"{self.n_users:,} users{unknown}", *lines])
+        lines = [
+            f"  {one['target']}{f' ({about})' if (about := one['about']) else ''}: {_in_words(one, '{:,.1f}')}"
+            for one in self.totals
+        ]
+        for at, (planned, change) in enumerate(zip(self.baseline, self.difference, strict=True)):
+            told = "not known" if planned["value"] is None else f"{planned['value']:,.1f}"
+            lines[at] += f"; as planned {told}, change {_in_words(change, '{:+z,.1f}')}"
+        return "\n".join([f"{self.n_users:,} users{edited}{unknown}", *lines])
 
 
 def check(out: Path, picture: Path | None) -> None:
@@ -122,7 +126,8 @@ def foretell(
     forecaster = release.foreteller
     (rows, n_unknown), first_day = _cohort(release, users, ledger), forecaster.day_for(0)
     forecaster.edited(edits, first_day)
-    together_q, asked_q, changes = np.zeros(len(forecaster.targets)), np.zeros(len(forecaster.targets), bool), []
+    expected: list[NDArray[np.float64]] = []
+    changes: list[Change] = []
     with (
         replacing(destination) as aside,
         pq.ParquetWriter(aside, _SCHEMA, compression=PARQUET["compression"], write_page_checksum=True) as file,
@@ -136,12 +141,14 @@ def foretell(
             else:
                 part = forecaster.forecast(batch, first_day)
             file.write_table(_table(forecaster, batch.user_ids, part))
-            together_q += part.together_q
-            asked_q |= ~np.isnan(part.expected).all(0)
+            expected.append(part.together_q)
             task.advance(len(batch))
-    difference = forecaster.interval_as_json(forecaster.together(changes)) if edits else []
-    totals = forecaster.totals(np.where(asked_q, together_q, np.nan))
-    return Outlook(len(rows), n_unknown, forecaster.interval_as_json(totals), difference)
+    totals = forecaster.interval_as_json(forecaster.totals(added_up(expected)))
+    if not edits:
+        return Outlook(len(rows), n_unknown, totals, [], [])
+    difference = forecaster.interval_as_json(forecaster.together(changes))
+    planned = forecaster.totals(added_up([change.planned_q for change in changes]))
+    return Outlook(len(rows), n_unknown, totals, difference, forecaster.interval_as_json(planned))
 
 
 _SCHEMA = pa.schema(
@@ -152,6 +159,12 @@ _SCHEMA = pa.schema(
         *((n, pa.float64()) for n in Forecast._fields),
     ]
 )
+
+
+def _in_words(told: Mapping[str, Any], form: str) -> str:
+    """A number and its interval, each in this form."""
+    bounds = [told[name] for name in ("value", "low", "high")]
+    return "not known" if None in bounds else f"{form} ({form} to {form})".format(*bounds)
 
 
 def read_edits(path: Path) -> list[Edit]:

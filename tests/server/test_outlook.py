@@ -90,6 +90,8 @@ def test_another_calendar_changes_sums_and_is_drawn(release_root: Path, release:
         if not one["target"].startswith("responds"):  # a question that may arise under one calendar alone
             assert change["value"] == pytest.approx(two["value"] - one["value"], rel=1e-6, abs=1e-9)
         assert change["low"] <= change["value"] <= change["high"]
+    assert after["baseline"] == [pytest.approx(one) for one in before["totals"]]
+    assert before["baseline"] == []
     batch = release.history.batch(np.arange(len(release.history)))
     edit = Edit("add", kind="sale", start=(first_day + 2) * DAY)
     _, change = forecaster.changed(batch, first_day, [edit])
