@@ -93,7 +93,7 @@ class Change(NamedTuple):
 
     Attributes:
         planned_q: (Q,) what is expected under the calendar as it is; NaN where nobody is asked.
-        value_q: (Q,) the change.
+        value_q: (Q,) the change of those who are asked under both calendars; NaN where nobody is.
         pulled_q: (Q,) how much of it only keeps answers from contradicting each other.
         slopes_qc: (Q, C) by the log factors of what is on.
     """
@@ -270,16 +270,16 @@ class Forecaster:
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
     ) -> tuple[Forecast, Change]:
         """What users would do under another calendar, and what it changes of them together; see ``together``."""
-        value_q, pulled_q = (np.zeros(len(self.questions)) for _ in range(2))
+        pulled_q = np.zeros(len(self.questions))
         slopes_qc = np.zeros((len(self.questions), self.calendar.n_features))
-        scenarios, planned = [], []
+        scenarios, planned, changes = [], [], []
         for part in self._compared(batch, first_day, edits, days):
             scenarios.append(part.scenario)
             planned.append(part.baseline.together_q)
-            value_q += np.nansum(part.value_bq, axis=0)
+            changes.append(added_up(part.value_bq))
             pulled_q += part.pulled_bq.sum(0)
             slopes_qc += part.slopes_bqc.sum(0)
-        return _joined(scenarios), Change(added_up(planned), value_q, pulled_q, slopes_qc)
+        return _joined(scenarios), Change(added_up(planned), added_up(changes), pulled_q, slopes_qc)
 
     def totals(self, together_q: NDArray[np.float64]) -> Interval:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
@@ -295,8 +295,9 @@ class Forecaster:
 
     def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""
-        _, value_q, pulled_q, slopes_qc = (np.sum(side, axis=0) for side in zip(*parts, strict=True))
-        return Interval.around(value_q, np.hypot(self._spread(slopes_qc), pulled_q))
+        _, value_qs, pulled_qs, slopes_qcs = zip(*parts, strict=True)
+        pulled_q, slopes_qc = np.sum(pulled_qs, axis=0), np.sum(slopes_qcs, axis=0)
+        return Interval.around(added_up(value_qs), np.hypot(self._spread(slopes_qc), pulled_q))
 
     def edited(self, edits: Sequence[Edit], first_day: int) -> Calendar:
         """The calendar as it would be, known when the forecast is made.

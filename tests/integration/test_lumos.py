@@ -322,8 +322,9 @@ def test_a_calendar_without_an_edit_changes_no_number(forecaster, batch, today):
 def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     found = forecaster.forecast(batch, today)
     totals = forecaster.totals(found.together_q)
-    assert np.allclose(totals.value, np.nansum(found.expected, axis=0))
-    assert (totals.low <= totals.value).all() and (totals.value <= totals.high).all()
+    assert np.isnan(found.expected[:, FESTIVAL]).all() and np.isnan(totals.value[FESTIVAL])
+    assert np.allclose(totals.value[:FESTIVAL], np.nansum(found.expected, axis=0)[:FESTIVAL])
+    assert (totals.low <= totals.value)[:FESTIVAL].all() and (totals.value <= totals.high)[:FESTIVAL].all()
     few = forecaster.totals(np.where(np.arange(len(TARGETS)) == CHURN, np.nan, 0.1))
     assert np.isnan([few.value[CHURN], few.low[CHURN]]).all(), "what nobody is asked is not 0"
     assert (np.delete(few.low, [CHURN, SPEND]) == 0).all() and few.low[SPEND] < 0
@@ -338,8 +339,22 @@ def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     for told in (baseline, alone):
         expected = np.where(np.isnan(told.amount), told.probability, told.probability * told.amount)
         assert np.allclose(expected, told.expected, equal_nan=True)
-    assert np.allclose(together.value, np.nansum(difference.value, axis=0))
+    assert np.allclose(together.value[:FESTIVAL], np.nansum(difference.value, axis=0)[:FESTIVAL])
     assert together.low[VIEWS] > 0
+
+
+def test_what_is_asked_under_one_calendar_alone_has_no_change(forecaster, batch, today):
+    """Of a target that an edit brings, a change of exactly 0 was told."""
+    bare = copy.copy(forecaster)
+    bare.calendar = forecaster.calendar.without(frozenset({"festival"}))
+    festival = Edit("add", kind="festival", start=(today + 2) * DAY, targeted=True)
+    scenario, change = bare.changed(batch.part(0, 100), today, [festival])
+    assert np.isfinite(scenario.together_q[FESTIVAL])
+    together = bare.together([change, change])
+    assert np.isnan([change.planned_q[FESTIVAL], *(side[FESTIVAL] for side in together)]).all()
+    assert np.isfinite(np.delete(together, FESTIVAL, axis=1)).all()
+    parts = change._replace(value_q=np.where(np.arange(len(TARGETS)) == FESTIVAL, 2.0, 1.0)), change
+    assert bare.together(parts).value[FESTIVAL] == 2, "it is the change of those who can be compared"
 
 
 def test_churn_is_foretold_of_those_alone_who_acted_before(forecaster, release, batch, today):
