@@ -24,7 +24,7 @@ from lurm.errors import DataError, Unfulfillable
 from lurm.events import DAY_MS
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
-from lurm.moments import LATEST, Moment, in_words
+from lurm.moments import LATEST, End, Moment, in_words
 
 MOST_KINDS = 64
 _PLAIN = 11  # features of a day that need no calendar
@@ -42,7 +42,7 @@ class Edit:
         event_id: of the event that is moved or removed; a new one may be given any name that is free.
         kind: of a new event, one that the calendar knows.
         start, end: epoch ms, of a new event or where one is moved to, which both need a start; a moved one without an
-            end keeps its length, a new one lasts a day.
+            end keeps its length, a new one lasts a day. Where edits are read, a last day counts whole.
         targeted: whether the event is for the users that are asked about; None: a moved one as before, a new one yes.
     """
 
@@ -50,7 +50,7 @@ class Edit:
     event_id: str = ""
     kind: str = ""
     start: Moment | None = None
-    end: Moment | None = None
+    end: End | None = None
     targeted: bool | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)  # of edits that are read

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -53,6 +53,27 @@ def epoch_ms(value: object) -> int:
     return value
 
 
+def end_ms(value: object) -> int:
+    """When something ends that lasts until a moment, or through a day: the end of it where a date has no time.
+
+    Args:
+        value: as of ``epoch_ms``.
+
+    Raises:
+        PydanticCustomError: as ``epoch_ms``.
+    """
+    at = epoch_ms(value)
+    return min(at + _DAY_MS, LATEST) if isinstance(value, str) and _is_date(value) else at
+
+
+def _is_date(text: str) -> bool:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
+
+
 def iso_ms(text: str) -> int:
     """A moment in ISO 8601, UTC unless it says otherwise, as epoch ms; one before 1970 is negative.
 
@@ -74,19 +95,22 @@ def in_words(at: int) -> str:
     return moment.isoformat(timespec="milliseconds" if at % 1000 else "seconds").replace("+00:00", "Z")
 
 
-Moment = Annotated[
-    int,
-    BeforeValidator(epoch_ms),
-    WithJsonSchema(
+def _schema(written: str) -> WithJsonSchema:
+    return WithJsonSchema(
         {
             "anyOf": [
                 {"type": "integer", "minimum": EARLIEST, "maximum": LATEST},
                 {"type": "integer", "const": 0},
-                {"type": "string", "pattern": _ISO, "description": "ISO 8601; UTC unless it says otherwise"},
+                {"type": "string", "pattern": _ISO, "description": written},
             ]
         }
-    ),
-]
+    )
+
+
+_WRITTEN = "ISO 8601; UTC unless it says otherwise"
+Moment = Annotated[int, BeforeValidator(epoch_ms), _schema(_WRITTEN)]
+End = Annotated[int, BeforeValidator(end_ms), _schema(f"{_WRITTEN}; a date without a time counts whole")]
+"""A moment at which something is over; a date alone is its last day, as in a calendar."""
 
 WrittenMoment = Annotated[
     Moment, BeforeValidator(lambda sent: int(sent) if sent.isascii() and sent.isdecimal() else sent)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field
 
 from lurm.identifiers import MAX_ID_BYTES
-from lurm.moments import Moment, whole
+from lurm.moments import End, Moment, whole
 from service.schemas import WireModel, parsed, validated
 
 _Name = Annotated[str, Field(max_length=MAX_ID_BYTES)]
@@ -19,7 +19,7 @@ class AddEvent(WireModel):
     do: Literal["add"]
     kind: _Name = Field(description="One that the calendar knows.")
     start: Moment
-    end: Moment | None = Field(None, description="Default: a day later.")
+    end: End | None = Field(None, description="A last day counts whole; default: a day after the start.")
     event_id: _Name = Field("", description="Any that is free; default: one is made up.")
     targeted: bool | None = Field(None, description="Whether it is for this user; default: yes.")
 
@@ -30,7 +30,7 @@ class MoveEvent(WireModel):
     do: Literal["move"]
     event_id: _Name
     start: Moment = Field(description="Where it is moved to.")
-    end: Moment | None = Field(None, description="Default: it lasts as long as it did.")
+    end: End | None = Field(None, description="A last day counts whole; default: it lasts as long as it did.")
     targeted: bool | None = Field(None, description="Whether it is for this user; default: as it was.")
 
 

@@ -406,7 +406,8 @@ class UserMethods(ABC):
         Args:
             user_id: whose.
             edits: such as ``{"do": "add", "kind": "sale", "start": "2024-03-08", "end": "2024-03-12"}``; "move" and
-                "remove" name an event_id.
+                "remove" name an event_id. An ``end`` without a time counts whole, as in a calendar: the 12th is the
+                last day.
             as_of: the day to forecast from, by what was known then; None: after the newest event.
             days: horizon of every target; None: their own.
 

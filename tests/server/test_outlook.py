@@ -16,8 +16,10 @@ from typer.testing import CliRunner
 
 from lurm.calendars import Edit
 from lurm.errors import DataError, Unfulfillable, UsageError
+from lurm.moments import LATEST
 from lurm.release import Release
 from training.__main__ import forecast
+from training.outlook import read_edits
 
 DAY = 86_400_000
 
@@ -107,6 +109,16 @@ def test_another_calendar_changes_sums_and_is_drawn(release_root: Path, release:
     assert b"<svg" in (tmp_path / "as-it-is.svg").read_bytes()
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["as-it-is.parquet", "as-it-is.svg", "sale.json", "what-if.parquet", "what-if.png"]
+
+
+def test_a_last_day_of_an_edit_counts_whole(tmp_path: Path) -> None:
+    """It ended as it began, so that an edit was a day shorter than the same line of a calendar."""
+    file, sale = tmp_path / "sale.json", {"do": "add", "kind": "sale", "start": "2024-05-22"}
+    ends = "2024-05-22", "2024-05-25", "2024-05-25T06:00", "9999-12-31"
+    file.write_text(json.dumps([{**sale, "end": end} for end in ends]))
+    found = [edit.end for edit in read_edits(file)]
+    day = int(datetime(2024, 5, 22, tzinfo=UTC).timestamp() * 1000)
+    assert found == [day + DAY, day + 4 * DAY, day + 3 * DAY + DAY // 4, LATEST]
 
 
 @pytest.mark.parametrize(
