@@ -39,7 +39,8 @@ class Edit:
 
     Attributes:
         do: which of these.
-        event_id: of the event that is moved or removed; a new one may be given any name that is free.
+        event_id: of the event that is moved or removed; a new one may be given any name that is free, as is one that
+            an edit before it removed.
         kind: of a new event, one that the calendar knows.
         start, end: epoch ms, of a new event or where one is moved to, which both need a start; a moved one without an
             end keeps its length, a new one lasts a day. Where edits are read, a last day counts whole.
@@ -264,7 +265,7 @@ class Calendar:
             raise Unfulfillable(f"an edit is {edit.do!r}, expected add, move or remove")
         if edit.event_id not in self.event_ids:
             raise Unfulfillable(f"the calendar has no event {edit.event_id!r} to {edit.do}")
-        event = self.event_ids.index(edit.event_id)
+        event = self._newest(edit.event_id)
         if self.known_at_n[event] == _NEVER:
             raise Unfulfillable(f"event {edit.event_id!r} was removed by an edit before this one; move it instead")
         if self.known_at_n[event] > as_of:
@@ -284,6 +285,10 @@ class Calendar:
         forced = self.forced if edit.targeted is None else {**self.forced, event: edit.targeted}
         return replace(self, start_n=start_n, end_n=end_n, forced=forced)
 
+    def _newest(self, event_id: str) -> int:
+        """The event of this name; the one an edit added, where another one removed the calendar's own."""
+        return max(event for event, name in enumerate(self.event_ids) if name == event_id)
+
     def _added(self, edit: Edit, as_of: int) -> Calendar:
         if edit.kind not in self.kinds:
             raise Unfulfillable(
@@ -292,7 +297,7 @@ class Calendar:
             )
         free = (f"added {nth}" for nth in itertools.count(len(self)))
         name = edit.event_id or next(one for one in free if one not in self.event_ids)
-        if name in self.event_ids:
+        if name in self.event_ids and self.known_at_n[self._newest(name)] != _NEVER:
             raise Unfulfillable(f"the calendar has an event {name!r} already; give the new one another name")
         if edit.start is None:
             raise Unfulfillable(f"the new event {name!r} has no start")

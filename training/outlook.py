@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from lurm.settings import Settings
 _USERS_AT_ONCE = 2048
 _PICTURES = (".png", ".svg", ".pdf")
 _EDITS = TypeAdapter(list[Edit])
+_NEEDED = {"add": ("kind", "start"), "move": ("event_id", "start"), "remove": ("event_id",)}
+_UNHEARD = {"add": (), "move": ("kind",), "remove": ("kind", "start", "end", "targeted")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +176,25 @@ def read_edits(path: Path) -> list[Edit]:
         UsageError: the file is something else.
     """
     try:
-        return _EDITS.validate_json(path.read_bytes())
+        edits = _EDITS.validate_json(path.read_bytes())
+        wrong = [f"{at}.{what}" for at, edit in enumerate(edits) for what in _amiss(edit)]
     except OSError as error:
         raise UsageError(f"{path} cannot be read as edits to the calendar ({error})") from error
     except ValidationError as error:
-        wrong = "; ".join(": ".join([".".join(map(str, one["loc"])), one["msg"]]) for one in error.errors())
+        told = (": ".join([".".join(map(str, one["loc"])), one["msg"]]) for one in error.errors())
+        wrong = [one.removeprefix(": ") for one in told]
+    if wrong:
         example = '[{"do": "add", "kind": "sale", "start": "2024-03-08"}]'
-        raise UsageError(f"{path} is no list of edits such as {example}: {wrong.removeprefix(': ')}") from error
+        raise UsageError(f"{path} is no list of edits such as {example}: {'; '.join(wrong)}")
+    return edits
+
+
+def _amiss(edit: Edit) -> Iterator[str]:
+    """What an edit lacks, and what of it nothing would hear."""
+    yield from (f"{name}: to {edit.do} takes one" for name in _NEEDED[edit.do] if getattr(edit, name) in ("", None))
+    yield from (
+        f"{name}: to {edit.do} takes none" for name in _UNHEARD[edit.do] if getattr(edit, name) not in ("", None)
+    )
 
 
 def _cohort(release: Release, users: Sequence[str] | None, ledger: Ledger | None) -> tuple[NDArray[np.int64], int]:

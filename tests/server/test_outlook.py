@@ -134,6 +134,11 @@ def test_a_last_day_of_an_edit_counts_whole(tmp_path: Path) -> None:
         ('[{"do": "add", "kind": "sale", "start": "soon"}]', "0.start: not a moment in ISO 8601"),
         ('[{"do": "add", "kind": "sale", "start": true}]', "0.start: expected epoch milliseconds or ISO 8601"),
         ('[{"do": "add", "kind": "sale", "start": "2024-01-01", "targeted": "yes"}]', "0.targeted: "),
+        ('[{"do": "add"}]', "0.kind: to add takes one; 0.start: to add takes one"),
+        ('[{"do": "remove", "event_id": "x"}, {"do": "move", "start": 0}]', "1.event_id: to move takes one"),
+        ('[{"do": "move", "event_id": "x", "end": "2024-01-01"}]', "0.start: to move takes one"),
+        ('[{"do": "remove"}]', "0.event_id: to remove takes one"),
+        ('[{"do": "remove", "event_id": "x", "targeted": false}]', "0.targeted: to remove takes none"),
     ],
 )
 def test_edits_that_are_none_say_which_and_why(release_root: Path, tmp_path: Path, text: str, why: str) -> None:

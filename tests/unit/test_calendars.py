@@ -138,6 +138,23 @@ def test_a_made_up_name_is_one_that_nobody_has():
     )
 
 
+def test_the_name_of_what_was_removed_is_free():
+    was = calendar(("sale", "sale", 10, 12, 0, None))
+    new, gone = Edit("add", "sale", kind="sale", start=20 * DAY), Edit("remove", "sale")
+    for edits, starts in (
+        ([gone, new], [20]),
+        ([gone, new, Edit("move", "sale", start=30 * DAY)], [30]),
+        ([gone, new, gone], []),
+        ([gone, new, gone, replace(new, start=40 * DAY)], [40]),
+    ):
+        known = was.edited(edits, as_of=5 * DAY).known(ALL, 0, 50, as_of=5 * DAY)
+        assert [(name, at // DAY) for name, at in known.select("event_id", "start").rows()] == [
+            ("sale", start) for start in starts
+        ]
+    with pytest.raises(Unfulfillable, match="already"):
+        was.edited([gone, new, new], as_of=5 * DAY)
+
+
 @pytest.mark.parametrize("again", [Edit("remove", "sale"), Edit("move", "sale", start=15 * DAY)])
 def test_what_an_edit_has_removed_no_other_can_change(again):
     was = calendar(("sale", "sale", 10, 12, 0, None))
