@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -328,6 +329,20 @@ def checked(dataset: Dataset) -> Calendar:
     users = Identifiers.in_order([] if known is None else known["user_id"].to_list())
     attributes = Attributes(0) if known is None else attributes_of(known, users)[0]
     return Calendar.of(table, users, attributes, links)
+
+
+def unmet(dataset: Dataset, calendar: Calendar) -> Counter[tuple[str, str]]:
+    """(attribute, value) that events of a dataset's calendar are for and no user has, and of how many events."""
+    table, links = dataset.calendar(), dataset.calendar_targets()
+    linked = set() if links is None else set(links["event_id"].to_list())
+    event_of = {name: event for event, name in enumerate(calendar.event_ids)}
+    columns = "event_id", "target_column", "target_value"
+    asked = [] if table is None else table.drop_nulls("target_column").select(columns).rows()
+    return Counter(
+        (name, value)
+        for event_id, name, value in asked
+        if event_id not in linked and not len(calendar.targets[event_of[event_id]])
+    )
 
 
 _WRITTEN: dict[str, Any] = {"event_id": pl.String, "kind": pl.String}

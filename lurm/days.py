@@ -24,7 +24,8 @@ from lurm.interests import InterestVocabulary
 
 SCALER = 1
 """Version of ``DayFeatures.scaled``; what was trained with another one cannot be used."""
-_MOST_BEHAVIORS = 12
+MOST_BEHAVIORS = 12
+"""That days tell apart."""
 _SAMPLED_EVENTS, _SAMPLED_USERS = 2_000_000, 50_000
 
 
@@ -85,24 +86,15 @@ class DayFeatures:
             until: epoch ms; later events are not looked at.
             seed: of the grouping.
         """
-        batch = next(history.scan(max_events=_SAMPLED_EVENTS, max_users=_SAMPLED_USERS)).before(until)
-        names = history.behaviors.take(np.arange(len(history.behaviors)))
-        counts = np.bincount(batch.behavior_rows[batch.behavior_rows >= 0], minlength=len(names))
-        order = np.argsort(-counts, kind="stable")[:_MOST_BEHAVIORS].tolist()
-        behaviors = tuple(names[row] for row in order if counts[row])
-        is_valued = [len(np.unique(batch.values[batch.behavior_rows == row][:1000])) > 1 for row in order]
+        batch = _sample(history, until)
         groups_k = np.zeros(len(vocabulary), np.int64)
         k = min(n_groups, len(vocabulary))
         if k > 1:
             groups_k = kmeans(np.asarray(vocabulary.centroids_kd), k, n_iterations=15, seed=seed).labels_n.astype(
                 np.int64
             )
-        plain = cls(
-            behaviors,
-            tuple(name for name, valued in zip(behaviors, is_valued, strict=False) if valued),
-            tuple(groups_k.tolist()),
-            tuple(_words(vocabulary, groups_k, group) for group in range(int(groups_k.max()) + 1)),
-        )
+        groups = tuple(_words(vocabulary, groups_k, group) for group in range(int(groups_k.max()) + 1))
+        plain = cls(*_told_apart(history, batch), tuple(groups_k.tolist()), groups)
         raw_sf = DayView(plain, history, vocabulary).grid(batch).raw_sf.astype(np.float64)
         unit_f = np.ones(plain.width)
         for column in plain.value_columns.values():
@@ -112,6 +104,11 @@ class DayFeatures:
         spread_f = np.maximum(np.sqrt(squares), 1e-3)
         units, spreads = tuple(unit_f.tolist()), tuple(spread_f.tolist())
         return cls(plain.behaviors, plain.valued, plain.group_of_interest, plain.groups, units, spreads)
+
+    @classmethod
+    def ungrouped(cls, history: HistoryBase, *, until: int) -> Self:
+        """Which behaviors days of a log tell apart, as ``of`` finds them; without groups of interests, and unscaled."""
+        return cls(*_told_apart(history, _sample(history, until)), (), ())
 
     @property
     def width(self) -> int:
@@ -308,3 +305,16 @@ def _fill_days(
             item = item_rows[event] if item_rows[event] >= 0 else len(group_column) - 1
             if group_column[item] >= 0:
                 raw_sf[at, group_column[item]] += 1.0
+
+
+def _sample(history: HistoryBase, until: int) -> HistoryBatch:
+    return next(history.scan(max_events=_SAMPLED_EVENTS, max_users=_SAMPLED_USERS)).before(until)
+
+
+def _told_apart(history: HistoryBase, batch: HistoryBatch) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The behaviors of some users that have a column of their own, most frequent first; and those with values."""
+    names = history.behaviors.take(np.arange(len(history.behaviors)))
+    counts = np.bincount(batch.behavior_rows[batch.behavior_rows >= 0], minlength=len(names))
+    order = [row for row in np.argsort(-counts, kind="stable")[:MOST_BEHAVIORS].tolist() if counts[row]]
+    valued = [row for row in order if len(np.unique(batch.values[batch.behavior_rows == row][:1000])) > 1]
+    return tuple(names[row] for row in order), tuple(names[row] for row in valued)

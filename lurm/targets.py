@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ONE, check
 from lurm.calendars import Days
-from lurm.days import DayFeatures, DayGrid, summed
+from lurm.days import MOST_BEHAVIORS, DayFeatures, DayGrid, summed
 from lurm.errors import UsageError
 
 TargetKind = Literal["active", "churn", "count", "spend", "interest", "response"]
@@ -298,8 +298,9 @@ class Questions:
     def _named(self, columns: Mapping[str, int], names: Sequence[str], target: Target, what: str) -> list[int]:
         if unknown := [name for name in names if name not in columns or not name]:
             raise UsageError(
-                f"target {target.name!r} names {unknown[0]!r}, no {what} of the log that days tell apart; "
-                f"there are: {', '.join(filter(None, columns))}"
+                f"target {target.name!r} names {unknown[0]!r}, no {what} that is learned of: these are among the "
+                f"{MOST_BEHAVIORS} most frequent before the last days of the log, as many as the horizon, which "
+                f"calibrate the model; there are: {', '.join(filter(None, columns)) or 'none'}"
             )
         return [columns[name] for name in names]
 

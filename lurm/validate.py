@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from datetime import time as clock_time
 from time import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -22,7 +22,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lurm.calendars import Calendar, checked
+from lurm.calendars import Calendar, checked, unmet
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow, remedy
@@ -142,10 +142,25 @@ class Report:
         return Group(*parts)
 
 
+class Held(NamedTuple):
+    """What a log and its calendar hold that a recipe may ask for.
+
+    Attributes:
+        begins: behavior -> the epoch day of its first event, most frequent first.
+        last_day: epoch day of the last event.
+        kinds: of the calendar's events; None: it cannot be used.
+    """
+
+    begins: Mapping[str, int]
+    last_day: int
+    kinds: tuple[str, ...] | None
+
+
 def validate(
     dataset: Dataset,
     *,
-    asks: Callable[[Sequence[str]], None] | None = None,
+    asks: Callable[[Held], None] | None = None,
+    asks_of_lumos: Callable[[Held], None] | None = None,
     reporter: Reporter | None = None,
     clock: Callable[[], float] = time,
 ) -> Report:
@@ -153,7 +168,8 @@ def validate(
 
     Args:
         dataset: an opened dataset.
-        asks: what a recipe asks of the log: raises ``UsageError`` where it names a behavior that these do not hold.
+        asks: what a recipe asks of the log: raises ``UsageError`` where it names what is not there.
+        asks_of_lumos: likewise, of a build with ``--model lumos``; it stops no other.
         reporter: told how far the reading is.
         clock: epoch seconds, for ``checked_at``.
 
@@ -187,12 +203,12 @@ def validate(
     except DataError as error:
         obstacle = "; ".join(filter(None, [obstacle, str(error)]))
     behaviors = {seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
-    if asks is not None:
-        try:
-            asks(list(behaviors))
-        except UsageError as error:
-            obstacle = "; ".join(filter(None, [obstacle, str(error)]))
+    begins = {name: seen.begins[name] // DAY_MS for name in behaviors}
+    held = Held(begins, seen.last_at // DAY_MS, None if calendar is None else calendar.kinds)
+    obstacle = "; ".join(filter(None, [obstacle, _refusal(asks, held)])) or None
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
+    if (refused := _refusal(asks_of_lumos, held)) is not None:
+        share += f"; with --model lumos it would stop: {refused}"
     told = [name for name, is_itemless in zip(seen.behaviors, itemless_behaviors, strict=True) if is_itemless]
     return Report(
         name=dataset.name,
@@ -239,6 +255,7 @@ class _Seen:
         itemless: (n,) bool.
         behaviors: distinct behaviors, in order of arrival.
         items: hashes of the distinct items.
+        begins: behavior -> its first event, epoch ms.
         first_at, last_at: epoch ms.
         whole_days: whether every stamp is a whole UTC day.
     """
@@ -249,6 +266,7 @@ class _Seen:
     itemless: NDArray[np.bool_]
     behaviors: list[str]
     items: pl.Series
+    begins: dict[str, int]
     first_at: int
     last_at: int
     whole_days: bool
@@ -257,6 +275,7 @@ class _Seen:
     def of(cls, dataset: Dataset, quarantine: Quarantine, reporter: Reporter) -> _Seen:
         users, keys, codes, itemless = [], [], [], []
         behaviors: dict[str, int] = {}
+        begins: dict[str, int] = {}
         items = pl.Series([], dtype=pl.UInt64)
         first_at, last_at, whole_days = 2**62, -(2**62), True
         with reporter.task("read events", dataset.events.n_rows, "rows") as task:
@@ -270,6 +289,8 @@ class _Seen:
                 codes.append(batch["behavior"].replace_strict(names, rows, return_dtype=pl.Int32).to_numpy())
                 itemless.append(batch["item_id"].is_null().to_numpy())
                 items = pl.concat([items, batch["item_id"].drop_nulls().hash()]).unique()
+                for name, at in batch.group_by("behavior").agg(pl.col("timestamp").min()).iter_rows():
+                    begins[name] = min(at, begins.get(name, at))
                 stamps = batch["timestamp"].to_numpy()
                 first_at, last_at = min(first_at, int(stamps.min())), max(last_at, int(stamps.max()))
                 whole_days &= not (stamps % DAY_MS).any()
@@ -281,6 +302,7 @@ class _Seen:
             itemless=np.concatenate([*itemless, np.zeros(0, bool)]),
             behaviors=list(behaviors),
             items=items,
+            begins=begins,
             first_at=first_at,
             last_at=last_at,
             whole_days=whole_days,
@@ -323,6 +345,14 @@ def _spread(counts: NDArray[np.int64]) -> Spread | None:
         p95=float(np.quantile(counts, 0.95)),
         max=int(counts.max()),
     )
+
+
+def _refusal(asks: Callable[[Held], None] | None, held: Held) -> str | None:
+    """What a recipe asks for and is not there."""
+    try:
+        return None if asks is None else asks(held)
+    except UsageError as error:
+        return str(error)
 
 
 def _obstacle(dataset: Dataset, n_rows: int, bad: Sequence[SetAside], n_users: int, n_item_events: int) -> str | None:
@@ -388,6 +418,8 @@ def _dates(dataset: Dataset, seen: _Seen, calendar: Calendar | None) -> Iterator
             f"{late:,} of {len(calendar):,} were not known before they started, and count in no forecast made earlier; "
             "known_at, or notice_days under [calendar], says since when they are"
         )
+    for (name, value), n in unmet(dataset, calendar).items():
+        yield f"{counted(n, 'event')} of the calendar for users whose {name} is {value!r}, and no user's is"
     if (links := dataset.calendar_targets()) is not None:
         events, users = links["event_id"], links["user_id"].hash()
         strange = int((~events.is_in(list(calendar.event_ids))).sum())

@@ -58,12 +58,13 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
 
         given = read(recipe)
     dataset = Dataset.open(path, recipe=given)
-    asks = None
+    asks = asks_of_lumos = None
     if dataset.extra:  # what the report does not need takes torch to read
         from training.recipes import Recipe
 
-        asks = Recipe.of(dataset.extra).check_behaviors
-    report = examined(dataset, asks=asks, reporter=TerminalReporter())
+        asked = Recipe.of(dataset.extra)
+        asks, asks_of_lumos = asked.check_log, asked.lumos.check_log
+    report = examined(dataset, asks=asks, asks_of_lumos=asks_of_lumos, reporter=TerminalReporter())
     emit(report.to_json(), as_json=as_json, text=report)
     if report.would_stop:
         raise typer.Exit(DataError.exit_code)

@@ -33,9 +33,11 @@ from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
+from lurm.moments import in_words
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures, lives_of
+from lurm.validate import Held
 from training.amending import own_lines
 from training.calibrating import calibrations_of
 from training.passes import finite, passes, schedule, set_rate, step_seed
@@ -102,6 +104,26 @@ class LumosRecipe:
             for name in target.behaviors:
                 if name not in behaviors:
                     raise UsageError(f"target {target.name!r} names {name!r}; the log has {', '.join(behaviors)}")
+
+    def check_log(self, log: Held) -> None:
+        """See that a log and its calendar have what targets name, and early enough to learn it.
+
+        Raises:
+            UsageError: they have not.
+        """
+        self.check_behaviors(list(log.begins))
+        horizon = max([self.network.horizon, *(target.days for target in self.targets)])
+        until = log.last_day + 1 - horizon
+        for target in self.targets:
+            if late := [name for name in target.behaviors if log.begins[name] >= until]:
+                first = in_words(log.begins[late[0]] * DAY_MS)
+                raise UsageError(
+                    f"target {target.name!r} names {late[0]!r}, which first occurs on {first}; the last {horizon} days "
+                    f"of the log, from {in_words(until * DAY_MS)} on, calibrate LUMOS, and it learns from what was "
+                    "before them: leave the target out until the log is longer"
+                )
+            if log.kinds is not None:
+                target.check_kind(log.kinds)
 
     def for_log(self, n_days: int) -> LumosRecipe:
         """The recipe with a network that a log of so many days can teach.
@@ -342,6 +364,20 @@ def some_lives(view: DayView, history: HistoryBase, first_day: int, until_day: i
 def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) -> Calendar:
     """The calendar of a dataset, its targets as rows of the users of a base."""
     return Calendar.of(dataset.calendar(), history.users, attributes, dataset.calendar_targets())
+
+
+def check_history(history: HistoryBase, recipe: LumosRecipe) -> None:
+    """Whether a log is long enough, and days of it tell what targets ask about; before anything is trained.
+
+    Raises:
+        DataError: the log is too short.
+        UsageError: a target names what is not learned of.
+    """
+    n_days = days_of(history)
+    until = day_of(history.begins_at) + n_days - recipe.for_log(n_days).network.horizon
+    if plain := [target for target in recipe.targets if target.kind != "interest"]:
+        kinds = sorted({target.event_kind for target in plain})
+        Questions(plain, DayFeatures.ungrouped(history, until=until * DAY_MS), kinds)
 
 
 def check_calendar(dataset: Dataset, recipe: LumosRecipe) -> None:

@@ -181,7 +181,7 @@ class _Build:
         history = HistoryBase(self._done["history"])
         recipe.check_behaviors(history.behaviors.ids.to_pylist())
         if "lumos" in recipe.models:
-            recipe.lumos.for_log(forecasting.days_of(history))
+            forecasting.check_history(history, recipe.lumos)
         if "users" in dataset.tables:
             known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}
             self._stage("attributes", known, ("history",), lambda work: self._attributes(work, history))

@@ -438,7 +438,7 @@ def test_a_log_too_short_and_targets_there_are_not_are_refused(release, calendar
         trained(release, calendar, replace(RECIPE, network=replace(RECIPE.network, horizon=200)))
     for target, why in (
         (Target("x", "response", 7, event_kind="parade"), "the calendar has festival, holiday"),
-        (Target("x", "count", 7, behaviors=("wave",)), "no behavior of the log"),
+        (Target("x", "count", 7, behaviors=("wave",)), "no behavior that is learned of"),
         (Target("x", "spend", 7, behaviors=("view",)), "no behavior with values"),
         (Target("x", "interest", 7, interest="astrophysics"), "no group of interests is about 'astrophysics'"),
     ):

@@ -9,8 +9,9 @@ import pytest
 
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
+from lurm.events import DAY_MS
 from lurm.progress import Silent
-from lurm.validate import validate
+from lurm.validate import Held, validate
 from tests.integration.conftest import FAST, build
 from training import pipeline
 from training.recipes import Recipe
@@ -74,8 +75,81 @@ def test_what_a_recipe_names_and_the_log_lacks_is_told_before_anything_is_built(
     rows = [(f"u{u}", f"i{n}", 1_600_000_000 + n, "buy") for u in range(5) for n in range(3)]
     schema = ["user_id", "item_id", "timestamp", "behavior"]
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(tmp_path / "events.parquet")
-    report = validate(Dataset.open(tmp_path), asks=Recipe.of(tables).check_behaviors)
+    report = validate(Dataset.open(tmp_path), asks=Recipe.of(tables).check_log)
     assert report.would_stop
     assert "names 'byu'; the log has buy" in report.verdict
     for unasked in ({}, {"lumos": {"targets": [_SOLD]}}):
-        assert not validate(Dataset.open(tmp_path), asks=Recipe.of(unasked).check_behaviors).would_stop
+        assert not validate(Dataset.open(tmp_path), asks=Recipe.of(unasked).check_log).would_stop
+
+
+def _shop(folder: Path, n_days: int = 160) -> Dataset:
+    """Views all the time, purchases of one price, and who subscribes does in the last week."""
+    rows = [
+        (
+            f"u{day % 20}",
+            f"i{day % 7}",
+            (19_000 + day) * DAY_MS + nth,
+            behavior,
+            5.0 if behavior == "purchase" else None,
+        )
+        for day in range(n_days)
+        for nth, behavior in enumerate(["view", "purchase", *(["subscribe"] if day >= n_days - 7 else [])])
+    ]
+    schema = ["user_id", "item_id", "timestamp", "behavior", "value"]
+    pl.DataFrame(rows, schema=schema, orient="row").write_parquet(folder / "events.parquet")
+    sale = "event_id,kind,start,target_column,target_value\n"
+    (folder / "calendar.csv").write_text(f"{sale}s,sale,2022-02-01,,\np,offer,2022-02-01,tier,platinum\n")
+    pl.DataFrame({"user_id": ["u1", "u2"], "tier": ["gold", "silver"]}).write_csv(folder / "users.csv")
+    return Dataset.open(folder, clock=lambda: 1_750_000_000.0)
+
+
+_UNLEARNABLE = [
+    (
+        {"behaviors": ["subscribe"]},
+        "'subscribe', which first occurs on 2022-06-10; the last 28 days of the log, from 2022-05-20",
+    ),
+    ({"behaviors": ["subscrib"]}, "'subscrib'; the log has"),
+    ({"kind": "response", "event_kind": "ghost"}, "events of kind 'ghost'; the calendar has offer, sale"),
+]
+
+
+@pytest.mark.parametrize(("entries", "why"), _UNLEARNABLE)
+def test_a_target_that_cannot_be_learned_is_told_by_validate(
+    tmp_path: Path, entries: dict[str, object], why: str
+) -> None:
+    target = {"name": "t", "kind": "active", "days": 7, **entries}
+    tables: dict[str, object] = {"lumos": {"targets": [target], "network": {"days": 40, "horizon": 28}}}
+    dataset, recipe = _shop(tmp_path), Recipe.of({**tables, "models": ["lumos"]})
+    stopped = validate(dataset, asks=recipe.check_log)
+    assert stopped.would_stop
+    assert why in stopped.verdict
+    going_on = validate(dataset, asks=Recipe.of(tables).check_log, asks_of_lumos=recipe.lumos.check_log)
+    assert not going_on.would_stop
+    assert (
+        "a build would go on: 0 of 327 rows are bad; with --model lumos it would stop: target 't'" in going_on.verdict
+    )
+    assert why in going_on.verdict
+    assert "1 event of the calendar for users whose tier is 'platinum', and no user's is" in stopped.notes
+    good = {**target, "kind": "active", "event_kind": "", "behaviors": ["view"]}
+    Recipe.of({**tables, "lumos": {"targets": [good]}}).lumos.check_log(Held({"view": 19_000}, 19_159, ()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "behavior", "why"),
+    [
+        ("active", "subscribe", "no behavior that is learned of: .* 12 most frequent .* there are: purchase, view"),
+        ("spend", "purchase", "no behavior with values that is learned of.*; there are: none|has any"),
+    ],
+)
+def test_a_target_that_cannot_be_learned_ends_a_build_before_anything_is_trained(
+    tmp_path: Path, kind: str, behavior: str, why: str
+) -> None:
+    """BehaveGPT and the encoder were trained for minutes first."""
+    (tmp_path / "log").mkdir()
+    target = {"name": "t", "kind": kind, "days": 7, "behaviors": [behavior]}
+    lumos = {"targets": [target], "network": {"days": 40, "horizon": 28}}
+    recipe = Recipe.of({**FAST, "models": ["lumos"], "lumos": lumos})
+    dataset, root = _shop(tmp_path / "log"), tmp_path / "artifacts"
+    with pytest.raises(UsageError, match=why):
+        pipeline.build(dataset, root, recipe=recipe, memory_limit_bytes=2**30, threads=1, reporter=Silent())
+    assert [stage.name.split("-")[0] for stage in (root / "stages").iterdir()] == ["history"]

@@ -38,6 +38,7 @@ from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
 from lurm.smen.config import SmenConfig
+from lurm.validate import Held
 from training.behave import BehaveTrainConfig
 from training.forecasting import LumosRecipe
 from training.loop import TrainConfig
@@ -240,6 +241,16 @@ class Recipe:
             self.encoder.bag.check_behaviors(behaviors)
         if "lumos" in self.models:
             self.lumos.check_behaviors(behaviors)
+
+    def check_log(self, log: Held) -> None:
+        """See that a log and its calendar have what the models of the build ask for.
+
+        Raises:
+            UsageError: they have not.
+        """
+        self.check_behaviors(list(log.begins))
+        if "lumos" in self.models:
+            self.lumos.check_log(log)
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Recipe:
