@@ -241,13 +241,10 @@ def forecast(
 ) -> None:
     """Foretell what all users of the active release will do, and what that comes to together, with intervals.
 
-    The release must have been built with `lurm build PATH --model lumos`. All are foretold from the day after the end
-    of its log; what was sent live since, and who came since, count from the next build on (and at once over HTTP).
-
-    An edit is {"do": "add", "kind": "sale", "start": "2024-03-08", "end": "2024-03-12"}, or "move" or "remove" with the
-    event_id. An end without a time is the last day, as in a calendar; with a time it is that moment. With edits the
-    table and the sums are those of the edited calendar; printed, drawn and in --json (`baseline`, `difference`) beside
-    them is what they are as planned, and the change.
+    The release must have been built with `lurm build PATH --model lumos`; what was sent live since its log ended, and
+    who came since, count from the next build on (over HTTP at once). An edit is {"do": "add", "kind": "sale", "start":
+    "2024-03-08", "end": "2024-03-12"}, or "move" or "remove" with the event_id; an end without a time is the last day.
+    With edits, table and sums are those of the edited calendar; beside the sums stand what is planned and the change.
 
     \b
     Examples:
