@@ -2,7 +2,8 @@
 
 Every target gets a slope and an intercept of its logits, by the last stretch alone, for base rates move from month to
 month and farther back the network was trained. What a stretch says of one target is little where few are asked; most of
-what moves moves for all, so each target leans on what all of them together say.
+what moves moves for all, so each target leans on what all of them together say. A target that the last stretch asks
+hardly anybody about, such as a response to campaigns of which none was on, is calibrated by earlier ones as well.
 
 Paper: Platt (1999), with a prior that the targets share (empirical Bayes).
 """
@@ -24,11 +25,13 @@ from lurm.lumos import FINE
 from lurm.targets import Target
 
 _MOST_USERS = 32_768
+_FEWEST, _EARLIER = 50, 6  # answers; with fewer, so many earlier stretches are looked at
 _SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
 _SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
 _SHARED = (100.0, 100.0)  # likewise, around what all targets say together
 _MOST_SAY = 100.0  # of a target, in what all say
+Answers = tuple[Forecast, NDArray[np.float32], NDArray[np.float32]]
 
 
 def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_day: int) -> list[Calibration]:
@@ -39,9 +42,11 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         history: of the log.
         first_day: of the log.
         cut_day: where the stretch begins that was not trained on; stretches before it tell how much years, weeks and
-            moods make everybody differ at once from what was foretold.
+            moods make everybody differ at once from what was foretold, and what was answered where it asks hardly
+            anybody.
     """
-    forecast, happened_bq, amount_bq = _answers(raw, history, cut_day)
+    horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
+    forecast, happened_bq, amount_bq = _enough(raw, history, cut_day, earliest)
     probability_bq, parts_q = forecast.probability, raw.questions.unit_q / FINE
     log_bq, high_bq = (signed_log(x_bq / parts_q) for x_bq in (forecast.typical, forecast.high))
     found = []
@@ -60,9 +65,8 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
         n_asked = int((~np.isnan(happened_bq[:, at])).sum())
-        most = float(np.log(n_asked + 1))  # Laplace: n of n, and (n + 1) / (n + 2) of more
+        most = float(np.log((n_asked or len(did_b)) + 1))  # Laplace: n of n, and (n + 1) / (n + 2) of more
         found.append(replace(one, dispersion=dispersion, most_logit=most))
-    horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
     logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
     logs_qn = np.array(logs_nq).reshape(len(cuts), len(found)).T
@@ -86,9 +90,43 @@ def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> N
     return np.where(fine_q, np.log(np.where(fine_q, did_q, 1) / np.where(fine_q, said_q, 1)), np.nan)
 
 
-def _answers(
-    forecaster: Forecaster, history: HistoryBase, cut_day: int
-) -> tuple[Forecast, NDArray[np.float32], NDArray[np.float32]]:
+def _enough(raw: Forecaster, history: HistoryBase, cut_day: int, earliest: int) -> Answers:
+    """The answers of the last stretch, and of targets that few are asked about there those of earlier ones as well."""
+    parts = [_answers(raw, history, cut_day)]
+    few_q = _n_asked(parts) < _FEWEST
+    for cut in _earlier([target for target, few in zip(raw.targets, few_q, strict=True) if few], raw, cut_day):
+        if cut < earliest or not few_q.any():
+            break
+        forecast, *labels = _answers(raw, history, cut)
+        said = Forecast(*(np.where(few_q, answers_bq, np.nan) for answers_bq in forecast))
+        happened_bq, amount_bq = (np.where(few_q, labels_bq, np.nan).astype(np.float32) for labels_bq in labels)
+        parts.append((said, happened_bq, amount_bq))
+        few_q = _n_asked(parts) < _FEWEST
+    forecasts, happened, amounts = zip(*parts, strict=True)
+    joined = Forecast(*map(np.concatenate, zip(*forecasts, strict=True)))
+    return joined, np.concatenate(happened), np.concatenate(amounts)
+
+
+def _n_asked(parts: Sequence[Answers]) -> NDArray[np.int64]:
+    n_asked_q: NDArray[np.int64] = np.count_nonzero(
+        ~np.isnan(np.concatenate([happened_bq for _, happened_bq, _ in parts])), axis=0
+    )
+    return n_asked_q
+
+
+def _earlier(targets: Sequence[Target], raw: Forecaster, cut_day: int) -> list[int]:
+    """Days before a stretch from which targets were asked, the last ones first: of responses, one for each event."""
+    calendar, horizon = raw.calendar, raw.reader.horizon
+    known_n, start_n, end_n = -(-calendar.known_at_n // DAY_MS), calendar.start_n // DAY_MS, calendar.end_n // DAY_MS
+    whole_n = np.maximum(known_n, np.minimum(start_n, end_n - horizon))  # from when most of an event lies ahead
+    days = {cut_day - n * horizon for n in range(1, _EARLIER + 1) if any(not one.event_kind for one in targets)}
+    for kind in {target.event_kind for target in targets} - {""}:
+        own_n = whole_n[calendar.kind_n == calendar.kinds.index(kind)]
+        days |= set(np.unique(own_n[own_n < cut_day])[-_EARLIER:].tolist())
+    return sorted(days, reverse=True)
+
+
+def _answers(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> Answers:
     """A forecast of users who had begun, and what happened, (B, Q): whether, and how much."""
     rows = np.arange(min(len(history), _MOST_USERS))
     batch = history.batch(rows)

@@ -1,0 +1,81 @@
+"""What a log tells of few and of other horizons: nothing is made up, and no answer contradicts one at more days."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_limits
+
+from lurm.calendars import Calendar
+from lurm.calibrations import Calibration
+from lurm.dataset import Dataset
+from lurm.days import day_of
+from lurm.forecasts import Forecaster, with_calibrations
+from lurm.history import HistoryBatch
+from lurm.lumos import LumosConfig
+from lurm.progress import Silent
+from lurm.release import Release
+from lurm.targets import Target
+from tests.integration.conftest import Built
+from training.calibrating import calibrations_of
+from training.forecasting import LumosRecipe, train
+
+DAY = 86_400_000
+HORIZON = 14
+TARGETS = (
+    *(Target(f"active in {days} days", "active", days) for days in (3, HORIZON)),
+    *(Target(f"views in {days} days", "count", days, behaviors=("view",)) for days in (3, 7, HORIZON)),
+    *(Target(f"spend in {days} days", "spend", days, behaviors=("purchase",)) for days in (3, HORIZON)),
+    Target("churn", "churn", 7),
+    Target("buys", "active", 7, behaviors=("purchase",)),
+    Target("goes to festivals", "response", HORIZON, event_kind="festival"),
+)
+RECIPE = LumosRecipe(
+    LumosConfig(width=16, n_heads=2, encoder_blocks=1, days=56, horizon=HORIZON), TARGETS, n_groups=3, epochs=2
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As a build trains."""
+    with threadpool_limits(limits=1, user_api="openmp"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def forecaster(small: Built, release: Release) -> Forecaster:
+    dataset = Dataset.open(small.dataset)
+    calendar = Calendar.of(dataset.calendar(), release.history.users, release.attributes, dataset.calendar_targets())
+    parts = release.history, release.vocabulary, release.attributes
+    return train(*parts, calendar, RECIPE, checkpoint=None, reporter=Silent())[0]
+
+
+@pytest.fixture(scope="module")
+def batch(release: Release) -> HistoryBatch:
+    return release.history.batch(np.arange(300))
+
+
+def test_what_the_last_stretch_asks_nobody_about_is_calibrated_by_earlier_ones(forecaster, release, batch):
+    """Which nobody was asked about is no coin that is tossed: the last festivals were before that stretch."""
+    calendar, history, first_day = forecaster.calendar, release.history, day_of(release.history.begins_at)
+    festivals = calendar.kind_n == calendar.kinds.index("festival")
+    known_n, end_n = calendar.known_at_n[festivals], calendar.end_n[festivals]
+
+    def asks(cut: int) -> bool:
+        return bool(((known_n <= cut * DAY) & (end_n > cut * DAY)).any())
+
+    last = forecaster.day_for(0) - HORIZON
+    cut = next(day for day in range(last, first_day, -1) if not asks(day) and (end_n < day * DAY).sum() > 2)
+    raw = with_calibrations(forecaster, [Calibration()] * len(TARGETS), history)
+    told = with_calibrations(forecaster, calibrations_of(raw, history, first_day, cut), history)
+    assert np.exp(told.calibrations[-1].most_logit) > 50
+    asked = next(day for day in range(cut, first_day, -1) if asks(day))
+    grid, rows = forecaster.reader.view.grid(batch), np.arange(len(batch))
+    days = calendar.days(rows, asked, HORIZON, as_of=asked * DAY)
+    happened_b = forecaster.questions.labels(grid, days, asked).happened_bq[:, -1]
+    chance_b = told.forecast(batch, asked).probability[:, -1]
+    known_b = ~np.isnan(chance_b)
+    assert chance_b[known_b].std() > 0.05
+    assert chance_b[known_b].mean() == pytest.approx(happened_b[known_b].mean(), abs=0.1)
