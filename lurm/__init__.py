@@ -65,6 +65,7 @@ The map of the house, from the ground up. Each module may import only what stand
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
     lumos         many behaviors at once, given what is known of the future   (LUMOS)
+    horizons      what is told of own days, carried over to other ones         (LUMOS)
     live          what users did since the base was built, kept durably
     forecasts     what users will do: calibrated, with intervals, what if
     encoder       the one protocol serving knows

@@ -52,14 +52,14 @@ class Calibrations:
     """Those of Q targets.
 
     Attributes:
-        slope_q, intercept_q, least_q, dispersion_q, shock_q: (Q,) float64, as ``Calibration`` says.
+        slope_q, intercept_q, most_q, least_q, dispersion_q, shock_q: (Q,) float64, as ``Calibration`` says.
     """
 
     def __init__(self, of: Sequence[Calibration]) -> None:
         def column(name: str) -> NDArray[np.float64]:
             return np.array([getattr(one, name) for one in of], np.float64)
 
-        self.slope_q, self.intercept_q, self._most_q = column("slope"), column("intercept"), column("most_logit")
+        self.slope_q, self.intercept_q, self.most_q = column("slope"), column("intercept"), column("most_logit")
         self._tilt_q, self._shift_q, self._width_q = column("tilt"), column("shift"), column("width")
         self.least_q, self._factor_q, self._strays_qn = column("least"), column("factor"), column("strays")
         self._apart_2q = np.stack([-column("below"), column("above")])
@@ -67,7 +67,7 @@ class Calibrations:
 
     def chances(self, logit_bq: NDArray[np.float64]) -> NDArray[np.float64]:
         """(B, Q) probabilities by raw logits."""
-        logit_bq = np.clip(logit_bq * self.slope_q + self.intercept_q, -self._most_q, self._most_q)
+        logit_bq = np.clip(logit_bq * self.slope_q + self.intercept_q, -self.most_q, self.most_q)
         chances: NDArray[np.float64] = 1 / (1 + np.exp(-logit_bq))
         return chances
 

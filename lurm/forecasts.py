@@ -33,6 +33,7 @@ from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
+from lurm.horizons import Forecast, Horizons, Raw, added_up
 from lurm.interests import InterestVocabulary
 from lurm.lumos import FINE, REVISION, Amounts, Inputs, Lumos, LumosConfig
 from lurm.targets import Questions, Target
@@ -45,31 +46,6 @@ _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a c
 _FILE = "lumos.json"
 _MOST_SHARE = 100.0  # of an amount, over what days say
 Answer = TypeVar("Answer")
-
-
-class Forecast(NamedTuple):
-    """Of B users and Q targets, (B, Q) float64 each; NaN where the question does not arise.
-
-    Attributes:
-        probability: that the target happens; of an amount, that there is one.
-        amount, typical, low, high: of amounts, given that there is one: the mean, the median, and between which nine of
-            ten lie; NaN of other targets.
-        guess: likewise, whose error as a share of the truth is least on average.
-        expected: probability × amount; of other targets the probability.
-    """
-
-    probability: NDArray[np.float64]
-    amount: NDArray[np.float64]
-    typical: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    guess: NDArray[np.float64]
-    expected: NDArray[np.float64]
-
-    @property
-    def together_q(self) -> NDArray[np.float64]:
-        """(Q,) what is expected of all of whom a question arises; NaN where it does of nobody."""
-        return added_up(self.expected)
 
 
 class Interval(NamedTuple):
@@ -128,6 +104,10 @@ class _Said(NamedTuple):
     logit_bq: Tensor
     expected_bq: Tensor
     amounts: Amounts
+
+    @property
+    def raw(self) -> Raw:
+        return Raw(self.logit_bq.double().numpy(), self.expected_bq.double().numpy())
 
 
 class Forecaster:
@@ -407,21 +387,36 @@ class Forecaster:
         its_own, said = self._say(batch, calendar, first_day, self.questions, questions)
         own = self._forecast_of(its_own, self.questions)
         same_q = [one == other for one, other in zip(questions.targets, self.questions.targets, strict=True)]
-        asked = self._forecast_of(said, questions, own.probability)
+        asked = self._forecast_of(said, questions, (its_own, own))
         return said, Forecast(*(np.where(same_q, *both) for both in zip(own, asked, strict=True)))
 
-    def _forecast_of(self, said: _Said, questions: Questions, own_bq: NDArray[np.float64] | None = None) -> Forecast:
+    def _forecast_of(self, said: _Said, questions: Questions, own: tuple[_Said, Forecast] | None = None) -> Forecast:
         """Calibrated, and no answer against another, nor against those of the release's own questions, if given."""
-        chance_bq = np.where(said.arises_bq, self._corrected.chances(said.logit_bq.double().numpy()), np.nan)
-        probability = questions.coherent(chance_bq, own_bq)
-        is_amount, unit_q = self.questions.amount_q >= 0, self.questions.unit_q
+        by, chance_bq, arises_bq = self._corrected, self._corrected.chances(said.raw.logit_bq), said.arises_bq
+        is_amount, unit_q, told = self.questions.amount_q >= 0, self.questions.unit_q, None
+        if own is not None:
+            its_own, told = own
+            horizons = Horizons(self.questions, questions.targets[0].days, its_own.raw, said.raw, by)
+            chance_bq = horizons.chances(told.probability, chance_bq)
+            arises_bq = arises_bq | [target.kind == "churn" for target in self.targets]  # who acts is asked anyway
+        chance_bq = np.where(arises_bq, chance_bq, np.nan)
+        probability = questions.coherent(chance_bq, None if told is None else told.probability)
+        probability = np.where(said.arises_bq, probability, np.nan)
         log_bq, spread_bq, guess_bq = (
             np.where(is_amount & ~np.isnan(probability), x_bq, np.nan).astype(np.float64) for x_bq in said.amounts
         )
-        given = *self._corrected.amounts(log_bq, spread_bq, unit_q / FINE), guess_bq * unit_q
-        amount, typical, low, high, guess = (np.maximum(one, self._corrected.least_q) for one in given)
-        expected = np.where(is_amount, probability * amount, probability)
-        return Forecast(probability, amount, typical, low, high, guess, expected)
+        given = *by.amounts(log_bq, spread_bq, unit_q / FINE), guess_bq * unit_q
+        amount, *sizes = (np.maximum(one, by.least_q) for one in given)
+        sum_bq = probability * amount
+        if told is not None:
+            sum_bq, sizes = horizons.amounts(probability, told, sizes)
+            sum_bq = np.where(by.least_q > 0, np.maximum(sum_bq, by.least_q * probability), sum_bq)
+        never_negative_q = is_amount & (by.least_q >= 0)
+        coherent_bq = questions.coherent_sums(sum_bq, never_negative_q, None if told is None else told.expected)
+        coherent_bq = np.where(np.isnan(probability), np.nan, coherent_bq)
+        amount = np.where(coherent_bq == probability * amount, amount, coherent_bq / probability)
+        typical, low, high, guess = sizes
+        return Forecast(probability, amount, typical, low, high, guess, np.where(is_amount, coherent_bq, probability))
 
     def _slopes(self, one: _Said, two: _Said, share_bq: NDArray[np.float64]) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on.
@@ -455,13 +450,6 @@ class Forecaster:
         variance = np.einsum("...qc,qcd,...qd->...q", slopes, doubt_qcc, slopes)
         spread: NDArray[np.float64] = np.sqrt(np.maximum(variance, 0.0))
         return spread
-
-
-def added_up(told: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """(Q,) the sum of several (Q,), by what is told of each; NaN where nothing is."""
-    told_nq = np.asarray(told)
-    sum_q: NDArray[np.float64] = np.where(np.isnan(told_nq).all(axis=0), np.nan, np.nansum(told_nq, axis=0))
-    return sum_q
 
 
 def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration], history: HistoryBase) -> Forecaster:

@@ -184,6 +184,32 @@ class Questions:
         halfway_bq: NDArray[np.float64] = np.mean(_bounds(acts_bq, self._within_qq, self._within_qq), axis=0)
         return self._acts(np.where(np.isnan(acts_bq), np.nan, halfway_bq))
 
+    def coherent_sums(
+        self,
+        sum_bq: NDArray[np.float64],
+        never_negative_q: NDArray[np.bool_],
+        own_bq: NDArray[np.float64] | None = None,
+    ) -> NDArray[np.float64]:
+        """(B, Q) what amounts come to, none of which another one contradicts: more days, or behaviors, hold no less.
+
+        Args:
+            sum_bq: (B, Q).
+            never_negative_q: (Q,) amounts of which this can be said; others, and other targets, stay as they are.
+            own_bq: likewise of questions about their own days, which stand.
+        """
+
+        def among(within: NDArray[np.bool_], these: Questions, others: Questions) -> NDArray[np.bool_]:
+            alike = [[one.kind == other.kind for other in others.targets] for one in these.targets]
+            found: NDArray[np.bool_] = within & np.array(alike) & never_negative_q & never_negative_q[:, None]
+            return found
+
+        if own_bq is not None:
+            bounds = among(self._in_these, self._own, self), among(self._in_own, self, self._own)
+            sum_bq = np.where(never_negative_q, np.clip(sum_bq, *_bounds(own_bq, *bounds, most=np.inf)), sum_bq)
+        within = among(self._within_qq, self, self)
+        halfway_bq = np.mean(_bounds(sum_bq, within, within, most=np.inf), axis=0)
+        return np.where(never_negative_q, halfway_bq, sum_bq)
+
     def _acts(self, chance_bq: NDArray[np.float64]) -> NDArray[np.float64]:
         """The chance of acting where that of a "churn" is given, and the other way round."""
         return np.where([target.kind == "churn" for target in self.targets], 1 - chance_bq, chance_bq)
@@ -196,7 +222,11 @@ class Questions:
             [
                 [
                     one == other
-                    or (other.kind != "response" and one.days <= other.days and (own <= held or held == everything))
+                    or (
+                        (other.kind != "response" or other.event_kind == one.event_kind)
+                        and one.days <= other.days
+                        and (own <= held or held == everything)
+                    )
                     for other, held in zip(others.targets, columns_q, strict=True)
                 ]
                 for one, own in zip(self.targets, columns_q, strict=True)
@@ -345,16 +375,17 @@ def usual_targets(features: DayFeatures, kinds: Sequence[str], horizon: int) -> 
 
 
 def _bounds(
-    acts_bq: NDArray[np.float64], within: NDArray[np.bool_], held: NDArray[np.bool_]
+    acts_bq: NDArray[np.float64], within: NDArray[np.bool_], held: NDArray[np.bool_], most: float = 1.0
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(B, P) the most likely of what is in each of P things, and the least likely of what each is in; else 0 and 1.
+    """(B, P) the most of what is in each of P things, and the least of what each is in; else 0 and ``most``.
 
     Args:
-        acts_bq: (B, Q) chances; NaN says nothing.
+        acts_bq: (B, Q) chances, or sums; NaN says nothing.
         within: (Q, P).
         held: (P, Q).
+        most: there can be.
     """
-    low_bq, high_bq = (np.where(np.isnan(acts_bq), none, acts_bq) for none in (0.0, 1.0))
-    least = [low_bq[:, own].max(1, initial=0.0) for own in within.T]
-    most = [high_bq[:, own].min(1, initial=1.0) for own in held]
-    return np.stack(least, axis=1), np.stack(most, axis=1)
+    low_bq, high_bq = (np.where(np.isnan(acts_bq), none, acts_bq) for none in (0.0, most))
+    at_least = [low_bq[:, own].max(1, initial=0.0) for own in within.T]
+    at_most = [high_bq[:, own].min(1, initial=most) for own in held]
+    return np.stack(at_least, axis=1), np.stack(at_most, axis=1)

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from lurm.calibrations import LEVEL, STRAYS, Calibration, mean_amounts
 from lurm.days import signed_log
 from lurm.events import DAY_MS
-from lurm.forecasts import Forecast, Forecaster, with_calibrations
+from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBase
+from lurm.horizons import Forecast
 from lurm.lumos import FINE
 from lurm.targets import Target
 

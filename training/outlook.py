@@ -19,8 +19,9 @@ from lurm.calendars import Edit
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
-from lurm.forecasts import Change, Forecast, Forecaster, added_up
+from lurm.forecasts import Change, Forecaster
 from lurm.histories import erased_up_to
+from lurm.horizons import Forecast, added_up
 from lurm.progress import Reporter
 from lurm.release import Release
 from lurm.settings import Settings

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from lurm.calendars import Calendar
@@ -79,3 +81,31 @@ def test_what_the_last_stretch_asks_nobody_about_is_calibrated_by_earlier_ones(f
     known_b = ~np.isnan(chance_b)
     assert chance_b[known_b].std() > 0.05
     assert chance_b[known_b].mean() == pytest.approx(happened_b[known_b].mean(), abs=0.1)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2, 3])
+def test_with_more_days_nothing_gets_less_whatever_corrects_single_targets(forecaster, release, batch, seed):
+    """Each target is corrected by itself, and may be by something else than the one of the next horizon."""
+    rng, corrections = np.random.default_rng(seed), list(forecaster.calibrations)
+    if seed is not None:
+        for at, one in enumerate(corrections):
+            slope, intercept, tilt, shift, factor = rng.uniform([0.5, -1.5, 0.5, -1, 0.5], [2, 1.5, 1.5, 1, 2])
+            corrections[at] = replace(one, slope=slope, intercept=intercept, tilt=tilt, shift=shift, factor=factor)
+    told, today = with_calibrations(forecaster, corrections, release.history), forecaster.day_for(0)
+    own = told.forecast(batch, today)
+    sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in TARGETS])
+    before: dict[str, tuple[NDArray[np.float64], ...]] = {}
+    for days in range(1, HORIZON + 1):
+        found = told.forecast(batch, today, days=days)
+        for at, target in enumerate(TARGETS):
+            if target.days == days:
+                for one, other in zip(found, own, strict=True):
+                    assert np.array_equal(one[:, at], other[:, at], equal_nan=True)
+        for target, at in told.questions.over(days).place.items():
+            now = tuple(sign_q[at] * answers_bq[:, at] for answers_bq in (found.probability, found.expected))
+            for one, other in zip(now, before.get(target.over(1).name, now), strict=True):
+                assert not (one < other - 1e-9).any(), (target, days)
+            before[target.over(1).name] = now
+            if target.is_amount:
+                assert found.expected[:, at] == pytest.approx(found.probability[:, at] * found.amount[:, at])
+                assert (found.amount[:, at] >= told.calibrations[at].least - 1e-9).all() or target.kind == "spend"
