@@ -22,7 +22,7 @@ class Calibration:
 
     Attributes:
         slope, intercept: of logits.
-        factor: of mean amounts.
+        factor: of mean amounts, as far as their intervals allow.
         tilt, shift: signed logs of typical amounts are those of the network, times and plus this.
         width: signed logs of amounts lie so many spreads from typical ones in nine cases of ten.
         strays: by how many spreads amounts lay from typical ones, ``STRAYS`` of them that stand for all.
@@ -82,10 +82,32 @@ class Calibrations:
             part_q: of a unit.
         """
         log_bq = log_bq * self._tilt_q + self._shift_q
-        mean_bq = mean_amounts(log_bq, spread_bq, self._strays_qn, self._apart_2q) * self._factor_q * part_q
+        mean_bq = mean_amounts(log_bq, spread_bq, self._strays_qn, self._apart_2q) * self._factor_q
         width_bq = self._width_q * spread_bq
-        low_bq, high_bq = (log_bq + np.clip(side * width_bq, *self._apart_2q) for side in (-1, 1))
-        return mean_bq, *(from_signed_log(one_bq) * part_q for one_bq in (log_bq, low_bq, high_bq))
+        logs = log_bq, *(log_bq + np.clip(side * width_bq, *self._apart_2q) for side in (-1, 1))
+        typical_bq, low_bq, high_bq = map(from_signed_log, logs)
+        return tuple(one_bq * part_q for one_bq in (np.clip(mean_bq, low_bq, high_bq), typical_bq, low_bq, high_bq))
+
+
+def in_order(amounts: Sequence[NDArray[np.float64]], counted_q: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
+    """(B, Q) each, typical amounts, low, high and guess as they may be told; NaN stays.
+
+    An interval holds the mean, and of what is counted a whole number; a guess lies between the typical amount and the
+    end of its interval that is nearer to nothing.
+
+    Args:
+        amounts: (B, Q) each: mean, typical, low, high and guess.
+        counted_q: (Q,) whether amounts are counts.
+    """
+    mean_bq, typical_bq, low_bq, high_bq, guess_bq = amounts
+    low_bq, high_bq = np.minimum(low_bq, mean_bq), np.maximum(high_bq, mean_bq)
+    is_empty_bq = counted_q & (np.ceil(low_bq) > np.floor(high_bq))
+    low_bq = np.where(is_empty_bq, np.floor(low_bq), low_bq)
+    high_bq = np.where(is_empty_bq, np.ceil(high_bq), high_bq)
+    least_bq, most_bq = np.minimum(typical_bq, np.maximum(low_bq, 0)), np.maximum(typical_bq, np.minimum(high_bq, 0))
+    is_less_bq = typical_bq < 0
+    guess_bq = np.clip(guess_bq, np.where(is_less_bq, typical_bq, least_bq), np.where(is_less_bq, most_bq, typical_bq))
+    return typical_bq, low_bq, high_bq, guess_bq
 
 
 def mean_amounts(

@@ -3,7 +3,7 @@
     probability   that a target happens within its days, calibrated on the last stretch of the log
     amount        given that there is one, on average
     typical       half of the amounts are larger; low and high hold nine of ten, as measured on that stretch
-    guess         the amount whose error, as a share of the true one, is least; below the typical one
+    guess         the amount whose error, as a share of the true one, is least; between low and the typical one
     expected      probability × amount
     difference    what an edited calendar changes; its interval tells how well the log knows what its events do
 
@@ -28,7 +28,7 @@ from lurm.ahead import each
 from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
-from lurm.calibrations import Calibration, Calibrations
+from lurm.calibrations import Calibration, Calibrations, in_order
 from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
@@ -415,7 +415,8 @@ class Forecaster:
         coherent_bq = questions.coherent_sums(sum_bq, never_negative_q, None if told is None else told.expected)
         coherent_bq = np.where(np.isnan(probability), np.nan, coherent_bq)
         amount = np.where(coherent_bq == probability * amount, amount, coherent_bq / probability)
-        typical, low, high, guess = sizes
+        counted_q = np.array([target.kind == "count" for target in self.targets])
+        typical, low, high, guess = in_order((amount, *sizes), counted_q)
         return Forecast(probability, amount, typical, low, high, guess, np.where(is_amount, coherent_bq, probability))
 
     def _slopes(self, one: _Said, two: _Said, share_bq: NDArray[np.float64]) -> NDArray[np.float64]:

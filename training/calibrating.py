@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.calibrations import LEVEL, STRAYS, Calibration, mean_amounts
+from lurm.calibrations import LEVEL, STRAYS, Calibration, Calibrations, mean_amounts
 from lurm.days import signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster, with_calibrations
@@ -27,6 +27,7 @@ from lurm.targets import Target
 
 _MOST_USERS = 32_768
 _FEWEST, _EARLIER = 50, 6  # answers; with fewer, so many earlier stretches are looked at
+_FACTORS = 41  # that are tried
 _SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
 _SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
@@ -58,10 +59,11 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         one = Calibration(slope, intercept)
         if target.is_amount:
             did_b = amount_bq[:, at].astype(np.float64)
-            one, mean_b = of_amounts(one, log_bq[:, at], high_bq[:, at] - log_bq[:, at], did_b, parts_q[at])
-            total, happened = float(np.nansum(said_b * mean_b)), float(np.nansum(did_b))
-            factor = float(np.clip(happened / total, 0.1, 10.0)) if total * happened > 0 else 1.0
-            one, said_b = replace(one, factor=factor), said_b * mean_b * factor
+            spread_b = high_bq[:, at] - log_bq[:, at]
+            one, mean_b = of_amounts(one, log_bq[:, at], spread_b, did_b, parts_q[at])
+            plain = Calibrations([one]).amounts(log_bq[:, [at]], spread_b[:, None], parts_q[[at]])
+            factor = factor_of(said_b, mean_b, plain[2][:, 0], plain[3][:, 0], float(np.nansum(did_b)))
+            one, said_b = replace(one, factor=factor), said_b * np.clip(mean_b * factor, plain[2][:, 0], plain[3][:, 0])
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
@@ -205,6 +207,30 @@ def of_amounts(
         one = replace(one, strays=tuple(strays.tolist()), below=below, above=above, least=least)
     apart = np.array([[-one.below], [one.above]])
     return one, part * mean_amounts(told_b[:, None], spread_b[:, None], np.array([one.strays]), apart)[:, 0]
+
+
+def factor_of(
+    chance_b: NDArray[np.float64],
+    mean_b: NDArray[np.float64],
+    low_b: NDArray[np.float64],
+    high_b: NDArray[np.float64],
+    happened: float,
+) -> float:
+    """What means are to be multiplied by, for all users together to come to what happened.
+
+    Args:
+        chance_b: that there is an amount.
+        mean_b: given that there is one.
+        low_b, high_b: no mean leaves its interval; so it takes more than what is missing, at most as much again.
+        happened: in all.
+    """
+    total = float(np.nansum(chance_b * mean_b))
+    if total * happened <= 0:
+        return 1.0
+    plain = float(np.clip(happened / total, 0.1, 10.0))
+    factors = plain ** np.linspace(1.0, 2.0, _FACTORS)
+    totals = [float(np.nansum(chance_b * np.clip(mean_b * factor, low_b, high_b))) for factor in factors]
+    return float(factors[np.argmin(np.abs(np.array(totals) - happened))])
 
 
 def typical(

@@ -109,3 +109,6 @@ def test_with_more_days_nothing_gets_less_whatever_corrects_single_targets(forec
             if target.is_amount:
                 assert found.expected[:, at] == pytest.approx(found.probability[:, at] * found.amount[:, at])
                 assert (found.amount[:, at] >= told.calibrations[at].least - 1e-9).all() or target.kind == "spend"
+                assert (found.low[:, at] <= found.amount[:, at] + 1e-9).all()
+                assert (found.amount[:, at] <= found.high[:, at] + 1e-9).all()
+                assert (np.abs(found.guess[:, at]) <= np.abs(found.typical[:, at])).all()

@@ -86,6 +86,9 @@ def test_what_is_foretold_hangs_together(forecaster, batch, today):
     for amount in (VIEWS, SPEND):
         assert (found.low[:, amount] <= found.typical[:, amount]).all()
         assert (found.typical[:, amount] <= found.high[:, amount]).all()
+        assert (found.low[:, amount] <= found.amount[:, amount]).all()
+        assert (found.amount[:, amount] <= found.high[:, amount]).all()
+        assert (found.guess[:, amount] <= found.typical[:, amount]).all()
         assert np.allclose(found.expected[:, amount], found.probability[:, amount] * found.amount[:, amount])
         assert np.nanmean(found.guess[:, amount]) < np.nanmean(found.typical[:, amount])
         for much in (found.low, found.amount, found.guess):

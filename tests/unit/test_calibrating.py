@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lurm.calibrations import Calibration, Calibrations
+from lurm.calibrations import Calibration, Calibrations, in_order
 from lurm.targets import Target
-from training.calibrating import lines, of_amounts, shock_of, typical
+from training.calibrating import factor_of, lines, of_amounts, shock_of, typical
 
 TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
 N = 4000
@@ -97,3 +99,37 @@ def test_where_few_stretches_are_known_everybody_may_be_off_at_once() -> None:
     assert shock_of(np.array([])) == shock_of(np.array([np.nan])) == pytest.approx(0.2)
     assert shock_of(np.zeros(1)) > shock_of(np.zeros(6)) > 0.05
     assert shock_of(np.array([0.5, -0.5, np.nan, 0.5])) == pytest.approx(0.44, abs=0.01)
+
+
+AMOUNTS = st.floats(-1e6, 1e6, allow_subnormal=False)
+
+
+@given(st.lists(AMOUNTS, min_size=3, max_size=3).map(sorted), AMOUNTS, AMOUNTS, st.booleans())
+def test_an_interval_holds_the_mean_and_a_number_there_can_be_and_a_guess_leans_to_nothing(
+    interval: list[float], mean: float, guess: float, is_count: bool
+) -> None:
+    low, typical_one, high = interval
+    given_amounts = [np.array([[one]]) for one in (mean, typical_one, low, high, guess)]
+    told = [float(one[0, 0]) for one in in_order(given_amounts, np.array([is_count]))]
+    middle, from_, to, leaning = told
+    assert middle == typical_one
+    assert from_ <= min(low, mean) <= max(high, mean) <= to
+    assert abs(leaning) <= abs(middle) and from_ <= leaning <= to
+    assert not is_count or np.ceil(from_) <= np.floor(to)
+    assert from_ >= min(low, mean) - 1 and to <= max(high, mean) + 1
+
+
+def test_who_cannot_be_told_more_is_made_up_for_by_others() -> None:
+    """Together they come to what happened, and no mean has left its interval."""
+    chance_b, mean_b = np.array([0.5, 0.5]), np.array([10.0, 10.0])
+    factor = factor_of(chance_b, mean_b, np.array([9.0, 5.0]), np.array([11.0, 20.0]), 12.0)
+    told_b = np.clip(mean_b * factor, [9.0, 5.0], [11.0, 20.0])
+    assert chance_b @ told_b == pytest.approx(12.0, rel=0.01)
+    assert factor_of(chance_b, mean_b, mean_b, mean_b, 40.0) == pytest.approx(4.0)
+    assert factor_of(chance_b, mean_b, mean_b, mean_b, 0.0) == 1.0
+
+
+def test_corrected_means_stay_within_their_intervals() -> None:
+    one = Calibration(factor=3.0, width=0.2, strays=(0.1,) * 16)
+    mean, typical_one, low, high = Calibrations([one]).amounts(np.array([[2.0]]), np.array([[1.0]]), np.array([0.5]))
+    assert low < typical_one < mean == high
