@@ -36,6 +36,7 @@ from lurm.history import HistoryBase, HistoryBatch
 from lurm.horizons import Forecast, Horizons, Raw, added_up
 from lurm.interests import InterestVocabulary
 from lurm.lumos import FINE, REVISION, Amounts, Inputs, Lumos, LumosConfig
+from lurm.moments import in_words
 from lurm.targets import Questions, Target
 from lurm.tokens import Reader, StaticFeatures
 from lurm.transformer import UNDIVIDED
@@ -205,9 +206,23 @@ class Forecaster:
         """What is asked, in the order of Q."""
         return self.questions.targets
 
-    def day_for(self, last_at: int) -> int:
-        """The first day of a forecast where none is asked for: after the end of the log and a user's newest event."""
-        return day_of(max(self.ends_at, last_at)) + 1
+    def day_for(self, last_at: int, as_of: int | None = None) -> int:
+        """The first day of a forecast: the one that is asked for, else after the end of the log and the newest event.
+
+        Args:
+            last_at: a user's newest event, epoch ms.
+            as_of: epoch ms of the day; None: none is asked for.
+
+        Raises:
+            Unfulfillable: it is farther off than the network foretells: nobody knows who was silent until then.
+        """
+        first_day, horizon = day_of(max(self.ends_at, last_at)) + 1, self.network.config.horizon
+        if as_of is not None and day_of(as_of) > (latest := first_day + horizon):
+            raise Unfulfillable(
+                f"as_of is {in_words(as_of)}, nothing is known from {in_words(first_day * DAY_MS)} on, and {horizon} "
+                f"days are foretold: ask from {in_words(latest * DAY_MS)} at the latest, or send what has happened"
+            )
+        return first_day if as_of is None else day_of(as_of)
 
     def forecast(self, batch: HistoryBatch, first_day: int, *, days: int | None = None) -> Forecast:
         """What users will do from a day on.

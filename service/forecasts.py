@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.calendars import Edit
-from lurm.days import day_of
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBatch
 from lurm.moments import WrittenMoment, iso_of
@@ -44,6 +43,8 @@ _HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
 @needs("read")
 async def forecast(request: Request, user_id: UserId, days: Days = None, as_of: AsOf = None) -> Response:
     """Every target of the release, from the day after the newest event on, or another; live events included.
+
+    A day farther off than the release foretells is 409: nothing is known of the time until then.
 
     A probability is calibrated; an amount is given that there is one, on average; half of them are above `typical`,
     nine of ten between `low` and `high`, and the error of `guess`, as a share of the truth, is least; `expected` is
@@ -109,6 +110,4 @@ def _head(forecaster: Forecaster, history: History, first_day: int, edits: Seque
 
 def _first_day(forecaster: Forecaster, history: History, as_of: int | None) -> int:
     """The day that is asked for, or the one after the newest event."""
-    if as_of is not None:
-        return day_of(as_of)
-    return forecaster.day_for(int(history.timestamps[-1]) if len(history) else 0)
+    return forecaster.day_for(int(history.timestamps[-1]) if len(history) else 0, as_of)

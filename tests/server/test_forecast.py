@@ -189,3 +189,15 @@ def test_horizons_and_strangers(client: httpx.Client, user_id: str) -> None:
     assert client.get(f"/v1/users/{user_id}/forecast?days=300").status_code == 409
     assert client.get(f"/v1/users/{user_id}/forecast?days=0").status_code == 422
     assert client.get("/v1/users/nobody/forecast").status_code == 404
+
+
+def test_a_day_until_which_nothing_is_known_is_409(client: httpx.Client, release: Release, user_id: str) -> None:
+    """A silence that nobody has seen tells nothing; the farthest day is as far off as days are foretold."""
+    path, horizon = f"/v1/users/{user_id}/forecast", release.foreteller.network.config.horizon
+    farthest = datetime.fromisoformat(client.get(path).json()["from"]) + timedelta(days=horizon)
+    assert client.get(path, params={"as_of": farthest.isoformat()}).status_code == 200
+    for day in ((farthest + timedelta(days=1)).isoformat(), "9999-12-31"):
+        asked = client.get(path, params={"as_of": day}), client.post(path, json={"edits": [], "as_of": day})
+        for answer in asked:
+            assert answer.status_code == 409
+            assert f"ask from {farthest:%Y-%m-%d}" in answer.json()["detail"]
