@@ -82,26 +82,29 @@ def test_what_never_ends_is_on(client: httpx.Client, user_id: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("end", "days"),
+    ("later", "written", "days"),
     [
-        ("2024-05-22", 1),
-        ("20240525", 4),
-        ("2024-05-25T00:00", 3),
-        ("2024-05-25T00:00:00Z", 3),
-        ("2024-05-25T12:00", 3.5),
-        (None, 1),
+        (0, "%Y-%m-%d", 1),
+        (3, "%Y%m%d", 4),
+        (3, "%Y-%m-%dT00:00", 3),
+        (3, "%Y-%m-%dT00:00:00Z", 3),
+        (3, "%Y-%m-%dT12:00", 3.5),
+        (None, "", 1),
     ],
 )
 @pytest.mark.parametrize("do", ["add", "move"])
 def test_a_last_day_counts_whole_as_in_a_calendar(
-    client: httpx.Client, user_id: str, do: str, end: str | None, days: float
+    client: httpx.Client, user_id: str, do: str, later: int | None, written: str, days: float
 ) -> None:
-    new = {"do": "add", "kind": "sale", "event_id": "what if", "start": "2024-05-22"}
+    path = f"/v1/users/{user_id}/forecast"
+    start = datetime.fromisoformat(client.get(path).json()["from"]) + timedelta(days=2)
+    end = None if later is None else f"{start + timedelta(days=later):{written}}"
+    new = {"do": "add", "kind": "sale", "event_id": "what if", "start": f"{start:%Y-%m-%d}"}
     edits = [{**new, "end": end}]
     if do == "move":
-        moved = {"do": "move", "event_id": "what if", "start": "2024-05-22", "end": end}
-        edits = [{**new, "start": "2024-03-08"}, moved]
-    answer = client.post(f"/v1/users/{user_id}/forecast", json={"edits": edits, "as_of": "2024-05-20"})
+        moved = {"do": "move", "event_id": "what if", "start": new["start"], "end": end}
+        edits = [{**new, "start": f"{start + timedelta(days=1):%Y-%m-%d}"}, moved]
+    answer = client.post(path, json={"edits": edits})
     assert answer.status_code == 200, answer.text
     (on,) = (event for event in answer.json()["events"] if event["event_id"] == "what if")
     lasts = datetime.fromisoformat(on["end"]) - datetime.fromisoformat(on["start"])
