@@ -29,13 +29,15 @@ from lurm.progress import Reporter
 from lurm.sequences import life, trailing
 from lurm.smen.network import Bags, Smen
 from training.foresight import foresight
-from training.passes import between, chunks, finite, held_apart, passes, schedule, set_rate
+from training.passes import Passed, between, chunks, finite, held_apart, passes, schedule, set_rate
 from training.ranks import ALONE, Ranks
 from training.views import two_views
 
 _MOST_EPOCHS = 60
 _SAMPLE_FOR_START = 50_000  # users whose bags decide the initialisation
 _STRETCH = 256  # events that are company to each other when W starts
+_GROUPS_TO_COMPARE = 8  # of users who trained, each as many as are held out
+_BLEND_UNHELD = 0.5  # where nobody is held out to tell
 _SAMPLE_FOR_BALANCE = 4_096  # interests that tell, at one step, how equally the anchors are used
 
 Step = tuple[Bags, Bags, Tensor]
@@ -59,8 +61,8 @@ class TrainConfig:
         holdout: share of users, at most ``holdout_users``, that measure and never train; where they would be fewer
             than eight, all users train, and the same ones measure.
         patience: stop after so many epochs without a better held-out loss.
-        blend: how far the weights that are kept go from the start to what training made of them; 1: all the way,
-            which is where a random start always goes.
+        blend: how far the weights that are kept go from the start to what training made of them; None: as far as what
+            training gained holds for users who never trained; 1: all the way, where a random start always goes.
         start: "spectrum", from singular vectors of the bags, or "random", which costs quality (see LOG.md).
         head: put the loss behind a projection head that is thrown away afterwards; costs quality as well.
         seed: of everything random.
@@ -78,8 +80,8 @@ class TrainConfig:
     usage_weight: float = 0.1
     holdout: float = 0.05
     holdout_users: int = 2048
-    patience: int = 3
-    blend: float = 0.5
+    patience: int = 10
+    blend: float | None = None
     start: Literal["spectrum", "random"] = "spectrum"
     head: bool = False
     seed: int = 0
@@ -109,6 +111,7 @@ class Outcome:
         epochs: passes done.
         held_out: contrastive loss on held-out users after each pass, the initial one first.
         best_epoch: the pass whose weights were kept; 0 is the initialisation.
+        blend: how far from the start to these weights those that were kept lie, 0 to 1.
         recall_at_1: how often a held-out user's other view was the nearest of all, with the kept weights.
         in_sample: there were too few users to hold any out; those that measured have trained too.
     """
@@ -116,12 +119,13 @@ class Outcome:
     epochs: int
     held_out: list[float]
     best_epoch: int
+    blend: float
     recall_at_1: float
     in_sample: bool
 
     def __str__(self) -> str:
         measured = "in-sample (too few users to hold any out)" if self.in_sample else "held-out"
-        kept = f"pass {self.best_epoch} of {self.epochs}"
+        kept = f"{self.blend:.0%} of the way to pass {self.best_epoch} of {self.epochs}"
         if not self.best_epoch:
             kept = f"the initialisation, which {self.epochs} passes of training did not improve"
         return f"kept {kept}: {measured} loss {min(self.held_out):.3f} (untrained {self.held_out[0]:.3f})"
@@ -227,8 +231,8 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train until the passes are done or the held-out loss stops falling, and keep weights on the way to the best.
 
-        Paper: robust fine-tuning (Wortsman et al. 2022): halfway between a good start and what training made of it
-        lies what is good on both. The contrastive loss alone would give up what it does not ask for.
+        Paper: robust fine-tuning (Wortsman et al. 2022): between a good start and what training made of it lies what
+        is good on both. The contrastive loss alone would give up what it does not ask for.
 
         Called again, or by another process, it goes on from the checkpoint; after the last pass it only loads it.
 
@@ -247,10 +251,26 @@ class Trainer:
             reporter=self._reporter,
             ranks=self._ranks,
         )
-        share = self._config.blend if self._config.start == "spectrum" else 1.0
-        self._network.load_state_dict(between(passed.begun, passed.best, share))
+        blend = self._blend(passed) if self._config.start == "spectrum" else 1.0
+        self._network.load_state_dict(between(passed.begun, passed.best, blend))
         self._measure()
-        return Outcome(passed.epochs, passed.held_out, passed.best_epoch, self._held_out_recall(), self._in_sample)
+        recall = self._held_out_recall()
+        return Outcome(passed.epochs, passed.held_out, passed.best_epoch, blend, recall, self._in_sample)
+
+    def _blend(self, passed: Passed) -> float:
+        """How far to go to the best weights: what held-out users gained, of what as many who trained did."""
+        if self._config.blend is not None:
+            return self._config.blend
+        if self._in_sample:
+            return _BLEND_UNHELD
+        n = len(self._held_rows)
+        groups = [rows for rows in chunks(self._train_rows[: n * _GROUPS_TO_COMPARE], n) if len(rows) == n]
+        gained = 0.0
+        for weights, sign in ((passed.begun, 1), (passed.best, -1)):
+            self._network.load_state_dict(weights)
+            gained += sign * float(np.mean([self._loss(rows) for rows in groups]))
+        held = passed.held_out[0] - passed.held_out[passed.best_epoch]
+        return min(held / gained, 1.0) if gained > 0 else 1.0
 
     def train(self, epoch: int) -> None:
         """One pass over the users that train."""
@@ -313,9 +333,9 @@ class Trainer:
         advice = f"Lower learning_rate (now {rate:g}) or raise temperature (now {temperature:g}) under [training]"
         return finite(loss, where, advice)
 
-    def _held_out_views(self) -> tuple[Tensor, Tensor]:
-        """(B, M·D) interests of the held-out users from two views of each; the same views every time."""
-        rng, parts = np.random.default_rng([self._config.seed, 10**6]), list(chunks(self._held_rows, 512))
+    def _views(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """(B, M·D) interests of users from two views of each; the same views every time."""
+        rng, parts = np.random.default_rng([self._config.seed, 10**6]), list(chunks(rows, 512))
         ones, twos = [], []
         with torch.no_grad(), closing(ahead(self._two_bags(rows, rng) for rows in parts)) as ready:
             as_it_stands = self._as_it_stands()
@@ -324,15 +344,19 @@ class Trainer:
                 twos.append(self._ranks.gathered(as_it_stands(two), len(rows)))
         return torch.cat(ones), torch.cat(twos)
 
-    @torch.no_grad()
     def held_out_loss(self) -> float:
         """The contrastive loss of users that never train."""
-        ones_be, twos_be = (self._compared(interests_be) for interests_be in self._held_out_views())
-        loss = contrastive_loss(ones_be, twos_be, self._config.temperature)
-        return self._finite(self._ranks.agreed(float(loss)), "held-out users")
+        return self._finite(self._loss(self._held_rows), "held-out users")
+
+    @torch.no_grad()
+    def _loss(self, rows: NDArray[np.int64]) -> float:
+        ones_be, twos_be = (self._compared(interests_be) for interests_be in self._views(rows))
+        return self._ranks.agreed(float(contrastive_loss(ones_be, twos_be, self._config.temperature)))
 
     def _held_out_recall(self) -> float:
-        ones_be, twos_be = (F.normalize(interests_be, dim=-1, eps=1e-6) for interests_be in self._held_out_views())
+        ones_be, twos_be = (
+            F.normalize(interests_be, dim=-1, eps=1e-6) for interests_be in self._views(self._held_rows)
+        )
         return float(((ones_be @ twos_be.T).argmax(1) == torch.arange(len(ones_be))).float().mean())
 
 

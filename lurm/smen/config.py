@@ -30,7 +30,7 @@ class SmenConfig:
     """The shape of a SMEN.
 
     Attributes:
-        dim: E, width of the served vector, at most 4,096; an eighth of it, at most 16, and what the anchors cannot
+        dim: E, width of the served vector, at most 4,096; an eighth of it, at most 32, and what the anchors cannot
             share evenly, tells activity.
         n_anchors: M.
         scales: windows to look at; none: by rule, from the length of the log (``for_log``). The last anchor (of four

@@ -109,7 +109,7 @@ def test_the_default_has_a_name_of_its_own_where_it_is_one_of_the_values() -> No
         "width": "256",
         "scales": "by rule = life + 364 days + 91 days",
         "history": "the recipe's scales",
-        "blend": "50%",
+        "blend": "by rule",
         "views": "past and later, 30 %",
         "start": "spectrum",
         "loss": "on the served vector",

@@ -16,6 +16,7 @@ from lurm.progress import Silent
 from lurm.smen.config import SmenConfig
 from lurm.smen.network import Smen
 from tests.lively import CONFIG, World, lively_world, trainer
+from training.checkpoint import Checkpoint
 from training.loop import TrainConfig, Trainer, contrastive_loss
 
 
@@ -48,6 +49,28 @@ def test_the_weights_kept_lie_between_the_start_and_the_best(world: World) -> No
         assert torch.allclose(quarter[name], begun + (tensor - begun) / 4, atol=1e-6), name
     anywhere = {"start": "random", "blend": 0.25}
     assert torch.equal(kept(**anywhere)["anchors_me"], kept(start="random", blend=1.0)["anchors_me"])
+
+
+def test_by_rule_the_weights_go_as_far_as_what_was_gained_holds_for_users_who_never_trained(
+    world: World, tmp_path: Path
+) -> None:
+    fit, network, _ = trainer(world, tmp_path, epochs=4)
+    outcome = fit.fit()
+    kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    standing = Checkpoint(tmp_path, Silent()).load()
+    assert standing is not None and 0 < outcome.blend < 1
+    begun, best = (
+        {name.removeprefix(end): tensor for name, tensor in standing.tensors.items() if name.startswith(end)}
+        for end in ("begun.", "best.")
+    )
+    losses = []
+    for weights in (begun, best):
+        network.load_state_dict(weights)
+        losses.append(np.mean([fit._loss(fit._train_rows[at : at + 24]) for at in range(0, 96, 24)]))
+    held = outcome.held_out[0] - min(outcome.held_out)
+    assert outcome.blend == pytest.approx(held / (losses[0] - losses[1]), rel=1e-4)
+    for name in ("interests_he.weight", "anchors_me"):
+        assert torch.allclose(kept[name], torch.lerp(begun[name], best[name], outcome.blend)), name
 
 
 def test_what_is_thrown_away_is_what_a_head_changes(world: World) -> None:
@@ -170,7 +193,8 @@ def test_a_training_that_diverges_says_so(world: World, wrong: dict[str, float])
 def test_too_few_to_hold_out_all_train(world: World, holdout: float, in_sample: bool) -> None:
     seen = Listener()
     fit, _, _ = trainer(world, epochs=1, holdout=holdout, reporter=seen)
-    assert fit.fit().in_sample is in_sample
+    outcome = fit.fit()
+    assert (outcome.in_sample, outcome.blend == 0.5) == (in_sample, in_sample)
     assert seen.totals == [120 if in_sample else 96]
 
 

@@ -293,7 +293,10 @@ def _axes(n_items_seen: int, span_ms: int) -> dict[str, dict[str, dict[str, Any]
             "past and later, 30 %": {"training": {"later_share": 0.3}},
             "past and later": {"training": {"later_share": 1.0}},
         },
-        "blend": {f"{share:.0%}": {"training": {"blend": share}} for share in (0.25, 0.5, 1.0)},
+        "blend": {
+            **{f"{share:.0%}": {"training": {"blend": share}} for share in (0.25, 0.5, 1.0)},
+            "by rule": {"training": {"blend": None}},
+        },
         "start": {start: {"training": {"start": start}} for start in ("spectrum", "random")},
         "loss": {
             "on the served vector": {"training": {"head": False}},
