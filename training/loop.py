@@ -80,7 +80,7 @@ class TrainConfig:
     usage_weight: float = 0.1
     holdout: float = 0.05
     holdout_users: int = 2048
-    patience: int = 10
+    patience: int = 5
     blend: float | None = None
     start: Literal["spectrum", "random"] = "spectrum"
     head: bool = False
