@@ -89,6 +89,13 @@ class Calibrations:
         return tuple(one_bq * part_q for one_bq in (np.clip(mean_bq, low_bq, high_bq), typical_bq, low_bq, high_bq))
 
 
+def logit(p: NDArray[np.float64], least: float) -> NDArray[np.float64]:
+    """Of probabilities, none nearer than ``least`` to 0 or 1."""
+    p = np.clip(p, least, 1 - least)
+    found: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    return found
+
+
 def in_order(amounts: Sequence[NDArray[np.float64]], counted_q: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
     """(B, Q) each, typical amounts, low, high and guess as they may be told; NaN stays.
 

@@ -407,11 +407,12 @@ class Forecaster:
 
     def _forecast_of(self, said: _Said, questions: Questions, own: tuple[_Said, Forecast] | None = None) -> Forecast:
         """Calibrated, and no answer against another, nor against those of the release's own questions, if given."""
-        by, chance_bq, arises_bq = self._corrected, self._corrected.chances(said.raw.logit_bq), said.arises_bq
+        by, raw, arises_bq = self._corrected, said.raw, said.arises_bq
+        chance_bq = by.chances(raw.logit_bq)
         is_amount, unit_q, told = self.questions.amount_q >= 0, self.questions.unit_q, None
         if own is not None:
             its_own, told = own
-            horizons = Horizons(self.questions, questions.targets[0].days, its_own.raw, said.raw, by)
+            horizons = Horizons(self.questions, questions.targets[0].days, its_own.raw, raw, by)
             chance_bq = horizons.chances(told.probability, chance_bq)
             arises_bq = arises_bq | [target.kind == "churn" for target in self.targets]  # who acts is asked anyway
         chance_bq = np.where(arises_bq, chance_bq, np.nan)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.calibrations import Calibrations
+from lurm.calibrations import Calibrations, logit
 from lurm.days import from_signed_log, signed_log
 from lurm.targets import Questions
 
@@ -49,16 +49,16 @@ class Forecast(NamedTuple):
         expected: probability × amount; of other targets the probability.
     """
 
-    probability: NDArray[np.float64]
-    amount: NDArray[np.float64]
-    typical: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-    guess: NDArray[np.float64]
-    expected: NDArray[np.float64]
+    probability: Array
+    amount: Array
+    typical: Array
+    low: Array
+    high: Array
+    guess: Array
+    expected: Array
 
     @property
-    def together_q(self) -> NDArray[np.float64]:
+    def together_q(self) -> Array:
         """(Q,) what is expected of all of whom a question arises; NaN where it does of nobody."""
         return added_up(self.expected)
 
@@ -89,7 +89,7 @@ class Horizons:
         family_q = [(channel, one.event_kind) for channel, one in zip(own.channel_q.tolist(), own.targets, strict=True)]
         sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in own.targets])
         rise_bq = sign_q * (self._at_days.logit_bq - self._at_own.logit_bq)
-        told_bq, corrected_bq = (sign_q * _logit(chance_bq) for chance_bq in (told_bq, corrected_bq))
+        told_bq, corrected_bq = (sign_q * logit(chance_bq, _NOTHING) for chance_bq in (told_bq, corrected_bq))
         way = _Way.of(family_q, self._days_q, self._days, rise_bq, ~np.isnan(told_bq))
         first_q = [family_q.index(family) for family in family_q]
         beyond_bq = np.clip(told_bq + self._by.slope_q * rise_bq, -self._by.most_q, self._by.most_q)
@@ -181,14 +181,8 @@ def _at(x_bq: Array, at_bq: NDArray[np.int64]) -> Array:
     return np.take_along_axis(x_bq, np.maximum(at_bq, 0), axis=1)
 
 
-def _logit(p: Array) -> Array:
-    p = np.clip(p, 1e-12, 1 - 1e-12)
-    logit: Array = np.log(p) - np.log1p(-p)
-    return logit
-
-
-def added_up(told: Sequence[NDArray[np.float64]] | NDArray[np.float64]) -> NDArray[np.float64]:
+def added_up(told: Sequence[Array] | Array) -> Array:
     """(Q,) the sum of several (Q,), by what is told of each; NaN where nothing is."""
     told_nq = np.asarray(told)
-    sum_q: NDArray[np.float64] = np.where(np.isnan(told_nq).all(axis=0), np.nan, np.nansum(told_nq, axis=0))
+    sum_q: Array = np.where(np.isnan(told_nq).all(axis=0), np.nan, np.nansum(told_nq, axis=0))
     return sum_q

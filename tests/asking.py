@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,5 +30,5 @@ def some(release: Release, start: int, stop: int) -> list[str]:
 
 def alike(release: Release, **more: object) -> Alike:
     """Whoever is like the first forty users; ``more`` says otherwise."""
-    given = {"seeds": some(release, 0, 40), "size": Size(percent=10)} | more
-    return Alike(Asked(**given))  # type: ignore[arg-type]
+    given: dict[str, Any] = {"seeds": some(release, 0, 40), "size": Size(percent=10)} | more
+    return Alike(Asked(**given))

@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.calibrations import LEVEL, STRAYS, Calibration, Calibrations, mean_amounts
+from lurm.calibrations import LEVEL, STRAYS, Calibration, Calibrations, logit, mean_amounts
 from lurm.days import signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster, with_calibrations
@@ -28,6 +28,7 @@ from lurm.targets import Target
 _MOST_USERS = 32_768
 _FEWEST, _EARLIER = 50, 6  # answers; with fewer, so many earlier stretches are looked at
 _FACTORS = 41  # that are tried
+_SURE = 1e-9  # from 0 and 1
 _SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
 _SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
@@ -54,7 +55,7 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
     found = []
     for at, (slope, intercept) in enumerate(lines(raw.targets, probability_bq, happened_bq)):
         target = raw.targets[at]
-        logit_b = slope * _logit(probability_bq[:, at]) + intercept
+        logit_b = slope * logit(probability_bq[:, at], _SURE) + intercept
         said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
         one = Calibration(slope, intercept)
         if target.is_amount:
@@ -171,7 +172,7 @@ def _platt(
     precision: tuple[float, float],
 ) -> tuple[float, float]:
     """Slope and intercept of the logit that fit best what happened, and what was believed of them beforehand."""
-    x_b2 = np.column_stack([_logit(probability_b), np.ones(len(happened_b))])
+    x_b2 = np.column_stack([logit(probability_b, _SURE), np.ones(len(happened_b))])
     before, prior = np.array(believed), np.diag(precision)
     weights = before.copy()
     for _ in range(20):
@@ -253,9 +254,3 @@ def typical(
     shift = float(np.median(true_b - tilt * log_b))
     level = min(1.0, LEVEL * (1 + 1 / len(true_b)))
     return tilt, shift, float(np.quantile(np.abs(true_b - tilt * log_b - shift) / spread_b, level))
-
-
-def _logit(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    p = np.clip(p, 1e-9, 1 - 1e-9)
-    logit: NDArray[np.float64] = np.log(p) - np.log1p(-p)
-    return logit

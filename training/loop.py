@@ -265,10 +265,11 @@ class Trainer:
             return _BLEND_UNHELD
         n = len(self._held_rows)
         groups = [rows for rows in chunks(self._train_rows[: n * _GROUPS_TO_COMPARE], n) if len(rows) == n]
-        gained = 0.0
-        for weights, sign in ((passed.begun, 1), (passed.best, -1)):
+        losses = []
+        for weights in (passed.begun, passed.best):
             self._network.load_state_dict(weights)
-            gained += sign * float(np.mean([self._loss(rows) for rows in groups]))
+            losses.append(float(np.mean([self._loss(rows) for rows in groups])))
+        gained = losses[0] - losses[1]
         held = passed.held_out[0] - passed.held_out[passed.best_epoch]
         return min(held / gained, 1.0) if gained > 0 else 1.0
 

@@ -1,14 +1,18 @@
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
+from lurm.calendars import Calendar
 from lurm.dataset import Dataset
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.saved import Audiences
 from tests.asking import saved
 from training import pipeline
+from training.forecasting import calendar_of
 from training.recipes import Recipe
 from training.world import Truth, WorldConfig, simulate
 
@@ -47,6 +51,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Built:
 @pytest.fixture(scope="module")
 def release(small: Built) -> Release:
     return small.release()
+
+
+@pytest.fixture(scope="module")
+def calendar(small: Built, release: Release) -> Calendar:
+    return calendar_of(Dataset.open(small.dataset), release.history, release.attributes)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As a build trains; steps this small wait for each other longer than they take."""
+    with threadpool_limits(limits=1, user_api="openmp"):
+        yield
 
 
 @pytest.fixture

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from lurm.calendars import Calendar
 from lurm.calibrations import Calibration
-from lurm.dataset import Dataset
 from lurm.days import day_of
 from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBatch
@@ -20,10 +17,10 @@ from lurm.lumos import LumosConfig
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.targets import Target
-from tests.integration.conftest import Built
 from training.calibrating import calibrations_of
 from training.forecasting import LumosRecipe, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DAY = 86_400_000
 HORIZON = 14
 TARGETS = (
@@ -39,17 +36,8 @@ RECIPE = LumosRecipe(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a build trains."""
-    with threadpool_limits(limits=1, user_api="openmp"):
-        yield
-
-
 @pytest.fixture(scope="module")
-def forecaster(small: Built, release: Release) -> Forecaster:
-    dataset = Dataset.open(small.dataset)
-    calendar = Calendar.of(dataset.calendar(), release.history.users, release.attributes, dataset.calendar_targets())
+def forecaster(release: Release, calendar: Calendar) -> Forecaster:
     parts = release.history, release.vocabulary, release.attributes
     return train(*parts, calendar, RECIPE, checkpoint=None, reporter=Silent())[0]
 

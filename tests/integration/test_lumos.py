@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 from lurm.artifacts import draft
 from lurm.calendars import Calendar, Edit
-from lurm.dataset import Dataset
 from lurm.days import day_of, signed_log
 from lurm.errors import ArtifactCorrupt, DataError, Unfulfillable, UsageError
 from lurm.forecasts import KIND, Forecaster, with_calibrations
@@ -24,10 +21,10 @@ from lurm.progress import Silent
 from lurm.release import Release
 from lurm.targets import Target
 from lurm.transformer import UNDIVIDED
-from tests.integration.conftest import Built
 from training.forecasting import LumosRecipe, train
 from training.world.planted import _WEEKDAYS as WEEKDAYS
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DAY = 86_400_000
 TARGETS = (
     Target("active", "active", 14),
@@ -42,19 +39,6 @@ ACTIVE, CHURN, VIEWS, SPEND, FESTIVAL = 0, 2, 3, 4, 6
 RECIPE = LumosRecipe(
     LumosConfig(width=16, n_heads=2, encoder_blocks=1, days=56, horizon=14), TARGETS, n_groups=3, epochs=2
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As a build trains; steps this small wait for each other longer than they take."""
-    with threadpool_limits(limits=1, user_api="openmp"):
-        yield
-
-
-@pytest.fixture(scope="module")
-def calendar(small: Built, release: Release) -> Calendar:
-    dataset = Dataset.open(small.dataset)
-    return Calendar.of(dataset.calendar(), release.history.users, release.attributes, dataset.calendar_targets())
 
 
 def trained(release: Release, calendar: Calendar, recipe: LumosRecipe = RECIPE, **options) -> Forecaster:
