@@ -102,10 +102,11 @@ def test_windows_files_read_like_others(write):
 @pytest.mark.parametrize(
     ("packed", "advice"),
     [
-        (gzip.compress(b"a,b\n1,2\n"), "compressed, and its name does not say so; name it log.csv.gz"),
+        (gzip.compress(b"a,b\n1,2\n", mtime=0), "compressed, and its name does not say so; name it log.csv.gz"),
         (pa.compress(b"a,b\n1,2\n", codec="zstd", asbytes=True), "name it log.csv.zst"),
         (b"PK\x03\x04\x14\0rest", "zip archive.*unpack it"),
     ],
+    ids=["gzip", "zstd", "zip"],
 )
 def test_what_is_packed_under_the_name_of_text_says_so(write, packed, advice, format):
     with pytest.raises(DataError, match=advice):
