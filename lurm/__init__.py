@@ -62,11 +62,14 @@ The map of the house, from the ground up. Each module may import only what stand
     tokens        users as LUMOS reads them                                   (LUMOS)
     calibrations  what corrects raw answers, and what amounts are by it       (LUMOS)
     balance       the mix that an audience is to have
+    beginnings    what closed forms say to a network, before and after it     (LUMOS)
+    changes       what another calendar changes, and how sure that is         (LUMOS)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
     lumos         many behaviors at once, given what is known of the future   (LUMOS)
     horizons      what is told of own days, carried over to other ones         (LUMOS)
     live          what users did since the base was built, kept durably
+    told          what LUMOS says, corrected, and no answer against another    (LUMOS)
     forecasts     what users will do: calibrated, with intervals, what if
     encoder       the one protocol serving knows
     histories     base + live: every event of every user, up to this moment

@@ -22,63 +22,31 @@ import orjson
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from lurm.ahead import each
 from lurm.artifacts import Artifact, open_artifact
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar, Edit
-from lurm.calibrations import Calibration, Calibrations, in_order
+from lurm.calibrations import Calibration, Calibrations
+from lurm.changes import Change, Interval
 from lurm.days import DayFeatures, DayView, day_of
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
-from lurm.horizons import Forecast, Horizons, Raw, added_up
+from lurm.horizons import Forecast, Raw, added_up
 from lurm.interests import InterestVocabulary
-from lurm.lumos import FINE, REVISION, Amounts, Inputs, Lumos, LumosConfig
+from lurm.lumos import REVISION, Foretold, Inputs, Lumos, LumosConfig
 from lurm.moments import in_words
 from lurm.targets import Questions, Target
 from lurm.tokens import Reader, StaticFeatures
+from lurm.told import Said, Teller, Told, growth
 from lurm.transformer import UNDIVIDED
 
 KIND = "lumos"
-_SIDES = 1.645  # standard deviations to either side that hold so much
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
-_MOST_SHARE = 100.0  # of an amount, over what days say
+_LEAST = 1e-9  # that anything is divided by
 Answer = TypeVar("Answer")
-
-
-class Interval(NamedTuple):
-    """What is expected, or what another calendar changes of it, and between which nine of ten cases lie.
-
-    float64 each: (B, Q) of users, NaN where the question does not arise, or (Q,) of all together.
-    """
-
-    value: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-    @classmethod
-    def around(cls, value: NDArray[np.float64], spread: NDArray[np.float64]) -> Interval:
-        """By standard deviations."""
-        return cls(value, value - _SIDES * spread, value + _SIDES * spread)
-
-
-class Change(NamedTuple):
-    """A change of what is expected of some users together, and how it moves with what events do; changes add up.
-
-    Attributes:
-        planned_q: (Q,) what is expected under the calendar as it is; NaN where nobody is asked.
-        value_q: (Q,) the change of those who are asked under both calendars; NaN where nobody is.
-        pulled_q: (Q,) how much of it only keeps answers from contradicting each other.
-        slopes_qc: (Q, C) by the log factors of what is on.
-    """
-
-    planned_q: NDArray[np.float64]
-    value_q: NDArray[np.float64]
-    pulled_q: NDArray[np.float64]
-    slopes_qc: NDArray[np.float64]
 
 
 class _Compared(NamedTuple):
@@ -94,21 +62,12 @@ class _Compared(NamedTuple):
         return self.scenario.expected - self.baseline.expected
 
 
-class _Said(NamedTuple):
-    """What the network says of some users, before it is added up."""
+class _Read(NamedTuple):
+    """What the network read of some users, and said: in its own terms, and as it is told."""
 
     inputs: Inputs
-    arises_bq: NDArray[np.bool_]
-    rate_bfh: Tensor
-    amount_bfa: Tensor
-    burst_bh: Tensor
-    logit_bq: Tensor
-    expected_bq: Tensor
-    amounts: Amounts
-
-    @property
-    def raw(self) -> Raw:
-        return Raw(self.logit_bq.double().numpy(), self.expected_bq.double().numpy())
+    foretold: Foretold
+    said: Said
 
 
 class Forecaster:
@@ -138,6 +97,7 @@ class Forecaster:
         self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()
         self._corrected = Calibrations(calibrations)
+        self._teller = Teller(questions, self._corrected)
 
     @classmethod
     def open(
@@ -238,16 +198,20 @@ class Forecaster:
         questions = self._asking(days)
 
         def forecast(some: slice) -> Forecast:
-            return self._answer(batch.part(some.start, some.stop), self.calendar, first_day, questions)[1]
+            return self._answer(batch.part(some.start, some.stop), self.calendar, first_day, questions)[1].forecast
 
         return _joined(_at_once(forecast, len(batch)))
 
-    def uncorrected(self, batch: HistoryBatch, first_day: int) -> tuple[NDArray[np.float32], ...]:
-        """Logits and signed logs of amounts, (B, Q), before anything corrects them, and (B, S') what users are."""
+    def uncorrected(self, batch: HistoryBatch, first_day: int) -> tuple[NDArray[Any], ...]:
+        """Before anything corrects them: logits, signed logs of amounts on plain days, and by what factor the calendar
+        has them larger, (B, Q); and (B, S') what users are."""
 
-        def parts(some: slice) -> tuple[NDArray[np.float32], ...]:
-            (said,) = self._say(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
-            return said.logit_bq.numpy(), said.amounts.log_bq, said.inputs.static_bs.numpy()
+        def parts(some: slice) -> tuple[NDArray[Any], ...]:
+            (read,) = self._read(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
+            said = read.said
+            before_bq, now_bq = (1 / (1 + np.exp(-raw.logit_bq)) for raw in (said.plain, said.by_calendar))
+            grown_bq = growth(said, before_bq, now_bq)
+            return read.foretold.logit_bq.numpy(), said.amounts.log_bq, grown_bq, read.inputs.static_bs.numpy()
 
         return tuple(map(np.concatenate, zip(*_at_once(parts, len(batch)), strict=True)))
 
@@ -257,9 +221,9 @@ class Forecaster:
         """What users will do, what they would do under another calendar, and the difference with its interval."""
         found = list(self._compared(batch, first_day, edits, days))
         value = np.concatenate([part.value_bq for part in found])
-        spread = np.concatenate([np.hypot(self._spread(part.slopes_bqc), part.pulled_bq) for part in found])
+        pulled, slopes = (np.concatenate([part[at] for part in found]) for at in (2, 3))
         baseline, scenario = _joined(part.baseline for part in found), _joined(part.scenario for part in found)
-        return baseline, scenario, Interval.around(value, spread)
+        return baseline, scenario, self._change(value, pulled, slopes)
 
     def changed(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
@@ -291,8 +255,7 @@ class Forecaster:
     def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""
         _, value_qs, pulled_qs, slopes_qcs = zip(*parts, strict=True)
-        pulled_q, slopes_qc = np.sum(pulled_qs, axis=0), np.sum(slopes_qcs, axis=0)
-        return Interval.around(added_up(value_qs), np.hypot(self._spread(slopes_qc), pulled_q))
+        return self._change(added_up(value_qs), np.sum(pulled_qs, axis=0), np.sum(slopes_qcs, axis=0))
 
     def edited(self, edits: Sequence[Edit], first_day: int) -> Calendar:
         """The calendar as it would be, known when the forecast is made.
@@ -356,110 +319,83 @@ class Forecaster:
             (one, before), (two, after) = (
                 self._answer(part, known, first_day, questions) for known in (self.calendar, calendar)
             )
-            # An amount moves as days say: what corrects it was measured between users, not between calendars.
-            unit_q = questions.unit_q
-            raw_bq, other_bq = (said.expected_bq.double().numpy() * unit_q for said in (one, two))
-            share_bq = before.expected / np.where(np.abs(raw_bq) > 1e-9, raw_bq, np.nan)
-            share_bq = np.clip(np.nan_to_num(share_bq, nan=1.0), 0.0, _MOST_SHARE)
-            moved_bq = before.expected + share_bq * (other_bq - raw_bq)
-            stays_bq = (other_bq == raw_bq) & (after.probability == before.probability)
-            moves_bq = (self.questions.amount_q >= 0) & ~np.isnan(moved_bq) & ~stays_bq
-            amount_bq = np.where(moves_bq, moved_bq / np.maximum(after.probability, 1e-9), after.amount)
-            after = after._replace(expected=np.where(moves_bq, moved_bq, after.expected), amount=amount_bq)
-            chance_bq, other_bq = (self._corrected.chances(said.logit_bq.double().numpy()) for said in (one, two))
-            pulled_bq = after.probability - before.probability - (other_bq - chance_bq)
+            chance_bq, other_bq = (self._corrected.chances(told.said.by_calendar.logit_bq) for told in (before, after))
+            pulled_bq = after.forecast.probability - before.forecast.probability - (other_bq - chance_bq)
             pulled_bq = np.where(self.questions.amount_q >= 0, 0.0, np.nan_to_num(pulled_bq))
-            return _Compared(before, after, pulled_bq, self._slopes(one, two, share_bq * unit_q))
+            slopes_bqc = self._slopes((one, before), (two, after))
+            return _Compared(before.forecast, after.forecast, pulled_bq, slopes_bqc)
 
         return _at_once(compared, len(batch))
 
-    def _say(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *asked: Questions) -> list[_Said]:
+    def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *asked: Questions) -> list[_Read]:
         """What the network says to each of these: days are foretold once, and added up for every horizon."""
         rows = self._users.rows(batch.user_ids).astype(np.int64)
-        tokens = self.reader.read(batch, rows, calendar, first_day)
-        inputs, said = self.network.seen(Inputs.of(tokens, self.questions)), []
+        tokens, network = self.reader.read(batch, rows, calendar, first_day), self.network
+        inputs, found = network.seen(Inputs.of(tokens, self.questions)), []
         with torch.no_grad():
-            memory_bsd = self.network.remember(inputs, self._stacks)
-            foretold = self.network.foretell(inputs, memory_bsd, self._stacks)
-            burst_bh = self.network.burst(memory_bsd[:, 0])
+            foretold = network.foretell(inputs, network.remember(inputs, self._stacks), self._stacks)
+            days, plain_days = foretold.days, foretold.days and foretold.days.without_events()
             for questions in asked:
                 if questions is not self.questions:
+                    assert days is not None, "of days that are told one by one"
                     inputs = inputs._replace(asked_ufq=torch.from_numpy(questions.asked(tokens.ahead)))
-                    foretold = self.network.added_up(inputs, foretold.rate_bfh, foretold.amount_bfa, burst_bh)
+                    foretold = network.added_up(inputs, days)
+                by_calendar = bare = _raw(foretold)
+                given_bq = foretold.given_bq
+                if plain_days is not None and plain_days is not days:
+                    plain = network.added_up(inputs, plain_days)
+                    bare, given_bq = _raw(plain), plain.given_bq
                 arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
-                amounts = self.network.amounts(inputs, foretold.given_bq)
-                days = foretold.rate_bfh, foretold.amount_bfa, burst_bh
-                said.append(_Said(inputs, arises_bq, *days, foretold.logit_bq, foretold.expected_bq, amounts))
-        return said
+                said = Said(arises_bq, by_calendar, bare, network.amounts(inputs, given_bq))
+                found.append(_Read(inputs, foretold, said))
+        return found
 
     def _answer(
         self, batch: HistoryBatch, calendar: Calendar, first_day: int, questions: Questions
-    ) -> tuple[_Said, Forecast]:
+    ) -> tuple[_Read, Told]:
         """What is said of some users, and told: at another horizon nothing that their own horizons contradict."""
         if questions is self.questions:
-            (said,) = self._say(batch, calendar, first_day, questions)
-            return said, self._forecast_of(said, questions)
-        its_own, said = self._say(batch, calendar, first_day, self.questions, questions)
-        own = self._forecast_of(its_own, self.questions)
+            (read,) = self._read(batch, calendar, first_day, questions)
+            return read, self._teller.tell(read.said, questions)
+        its_own, read = self._read(batch, calendar, first_day, self.questions, questions)
+        own = self._teller.tell(its_own.said, self.questions)
+        asked = self._teller.tell(read.said, questions, own)
         same_q = [one == other for one, other in zip(questions.targets, self.questions.targets, strict=True)]
-        asked = self._forecast_of(said, questions, (its_own, own))
-        return said, Forecast(*(np.where(same_q, *both) for both in zip(own, asked, strict=True)))
+        told = (np.where(same_q, *both) for both in zip(own.forecast, asked.forecast, strict=True))
+        return read, asked._replace(forecast=Forecast(*told))
 
-    def _forecast_of(self, said: _Said, questions: Questions, own: tuple[_Said, Forecast] | None = None) -> Forecast:
-        """Calibrated, and no answer against another, nor against those of the release's own questions, if given."""
-        by, raw, arises_bq = self._corrected, said.raw, said.arises_bq
-        chance_bq = by.chances(raw.logit_bq)
-        is_amount, unit_q, told = self.questions.amount_q >= 0, self.questions.unit_q, None
-        if own is not None:
-            its_own, told = own
-            horizons = Horizons(self.questions, questions.targets[0].days, its_own.raw, raw, by)
-            chance_bq = horizons.chances(told.probability, chance_bq)
-            arises_bq = arises_bq | [target.kind == "churn" for target in self.targets]  # who acts is asked anyway
-        chance_bq = np.where(arises_bq, chance_bq, np.nan)
-        probability = questions.coherent(chance_bq, None if told is None else told.probability)
-        probability = np.where(said.arises_bq, probability, np.nan)
-        log_bq, spread_bq, guess_bq = (
-            np.where(is_amount & ~np.isnan(probability), x_bq, np.nan).astype(np.float64) for x_bq in said.amounts
-        )
-        given = *by.amounts(log_bq, spread_bq, unit_q / FINE), guess_bq * unit_q
-        amount, *sizes = (np.maximum(one, by.least_q) for one in given)
-        sum_bq = probability * amount
-        if told is not None:
-            sum_bq, sizes = horizons.amounts(probability, told, sizes)
-            sum_bq = np.where(by.least_q > 0, np.maximum(sum_bq, by.least_q * probability), sum_bq)
-        never_negative_q = is_amount & (by.least_q >= 0)
-        coherent_bq = questions.coherent_sums(sum_bq, never_negative_q, None if told is None else told.expected)
-        coherent_bq = np.where(np.isnan(probability), np.nan, coherent_bq)
-        amount = np.where(coherent_bq == probability * amount, amount, coherent_bq / probability)
-        counted_q = np.array([target.kind == "count" for target in self.targets])
-        typical, low, high, guess = in_order((amount, *sizes), counted_q)
-        return Forecast(probability, amount, typical, low, high, guess, np.where(is_amount, coherent_bq, probability))
-
-    def _slopes(self, one: _Said, two: _Said, share_bq: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _slopes(self, *sides: tuple[_Read, Told]) -> NDArray[np.float64]:
         """(B, Q, C) how the difference of what is expected moves with the log factors of what is on.
 
         Of a question that does not arise under both calendars there is no difference, and nothing that moves.
         """
-        if not one.rate_bfh.numel():
-            raise Unfulfillable("a difference has an interval with head = 'sequence' alone; build with that head")
-        slopes, arises_bq = [], torch.from_numpy(one.arises_bq & two.arises_bq)
+        slopes, arises_bq = [], torch.from_numpy(np.all([told.said.arises_bq for _, told in sides], axis=0))
         slope_q, intercept_q = (torch.from_numpy(x_q) for x_q in (self._corrected.slope_q, self._corrected.intercept_q))
-        is_amount, told_bq = torch.from_numpy(self.questions.amount_q >= 0), torch.from_numpy(share_bq)
-        for said in (one, two):
-            rate_bfh = said.rate_bfh.clone().requires_grad_()
-            foretold = self.network.added_up(said.inputs, rate_bfh, said.amount_bfa, said.burst_bh)
-            chance_bq = torch.sigmoid(foretold.logit_bq * slope_q + intercept_q)
-            expected_q = (torch.where(is_amount, foretold.expected_bq * told_bq, chance_bq) * arises_bq).sum(0)
+        is_amount = torch.from_numpy(self.questions.amount_q >= 0)
+        for read, told in sides:
+            days = read.foretold.days
+            if days is None:
+                raise Unfulfillable("a difference has an interval with head = 'sequence' alone; build with that head")
+            effect_bfh = days.effect_bfh.clone().requires_grad_()
+            moved = self.network.added_up(read.inputs, days._replace(effect_bfh=effect_bfh))
+            each_bq = torch.from_numpy(told.forecast.expected) / read.foretold.times_bq.clamp_min(_LEAST)
+            chance_bq = torch.sigmoid(moved.logit_bq * slope_q + intercept_q)
+            expected_bq = torch.where(is_amount, moved.times_bq * each_bq.nan_to_num(), chance_bq) * arises_bq
             by_day_qbf = torch.stack(
                 [
-                    torch.autograd.grad(sum_, rate_bfh, retain_graph=True)[0][..., channel]
-                    for sum_, channel in zip(expected_q, self.questions.channel_q.tolist(), strict=True)
+                    torch.autograd.grad(sum_, effect_bfh, retain_graph=True)[0][..., channel]
+                    for sum_, channel in zip(expected_bq.sum(0), self.questions.channel_q.tolist(), strict=True)
                 ]
             )
-            own_bfc = said.inputs.future_ufc[said.inputs.group_b]
+            own_bfc = read.inputs.future_ufc[read.inputs.group_b]
             slopes.append(torch.einsum("qbf,bfc->bqc", by_day_qbf, own_bfc).double().numpy())
         difference: NDArray[np.float64] = slopes[1] - slopes[0]
         return difference
+
+    def _change(self, value: NDArray[np.float64], pulled: NDArray[np.float64], slopes: NDArray[np.float64]) -> Interval:
+        """(..., Q) a change: what events do is in doubt, and how much there is that they move, as of ``totals``."""
+        size = self._corrected.shock_q * value
+        return Interval.around(value, np.sqrt(self._spread(slopes) ** 2 + pulled**2 + size**2))
 
     def _spread(self, slopes: NDArray[np.float64]) -> NDArray[np.float64]:
         """(..., Q) standard deviations, by what the log leaves in doubt about what events do; slopes (..., Q, C)."""
@@ -474,6 +410,11 @@ def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration
     one = forecaster
     parts = one.network, one.reader, one.questions, one.calendar
     return Forecaster(*parts, calibrations, history, one.ends_at)
+
+
+def _raw(foretold: Foretold) -> Raw:
+    three = foretold.logit_bq, foretold.expected_bq, foretold.times_bq
+    return Raw(*(x_bq.double().numpy() for x_bq in three))
 
 
 def _numbers_at(arrays: Mapping[str, NDArray[np.float64]], place: int | tuple[int, int]) -> dict[str, float | None]:

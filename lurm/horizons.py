@@ -32,10 +32,12 @@ class Raw(NamedTuple):
     Attributes:
         logit_bq: that a target happens.
         sum_bq: what an amount comes to, whether there is one or not.
+        times_bq: how often it is left.
     """
 
     logit_bq: Array
     sum_bq: Array
+    times_bq: Array
 
 
 class Forecast(NamedTuple):

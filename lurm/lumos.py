@@ -1,7 +1,7 @@
 """LUMOS: many behaviors of a user at once, from their days so far and from what is already known of the days to come.
 
     x_t = relu(W [E_a(activity of day t); E_s(what the user is); E_c(what is on at day t)]) + place(t)       past
-    q_j = relu(W_q E_c(what is on at day T + j)) + place(T + j)                                              future
+    q_j = relu(W_q E_c(date of day T + j)) + place(T + j)                                                    future
     history = encoder(user, x_1 ... x_T)     both ways, padding masked
     z_j     = decoder(q_j, history)          cross-attention alone: no future day sees another
     heads   "sequence": z_j -> rates and amounts of day j, added up;  "aggregated": z_1 ... z_F -> targets
@@ -10,7 +10,9 @@ Paper: LUMOS (arXiv 2512.08957).
 Departure: the user is a token of their own, so that somebody without a day has something to be read from; what happens
 within a horizon is made of its days, p = 1 - (1 + Λ/r)^-r with Λ the sum of daily rates (what is asked for at one
 horizon is learned at all others); and rates have a linear part, log λ_j = head(z_j) + w_c c_j + w_s s, from which the
-training starts (``training.rates``). So an event does on a day what it did on others, however far that day is. After
+training starts (``training.rates``). Events to come are in it alone, w_c and by what users are (``training.effects``):
+so an event does on a day what it did on others, however far that day is, and the network adds no chance to that. What
+happens once leaves as much on any day, so amounts of horizons fit each other and move as days do. After
 the training each target has a line of its own by what the user is, o_q s, added to its logit, and an amount three more:
 for its log, for how far amounts lie from that, and for what of both is guessed (``training.amending``).
 
@@ -25,10 +27,10 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
+from lurm.beginnings import FINE, LEAST_SPREAD, Amounts, Beginning, Lines, bent, leaning
 from lurm.bounds import AT_LEAST_ONE, Bound, check
 from lurm.days import signed_log
 from lurm.errors import UsageError
@@ -37,19 +39,15 @@ from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 8
+REVISION = 9
 """Of the arithmetic; weights of another one mean something else."""
-FINE = 30.0
-"""Lines tell amounts in logs of so small a part of their unit: half a purchase less is no small error."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
 Context = Literal["both", "past", "future", "none"]
 _ACTIVITY, _EVENT, _STATIC = 128, 128, 64  # widths of the pathways
 _MOST_RATE = 6.0  # log of most happenings per day
+_LEAST_MORE = -0.95  # of what happens on a day, by what nobody knows yet
 _MOST_AMOUNT = 12.0  # signed log of most units
-_MOST_FINE = 20.0  # signed log of most parts of them
-LEAST_SPREAD = 0.25
-"""Of what is usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,59 +99,6 @@ class LumosConfig:
         return asdict(self)
 
 
-class Beginning(NamedTuple):
-    """The linear part of rates and amounts, as it was before training; X = H + A outputs.
-
-    Attributes:
-        event_hc: (H, C) float32, log factors on rates by what is on.
-        static_xs: (X, S') float32, log factors by what users are; of amounts, signed logs.
-        bias_x: (X,) float32.
-        doubt_hcc: (H, C, C) float32, covariance of the estimates of ``event_hc``.
-    """
-
-    event_hc: NDArray[np.float32]
-    static_xs: NDArray[np.float32]
-    bias_x: NDArray[np.float32]
-    doubt_hcc: NDArray[np.float32]
-
-
-class Lines(NamedTuple):
-    """What is left over of each target, by what users are; float32, Q rows each. The last number is for everybody.
-
-    Attributes:
-        own_qs: (Q, S' + 1), added to logits.
-        typical_qx: (Q, 3 S' + 1), added to logs of amounts, by ``bent`` features.
-        spread_qx: (Q, 3 S' + 1), how far amounts lie from these, over what is usual, likewise.
-        lean_qk: (Q, 4), the guess of least relative error, by ``leaning``.
-    """
-
-    own_qs: NDArray[np.float32]
-    typical_qx: NDArray[np.float32]
-    spread_qx: NDArray[np.float32]
-    lean_qk: NDArray[np.float32]
-
-    @classmethod
-    def none(cls, n_targets: int, n_static: int) -> Self:
-        """Those that leave everything as it is."""
-        level_x, first_k = np.eye(3 * n_static + 1, dtype=np.float32)[-1], np.eye(4, dtype=np.float32)[0]
-        nothing = np.zeros((n_targets, n_static + 1), np.float32), np.zeros((n_targets, len(level_x)), np.float32)
-        return cls(*nothing, np.tile(level_x, (n_targets, 1)), np.tile(first_k, (n_targets, 1)))
-
-
-class Amounts(NamedTuple):
-    """What lines say of amounts, given that there is one; (B, Q) each.
-
-    Attributes:
-        log_bq: signed log of the typical one, in parts of its unit (``FINE``).
-        spread_bq: how far from that others lie, over what is usual.
-        guess_bq: whose error as a share of the truth is least, in its unit.
-    """
-
-    log_bq: NDArray[np.float32]
-    spread_bq: NDArray[np.float32]
-    guess_bq: NDArray[np.float32]
-
-
 class Inputs(NamedTuple):
     """Tokens as tensors.
 
@@ -187,6 +132,31 @@ class Inputs(NamedTuple):
         return cls(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
 
+class Daily(NamedTuple):
+    """What the network says of the days to come, one by one, under the head "sequence".
+
+    Attributes:
+        plain_bfh: logs of daily rates, had the days nothing but their dates.
+        effect_bfh: what events add to these where they are on.
+        amount_ba: amounts of what happens once, in their units.
+        burst_bh: the larger, the less do those who act often stand for all.
+    """
+
+    plain_bfh: Tensor
+    effect_bfh: Tensor
+    amount_ba: Tensor
+    burst_bh: Tensor
+
+    @property
+    def rate_bfh(self) -> Tensor:
+        """Logs of daily rates."""
+        return (self.plain_bfh + self.effect_bfh).clamp(-20.0, _MOST_RATE)
+
+    def without_events(self) -> Self:
+        """Had they nothing but their dates; the same where nothing is on."""
+        return self._replace(effect_bfh=torch.zeros_like(self.effect_bfh)) if bool(self.effect_bfh.any()) else self
+
+
 class Foretold(NamedTuple):
     """What the network says of B users.
 
@@ -194,16 +164,15 @@ class Foretold(NamedTuple):
         logit_bq: that a target happens; of amounts, that there is one.
         expected_bq: of an amount, in its units; 0 for other targets.
         given_bq: likewise, given that there is one, by the days alone.
-        rate_bfh: logs of daily rates, (B, F, H); empty under the head "aggregated".
-        amount_bfa: amounts of what happens once, (B, F, A), in their units; empty likewise. Who is there twice as often
-            leaves twice as much, however seldom that is on two days.
+        times_bq: how often an amount is left, by the days alone (``Beginning.swell_a``); 1 under the head "aggregated".
+        days: of which all of it is made; None under that head.
     """
 
     logit_bq: Tensor
     expected_bq: Tensor
     given_bq: Tensor
-    rate_bfh: Tensor
-    amount_bfa: Tensor
+    times_bq: Tensor
+    days: Daily | None
 
 
 class Stacks(NamedTuple):
@@ -228,6 +197,11 @@ class Lumos(nn.Module):
     spread_qx: Tensor
     lean_qk: Tensor
     doubt_hcc: Tensor
+    swell_a: Tensor
+    own_hks: Tensor
+    reach_2hk: Tensor
+    far_fh: Tensor
+    unheard_fk: Tensor
     channel_q: Tensor
     amount_q: Tensor
     dates_c: Tensor
@@ -250,16 +224,21 @@ class Lumos(nn.Module):
         self.decoder = Transformer(config.stack(config.decoder_blocks), crossed=True)
         n_out = questions.n_channels + questions.n_amounts
         if config.head == "sequence":
-            inner, n_in, n_last = config.width, config.width, n_out
+            inner, n_in, n_last = config.width, config.width, questions.n_channels
         else:
             inner, n_in, n_last = 2 * config.width, config.horizon * config.width, 2 * len(questions)
         self.head = nn.Sequential(nn.Linear(n_in, inner), nn.GELU(), nn.Linear(inner, n_last))
         self.wide_event = nn.Linear(event, questions.n_channels, bias=False)
         self.wide_static = nn.Linear(static, n_out)
-        self.burst = nn.Linear(config.width, questions.n_channels)
+        self.of_user = nn.Linear(config.width, n_out)  # how bursts of them are, and their amounts
         for name, array in Lines.none(len(questions), static)._asdict().items():
             self.register_buffer(name, torch.from_numpy(array))
         self.register_buffer("doubt_hcc", torch.zeros(questions.n_channels, event, event))
+        self.register_buffer("swell_a", torch.ones(questions.n_amounts))
+        self.register_buffer("far_fh", torch.zeros(config.horizon, questions.n_channels))
+        self.register_buffer("unheard_fk", torch.zeros(config.horizon, len(questions.kinds)))
+        self.register_buffer("own_hks", torch.zeros(questions.n_channels, len(questions.kinds), static))
+        self.register_buffer("reach_2hk", torch.zeros(2, questions.n_channels, len(questions.kinds)))
         self.weight_q = nn.Parameter(torch.zeros(2 * len(questions)))
         self.n_channels, self.n_targets = questions.n_channels, len(questions)
         is_churn = [target.kind == "churn" for target in questions.targets]
@@ -287,7 +266,7 @@ class Lumos(nn.Module):
             self.decoder.start(seed + 2)
             for parameter in (*self.place.parameters(), self.user_d):
                 parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.02)
-            self.burst.weight.zero_()
+            self.of_user.weight.zero_()
             self.wide_event.weight.zero_()
             self.wide_static.weight.zero_()
             self.wide_static.bias[: self.n_channels] = -4.0
@@ -300,6 +279,7 @@ class Lumos(nn.Module):
                 self.wide_static.weight.copy_(torch.from_numpy(begin.static_xs))
                 self.wide_static.bias.copy_(torch.from_numpy(begin.bias_x))
                 self.doubt_hcc.copy_(torch.from_numpy(begin.doubt_hcc))
+                self.swell_a.copy_(torch.from_numpy(begin.swell_a))
 
     def forward(self, inputs: Inputs) -> Foretold:
         """What will happen."""
@@ -350,10 +330,10 @@ class Lumos(nn.Module):
 
     def foretell(self, inputs: Inputs, memory_bsd: Tensor, stacks: Stacks | None = None) -> Foretold:
         """What will happen, by histories that were read; by compiled stacks or with gradients."""
-        config = self.config
-        n_users, n_days = inputs.real_bt.shape
+        config, n_days = self.config, inputs.real_bt.shape[1]
         at = torch.arange(n_days, n_days + config.horizon, device=memory_bsd.device)
-        query_ufd = self.place(F.relu(self.query(self.event(inputs.future_ufc))), at)
+        dates_ufc = inputs.future_ufc if config.head == "aggregated" else inputs.future_ufc * self.dates_c
+        query_ufd = self.place(F.relu(self.query(self.event(dates_ufc))), at)
         is_real = F.pad(inputs.real_bt, (1, 0), value=True)
         query_bfd = query_ufd[inputs.group_b]
         if stacks is not None:
@@ -362,33 +342,58 @@ class Lumos(nn.Module):
         else:
             z_bfd = self.decoder(query_bfd, memory_bsd, mask=seen_keys(is_real), at_bt=at + 1)
         if config.head == "aggregated":
-            out_bx = self.head(z_bfd.flatten(1))
-            empty = z_bfd.new_zeros(n_users, 0, 0)
-            logit_bq, amount_bq = out_bx.chunk(2, dim=-1)
+            logit_bq, amount_bq = self.head(z_bfd.flatten(1)).chunk(2, dim=-1)
             amount_bq = _from_signed_log(amount_bq) * (self.amount_q >= 0)
             logit_bq = logit_bq + self._own(inputs)
-            return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), amount_bq, empty, empty)
-        out_bfx = self.head(z_bfd) + self.wide_static(inputs.static_bs)[:, None]
-        wide_ufh = self.wide_event(inputs.future_ufc)
-        rate_bfh = (out_bfx[..., : self.n_channels] + wide_ufh[inputs.group_b]).clamp(-20.0, _MOST_RATE)
-        amount_bfa = _from_signed_log(out_bfx[..., self.n_channels :])
-        return self.added_up(inputs, rate_bfh, amount_bfa, self.burst(memory_bsd[:, 0]))
+            return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), amount_bq, torch.ones_like(logit_bq), None)
+        static_bx, dates_ufh = self.wide_static(inputs.static_bs), self.wide_event(dates_ufc)
+        own_bfh = self.head(z_bfd) + static_bx[:, None, : self.n_channels] + dates_ufh[inputs.group_b] + self.far_fh
+        unheard_bfh, effect_bfh = self._effects(inputs)
+        user_bx = self.of_user(memory_bsd[:, 0])
+        amount_ba = _from_signed_log((static_bx + user_bx)[:, self.n_channels :])
+        days = Daily(own_bfh + unheard_bfh, effect_bfh, amount_ba, user_bx[:, : self.n_channels])
+        return self.added_up(inputs, days)
 
-    def added_up(self, inputs: Inputs, rate_bfh: Tensor, amount_bfa: Tensor, burst_bh: Tensor) -> Foretold:
+    def _effects(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """(B, F, H) each: what is added to logs of rates, for nobody knows yet what will be on; and by what is known.
+
+        An event does something to all, and to some more than to others.
+        """
+        n_kinds = self.own_hks.shape[1]
+        on_ufk = inputs.future_ufc[..., inputs.future_ufc.shape[2] - n_kinds :]
+        to_all_hk = self.wide_event.weight[:, self.wide_event.in_features - n_kinds :]
+        lift_bhk = self.own_lifts(inputs.static_bs) + to_all_hk
+        on_bfk = on_ufk[inputs.group_b]
+        known_bfh = torch.einsum("bfk,bhk->bfh", on_bfk, lift_bhk)
+        if not bool(self.unheard_fk.any()):
+            return torch.zeros_like(known_bfh), known_bfh
+
+        def perhaps(share_fk: Tensor) -> Tensor:
+            more_bfh = torch.einsum("bfk,bhk->bfh", share_fk.expand_as(on_bfk), lift_bhk.exp() - 1)
+            return torch.log1p(more_bfh.clamp_min(_LEAST_MORE))
+
+        unheard_bfh = perhaps(self.unheard_fk)
+        return unheard_bfh, known_bfh + perhaps(self.unheard_fk * (on_bfk == 0)) - unheard_bfh
+
+    def own_lifts(self, static_bs: Tensor) -> Tensor:
+        """(B, H, K) how much more events do to each user than to all, in logs."""
+        own_bhk = torch.einsum("bs,hks->bhk", static_bs, self.own_hks)
+        return torch.minimum(torch.maximum(own_bhk, self.reach_2hk[0]), self.reach_2hk[1])
+
+    def added_up(self, inputs: Inputs, days: Daily) -> Foretold:
         """Targets from days."""
-        asked_bfq = inputs.asked_ufq[inputs.group_b]
-        daily_bfq = rate_bfh.exp()[..., self.channel_q] * asked_bfq
-        sum_bq = daily_bfq.sum(1)
-        r_bq = F.softplus(burst_bh + 2.0)[:, self.channel_q] + 1e-2
+        daily_bfq = days.rate_bfh.exp()[..., self.channel_q] * inputs.asked_ufq[inputs.group_b]
+        sum_bq = times_bq = daily_bfq.sum(1)
+        r_bq = F.softplus(days.burst_bh + 2.0)[:, self.channel_q] + 1e-2
         days_bq = _logit_of_none(r_bq * torch.log1p(sum_bq / r_bq)) * self.sign_q
-        logit_bq, is_amount = days_bq + self._own(inputs), self.amount_q >= 0
-        if amount_bfa.shape[2]:
-            each_bfq = amount_bfa[..., self.amount_q.clamp_min(0)] * is_amount
-            expected_bq = (daily_bfq * each_bfq).sum(1)
-        else:
-            expected_bq = torch.zeros_like(logit_bq)
+        expected_bq = torch.zeros_like(days_bq)
+        if days.amount_ba.shape[1]:
+            amount_q, chance_bfq = self.amount_q.clamp_min(0), -torch.expm1(-daily_bfq)
+            often_bfq = (daily_bfq / chance_bfq.clamp_min(1e-9)).clamp_min(1.0) ** self.swell_a[amount_q]
+            times_bq = (chance_bfq * often_bfq).sum(1)
+            expected_bq = times_bq * days.amount_ba[:, amount_q] * (self.amount_q >= 0)
         given_bq = expected_bq / torch.sigmoid(days_bq).clamp_min(1e-6)
-        return Foretold(logit_bq, expected_bq, given_bq, rate_bfh, amount_bfa)
+        return Foretold(days_bq + self._own(inputs), expected_bq, given_bq, times_bq, days)
 
     def amounts(self, inputs: Inputs, given_bq: Tensor) -> Amounts:
         """What lines say of amounts that are given as days have them; without gradients."""
@@ -424,9 +429,9 @@ class Lumos(nn.Module):
         target_bq = _signed_log(amount_bq.nan_to_num() / units_q)
         amount_q = _mean_where((_signed_log(given_bq) - target_bq).square(), some_bq)
         daily = happen_q.new_zeros(())
-        if foretold.rate_bfh.numel():
+        if foretold.days is not None:
             happened_bfh = torch.from_numpy(labels.daily_bwc)
-            logit_bfh = _logit_of_none(foretold.rate_bfh.exp())
+            logit_bfh = _logit_of_none(foretold.days.rate_bfh.exp())
             daily = F.binary_cross_entropy_with_logits(logit_bfh, happened_bfh)
         return torch.cat([happen_q, amount_q]), daily
 
@@ -444,22 +449,6 @@ class Lumos(nn.Module):
             return (losses_q * torch.exp(-2 * weight_q) / (1 + is_amount) + weight_q).sum()
         share_q = torch.softmax(weight_q, 0) * len(weight_q)
         return (share_q * losses_q - share_q.log()).sum()
-
-
-def bent(static_bs: NDArray[Any]) -> NDArray[Any]:
-    """(B, 3 S') features, how far they are from 0, and what of them is above 1: lines of these have knees."""
-    return np.concatenate([static_bs, np.abs(static_bs), np.maximum(static_bs - 1, 0)], axis=1)
-
-
-def leaning(log: NDArray[Any], spread: NDArray[Any]) -> NDArray[Any]:
-    """(..., 4) of what a guess is made: the typical amount and its root, in units, each by itself and by the spread.
-
-    A guess can be too large by any multiple of the truth, and too small by all of it at most. So it is the lower the
-    less sure it is, and grows more slowly than amounts do.
-    """
-    size = np.expm1(np.minimum(np.abs(log), _MOST_FINE)) / FINE
-    own = np.stack([np.sign(log) * size, np.sign(log) * np.sqrt(size)], axis=-1)
-    return np.concatenate([own, own * spread[..., None]], axis=-1)
 
 
 def _pathway(width_in: int, width: int) -> nn.Sequential:

@@ -20,11 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.beginnings import FINE, LEAST_SPREAD, Lines, bent, leaning
 from lurm.days import day_of, signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase
-from lurm.lumos import FINE, LEAST_SPREAD, Lines, bent, leaning
 
 _MOST_USERS = 8192
 _CUTS = 8  # a horizon apart, the last ones
@@ -46,7 +46,7 @@ class Stretch(NamedTuple):
         row_b: of users.
         static_bs: what they are.
         logit_bq, log_bq: of the network; amounts in parts of their units (``FINE``).
-        happened_bq, amount_bq: as of ``Labels``; amounts in their units.
+        happened_bq, amount_bq: as of ``Labels``; amounts in their units, as they were on plain days.
     """
 
     row_b: NDArray[np.int64]
@@ -87,9 +87,9 @@ def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Li
     stretches = []
     for cut in cuts:
         begun = np.flatnonzero(grid.born_b < cut)
-        logit_bq, log_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
+        logit_bq, log_bq, growth_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
         labels = questions.labels(grid, raw.calendar.days(rows, cut, horizon, as_of=cut * DAY_MS), cut)
-        happened_bq, amount_bq = labels.happened_bq[begun], labels.amount_bq[begun] / questions.unit_q
+        happened_bq, amount_bq = labels.happened_bq[begun], labels.amount_bq[begun] / (questions.unit_q * growth_bq)
         stretches.append(Stretch(begun, static_bs, logit_bq, log_bq, happened_bq, amount_bq))
     sizes = len(questions), raw.reader.static_width
     return lines(stretches[1:], *sizes), lines(stretches[:_CUTS], *sizes)

@@ -16,13 +16,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.beginnings import FINE
 from lurm.calibrations import LEVEL, STRAYS, Calibration, Calibrations, logit, mean_amounts
 from lurm.days import signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBase
 from lurm.horizons import Forecast
-from lurm.lumos import FINE
 from lurm.targets import Target
 
 _MOST_USERS = 32_768

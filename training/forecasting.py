@@ -40,6 +40,7 @@ from lurm.tokens import Reader, StaticFeatures, lives_of
 from lurm.validate import Held
 from training.amending import own_lines
 from training.calibrating import calibrations_of
+from training.effects import remeasured
 from training.passes import finite, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
 from training.rates import beginning
@@ -338,6 +339,7 @@ def train(
         pupil, epochs=pupil.epochs, patience=recipe.patience, folder=checkpoint, reporter=reporter, ranks=ALONE
     )
     network.load_state_dict(dict(passed.best))
+    remeasured(network, reader, questions, calendar, history, first_day=first_day, until_day=learn_until)
     raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
     before, after = own_lines(raw, history, learn_until)
     network.amend(before)  # the stretch that calibrates them must be new to them

@@ -16,10 +16,11 @@ from pydantic import TypeAdapter, ValidationError
 from lurm.artifacts import check_replaceable, replacing
 from lurm.audiences import ids_in
 from lurm.calendars import Edit
+from lurm.changes import Change
 from lurm.erasure import Ledger
 from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
-from lurm.forecasts import Change, Forecaster
+from lurm.forecasts import Forecaster
 from lurm.histories import erased_up_to
 from lurm.horizons import Forecast, added_up
 from lurm.progress import Reporter

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.beginnings import Beginning
 from lurm.calendars import Calendar, Days
 from lurm.days import signed_log, summed
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase
-from lurm.lumos import Beginning
 from lurm.targets import Questions
 from lurm.tokens import Reader
 
@@ -34,6 +34,7 @@ _STEPS = 12  # of Newton
 _FARTHEST = 2.0  # that a step may move a log rate of somebody
 _GROUPS_AT_ONCE = 256
 _PRIOR_BLOCK, _PRIOR_EVENT, _PRIOR_STATIC = 10.0, 1.0, 200.0  # precision: 1 / variance of what is believed beforehand
+_PRIOR_SWELL = 4.0  # likewise, around 1
 _LEAST_APART = 0.05  # log factors of one event on different channels
 _WEEKDAYS = 7  # features of a day, the first ones
 _PACE = 56  # days that tell how busy somebody is
@@ -54,9 +55,9 @@ def beginning(
         first_day, until_day: epoch days.
     """
     rows = np.arange(min(len(history), _MOST_USERS))
-    event_hc, doubt_hcc = _by_day(history, rows, reader, questions, calendar, first_day, until_day)
-    static_xs, bias_x = _by_user(history, rows, reader, questions, calendar, event_hc, first_day, until_day)
-    arrays = (array.astype(np.float32) for array in (event_hc, static_xs, bias_x, doubt_hcc))
+    event_hc, doubt_hcc, swell_a = _by_day(history, rows, reader, questions, calendar, first_day, until_day)
+    static_xs, bias_x = _by_user(history, rows, reader, questions, calendar, event_hc, swell_a, first_day, until_day)
+    arrays = (array.astype(np.float32) for array in (event_hc, static_xs, bias_x, doubt_hcc, swell_a))
     return Beginning(*arrays)
 
 
@@ -68,8 +69,8 @@ def _by_day(
     calendar: Calendar,
     first_day: int,
     until_day: int,
-) -> tuple[Matrix, Matrix]:
-    """(H, C) log factors by what is on, and the covariance of each channel's."""
+) -> tuple[Matrix, Matrix, Matrix]:
+    """(H, C) log factors by what is on, the covariance of each channel's, and (A,) how amounts of days grow."""
     n_days = until_day - first_day
     days = calendar.days(rows, first_day, n_days, as_of=until_day * DAY_MS)
     grid = reader.view.grid(history.batch(rows).before(until_day * DAY_MS))
@@ -94,7 +95,45 @@ def _by_day(
     of_group_uw = np.zeros((len(days.contexts_uwc), n_days))
     np.add.at(of_group_uw, some // n_paces, n_gw[some])
     usual_c = np.einsum("uw,uwc->c", of_group_uw, days.contexts_uwc, optimize=True) / max(n_gw.sum(), 1)
-    return event_hc, _beside_level(doubt_hcc, usual_c)
+    lot_bw, stratum_g = np.arange(len(rows))[:, None] * n_paces + pace_bw, np.full(shape[0], -1)
+    stratum_g[some] = np.arange(len(some))
+    amounts_bwa = np.abs(summed(grid, questions.amounts_fa, first_day, n_days))
+    swell_a = np.ones(questions.n_amounts)
+    for amount in range(questions.n_amounts):
+        channel = int(questions.channel_q[np.flatnonzero(questions.amount_q == amount)[0]])
+        left_bw = acts_bwc[:, :, channel] & at_risk_bw & (amounts_bwa[:, :, amount] > 0)
+        at_g, at_w = stratum_g[place_bw[left_bw] // n_days], np.nonzero(left_bw)[1]
+        rate_l = np.exp(np.clip(daily[channel].log_rates()[at_g, at_w], -15.0, 4.0))
+        swell_a[amount] = swell(amounts_bwa[left_bw, amount], np.log(rate_l / -np.expm1(-rate_l)), lot_bw[left_bw])
+    return event_hc, _beside_level(doubt_hcc, usual_c), swell_a
+
+
+def swell(amount_l: Matrix, crowd_l: Matrix, lot_l: NDArray[np.int64]) -> float:
+    """By which power of how often something happens on a day, given that it does, the day's amounts grow; 0 to 1.
+
+    Args:
+        amount_l: of L days, above 0.
+        crowd_l: log of how often it happens.
+        lot_l: of which lot a day is; days of a lot are compared with each other.
+
+    Paper: Hausman, Hall and Griliches (1984), Poisson regression given the sums of lots.
+    """
+    _, lot_l = np.unique(lot_l, return_inverse=True)
+    power = 1.0
+
+    def over(x_l: Matrix) -> Matrix:
+        sums_l: Matrix = np.bincount(lot_l, x_l)[lot_l].astype(np.float64)
+        return sums_l
+
+    for _ in range(_STEPS if len(lot_l) else 0):
+        said_l = np.exp(power * crowd_l)
+        said_l *= over(amount_l) / over(said_l)
+        own_l = crowd_l - over(said_l * crowd_l) / over(said_l)
+        spread = float(((amount_l - said_l) ** 2).sum() / said_l.sum())
+        curvature = float((said_l * own_l**2).sum()) / max(spread, 1e-9) + _PRIOR_SWELL
+        step = (float((amount_l * own_l).sum()) / max(spread, 1e-9) + _PRIOR_SWELL * (1 - power)) / curvature
+        power += float(np.clip(step, -0.5, 0.5))
+    return float(np.clip(power, 0.0, 1.0))
 
 
 def _beside_level(doubt_hcc: Matrix, usual_c: Matrix) -> Matrix:
@@ -186,8 +225,16 @@ class _Daily:
             if np.abs(step).max() < 1e-4:
                 break
         curvature, _, spread = self._look(weights)
+        self._weights = weights
         doubt = np.asarray(np.linalg.inv(curvature / spread + np.diag(prior)), np.float64)
         return weights[: self.width], doubt[: self.width, : self.width]
+
+    def log_rates(self) -> Matrix:
+        """(G, W) of a day, as fitted last."""
+        event_uw = self._days.contexts_uwc.astype(np.float64) @ self._weights[: self.width]
+        block_w = self._block_wk @ self._weights[self.width :]
+        rates: Matrix = event_uw[self._group_g] + block_w + self._level_g[:, None]
+        return rates
 
     def _look(self, weights: Matrix) -> tuple[Matrix, Matrix, float]:
         """Curvature and slope of the likelihood, levels of strata taken out; and how much more days vary than they
@@ -206,12 +253,12 @@ class _Daily:
             fixed_gw = x_gwk @ weights
             n_gw, acts_gw = self._n_gw[some], self._acts_gw[some]
             for _ in range(2):
-                p_gw, score_gw, weight_gw = _likelihood(fixed_gw + self._level_g[some, None], n_gw, acts_gw)
+                p_gw, score_gw, weight_gw = likelihood(fixed_gw + self._level_g[some, None], n_gw, acts_gw)
                 off_g = (score_gw.sum(1) - 0.1 * (self._level_g[some] - self._level_g.mean())) / (
                     weight_gw.sum(1) + 0.1
                 )
                 self._level_g[some] += np.clip(off_g, -1.0, 1.0)
-            p_gw, score_gw, weight_gw = _likelihood(fixed_gw + self._level_g[some, None], n_gw, acts_gw)
+            p_gw, score_gw, weight_gw = likelihood(fixed_gw + self._level_g[some, None], n_gw, acts_gw)
             mean_gk = np.einsum("gw,gwk->gk", weight_gw, x_gwk) / (weight_gw.sum(1, keepdims=True) + 1e-9)
             own_gwk = x_gwk - mean_gk[:, None]
             flat = (own_gwk * np.sqrt(weight_gw)[:, :, None]).reshape(-1, len(weights))
@@ -224,7 +271,7 @@ class _Daily:
         return curvature, slope, max(1.0, float((missed_w[seen] ** 2 / variance_w[seen]).sum() / n_free))
 
 
-def _likelihood(log_rate: Matrix, n: Matrix, acts: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+def likelihood(log_rate: Matrix, n: Matrix, acts: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     """p = 1 - exp(-rate), and slope and curvature of the likelihood by the log of the rate."""
     rate = np.exp(np.clip(log_rate, -15.0, 4.0))
     p = np.clip(-np.expm1(-rate), 1e-9, 1 - 1e-9)
@@ -239,6 +286,7 @@ def _by_user(
     questions: Questions,
     calendar: Calendar,
     event_hc: Matrix,
+    swell_a: Matrix,
     first_day: int,
     until_day: int,
 ) -> tuple[Matrix, Matrix]:
@@ -267,7 +315,7 @@ def _by_user(
         found[channel, -1] = np.log(max(acted_bh[:, channel].mean() / horizon, 1e-6))
         for _ in range(_STEPS):
             log_rate = x_bs @ found[channel] + log_bh[:, channel]
-            _, score_b, weight_b = _likelihood(log_rate, np.full(len(x_bs), float(horizon)), acted_bh[:, channel])
+            _, score_b, weight_b = likelihood(log_rate, np.full(len(x_bs), float(horizon)), acted_bh[:, channel])
             curvature = (x_bs * weight_b[:, None]).T @ x_bs + np.diag(prior)
             step = np.linalg.solve(curvature, x_bs.T @ score_b - prior * found[channel])
             found[channel] += step / max(1.0, float(np.abs(x_bs @ step).max()) / _FARTHEST)
@@ -275,7 +323,7 @@ def _by_user(
         channel = int(questions.channel_q[np.flatnonzero(questions.amount_q == amount)[0]])
         some = (amount_ba[:, amount] != 0) & (acted_bh[:, channel] > 0)
         rate = np.exp(np.clip(x_bs[some] @ found[channel] + log_bh[some, channel], -15.0, 4.0))
-        each = amount_ba[some, amount] / (acted_bh[some, channel] * rate / -np.expm1(-rate))
+        each = amount_ba[some, amount] / (acted_bh[some, channel] * (rate / -np.expm1(-rate)) ** swell_a[amount])
         own_bs = x_bs[some]
         aim = own_bs.T @ signed_log(each)
         found[n_channels + amount] = np.linalg.solve(own_bs.T @ own_bs + np.diag(prior), aim)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from lurm.beginnings import FINE, LEAST_SPREAD, Lines, bent, leaning
 from lurm.days import from_signed_log, signed_log
-from lurm.lumos import FINE, LEAST_SPREAD, Lines, bent, leaning
 from training.amending import Stretch, amounts_left_over, lean, left_over, lines, ridge
 
 N = 60_000

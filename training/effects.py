@@ -1,0 +1,308 @@
+"""What events do beside what a trained network says of each user: their log factors measured once more, on totals.
+
+Closed forms (``training.rates``) compare strata of users; a network tells users apart, so the factor that was right on
+average of a stratum need not be right of their sum: whoever comes every seventh day hardly comes more often in a sale,
+and whoever comes by chance then comes four times as often. So, after the training, the log factors move until as many
+act on days with an event as did. How sure they are stays what closed forms say, who know as much of the log.
+
+    plain days      what the network has too low, by what users are and by how far off a day is
+    days of events  acts ~ 1 - exp(-λ_network e^(δ c + level of the stretch)), as if all events had been known
+    some users      what an event does to them beyond that, where earlier stretches tell it of later ones
+    days to come    in what share of them something is on that nobody knows of yet
+
+All of it by Newton's method. Departure: LUMOS learns this by gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lurm.calendars import Calendar
+from lurm.days import summed
+from lurm.events import DAY_MS
+from lurm.history import HistoryBase
+from lurm.lumos import Inputs, Lumos
+from lurm.targets import Questions
+from lurm.tokens import Reader
+from training.rates import likelihood
+
+_MOST_USERS = 4000
+_YEAR = 364  # days back that are looked at, by stretches a horizon long
+_USERS_AT_ONCE = 512
+_PRIOR, _PRIOR_LEVEL = 100.0, 10.0  # precision: 1 / variance of what is believed beforehand
+_PRIORS_OWN = 20.0, 100.0, 500.0  # likewise, of what users are, to choose from
+_MOST_DAYS = 20_000  # of users, of a stretch
+_WEEK = 7  # days that are alike in how far they are off
+_STEPS = 12  # of Newton
+_FOLDS = 4  # of stretches
+_LEAST_GAIN = 10.0  # nats, of what tells other stretches
+Array = NDArray[np.float64]
+
+
+class Stretch(NamedTuple):
+    """What was said of the days of B users, and what happened.
+
+    Attributes:
+        log_bfh: log rates.
+        acts_bfh: bool.
+        on_ufk: events that are on, as each group of users sees them.
+        group_b: (B,) of users.
+        static_bs: what users are.
+        heard_bfk: whether an event of a kind that is on was known when the stretch began.
+    """
+
+    log_bfh: NDArray[np.float32]
+    acts_bfh: NDArray[np.bool_]
+    on_ufk: Array
+    group_b: NDArray[np.int64]
+    static_bs: NDArray[np.float32]
+    heard_bfk: NDArray[np.bool_]
+
+    @property
+    def plain_bf(self) -> NDArray[np.bool_]:
+        """(B, F) whether nothing is on."""
+        plain_bf: NDArray[np.bool_] = (self.on_ufk == 0).all(axis=2)[self.group_b]
+        return plain_bf
+
+
+class _Rows(NamedTuple):
+    """Some days of users: log rates, what users are, whether they acted, what was on, and how far off the day was."""
+
+    log_r: Array
+    static_rs: Array
+    acts_r: Array
+    on_rk: Array
+    day_r: NDArray[np.int64]
+
+
+class Responses(NamedTuple):
+    """How much more an event does to some than to others, in logs.
+
+    Attributes:
+        line_s: (S,) by what users are.
+        reach: lowest and highest of what it says of nine in ten of those who had such an event.
+    """
+
+    line_s: Array
+    reach: tuple[float, float]
+
+
+def remeasured(
+    network: Lumos,
+    reader: Reader,
+    questions: Questions,
+    calendar: Calendar,
+    history: HistoryBase,
+    *,
+    first_day: int,
+    until_day: int,
+) -> None:
+    """Move what events do in a trained network, by the days first_day <= d < until_day."""
+    if not calendar.kinds or network.config.head != "sequence" or network.config.context not in {"both", "future"}:
+        return
+    is_known_n = calendar.known_at_n <= until_day * DAY_MS
+    known = replace(calendar, known_at_n=np.where(is_known_n, np.iinfo(np.int64).min, calendar.known_at_n))
+    horizon = reader.horizon
+    cuts = [cut for n in range(1, _YEAR // horizon + 1) if (cut := until_day - n * horizon) >= first_day + horizon]
+    stretches = [_stretch(network, reader, questions, (known, calendar), history, cut) for cut in cuts]
+    if not stretches:
+        return
+    n_kinds = len(calendar.kinds)
+    with torch.no_grad():
+        network.unheard_fk.copy_(torch.from_numpy(unheard(stretches)))
+        for channel in range(questions.n_channels):
+            usual, far_f = usually(stretches, channel, moved(stretches, channel)[1])
+            for one in stretches:
+                one.log_bfh[:, :, channel] += (one.static_bs @ usual)[:, None] + far_f
+            weights, spread = moved(stretches, channel)
+            for kind in range(n_kinds):
+                own = responses(stretches, channel, kind, weights, spread)
+                network.own_hks[channel, kind] = torch.from_numpy(own.line_s.astype(np.float32))
+                network.reach_2hk[:, channel, kind] = torch.tensor(own.reach)
+            for one in stretches:
+                lift_bk = network.own_lifts(torch.from_numpy(one.static_bs))[:, channel].numpy()
+                one.log_bfh[:, :, channel] += np.einsum("bfk,bk->bf", one.on_ufk[one.group_b], lift_bk)
+            to_all_k = moved(stretches, channel)[0][:n_kinds]
+            network.wide_static.weight[channel] += torch.from_numpy(usual.astype(np.float32))
+            network.wide_event.weight[channel, -n_kinds:] += torch.from_numpy(to_all_k.astype(np.float32))
+            network.far_fh[:, channel] = torch.from_numpy(far_f.astype(np.float32))
+
+
+def usually(stretches: Sequence[Stretch], channel: int, spread: float) -> tuple[Array, Array]:
+    """(S,) by what users are, and (F,) by how far a day is off, what the network has of plain days too low, in logs.
+
+    Else whoever is told too little on any day would seem to be moved by all that is ever on.
+    """
+    nothing = np.zeros(stretches[0].on_ufk.shape[2] + len(stretches))
+    parts = [_rows(one, channel, one.plain_bf, nothing, at) for at, one in enumerate(stretches)]
+    rows = _Rows(*map(np.concatenate, zip(*parts, strict=True)))
+    n_static, horizon = rows.static_rs.shape[1], stretches[0].log_bfh.shape[1]
+    x_rx = np.hstack([rows.static_rs, _weeks(rows.day_r, horizon)])
+    prior_x = np.append(np.full(n_static, _PRIOR), np.full(x_rx.shape[1] - n_static, _PRIOR_LEVEL))
+    line = _line((rows.log_r, x_rx, rows.acts_r), prior_x, spread)
+    return line[:n_static], line[n_static:][np.arange(horizon) // _WEEK]
+
+
+def unheard(stretches: Sequence[Stretch]) -> Array:
+    """(F, K) in what share of days on which no event of a kind is on, as far as is known, one was on then.
+
+    The farther a day is off, the more may be on that nobody knows of yet.
+    """
+    horizon, n_kinds = stretches[0].on_ufk.shape[1:]
+    shares_fk = np.zeros((horizon, n_kinds))
+    for at in range(0, horizon, _WEEK):
+        week = slice(at, at + _WEEK)
+        silent_rk = np.concatenate([~one.heard_bfk[:, week].reshape(-1, n_kinds) for one in stretches])
+        on_rk = np.concatenate([(one.on_ufk[one.group_b, week] != 0).reshape(-1, n_kinds) for one in stretches])
+        shares_fk[week] = (on_rk & silent_rk).sum(0) / np.maximum(silent_rk.sum(0), 1)
+    return shares_fk
+
+
+def _weeks(day_r: NDArray[np.int64], horizon: int) -> Array:
+    weeks_rw: Array = np.eye(-(-horizon // _WEEK))[day_r // _WEEK]
+    return weeks_rw
+
+
+def responses(stretches: Sequence[Stretch], channel: int, kind: int, weights: Array, spread: float) -> Responses:
+    """By what users are, how much more an event of a kind does to some than to others.
+
+    As firmly as earlier stretches tell later ones best: of an event that does nothing, or the same to all, it is
+    nothing. Nobody is told more than such users were: what lives are like grows with time, what events do need not.
+    """
+    parts, places = [], []
+    for at, one in enumerate(stretches):
+        rows = _rows(one, channel, one.on_ufk[one.group_b, :, kind] > 0, weights, at)
+        if n_days := len(rows.log_r):
+            x_rs = np.column_stack([rows.static_rs * rows.on_rk[:, [kind]], np.ones(n_days)])
+            parts.append((rows.log_r, x_rs, rows.acts_r))
+            places.append(np.full(n_days, at))
+    n_features = stretches[0].static_bs.shape[1]
+    nobody = Responses(np.zeros(n_features), (0.0, 0.0))
+    if len(parts) < 2:
+        return nobody
+    answers, place_r = [np.concatenate(part) for part in zip(*parts, strict=True)], np.concatenate(places)
+    level = np.append(np.full(n_features, np.inf), _PRIOR)
+    gained, seen = dict.fromkeys(_PRIORS_OWN, 0.0), np.unique(place_r)  # the newest first
+    for newer in np.array_split(seen, min(_FOLDS + 1, len(seen)))[:-1]:
+        own, others = (
+            [part[chosen] for part in answers] for chosen in (np.isin(place_r, newer), place_r > newer.max())
+        )
+        plain = _likely(own, _line(others, level, spread))
+        for prior in gained:
+            gained[prior] += (_likely(own, _line(others, _firm(prior, n_features), spread)) - plain) / spread
+    firmness = max(gained, key=gained.__getitem__)
+    if gained[firmness] <= _LEAST_GAIN:
+        return nobody
+    line_s = _line(answers, _firm(firmness, n_features), spread)[:-1]
+    low, high = np.quantile(answers[1][:, :-1] @ line_s, (0.05, 0.95))
+    return Responses(line_s, (float(low), float(high)))
+
+
+def _firm(prior: float, n_features: int) -> Array:
+    return np.append(np.full(n_features, prior), _PRIOR)
+
+
+def _rows(one: Stretch, channel: int, which_bf: NDArray[np.bool_], weights: Array, at: int) -> _Rows:
+    """Some days of a stretch, drawn where they are many."""
+    who_r, day_r = np.nonzero(which_bf)
+    some = np.random.default_rng(at).permutation(len(who_r))[:_MOST_DAYS]
+    who_r, day_r = who_r[some], day_r[some]
+    on_rk, n_kinds = one.on_ufk[one.group_b[who_r], day_r], one.on_ufk.shape[2]
+    log_r = one.log_bfh[who_r, day_r, channel] + on_rk @ weights[:n_kinds] + weights[n_kinds + at]
+    acts_r = one.acts_bfh[who_r, day_r, channel].astype(np.float64)
+    return _Rows(log_r, one.static_bs[who_r].astype(np.float64), acts_r, on_rk, day_r)
+
+
+def _line(answers: Sequence[Array], prior_x: Array, spread: float) -> Array:
+    """(X,) weights of features; those of an infinite prior are 0."""
+    log_r, x_rx, acts_r = answers
+    free = np.isfinite(prior_x)
+    line, prior, x_rf = np.zeros(len(prior_x)), prior_x[free], x_rx[:, free]
+    for _ in range(_STEPS):
+        _, score_r, weight_r = likelihood(log_r + x_rf @ line[free], np.ones(len(log_r)), acts_r)
+        curvature = (x_rf * weight_r[:, None]).T @ x_rf / spread + np.diag(prior)
+        step = np.linalg.solve(curvature, x_rf.T @ score_r / spread - prior * line[free])
+        line[free] += step / max(1.0, float(np.abs(x_rf @ step).max(initial=0.0)))
+        if np.abs(step).max() < 1e-3:
+            break
+    return line
+
+
+def _likely(answers: Sequence[Array], line: Array) -> float:
+    log_r, x_rs, acts_r = answers
+    p_r, _, _ = likelihood(log_r + x_rs @ line, np.ones(len(log_r)), acts_r)
+    return float(np.where(acts_r > 0, np.log(p_r), np.log1p(-p_r)).sum())
+
+
+def moved(stretches: Sequence[Stretch], channel: int) -> tuple[Array, float]:
+    """(K + N,) what has to be added to log factors and to levels of stretches, and how much more days vary than they
+    should."""
+    n_kinds, n_all = stretches[0].on_ufk.shape[2], stretches[0].on_ufk.shape[2] + len(stretches)
+    prior = np.append(np.full(n_kinds, _PRIOR), np.full(len(stretches), _PRIOR_LEVEL))
+    weights = np.zeros(n_all)
+    for _ in range(_STEPS):
+        curvature, slope, spread = _look(stretches, channel, weights)
+        step = np.linalg.solve(curvature / spread + np.diag(prior), slope / spread - prior * weights)
+        weights += np.clip(step, -1.0, 1.0)
+        if np.abs(step).max() < 1e-4:
+            break
+    return weights, _look(stretches, channel, weights)[2]
+
+
+def _look(stretches: Sequence[Stretch], channel: int, weights: Array) -> tuple[Array, Array, float]:
+    """Curvature and slope of the likelihood; and how much more days vary than they should, at least 1."""
+    n_all, n_kinds = len(weights), stretches[0].on_ufk.shape[2]
+    curvature, slope, strays, n_days = np.zeros((n_all, n_all)), np.zeros(n_all), 0.0, 0
+    for at, one in enumerate(stretches):
+        off_uf = one.on_ufk @ weights[:n_kinds] + weights[n_kinds + at]
+        log_bf = one.log_bfh[:, :, channel] + off_uf[one.group_b]
+        acts_bf = one.acts_bfh[:, :, channel].astype(np.float64)
+        p_bf, score_bf, weight_bf = likelihood(log_bf, np.ones_like(log_bf), acts_bf)
+        x_ufx = np.zeros((*off_uf.shape, n_all))
+        x_ufx[:, :, :n_kinds], x_ufx[:, :, n_kinds + at] = one.on_ufk, 1.0
+        score_uf, weight_uf = (np.zeros_like(off_uf) for _ in range(2))
+        np.add.at(score_uf, one.group_b, score_bf)
+        np.add.at(weight_uf, one.group_b, weight_bf)
+        curvature += np.einsum("ufx,uf,ufy->xy", x_ufx, weight_uf, x_ufx, optimize=True)
+        slope += np.einsum("uf,ufx->x", score_uf, x_ufx)
+        variance_f = (p_bf * (1 - p_bf)).sum(0)
+        strays += float(((acts_bf - p_bf).sum(0) ** 2 / np.maximum(variance_f, 1e-9))[variance_f > 0].sum())
+        n_days += int((variance_f > 0).sum())
+    return curvature, slope, max(1.0, strays / max(n_days - n_all, 1))
+
+
+def _stretch(
+    network: Lumos,
+    reader: Reader,
+    questions: Questions,
+    calendars: tuple[Calendar, Calendar],
+    history: HistoryBase,
+    cut_day: int,
+) -> Stretch:
+    """One stretch; calendars as if all of it had always been known, and as it was."""
+    rows = np.arange(min(len(history), _MOST_USERS))
+    grid = reader.view.grid(history.batch(rows))
+    rows = rows[grid.born_b < cut_day]
+    days, heard = (one.days(rows, cut_day, reader.horizon, as_of=cut_day * DAY_MS) for one in calendars)
+    stacks, kinds = network.compiled(), slice(-len(calendars[0].kinds), None)
+    logs, acts, statics = [], [], []
+    for at in range(0, len(rows), _USERS_AT_ONCE):
+        some = rows[at : at + _USERS_AT_ONCE]
+        batch = history.batch(some)
+        tokens = reader.read(batch, some, calendars[0], cut_day)
+        with torch.no_grad():
+            inputs = network.seen(Inputs.of(tokens, questions))
+            foretold = network.foretell(inputs, network.remember(inputs, stacks), stacks)
+            assert foretold.days is not None, "its head tells of single days"
+            logs.append(foretold.days.rate_bfh.numpy())
+        statics.append(tokens.static_bs)
+        acts.append(summed(reader.view.grid(batch), questions.channels_fc, cut_day, reader.horizon) > 0)
+    on_ufk = days.contexts_uwc[:, :, kinds].astype(np.float64)
+    heard_bfk = heard.contexts_uwc[heard.group_b][:, :, kinds] != 0
+    return Stretch(np.concatenate(logs), np.concatenate(acts), on_ufk, days.group_b, np.concatenate(statics), heard_bfk)
