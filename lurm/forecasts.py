@@ -39,7 +39,7 @@ from lurm.lumos import REVISION, Foretold, Inputs, Lumos, LumosConfig
 from lurm.moments import in_words
 from lurm.targets import Questions, Target
 from lurm.tokens import Reader, StaticFeatures
-from lurm.told import Said, Teller, Told, growth
+from lurm.told import Said, Teller, Told, growth, often
 from lurm.transformer import UNDIVIDED
 
 KIND = "lumos"
@@ -215,6 +215,16 @@ class Forecaster:
 
         return tuple(map(np.concatenate, zip(*_at_once(parts, len(batch)), strict=True)))
 
+    def beside_plain(self, batch: HistoryBatch, first_day: int) -> tuple[Forecast, Forecast, NDArray[np.float64]]:
+        """What users will do; had nothing been known to be on; and how often amounts are left over how often then."""
+
+        def told(some: slice) -> Told:
+            return self._answer(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)[1]
+
+        parts = list(_at_once(told, len(batch)))
+        forecast, plain = _joined(one.forecast for one in parts), _joined(one.plain for one in parts)
+        return forecast, plain, np.concatenate([often(one.said) for one in parts])
+
     def compare(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], *, days: int | None = None
     ) -> tuple[Forecast, Forecast, Interval]:
@@ -334,7 +344,7 @@ class Forecaster:
         inputs, found = network.seen(Inputs.of(tokens, self.questions)), []
         with torch.no_grad():
             foretold = network.foretell(inputs, network.remember(inputs, self._stacks), self._stacks)
-            days, plain_days = foretold.days, foretold.days and foretold.days.without_events()
+            days, plain_days = foretold.days, foretold.days and foretold.days.plain()
             for questions in asked:
                 if questions is not self.questions:
                     assert days is not None, "of days that are told one by one"
@@ -376,19 +386,20 @@ class Forecaster:
             days = read.foretold.days
             if days is None:
                 raise Unfulfillable("a difference has an interval with head = 'sequence' alone; build with that head")
-            effect_bfh = days.effect_bfh.clone().requires_grad_()
-            moved = self.network.added_up(read.inputs, days._replace(effect_bfh=effect_bfh))
+            inputs, n_kinds = read.inputs, len(self.questions.kinds)
+            off_bhk = torch.zeros(len(inputs.static_bs), *self.network.own_hks.shape[:2], requires_grad=True)
+            effect_bfh = self.network.effects(inputs, off_bhk)[1]
+            moved = self.network.added_up(inputs, days._replace(effect_bfh=effect_bfh))
             each_bq = torch.from_numpy(told.forecast.expected) / read.foretold.times_bq.clamp_min(_LEAST)
             chance_bq = torch.sigmoid(moved.logit_bq * slope_q + intercept_q)
             expected_bq = torch.where(is_amount, moved.times_bq * each_bq.nan_to_num(), chance_bq) * arises_bq
-            by_day_qbf = torch.stack(
-                [
-                    torch.autograd.grad(sum_, effect_bfh, retain_graph=True)[0][..., channel]
-                    for sum_, channel in zip(expected_bq.sum(0), self.questions.channel_q.tolist(), strict=True)
-                ]
-            )
-            own_bfc = read.inputs.future_ufc[read.inputs.group_b]
-            slopes.append(torch.einsum("qbf,bfc->bqc", by_day_qbf, own_bfc).double().numpy())
+            dates_bfc = inputs.future_ufc[inputs.group_b][..., : inputs.future_ufc.shape[2] - n_kinds]
+            of_targets = []
+            for sum_, channel in zip(expected_bq.sum(0), self.questions.channel_q.tolist(), strict=True):
+                by_day_bfh, by_kind_bhk = torch.autograd.grad(sum_, (effect_bfh, off_bhk), retain_graph=True)
+                by_date_bc = torch.einsum("bf,bfc->bc", by_day_bfh[..., channel], dates_bfc)
+                of_targets.append(torch.cat([by_date_bc, by_kind_bhk[:, channel]], dim=1))
+            slopes.append(torch.stack(of_targets, dim=1).double().numpy())
         difference: NDArray[np.float64] = slopes[1] - slopes[0]
         return difference
 

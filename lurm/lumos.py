@@ -10,8 +10,8 @@ Paper: LUMOS (arXiv 2512.08957).
 Departure: the user is a token of their own, so that somebody without a day has something to be read from; what happens
 within a horizon is made of its days, p = 1 - (1 + Λ/r)^-r with Λ the sum of daily rates (what is asked for at one
 horizon is learned at all others); and rates have a linear part, log λ_j = head(z_j) + w_c c_j + w_s s, from which the
-training starts (``training.rates``). Events to come are in it alone, w_c and by what users are (``training.effects``):
-so an event does on a day what it did on others, however far that day is, and the network adds no chance to that. What
+training starts (``training.rates``). Events to come are in it alone, w_c and by what users are, and so is on which
+weekdays users come (``training.effects``): so an event does on a day what it did on others, however far that day is, and the network adds no chance to that. What
 happens once leaves as much on any day, so amounts of horizons fit each other and move as days do. After
 the training each target has a line of its own by what the user is, o_q s, added to its logit, and an amount three more:
 for its log, for how far amounts lie from that, and for what of both is guessed (``training.amending``).
@@ -34,6 +34,7 @@ from lurm.beginnings import FINE, LEAST_SPREAD, Amounts, Beginning, Lines, bent,
 from lurm.bounds import AT_LEAST_ONE, Bound, check
 from lurm.days import signed_log
 from lurm.errors import UsageError
+from lurm.rhythm import N_HABITS
 from lurm.stack import Stack
 from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
@@ -45,6 +46,7 @@ Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
 Context = Literal["both", "past", "future", "none"]
 _ACTIVITY, _EVENT, _STATIC = 128, 128, 64  # widths of the pathways
+_WEEK = 7  # features of a day, its weekday, the first ones
 _MOST_RATE = 6.0  # log of most happenings per day
 _LEAST_MORE = -0.95  # of what happens on a day, by what nobody knows yet
 _MOST_AMOUNT = 12.0  # signed log of most units
@@ -107,6 +109,7 @@ class Inputs(NamedTuple):
         activity_sf: what happened on it.
         real_bt: (B, T) bool.
         static_bs: of users.
+        habit_bwx: how often they act on each weekday.
         past_utc, future_ufc: what is on.
         group_b: (B,) which of the U calendars a user sees.
         asked_ufq: 1 on the days that count for a target.
@@ -116,6 +119,7 @@ class Inputs(NamedTuple):
     activity_sf: Tensor
     real_bt: Tensor
     static_bs: Tensor
+    habit_bwx: Tensor
     past_utc: Tensor
     future_ufc: Tensor
     group_b: Tensor
@@ -126,7 +130,7 @@ class Inputs(NamedTuple):
         """What the network reads; nothing is copied but where numpy has views."""
         past_utc, ahead = tokens.days.contexts_uwc[:, : tokens.real_bt.shape[1]], tokens.ahead
         arrays = (
-            *(tokens.place_s, tokens.activity_sf, tokens.real_bt, tokens.static_bs),
+            *(tokens.place_s, tokens.activity_sf, tokens.real_bt, tokens.static_bs, tokens.habit_bwx),
             *(past_utc, ahead.contexts_uwc, ahead.group_b, questions.asked(ahead)),
         )
         return cls(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
@@ -136,13 +140,15 @@ class Daily(NamedTuple):
     """What the network says of the days to come, one by one, under the head "sequence".
 
     Attributes:
-        plain_bfh: logs of daily rates, had the days nothing but their dates.
-        effect_bfh: what events add to these where they are on.
+        own_bfh: logs of daily rates, had the days nothing but their dates.
+        unheard_bfh: added to these where nothing is known to be on, for what may yet be.
+        effect_bfh: added to them by what is known, and by what may yet be beside it.
         amount_ba: amounts of what happens once, in their units.
         burst_bh: the larger, the less do those who act often stand for all.
     """
 
-    plain_bfh: Tensor
+    own_bfh: Tensor
+    unheard_bfh: Tensor
     effect_bfh: Tensor
     amount_ba: Tensor
     burst_bh: Tensor
@@ -150,11 +156,12 @@ class Daily(NamedTuple):
     @property
     def rate_bfh(self) -> Tensor:
         """Logs of daily rates."""
-        return (self.plain_bfh + self.effect_bfh).clamp(-20.0, _MOST_RATE)
+        return (self.own_bfh + self.effect_bfh).clamp(-20.0, _MOST_RATE)
 
-    def without_events(self) -> Self:
-        """Had they nothing but their dates; the same where nothing is on."""
-        return self._replace(effect_bfh=torch.zeros_like(self.effect_bfh)) if bool(self.effect_bfh.any()) else self
+    def plain(self) -> Self:
+        """Had nothing been known to be on; the same where nothing is."""
+        is_plain = torch.equal(self.effect_bfh, self.unheard_bfh)
+        return self if is_plain else self._replace(effect_bfh=self.unheard_bfh)
 
 
 class Foretold(NamedTuple):
@@ -201,6 +208,7 @@ class Lumos(nn.Module):
     own_hks: Tensor
     reach_2hk: Tensor
     far_fh: Tensor
+    habit_hx: Tensor
     unheard_fk: Tensor
     channel_q: Tensor
     amount_q: Tensor
@@ -236,6 +244,7 @@ class Lumos(nn.Module):
         self.register_buffer("doubt_hcc", torch.zeros(questions.n_channels, event, event))
         self.register_buffer("swell_a", torch.ones(questions.n_amounts))
         self.register_buffer("far_fh", torch.zeros(config.horizon, questions.n_channels))
+        self.register_buffer("habit_hx", torch.zeros(questions.n_channels, N_HABITS))
         self.register_buffer("unheard_fk", torch.zeros(config.horizon, len(questions.kinds)))
         self.register_buffer("own_hks", torch.zeros(questions.n_channels, len(questions.kinds), static))
         self.register_buffer("reach_2hk", torch.zeros(2, questions.n_channels, len(questions.kinds)))
@@ -286,12 +295,17 @@ class Lumos(nn.Module):
         inputs = self.seen(inputs)
         return self.foretell(inputs, self.remember(inputs))
 
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether it reads what is on in days to come, by its ``context``."""
+        return self.config.context in {"both", "future"}
+
     def seen(self, inputs: Inputs) -> Inputs:
         """What it reads of them, by its ``context``; ``remember`` and ``foretell`` take these."""
         past_utc, future_ufc = inputs.past_utc, inputs.future_ufc
         if self.config.context not in {"both", "past"}:
             past_utc = past_utc * self.dates_c
-        if self.config.context not in {"both", "future"}:
+        if not self.reads_ahead:
             future_ufc = future_ufc * self.dates_c
         return inputs._replace(past_utc=past_utc, future_ufc=future_ufc)
 
@@ -348,32 +362,41 @@ class Lumos(nn.Module):
             return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), amount_bq, torch.ones_like(logit_bq), None)
         static_bx, dates_ufh = self.wide_static(inputs.static_bs), self.wide_event(dates_ufc)
         own_bfh = self.head(z_bfd) + static_bx[:, None, : self.n_channels] + dates_ufh[inputs.group_b] + self.far_fh
-        unheard_bfh, effect_bfh = self._effects(inputs)
+        weekday_bfw = dates_ufc[..., :_WEEK][inputs.group_b]
+        own_bfh = own_bfh + weekday_bfw @ inputs.habit_bwx @ self.habit_hx.T
+        nothing = inputs.static_bs.new_zeros(())
         user_bx = self.of_user(memory_bsd[:, 0])
         amount_ba = _from_signed_log((static_bx + user_bx)[:, self.n_channels :])
-        days = Daily(own_bfh + unheard_bfh, effect_bfh, amount_ba, user_bx[:, : self.n_channels])
+        days = Daily(own_bfh, *self.effects(inputs, nothing), amount_ba, user_bx[:, : self.n_channels])
         return self.added_up(inputs, days)
 
-    def _effects(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
-        """(B, F, H) each: what is added to logs of rates, for nobody knows yet what will be on; and by what is known.
+    def effects(self, inputs: Inputs, off_bhk: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, F, H) each: what is added to logs of rates where nothing is known to be on, and by what is known.
 
-        An event does something to all, and to some more than to others.
+        An event does something to all, and to some more than to others. On far days something may yet be on that nobody
+        knows of; on days of an event, of other kinds alone.
+
+        Args:
+            inputs: what is on.
+            off_bhk: by how much more than measured events do; 0: as measured.
         """
         n_kinds = self.own_hks.shape[1]
-        on_ufk = inputs.future_ufc[..., inputs.future_ufc.shape[2] - n_kinds :]
-        to_all_hk = self.wide_event.weight[:, self.wide_event.in_features - n_kinds :]
-        lift_bhk = self.own_lifts(inputs.static_bs) + to_all_hk
-        on_bfk = on_ufk[inputs.group_b]
+        on_bfk = inputs.future_ufc[..., inputs.future_ufc.shape[2] - n_kinds :][inputs.group_b]
+        lift_bhk = (
+            self.own_lifts(inputs.static_bs)
+            + self.wide_event.weight[:, self.wide_event.in_features - n_kinds :]
+            + off_bhk
+        )
         known_bfh = torch.einsum("bfk,bhk->bfh", on_bfk, lift_bhk)
         if not bool(self.unheard_fk.any()):
             return torch.zeros_like(known_bfh), known_bfh
 
-        def perhaps(share_fk: Tensor) -> Tensor:
-            more_bfh = torch.einsum("bfk,bhk->bfh", share_fk.expand_as(on_bfk), lift_bhk.exp() - 1)
+        def perhaps(share_bfk: Tensor) -> Tensor:
+            more_bfh = torch.einsum("bfk,bhk->bfh", share_bfk, lift_bhk.exp() - 1)
             return torch.log1p(more_bfh.clamp_min(_LEAST_MORE))
 
-        unheard_bfh = perhaps(self.unheard_fk)
-        return unheard_bfh, known_bfh + perhaps(self.unheard_fk * (on_bfk == 0)) - unheard_bfh
+        unheard_bfk = self.unheard_fk.expand_as(on_bfk)
+        return perhaps(unheard_bfk), known_bfh + perhaps(unheard_bfk * (1 - on_bfk).clamp_min(0))
 
     def own_lifts(self, static_bs: Tensor) -> Tensor:
         """(B, H, K) how much more events do to each user than to all, in logs."""

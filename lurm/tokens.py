@@ -19,7 +19,7 @@ from lurm.calendars import Calendar, Days
 from lurm.days import DayGrid, DayView
 from lurm.events import DAY_MS
 from lurm.history import HistoryBatch
-from lurm.rhythm import rhythm_features
+from lurm.rhythm import rhythm_features, weekday_habits
 
 _MOST_VALUES = 16
 
@@ -33,6 +33,7 @@ class Tokens:
         activity_sf: (S, F') float32, what happened on them, scaled.
         real_bt: (B, T) bool, False at padding.
         static_bs: (B, S') float32.
+        habit_bwx: (B, 7, 2) float32, how often they act on each weekday (``weekday_habits``).
         days: T + F of them, as each group of users sees them.
         grid: what they did on all days before.
     """
@@ -41,6 +42,7 @@ class Tokens:
     activity_sf: NDArray[np.float32]
     real_bt: NDArray[np.bool_]
     static_bs: NDArray[np.float32]
+    habit_bwx: NDArray[np.float32]
     days: Days
     grid: DayGrid
 
@@ -179,7 +181,8 @@ class Reader:
         lives_ba = np.where(past.n_events[:, None] > 0, standard, 0.0)
         static_bs = np.column_stack([self.statics.of_users(self.attributes, rows), lives_ba])
         activity_sf = self.view.features.scaled(grid.raw_sf[recent])
-        return Tokens(place_s, activity_sf, real_bt, static_bs.astype(np.float32), days, grid)
+        habit_bwx = weekday_habits(grid.offsets, grid.days_s, cut_day)
+        return Tokens(place_s, activity_sf, real_bt, static_bs.astype(np.float32), habit_bwx, days, grid)
 
 
 def lives_of(view: DayView, past: HistoryBatch, grid: DayGrid, cut_day: int) -> NDArray[np.float32]:

@@ -28,7 +28,7 @@ class Said(NamedTuple):
 
     Attributes:
         arises_bq: whether a question does.
-        by_calendar, plain: days, and had they nothing but their dates; the same where nothing is on.
+        by_calendar, plain: by what is known to be on, and had nothing been known; the same where nothing is.
         amounts: by lines, on plain days.
     """
 
@@ -39,7 +39,7 @@ class Said(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What is told of what was said: of days as the calendar has them, and had they nothing but their dates."""
+    """What is told of what was said: of days as the calendar has them, and had nothing been known to be on."""
 
     said: Said
     forecast: Forecast
@@ -55,10 +55,15 @@ def growth(said: Said, plain_bq: Array, chance_bq: Array) -> Array:
         said: how often that is.
         plain_bq, chance_bq: that there is one, on plain days and by the calendar.
     """
-    before_bq, now_bq = said.plain.times_bq, said.by_calendar.times_bq
-    often_bq = np.where(before_bq > _LEAST, now_bq / np.maximum(before_bq, _LEAST), 1.0)
-    growth_bq: Array = often_bq * plain_bq / np.maximum(chance_bq, _LEAST)
+    growth_bq: Array = often(said) * plain_bq / np.maximum(chance_bq, _LEAST)
     return growth_bq
+
+
+def often(said: Said) -> Array:
+    """(B, Q) how often an amount is left, over how often it is on plain days."""
+    before_bq, now_bq = said.plain.times_bq, said.by_calendar.times_bq
+    often_bq: Array = np.where(before_bq > _LEAST, now_bq / np.maximum(before_bq, _LEAST), 1.0)
+    return often_bq
 
 
 class Teller:
@@ -71,9 +76,9 @@ class Teller:
 
     def __init__(self, own: Questions, corrected: Calibrations) -> None:
         self._own, self._by = own, corrected
-        self._is_amount_q, self._is_churn_q, self._is_count_q = (
-            np.array([target.kind in kinds for target in own.targets])
-            for kinds in (("count", "spend"), ("churn",), ("count",))
+        self._is_amount_q = np.array([target.is_amount for target in own.targets])
+        self._is_churn_q, self._is_count_q = (
+            np.array([target.kind == kind for target in own.targets]) for kind in ("churn", "count")
         )
         self._never_negative_q = self._is_amount_q & (corrected.least_q >= 0)
 
@@ -85,42 +90,52 @@ class Teller:
             questions: that are asked.
             own: what is told of the same users about the days of each target; None: these are those.
         """
-        plain = self._plain(said, questions, own)
+        plain = self._side(said, said.plain, questions, own and (own.said.plain, own.plain), None)
         if said.by_calendar is said.plain:
             return Told(said, plain, plain)
-        anchors = None if own is None else (own.said.by_calendar, own.forecast.probability)
-        probability = self._chances(said.by_calendar, said.arises_bq, questions, anchors)
-        growth_bq = growth(said, plain.probability, probability)
-        amounts = [np.maximum(x_bq * growth_bq, self._by.least_q) for x_bq in plain[1:6]]
-        own_sums_bq = None if own is None else own.forecast.expected
-        return Told(said, self._in_order(questions, probability, amounts, own_sums_bq), plain)
+        anchors = own and (own.said.by_calendar, own.forecast)
+        return Told(said, self._side(said, said.by_calendar, questions, anchors, plain.probability), plain)
 
-    def _plain(self, said: Said, questions: Questions, own: Told | None) -> Forecast:
-        """What is told of plain days."""
-        anchors = None if own is None else (own.said.plain, own.plain.probability)
-        probability = self._chances(said.plain, said.arises_bq, questions, anchors)
+    def _side(
+        self,
+        said: Said,
+        raw: Raw,
+        questions: Questions,
+        own: tuple[Raw, Forecast] | None,
+        plain_bq: Array | None,
+    ) -> Forecast:
+        """What is told of plain days, or by the calendar.
+
+        Args:
+            said: that was.
+            raw: on these days.
+            questions: that are asked.
+            own: what was said and is told of these days up to each target's own horizon.
+            plain_bq: chances on plain days; None: these are they, and amounts as lines have them.
+        """
+        by, unit_q = self._by, self._own.unit_q
+        probability = self._chances(raw, said.arises_bq, questions, own)
         log_bq, spread_bq, guess_bq = (
             np.where(self._is_amount_q & ~np.isnan(probability), x_bq, np.nan).astype(np.float64)
             for x_bq in said.amounts
         )
-        by, unit_q = self._by, self._own.unit_q
+        grown_bq = 1.0 if plain_bq is None else growth(said, plain_bq, probability)
         given = *by.amounts(log_bq, spread_bq, unit_q / FINE), guess_bq * unit_q
-        amounts = [np.maximum(x_bq, by.least_q) for x_bq in given]
-        if own is None:
-            return self._in_order(questions, probability, amounts, None)
-        horizons = Horizons(self._own, questions.targets[0].days, own.said.plain, said.plain, by)
-        sum_bq, sizes = horizons.amounts(probability, own.plain, amounts[1:])
-        sum_bq = np.where(by.least_q > 0, np.maximum(sum_bq, by.least_q * probability), sum_bq)
-        return self._in_order(questions, probability, [sum_bq / probability, *sizes], own.plain.expected)
+        amount, *sizes = (np.maximum(x_bq * grown_bq, by.least_q) for x_bq in given)
+        if own is not None:
+            horizons = Horizons(self._own, questions.targets[0].days, own[0], raw, by)
+            sum_bq, sizes = horizons.amounts(probability, own[1], sizes)
+            amount, *sizes = (np.maximum(x_bq, by.least_q) for x_bq in (sum_bq / probability, *sizes))
+        return self._in_order(questions, probability, [amount, *sizes], None if own is None else own[1].expected)
 
     def _chances(
-        self, raw: Raw, arises_bq: NDArray[np.bool_], questions: Questions, own: tuple[Raw, Array] | None
+        self, raw: Raw, arises_bq: NDArray[np.bool_], questions: Questions, own: tuple[Raw, Forecast] | None
     ) -> Array:
         """(B, Q) calibrated, and none against another, nor against those about own days, if given."""
         chance_bq, told_bq = self._by.chances(raw.logit_bq), None
         asked_bq = arises_bq
         if own is not None:
-            at_own, told_bq = own
+            at_own, told_bq = own[0], own[1].probability
             horizons = Horizons(self._own, questions.targets[0].days, at_own, raw, self._by)
             chance_bq = horizons.chances(told_bq, chance_bq)
             asked_bq = arises_bq | self._is_churn_q  # who acts is asked anyway

@@ -10,8 +10,9 @@ Paper: Platt (1999), with a prior that the targets share (empirical Bayes).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,22 @@ _SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
 _SHARED = (100.0, 100.0)  # likewise, around what all targets say together
 _MOST_SAY = 100.0  # of a target, in what all say
-Answers = tuple[Forecast, NDArray[np.float32], NDArray[np.float32]]
+
+
+class Answers(NamedTuple):
+    """What was told of users, and what happened; (B, Q) each.
+
+    Attributes:
+        forecast, plain: by what was known to be on, and had nothing been.
+        often_bq: how often an amount was to be left, over how often on plain days.
+        happened_bq, amount_bq: as of ``Labels``.
+    """
+
+    forecast: Forecast
+    plain: Forecast
+    often_bq: NDArray[np.float64]
+    happened_bq: NDArray[np.float32]
+    amount_bq: NDArray[np.float32]
 
 
 def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_day: int) -> list[Calibration]:
@@ -49,22 +65,29 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
             anybody.
     """
     horizon, earliest = raw.reader.horizon, first_day + 2 * raw.reader.horizon
-    forecast, happened_bq, amount_bq = _enough(raw, history, cut_day, earliest)
+    forecast, plain, often_bq, happened_bq, amount_bq = _enough(raw, history, cut_day, earliest)
     probability_bq, parts_q = forecast.probability, raw.questions.unit_q / FINE
-    log_bq, high_bq = (signed_log(x_bq / parts_q) for x_bq in (forecast.typical, forecast.high))
+    log_bq, high_bq = (signed_log(x_bq / parts_q) for x_bq in (plain.typical, plain.high))
     found = []
     for at, (slope, intercept) in enumerate(lines(raw.targets, probability_bq, happened_bq)):
         target = raw.targets[at]
-        logit_b = slope * logit(probability_bq[:, at], _SURE) + intercept
-        said_b, did_b = 1 / (1 + np.exp(-logit_b)), happened_bq[:, at].astype(np.float64)
+        said_b, plain_b = (
+            1 / (1 + np.exp(-(slope * logit(x_bq[:, at], _SURE) + intercept)))
+            for x_bq in (probability_bq, plain.probability)
+        )
+        did_b = happened_bq[:, at].astype(np.float64)
         one = Calibration(slope, intercept)
-        if target.is_amount:
-            did_b = amount_bq[:, at].astype(np.float64)
+        if target.is_amount:  # as on plain days; they grow as days do
+            did_b, growth_b = amount_bq[:, at].astype(np.float64), often_bq[:, at] * plain_b / said_b
             spread_b = high_bq[:, at] - log_bq[:, at]
-            one, mean_b = of_amounts(one, log_bq[:, at], spread_b, did_b, parts_q[at])
-            plain = Calibrations([one]).amounts(log_bq[:, [at]], spread_b[:, None], parts_q[[at]])
-            factor = factor_of(said_b, mean_b, plain[2][:, 0], plain[3][:, 0], float(np.nansum(did_b)))
-            one, said_b = replace(one, factor=factor), said_b * np.clip(mean_b * factor, plain[2][:, 0], plain[3][:, 0])
+            one, mean_b = of_amounts(one, log_bq[:, at], spread_b, did_b / growth_b, parts_q[at])
+            _, _, low_b, high_b = (
+                x_b1[:, 0] for x_b1 in Calibrations([one]).amounts(log_bq[:, [at]], spread_b[:, None], parts_q[[at]])
+            )
+            factor = factor_of(said_b * growth_b, mean_b, low_b, high_b, float(np.nansum(did_b)))
+            one, said_b = replace(one, factor=factor), said_b * growth_b * np.clip(mean_b * factor, low_b, high_b)
+            if (some_b := np.nan_to_num(did_b) != 0).any():
+                one = replace(one, least=float(did_b[some_b].min()))
         known_b = ~np.isnan(did_b) & ~np.isnan(said_b)
         off = float(np.square(did_b[known_b] - said_b[known_b]).sum())
         dispersion = off / max(float(np.abs(said_b[known_b]).sum()), 1e-9) if known_b.any() else 1.0
@@ -85,9 +108,9 @@ def shock_of(logs_n: NDArray[np.float64]) -> float:
 
 def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> NDArray[np.float64]:
     """(Q,) the log of what everybody together did, over what was foretold; NaN where the question does not arise."""
-    forecast, happened_bq, amount_bq = _answers(forecaster, history, cut_day)
-    said_bq, is_amount = forecast.expected, forecaster.questions.amount_q >= 0
-    did_bq = np.where(is_amount, amount_bq, happened_bq)
+    told = _answers(forecaster, history, cut_day)
+    said_bq, is_amount = told.forecast.expected, forecaster.questions.amount_q >= 0
+    did_bq = np.where(is_amount, told.amount_bq, told.happened_bq)
     known_bq = ~np.isnan(did_bq) & ~np.isnan(said_bq)
     did_q, said_q = (np.where(known_bq, x_bq, 0).sum(0) for x_bq in (did_bq, said_bq))
     fine_q = (did_q > 0) & (said_q > 0)
@@ -101,20 +124,22 @@ def _enough(raw: Forecaster, history: HistoryBase, cut_day: int, earliest: int) 
     for cut in _earlier([target for target, few in zip(raw.targets, few_q, strict=True) if few], raw, cut_day):
         if cut < earliest or not few_q.any():
             break
-        forecast, *labels = _answers(raw, history, cut)
-        said = Forecast(*(np.where(few_q, answers_bq, np.nan) for answers_bq in forecast))
-        happened_bq, amount_bq = (np.where(few_q, labels_bq, np.nan).astype(np.float32) for labels_bq in labels)
-        parts.append((said, happened_bq, amount_bq))
+        told = _answers(raw, history, cut)
+        forecast, plain = (Forecast(*(np.where(few_q, x_bq, np.nan) for x_bq in one)) for one in told[:2])
+        happened_bq, amount_bq = (np.where(few_q, x_bq, np.nan).astype(np.float32) for x_bq in told[3:])
+        parts.append(Answers(forecast, plain, told.often_bq, happened_bq, amount_bq))
         few_q = _n_asked(parts) < _FEWEST
-    forecasts, happened, amounts = zip(*parts, strict=True)
-    joined = Forecast(*map(np.concatenate, zip(*forecasts, strict=True)))
-    return joined, np.concatenate(happened), np.concatenate(amounts)
+    forecast, plain = (Forecast(*_joined(one[at] for one in parts)) for at in (0, 1))
+    often_bq, happened_bq, amount_bq = _joined(one[2:] for one in parts)
+    return Answers(forecast, plain, often_bq, happened_bq, amount_bq)
+
+
+def _joined(parts: Iterable[Iterable[Any]]) -> list[NDArray[Any]]:
+    return [np.concatenate(one) for one in zip(*parts, strict=True)]
 
 
 def _n_asked(parts: Sequence[Answers]) -> NDArray[np.int64]:
-    n_asked_q: NDArray[np.int64] = np.count_nonzero(
-        ~np.isnan(np.concatenate([happened_bq for _, happened_bq, _ in parts])), axis=0
-    )
+    n_asked_q: NDArray[np.int64] = sum(np.count_nonzero(~np.isnan(one.happened_bq), axis=0) for one in parts)
     return n_asked_q
 
 
@@ -131,17 +156,17 @@ def _earlier(targets: Sequence[Target], raw: Forecaster, cut_day: int) -> list[i
 
 
 def _answers(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> Answers:
-    """A forecast of users who had begun, and what happened, (B, Q): whether, and how much."""
+    """Of users who had begun."""
     rows = np.arange(min(len(history), _MOST_USERS))
     batch = history.batch(rows)
     grid = forecaster.reader.view.grid(batch)
     begun = grid.born_b < cut_day
-    forecast = forecaster.forecast(batch, cut_day)
+    forecast, plain, often_bq = forecaster.beside_plain(batch, cut_day)
     n_days = forecaster.reader.horizon
     days = forecaster.calendar.days(rows, cut_day, n_days, as_of=cut_day * DAY_MS)
     labels = forecaster.questions.labels(grid, days, cut_day)
-    said = Forecast(*(answers_bq[begun] for answers_bq in forecast))
-    return said, labels.happened_bq[begun], labels.amount_bq[begun]
+    forecast, plain = (Forecast(*(x_bq[begun] for x_bq in one)) for one in (forecast, plain))
+    return Answers(forecast, plain, often_bq[begun], labels.happened_bq[begun], labels.amount_bq[begun])
 
 
 def lines(

@@ -5,7 +5,7 @@ average of a stratum need not be right of their sum: whoever comes every seventh
 and whoever comes by chance then comes four times as often. So, after the training, the log factors move until as many
 act on days with an event as did. How sure they are stays what closed forms say, who know as much of the log.
 
-    plain days      what the network has too low, by what users are and by how far off a day is
+    plain days      what the network has too low, by what users are, by how far off a day is, and by their weekdays
     days of events  acts ~ 1 - exp(-λ_network e^(δ c + level of the stretch)), as if all events had been known
     some users      what an event does to them beyond that, where earlier stretches tell it of later ones
     days to come    in what share of them something is on that nobody knows of yet
@@ -33,13 +33,16 @@ from lurm.tokens import Reader
 from training.rates import likelihood
 
 _MOST_USERS = 4000
+_FEWEST_STRETCHES = 2
 _YEAR = 364  # days back that are looked at, by stretches a horizon long
 _USERS_AT_ONCE = 512
 _PRIOR, _PRIOR_LEVEL = 100.0, 10.0  # precision: 1 / variance of what is believed beforehand
+_PRIOR_HABIT = 1.0
 _PRIORS_OWN = 20.0, 100.0, 500.0  # likewise, of what users are, to choose from
 _MOST_DAYS = 20_000  # of users, of a stretch
 _WEEK = 7  # days that are alike in how far they are off
 _STEPS = 12  # of Newton
+_FEWEST_ACTS = 100  # on days of an event, that may tell whom it moves
 _FOLDS = 4  # of stretches
 _LEAST_GAIN = 10.0  # nats, of what tells other stretches
 Array = NDArray[np.float64]
@@ -54,14 +57,18 @@ class Stretch(NamedTuple):
         on_ufk: events that are on, as each group of users sees them.
         group_b: (B,) of users.
         static_bs: what users are.
+        habit_bfx: how often they come on such weekdays (``weekday_habits``).
+        weekday_f7: which weekday it is.
         heard_bfk: whether an event of a kind that is on was known when the stretch began.
     """
 
     log_bfh: NDArray[np.float32]
     acts_bfh: NDArray[np.bool_]
-    on_ufk: Array
+    on_ufk: NDArray[np.float32]
     group_b: NDArray[np.int64]
     static_bs: NDArray[np.float32]
+    habit_bfx: NDArray[np.float32]
+    weekday_f7: NDArray[np.float32]
     heard_bfk: NDArray[np.bool_]
 
     @property
@@ -72,13 +79,36 @@ class Stretch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Some days of users: log rates, what users are, whether they acted, what was on, and how far off the day was."""
+    """Some days of users: log rates, what users are, whether they acted, what was on, and what tells plain days apart:
+    by the week ahead, the weekday, and the habits of users."""
 
     log_r: Array
     static_rs: Array
     acts_r: Array
     on_rk: Array
-    day_r: NDArray[np.int64]
+    apart_rx: Array
+
+
+class Usual(NamedTuple):
+    """What a network has of plain days too low, in logs.
+
+    Attributes:
+        static_s: by what users are.
+        far_f: by how far off a day is.
+        weekday_7: by its weekday.
+        habit_x: by how often users come on such.
+    """
+
+    static_s: Array
+    far_f: Array
+    weekday_7: Array
+    habit_x: Array
+
+    def of(self, one: Stretch) -> Array:
+        """(B, F)."""
+        by_user_b1 = (one.static_bs @ self.static_s)[:, None]
+        by_both_bf: Array = one.habit_bfx @ self.habit_x
+        return by_user_b1 + self.far_f + one.weekday_f7 @ self.weekday_7 + by_both_bf
 
 
 class Responses(NamedTuple):
@@ -103,50 +133,64 @@ def remeasured(
     first_day: int,
     until_day: int,
 ) -> None:
-    """Move what events do in a trained network, by the days first_day <= d < until_day."""
-    if not calendar.kinds or network.config.head != "sequence" or network.config.context not in {"both", "future"}:
+    """Move what a trained network says of plain days, and of what events do, by the days first_day <= d < until_day."""
+    if network.config.head != "sequence":
         return
     is_known_n = calendar.known_at_n <= until_day * DAY_MS
     known = replace(calendar, known_at_n=np.where(is_known_n, np.iinfo(np.int64).min, calendar.known_at_n))
     horizon = reader.horizon
-    cuts = [cut for n in range(1, _YEAR // horizon + 1) if (cut := until_day - n * horizon) >= first_day + horizon]
-    stretches = [_stretch(network, reader, questions, (known, calendar), history, cut) for cut in cuts]
-    if not stretches:
-        return
-    n_kinds = len(calendar.kinds)
+    n_cuts = max(_YEAR // horizon, _FEWEST_STRETCHES)
+    cuts = [cut for n in range(1, n_cuts + 1) if (cut := until_day - n * horizon) >= first_day + horizon]
+    found = [_stretch(network, reader, questions, (known, calendar), history, cut) for cut in cuts]
+    stretches = [one for one in found if one is not None]
     with torch.no_grad():
-        network.unheard_fk.copy_(torch.from_numpy(unheard(stretches)))
-        for channel in range(questions.n_channels):
-            usual, far_f = usually(stretches, channel, moved(stretches, channel)[1])
-            for one in stretches:
-                one.log_bfh[:, :, channel] += (one.static_bs @ usual)[:, None] + far_f
-            weights, spread = moved(stretches, channel)
-            for kind in range(n_kinds):
-                own = responses(stretches, channel, kind, weights, spread)
-                network.own_hks[channel, kind] = torch.from_numpy(own.line_s.astype(np.float32))
-                network.reach_2hk[:, channel, kind] = torch.tensor(own.reach)
-            for one in stretches:
-                lift_bk = network.own_lifts(torch.from_numpy(one.static_bs))[:, channel].numpy()
-                one.log_bfh[:, :, channel] += np.einsum("bfk,bk->bf", one.on_ufk[one.group_b], lift_bk)
-            to_all_k = moved(stretches, channel)[0][:n_kinds]
-            network.wide_static.weight[channel] += torch.from_numpy(usual.astype(np.float32))
-            network.wide_event.weight[channel, -n_kinds:] += torch.from_numpy(to_all_k.astype(np.float32))
-            network.far_fh[:, channel] = torch.from_numpy(far_f.astype(np.float32))
+        for channel in range(questions.n_channels if stretches else 0):
+            _remeasured(network, stretches, channel)
+        if stretches and network.reads_ahead:
+            network.unheard_fk.copy_(torch.from_numpy(unheard(stretches)))
 
 
-def usually(stretches: Sequence[Stretch], channel: int, spread: float) -> tuple[Array, Array]:
-    """(S,) by what users are, and (F,) by how far a day is off, what the network has of plain days too low, in logs.
+def _remeasured(network: Lumos, stretches: Sequence[Stretch], channel: int) -> None:
+    usual = usually(stretches, channel, moved(stretches, channel)[1])
+    n_kinds, n_dates = stretches[0].on_ufk.shape[2], len(usual.weekday_7)
+    for one in stretches:
+        one.log_bfh[:, :, channel] += usual.of(one)
+    weights, spread = moved(stretches, channel)
+    for kind in range(n_kinds):
+        own = responses(stretches, channel, kind, weights, spread)
+        network.own_hks[channel, kind] = torch.from_numpy(own.line_s.astype(np.float32))
+        network.reach_2hk[:, channel, kind] = torch.tensor(own.reach)
+    for one in stretches:
+        lift_bk = network.own_lifts(torch.from_numpy(one.static_bs))[:, channel, :n_kinds].numpy()
+        one.log_bfh[:, :, channel] += np.einsum("bfk,bk->bf", one.on_ufk[one.group_b], lift_bk)
+    to_all_k = moved(stretches, channel)[0][:n_kinds]
+    static_s, far_f, weekday_7, habit_x = (torch.from_numpy(array.astype(np.float32)) for array in usual)
+    network.wide_static.weight[channel] += static_s
+    network.wide_event.weight[channel, :n_dates] += weekday_7
+    network.wide_event.weight[channel, network.wide_event.in_features - n_kinds :] += torch.from_numpy(
+        to_all_k.astype(np.float32)
+    )
+    network.far_fh[:, channel], network.habit_hx[channel] = far_f, habit_x
+
+
+def usually(stretches: Sequence[Stretch], channel: int, spread: float) -> Usual:
+    """What the network has of plain days too low.
 
     Else whoever is told too little on any day would seem to be moved by all that is ever on.
     """
     nothing = np.zeros(stretches[0].on_ufk.shape[2] + len(stretches))
     parts = [_rows(one, channel, one.plain_bf, nothing, at) for at, one in enumerate(stretches)]
     rows = _Rows(*map(np.concatenate, zip(*parts, strict=True)))
-    n_static, horizon = rows.static_rs.shape[1], stretches[0].log_bfh.shape[1]
-    x_rx = np.hstack([rows.static_rs, _weeks(rows.day_r, horizon)])
-    prior_x = np.append(np.full(n_static, _PRIOR), np.full(x_rx.shape[1] - n_static, _PRIOR_LEVEL))
-    line = _line((rows.log_r, x_rx, rows.acts_r), prior_x, spread)
-    return line[:n_static], line[n_static:][np.arange(horizon) // _WEEK]
+    n_static, horizon, n_habits = (
+        rows.static_rs.shape[1],
+        stretches[0].log_bfh.shape[1],
+        stretches[0].habit_bfx.shape[2],
+    )
+    n_levels = rows.apart_rx.shape[1] - n_habits
+    priors = np.full(n_static, _PRIOR), np.full(n_levels, _PRIOR_LEVEL), np.full(n_habits, _PRIOR_HABIT)
+    line = _line((rows.log_r, np.hstack([rows.static_rs, rows.apart_rx]), rows.acts_r), np.concatenate(priors), spread)
+    static_s, weeks, weekday_7, habit_x = np.split(line, np.cumsum([n_static, n_levels - _WEEK, _WEEK]))
+    return Usual(static_s, weeks[np.arange(horizon) // _WEEK], weekday_7, habit_x)
 
 
 def unheard(stretches: Sequence[Stretch]) -> Array:
@@ -164,27 +208,23 @@ def unheard(stretches: Sequence[Stretch]) -> Array:
     return shares_fk
 
 
-def _weeks(day_r: NDArray[np.int64], horizon: int) -> Array:
-    weeks_rw: Array = np.eye(-(-horizon // _WEEK))[day_r // _WEEK]
-    return weeks_rw
-
-
 def responses(stretches: Sequence[Stretch], channel: int, kind: int, weights: Array, spread: float) -> Responses:
     """By what users are, how much more an event of a kind does to some than to others.
 
     As firmly as earlier stretches tell later ones best: of an event that does nothing, or the same to all, it is
     nothing. Nobody is told more than such users were: what lives are like grows with time, what events do need not.
     """
-    parts, places = [], []
+    parts, places, users = [], [], []
     for at, one in enumerate(stretches):
         rows = _rows(one, channel, one.on_ufk[one.group_b, :, kind] > 0, weights, at)
         if n_days := len(rows.log_r):
             x_rs = np.column_stack([rows.static_rs * rows.on_rk[:, [kind]], np.ones(n_days)])
             parts.append((rows.log_r, x_rs, rows.acts_r))
             places.append(np.full(n_days, at))
+            users.append(rows.static_rs)
     n_features = stretches[0].static_bs.shape[1]
     nobody = Responses(np.zeros(n_features), (0.0, 0.0))
-    if len(parts) < 2:
+    if len(parts) < _FEWEST_STRETCHES or sum(float(acts_r.sum()) for _, _, acts_r in parts) < _FEWEST_ACTS:
         return nobody
     answers, place_r = [np.concatenate(part) for part in zip(*parts, strict=True)], np.concatenate(places)
     level = np.append(np.full(n_features, np.inf), _PRIOR)
@@ -200,7 +240,7 @@ def responses(stretches: Sequence[Stretch], channel: int, kind: int, weights: Ar
     if gained[firmness] <= _LEAST_GAIN:
         return nobody
     line_s = _line(answers, _firm(firmness, n_features), spread)[:-1]
-    low, high = np.quantile(answers[1][:, :-1] @ line_s, (0.05, 0.95))
+    low, high = np.quantile(np.concatenate(users) @ line_s, (0.05, 0.95))
     return Responses(line_s, (float(low), float(high)))
 
 
@@ -216,7 +256,9 @@ def _rows(one: Stretch, channel: int, which_bf: NDArray[np.bool_], weights: Arra
     on_rk, n_kinds = one.on_ufk[one.group_b[who_r], day_r], one.on_ufk.shape[2]
     log_r = one.log_bfh[who_r, day_r, channel] + on_rk @ weights[:n_kinds] + weights[n_kinds + at]
     acts_r = one.acts_bfh[who_r, day_r, channel].astype(np.float64)
-    return _Rows(log_r, one.static_bs[who_r].astype(np.float64), acts_r, on_rk, day_r)
+    weeks_rw = np.eye(-(-len(one.weekday_f7) // _WEEK))[day_r // _WEEK]
+    apart_rx = np.hstack([weeks_rw, one.weekday_f7[day_r], one.habit_bfx[who_r, day_r]])
+    return _Rows(log_r, one.static_bs[who_r].astype(np.float64), acts_r, on_rk.astype(np.float64), apart_rx)
 
 
 def _line(answers: Sequence[Array], prior_x: Array, spread: float) -> Array:
@@ -274,7 +316,8 @@ def _look(stretches: Sequence[Stretch], channel: int, weights: Array) -> tuple[A
         variance_f = (p_bf * (1 - p_bf)).sum(0)
         strays += float(((acts_bf - p_bf).sum(0) ** 2 / np.maximum(variance_f, 1e-9))[variance_f > 0].sum())
         n_days += int((variance_f > 0).sum())
-    return curvature, slope, max(1.0, strays / max(n_days - n_all, 1))
+    n_free = n_days - int(np.count_nonzero(np.diagonal(curvature)))
+    return curvature, slope, max(1.0, strays / max(n_free, 1))
 
 
 def _stretch(
@@ -284,14 +327,17 @@ def _stretch(
     calendars: tuple[Calendar, Calendar],
     history: HistoryBase,
     cut_day: int,
-) -> Stretch:
-    """One stretch; calendars as if all of it had always been known, and as it was."""
+) -> Stretch | None:
+    """One stretch, if anybody had begun; calendars as if all of it had always been known, and as it was."""
     rows = np.arange(min(len(history), _MOST_USERS))
     grid = reader.view.grid(history.batch(rows))
     rows = rows[grid.born_b < cut_day]
+    if not len(rows):
+        return None
     days, heard = (one.days(rows, cut_day, reader.horizon, as_of=cut_day * DAY_MS) for one in calendars)
-    stacks, kinds = network.compiled(), slice(-len(calendars[0].kinds), None)
-    logs, acts, statics = [], [], []
+    stacks, n_heard = network.compiled(), len(calendars[0].kinds) if network.reads_ahead else 0
+    kinds, weekday_f7 = slice(days.contexts_uwc.shape[2] - n_heard, None), days.contexts_uwc[0, :, :_WEEK]
+    logs, acts, statics, habits = [], [], [], []
     for at in range(0, len(rows), _USERS_AT_ONCE):
         some = rows[at : at + _USERS_AT_ONCE]
         batch = history.batch(some)
@@ -302,7 +348,8 @@ def _stretch(
             assert foretold.days is not None, "its head tells of single days"
             logs.append(foretold.days.rate_bfh.numpy())
         statics.append(tokens.static_bs)
+        habits.append(np.einsum("fw,bwx->bfx", weekday_f7, tokens.habit_bwx))
         acts.append(summed(reader.view.grid(batch), questions.channels_fc, cut_day, reader.horizon) > 0)
-    on_ufk = days.contexts_uwc[:, :, kinds].astype(np.float64)
-    heard_bfk = heard.contexts_uwc[heard.group_b][:, :, kinds] != 0
-    return Stretch(np.concatenate(logs), np.concatenate(acts), on_ufk, days.group_b, np.concatenate(statics), heard_bfk)
+    heard_bfk = (heard.contexts_uwc[:, :, kinds] != 0)[heard.group_b]
+    said, did, users, habit_bfx = map(np.concatenate, (logs, acts, statics, habits))
+    return Stretch(said, did, days.contexts_uwc[:, :, kinds], days.group_b, users, habit_bfx, weekday_f7, heard_bfk)

@@ -231,7 +231,7 @@ class _Daily:
 
     def log_rates(self) -> Matrix:
         """(G, W) of a day, as fitted last."""
-        event_uw = self._days.contexts_uwc.astype(np.float64) @ self._weights[: self.width]
+        event_uw = self._days.contexts_uwc @ self._weights[: self.width].astype(np.float32)
         block_w = self._block_wk @ self._weights[self.width :]
         rates: Matrix = event_uw[self._group_g] + block_w + self._level_g[:, None]
         return rates
