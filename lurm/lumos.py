@@ -11,10 +11,11 @@ Departure: the user is a token of their own, so that somebody without a day has 
 within a horizon is made of its days, p = 1 - (1 + Λ/r)^-r with Λ the sum of daily rates (what is asked for at one
 horizon is learned at all others); and rates have a linear part, log λ_j = head(z_j) + w_c c_j + w_s s, from which the
 training starts (``training.rates``). Events to come are in it alone, w_c and by what users are, and so is on which
-weekdays users come (``training.effects``): so an event does on a day what it did on others, however far that day is, and the network adds no chance to that. What
-happens once leaves as much on any day, so amounts of horizons fit each other and move as days do. After
-the training each target has a line of its own by what the user is, o_q s, added to its logit, and an amount three more:
-for its log, for how far amounts lie from that, and for what of both is guessed (``training.amending``).
+weekdays users come (``training.effects``): so an event does on a day what it did on others, however far that day is,
+and the network adds no chance to that. What happens once leaves as much on any day, so amounts of horizons fit each
+other and move as days do. After the training each target has a line of its own by what the user is, o_q s, added to its
+logit, and an amount three more: for its log, for how far amounts lie from that, and for what of both is guessed
+(``training.amending``).
 
 Letters: B users, T days of the past, F of the future, U groups of users who see one calendar, C features of a day in
 the calendar, D width, Q targets, H channels, A amounts.
