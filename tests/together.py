@@ -6,6 +6,7 @@ weights and outcome of every rank, and ends the leader when a pass begins (0: ne
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 from pathlib import Path
@@ -68,6 +69,7 @@ def train(
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a rank that aborts says where
     with joined() as together:
         model, world, out, config, dies_at = sys.argv[1:]
         train(model, Path(world), Path(out), orjson.loads(config), int(dies_at), together)

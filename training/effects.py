@@ -151,6 +151,7 @@ def remeasured(
 
 
 def _remeasured(network: Lumos, stretches: Sequence[Stretch], channel: int) -> None:
+    """One channel; what stretches say of it is moved as the network is."""
     usual = usually(stretches, channel, moved(stretches, channel)[1])
     n_kinds, n_dates = stretches[0].on_ufk.shape[2], len(usual.weekday_7)
     for one in stretches:
@@ -166,10 +167,9 @@ def _remeasured(network: Lumos, stretches: Sequence[Stretch], channel: int) -> N
     to_all_k = moved(stretches, channel)[0][:n_kinds]
     static_s, far_f, weekday_7, habit_x = (torch.from_numpy(array.astype(np.float32)) for array in usual)
     network.wide_static.weight[channel] += static_s
-    network.wide_event.weight[channel, :n_dates] += weekday_7
-    network.wide_event.weight[channel, network.wide_event.in_features - n_kinds :] += torch.from_numpy(
-        to_all_k.astype(np.float32)
-    )
+    of_days_c = network.wide_event.weight[channel]
+    of_days_c[:n_dates] += weekday_7
+    of_days_c[len(of_days_c) - n_kinds :] += torch.from_numpy(to_all_k.astype(np.float32))
     network.far_fh[:, channel], network.habit_hx[channel] = far_f, habit_x
 
 
@@ -181,12 +181,8 @@ def usually(stretches: Sequence[Stretch], channel: int, spread: float) -> Usual:
     nothing = np.zeros(stretches[0].on_ufk.shape[2] + len(stretches))
     parts = [_rows(one, channel, one.plain_bf, nothing, at) for at, one in enumerate(stretches)]
     rows = _Rows(*map(np.concatenate, zip(*parts, strict=True)))
-    n_static, horizon, n_habits = (
-        rows.static_rs.shape[1],
-        stretches[0].log_bfh.shape[1],
-        stretches[0].habit_bfx.shape[2],
-    )
-    n_levels = rows.apart_rx.shape[1] - n_habits
+    horizon, n_habits = stretches[0].habit_bfx.shape[1:]
+    n_static, n_levels = rows.static_rs.shape[1], rows.apart_rx.shape[1] - n_habits
     priors = np.full(n_static, _PRIOR), np.full(n_levels, _PRIOR_LEVEL), np.full(n_habits, _PRIOR_HABIT)
     line = _line((rows.log_r, np.hstack([rows.static_rs, rows.apart_rx]), rows.acts_r), np.concatenate(priors), spread)
     static_s, weeks, weekday_7, habit_x = np.split(line, np.cumsum([n_static, n_levels - _WEEK, _WEEK]))
