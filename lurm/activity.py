@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.compiled import SPREAD, compiled
-from lurm.events import DAY_MS
+from lurm.events import DAY_MS, MONDAY
 from lurm.history import HistoryBatch
 
 MOST_BEHAVIORS = 8
@@ -18,7 +18,6 @@ MOST_SPREADS = 4.0  # from the mean, of a standardised feature
 _RECENT_DAYS = (365, 90, 28, 7, 1)
 _LOG, _LOG1P = np.log(np.arange(1, 1025)), np.log1p(np.arange(1024.0))  # of numbers that are common, looked up
 _HOURS = 4  # of one part of the day
-_MONDAY = 3  # epoch day 0 was a Thursday
 
 
 def activity_features(batch: HistoryBatch, as_of: int | NDArray[np.int64], n_behaviors: int) -> NDArray[np.float32]:
@@ -108,7 +107,7 @@ def _describe(
         for event in range(first, end):
             at = timestamps[event]
             if at - day_begins >= DAY_MS:
-                weekdays[(day + _MONDAY) % 7] += event - since
+                weekdays[(day + MONDAY) % 7] += event - since
                 before, day, since = day, at // DAY_MS, event
                 day_begins = day * DAY_MS
                 n_gaps += 1
@@ -130,7 +129,7 @@ def _describe(
             squares += value * value
             if 0 <= behavior_rows[event] < n_behaviors:
                 behaviors[behavior_rows[event]] += 1
-        weekdays[(day + _MONDAY) % 7] += end - since
+        weekdays[(day + MONDAY) % 7] += end - since
         n_days = n_gaps + 1
         at_event = end
         for nth in range(len(_RECENT_DAYS) - 1, -1, -1):

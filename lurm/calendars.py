@@ -22,14 +22,15 @@ from pydantic import ConfigDict
 from lurm.attributes import Attributes, attributes_of
 from lurm.dataset import Dataset
 from lurm.errors import DataError, Unfulfillable
-from lurm.events import DAY_MS
+from lurm.events import DAY_MS, MONDAY
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
 from lurm.moments import LATEST, End, Moment, in_words
 
 MOST_KINDS = 64
+WEEKDAYS = 7
+"""Features of a day: its weekday, Monday first; they are the first ones."""
 _PLAIN = 11  # features of a day that need no calendar
-_MONDAY = 3  # epoch day 0 was a Thursday
 _YEAR = 365.2425
 _NEVER = np.iinfo(np.int64).max  # since when a removed event is known
 
@@ -366,7 +367,7 @@ def _check_time(name: str, start: int, end: int) -> None:
 def _plain(begins: NDArray[np.int64], has_seasons: bool) -> NDArray[np.float64]:
     """(W, 11) what days are by themselves: weekday, and sines of the month and of the year, 0 where none is known."""
     days = begins // DAY_MS
-    weekday_wc = np.eye(7)[(days + _MONDAY) % 7]
+    weekday_wc = np.eye(WEEKDAYS)[(days + MONDAY) % WEEKDAYS]
     dates = begins.astype("datetime64[ms]").astype("datetime64[D]")
     of_month = (dates - dates.astype("datetime64[M]")).astype(np.int64) / 30.5 * 2 * math.pi
     of_year = days % _YEAR / _YEAR * 2 * math.pi

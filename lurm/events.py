@@ -33,6 +33,8 @@ from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, lay
 from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
+MONDAY = 3
+"""Added to epoch days, whose weekday it then is by 7: day 0 was a Thursday."""
 MOST_VALUE = 1e15
 """Of either sign: what is larger is an amount of nothing, and sums of it are no longer numbers of 32 bits."""
 REQUIRED = ("user_id", "item_id", "timestamp")

@@ -39,13 +39,12 @@ from lurm.lumos import REVISION, Foretold, Inputs, Lumos, LumosConfig
 from lurm.moments import in_words
 from lurm.targets import Questions, Target
 from lurm.tokens import Reader, StaticFeatures
-from lurm.told import Said, Teller, Told, growth, often
+from lurm.told import LEAST, Said, Teller, Told, growth, often
 from lurm.transformer import UNDIVIDED
 
 KIND = "lumos"
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
 _FILE = "lumos.json"
-_LEAST = 1e-9  # that anything is divided by
 Answer = TypeVar("Answer")
 
 
@@ -231,7 +230,8 @@ class Forecaster:
         """What users will do, what they would do under another calendar, and the difference with its interval."""
         found = list(self._compared(batch, first_day, edits, days))
         value = np.concatenate([part.value_bq for part in found])
-        pulled, slopes = (np.concatenate([part[at] for part in found]) for at in (2, 3))
+        pulled = np.concatenate([part.pulled_bq for part in found])
+        slopes = np.concatenate([part.slopes_bqc for part in found])
         baseline, scenario = _joined(part.baseline for part in found), _joined(part.scenario for part in found)
         return baseline, scenario, self._change(value, pulled, slopes)
 
@@ -390,7 +390,7 @@ class Forecaster:
             off_bhk = torch.zeros(len(inputs.static_bs), *self.network.own_hks.shape[:2], requires_grad=True)
             effect_bfh = self.network.effects(inputs, off_bhk)[1]
             moved = self.network.added_up(inputs, days._replace(effect_bfh=effect_bfh))
-            each_bq = torch.from_numpy(told.forecast.expected) / read.foretold.times_bq.clamp_min(_LEAST)
+            each_bq = torch.from_numpy(told.forecast.expected) / read.foretold.times_bq.clamp_min(LEAST)
             chance_bq = torch.sigmoid(moved.logit_bq * slope_q + intercept_q)
             expected_bq = torch.where(is_amount, moved.times_bq * each_bq.nan_to_num(), chance_bq) * arises_bq
             dates_bfc = inputs.future_ufc[inputs.group_b][..., : inputs.future_ufc.shape[2] - n_kinds]

@@ -72,41 +72,44 @@ class Horizons:
         own: questions about their own days.
         days: that are asked about.
         at_own, at_days: what is said of either.
+        told: about own days; NaN where a question does not arise.
         corrected: by what own answers are corrected.
     """
 
-    def __init__(self, own: Questions, days: int, at_own: Raw, at_days: Raw, corrected: Calibrations) -> None:
-        self._own, self._at_own, self._at_days, self._by = own, at_own, at_days, corrected
+    def __init__(
+        self, own: Questions, days: int, at_own: Raw, at_days: Raw, told: Forecast, corrected: Calibrations
+    ) -> None:
+        self._own, self._at_own, self._at_days, self.told, self._by = own, at_own, at_days, told, corrected
         self._days_q = np.array([target.days for target in own.targets])
         self._days = days
 
-    def chances(self, told_bq: Array, corrected_bq: Array) -> Array:
+    def chances(self, corrected_bq: Array) -> Array:
         """(B, Q) probabilities about these days, of a "churn" also where it does not arise.
 
         Args:
-            told_bq: about own days; NaN where the question does not arise.
             corrected_bq: about these days, by corrections of own ones; they count where no anchor is told.
         """
         own = self._own
         family_q = [(channel, one.event_kind) for channel, one in zip(own.channel_q.tolist(), own.targets, strict=True)]
         sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in own.targets])
         rise_bq = sign_q * (self._at_days.logit_bq - self._at_own.logit_bq)
-        told_bq, corrected_bq = (sign_q * logit(chance_bq, _NOTHING) for chance_bq in (told_bq, corrected_bq))
+        told_bq, corrected_bq = (
+            sign_q * logit(chance_bq, _NOTHING) for chance_bq in (self.told.probability, corrected_bq)
+        )
         way = _Way.of(family_q, self._days_q, self._days, rise_bq, ~np.isnan(told_bq))
         first_q = [family_q.index(family) for family in family_q]
         beyond_bq = np.clip(told_bq + self._by.slope_q * rise_bq, -self._by.most_q, self._by.most_q)
         found_bq = way.joined(told_bq, beyond_bq, corrected_bq[:, first_q])
         return 1 / (1 + np.exp(-sign_q * found_bq))
 
-    def amounts(self, chance_bq: Array, told: Forecast, corrected: Sequence[Array]) -> tuple[Array, list[Array]]:
+    def amounts(self, chance_bq: Array, corrected: Sequence[Array]) -> tuple[Array, list[Array]]:
         """(B, Q) what is expected of amounts within these days; and (B, Q) each, typical ones, low, high and the guess.
 
         Args:
             chance_bq: that there is one, within these days.
-            told: about own days.
             corrected: those four about these days, by corrections of own ones.
         """
-        own, unit_q = self._own, self._own.unit_q
+        own, told, unit_q = self._own, self.told, self._own.unit_q
         family_q = list(zip(own.channel_q.tolist(), own.amount_q.tolist(), strict=True))
         before_bq, now_bq = self._at_own.sum_bq, self._at_days.sum_bq
         way = _Way.of(family_q, self._days_q, self._days, now_bq - before_bq, ~np.isnan(told.expected))

@@ -33,6 +33,7 @@ from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.beginnings import FINE, LEAST_SPREAD, Amounts, Beginning, Lines, bent, leaning
 from lurm.bounds import AT_LEAST_ONE, Bound, check
+from lurm.calendars import WEEKDAYS
 from lurm.days import signed_log
 from lurm.errors import UsageError
 from lurm.rhythm import N_HABITS
@@ -47,7 +48,6 @@ Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]
 Context = Literal["both", "past", "future", "none"]
 _ACTIVITY, _EVENT, _STATIC = 128, 128, 64  # widths of the pathways
-_WEEK = 7  # features of a day, its weekday, the first ones
 _MOST_RATE = 6.0  # log of most happenings per day
 _LEAST_MORE = -0.95  # of what happens on a day, by what nobody knows yet
 _MOST_AMOUNT = 12.0  # signed log of most units
@@ -363,15 +363,14 @@ class Lumos(nn.Module):
             return Foretold(logit_bq, amount_bq * torch.sigmoid(logit_bq), amount_bq, torch.ones_like(logit_bq), None)
         static_bx, dates_ufh = self.wide_static(inputs.static_bs), self.wide_event(dates_ufc)
         own_bfh = self.head(z_bfd) + static_bx[:, None, : self.n_channels] + dates_ufh[inputs.group_b] + self.far_fh
-        weekday_bfw = dates_ufc[..., :_WEEK][inputs.group_b]
+        weekday_bfw = dates_ufc[..., :WEEKDAYS][inputs.group_b]
         own_bfh = own_bfh + weekday_bfw @ inputs.habit_bwx @ self.habit_hx.T
-        nothing = inputs.static_bs.new_zeros(())
         user_bx = self.of_user(memory_bsd[:, 0])
         amount_ba = _from_signed_log((static_bx + user_bx)[:, self.n_channels :])
-        days = Daily(own_bfh, *self.effects(inputs, nothing), amount_ba, user_bx[:, : self.n_channels])
+        days = Daily(own_bfh, *self.effects(inputs), amount_ba, user_bx[:, : self.n_channels])
         return self.added_up(inputs, days)
 
-    def effects(self, inputs: Inputs, off_bhk: Tensor) -> tuple[Tensor, Tensor]:
+    def effects(self, inputs: Inputs, off_bhk: Tensor | float = 0.0) -> tuple[Tensor, Tensor]:
         """(B, F, H) each: what is added to logs of rates where nothing is known to be on, and by what is known.
 
         An event does something to all, and to some more than to others. On far days something may yet be on that nobody

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.compiled import compiled
+from lurm.events import MONDAY
 
 _PACES = (7.0, 14.0, 28.0, 56.0, 112.0, 224.0)  # days in which a visit fades
 _FADES = (28.0, 182.0)  # the same of what was done
 _GAPS = 4  # the last ones, the silence that lasts first
 _WITHIN = (7, 28)  # days in which a silence may end
 _BELIEVED = (0.5, 4.0)  # visits on each weekday, beforehand
-_MONDAY = 3  # epoch day 0 was a Thursday
 N_HABITS = len(_BELIEVED)
 """Of a user, of each weekday."""
 _OTHERS = len(_PACES) + _GAPS + 2 + len(_WITHIN)
@@ -59,7 +59,7 @@ def weekday_habits(offsets: NDArray[np.int64], days_s: NDArray[np.int64], as_of_
         as_of_day: epoch day.
     """
     n_users = len(offsets) - 1
-    place_s = np.repeat(np.arange(n_users), np.diff(offsets)) * 7 + (days_s + _MONDAY) % 7
+    place_s = np.repeat(np.arange(n_users), np.diff(offsets)) * 7 + (days_s + MONDAY) % 7
     visits_b7 = np.bincount(place_s, np.exp((days_s - as_of_day) / _FADES[1]), minlength=7 * n_users).reshape(-1, 7)
     usual_b1 = visits_b7.mean(axis=1, keepdims=True)
     logs = [np.log((visits_b7 + few) / (usual_b1 + few)) for few in _BELIEVED]

@@ -19,7 +19,8 @@ from lurm.calibrations import Calibrations, in_order
 from lurm.horizons import Forecast, Horizons, Raw
 from lurm.targets import Questions
 
-_LEAST = 1e-9  # that anything is divided by
+LEAST = 1e-9
+"""That anything is divided by."""
 Array = NDArray[np.float64]
 
 
@@ -55,14 +56,14 @@ def growth(said: Said, plain_bq: Array, chance_bq: Array) -> Array:
         said: how often that is.
         plain_bq, chance_bq: that there is one, on plain days and by the calendar.
     """
-    growth_bq: Array = often(said) * plain_bq / np.maximum(chance_bq, _LEAST)
+    growth_bq: Array = often(said) * plain_bq / np.maximum(chance_bq, LEAST)
     return growth_bq
 
 
 def often(said: Said) -> Array:
     """(B, Q) how often an amount is left, over how often it is on plain days."""
     before_bq, now_bq = said.plain.times_bq, said.by_calendar.times_bq
-    often_bq: Array = np.where(before_bq > _LEAST, now_bq / np.maximum(before_bq, _LEAST), 1.0)
+    often_bq: Array = np.where(before_bq > LEAST, now_bq / np.maximum(before_bq, LEAST), 1.0)
     return often_bq
 
 
@@ -90,19 +91,19 @@ class Teller:
             questions: that are asked.
             own: what is told of the same users about the days of each target; None: these are those.
         """
-        plain = self._side(said, said.plain, questions, own and (own.said.plain, own.plain), None)
+
+        def horizons(own_raw: Raw, raw: Raw, told: Forecast) -> Horizons:
+            return Horizons(self._own, questions.targets[0].days, own_raw, raw, told, self._by)
+
+        anchors = own and horizons(own.said.plain, said.plain, own.plain)
+        plain = self._side(said, said.plain, questions, anchors, None)
         if said.by_calendar is said.plain:
             return Told(said, plain, plain)
-        anchors = own and (own.said.by_calendar, own.forecast)
+        anchors = own and horizons(own.said.by_calendar, said.by_calendar, own.forecast)
         return Told(said, self._side(said, said.by_calendar, questions, anchors, plain.probability), plain)
 
     def _side(
-        self,
-        said: Said,
-        raw: Raw,
-        questions: Questions,
-        own: tuple[Raw, Forecast] | None,
-        plain_bq: Array | None,
+        self, said: Said, raw: Raw, questions: Questions, horizons: Horizons | None, plain_bq: Array | None
     ) -> Forecast:
         """What is told of plain days, or by the calendar.
 
@@ -110,11 +111,17 @@ class Teller:
             said: that was.
             raw: on these days.
             questions: that are asked.
-            own: what was said and is told of these days up to each target's own horizon.
+            horizons: how it carries over from each target's own days; None: these are they.
             plain_bq: chances on plain days; None: these are they, and amounts as lines have them.
         """
         by, unit_q = self._by, self._own.unit_q
-        probability = self._chances(raw, said.arises_bq, questions, own)
+        told = None if horizons is None else horizons.told
+        chance_bq, asked_bq = by.chances(raw.logit_bq), said.arises_bq
+        if horizons is not None:
+            chance_bq = horizons.chances(chance_bq)
+            asked_bq = asked_bq | self._is_churn_q  # who acts is asked anyway
+        probability = questions.coherent(np.where(asked_bq, chance_bq, np.nan), told and told.probability)
+        probability = np.where(said.arises_bq, probability, np.nan)
         log_bq, spread_bq, guess_bq = (
             np.where(self._is_amount_q & ~np.isnan(probability), x_bq, np.nan).astype(np.float64)
             for x_bq in said.amounts
@@ -122,25 +129,10 @@ class Teller:
         grown_bq = 1.0 if plain_bq is None else growth(said, plain_bq, probability)
         given = *by.amounts(log_bq, spread_bq, unit_q / FINE), guess_bq * unit_q
         amount, *sizes = (np.maximum(x_bq * grown_bq, by.least_q) for x_bq in given)
-        if own is not None:
-            horizons = Horizons(self._own, questions.targets[0].days, own[0], raw, by)
-            sum_bq, sizes = horizons.amounts(probability, own[1], sizes)
+        if horizons is not None:
+            sum_bq, sizes = horizons.amounts(probability, sizes)
             amount, *sizes = (np.maximum(x_bq, by.least_q) for x_bq in (sum_bq / probability, *sizes))
-        return self._in_order(questions, probability, [amount, *sizes], None if own is None else own[1].expected)
-
-    def _chances(
-        self, raw: Raw, arises_bq: NDArray[np.bool_], questions: Questions, own: tuple[Raw, Forecast] | None
-    ) -> Array:
-        """(B, Q) calibrated, and none against another, nor against those about own days, if given."""
-        chance_bq, told_bq = self._by.chances(raw.logit_bq), None
-        asked_bq = arises_bq
-        if own is not None:
-            at_own, told_bq = own[0], own[1].probability
-            horizons = Horizons(self._own, questions.targets[0].days, at_own, raw, self._by)
-            chance_bq = horizons.chances(told_bq, chance_bq)
-            asked_bq = arises_bq | self._is_churn_q  # who acts is asked anyway
-        coherent_bq = questions.coherent(np.where(asked_bq, chance_bq, np.nan), told_bq)
-        return np.where(arises_bq, coherent_bq, np.nan)
+        return self._in_order(questions, probability, [amount, *sizes], told and told.expected)
 
     def _in_order(
         self, questions: Questions, probability: Array, amounts: Sequence[Array], own_sums_bq: Array | None

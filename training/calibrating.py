@@ -217,7 +217,7 @@ def of_amounts(
         one: what corrects probabilities.
         log_b: signed logs of amounts as they are told, in parts of their unit.
         spread_b: how far from what is told they may lie, to some measure.
-        did_b: amounts there were; 0: there was none.
+        did_b: amounts there were, as on plain days; 0: there was none.
         part: of a unit.
     """
     some_b = (did_b != 0) & ~np.isnan(did_b) & ~np.isnan(log_b)
@@ -229,8 +229,7 @@ def of_amounts(
         away_b = true_b - told_b[some_b]
         strays = np.quantile(away_b / spread_b[some_b], (np.arange(STRAYS) + 0.5) / STRAYS)
         below, above = max(0.0, -float(away_b.min())), max(0.0, float(away_b.max()))
-        least = float(did_b[some_b].min())
-        one = replace(one, strays=tuple(strays.tolist()), below=below, above=above, least=least)
+        one = replace(one, strays=tuple(strays.tolist()), below=below, above=above)
     apart = np.array([[-one.below], [one.above]])
     return one, part * mean_amounts(told_b[:, None], spread_b[:, None], np.array([one.strays]), apart)[:, 0]
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lurm.calendars import Calendar
-from lurm.days import summed
+from lurm.calendars import WEEKDAYS, Calendar
+from lurm.days import DayGrid, summed
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase
 from lurm.lumos import Inputs, Lumos
@@ -79,14 +79,14 @@ class Stretch(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Some days of users: log rates, what users are, whether they acted, what was on, and what tells plain days apart:
-    by the week ahead, the weekday, and the habits of users."""
+    """Some days of users: whose and which, log rates, what users are, whether they acted, and what was on."""
 
+    who_r: NDArray[np.int64]
+    day_r: NDArray[np.int64]
     log_r: Array
     static_rs: Array
     acts_r: Array
     on_rk: Array
-    apart_rx: Array
 
 
 class Usual(NamedTuple):
@@ -141,8 +141,9 @@ def remeasured(
     horizon = reader.horizon
     n_cuts = max(_YEAR // horizon, _FEWEST_STRETCHES)
     cuts = [cut for n in range(1, n_cuts + 1) if (cut := until_day - n * horizon) >= first_day + horizon]
-    found = [_stretch(network, reader, questions, (known, calendar), history, cut) for cut in cuts]
-    stretches = [one for one in found if one is not None]
+    grid = reader.view.grid(history.batch(np.arange(min(len(history), _MOST_USERS))))
+    begun = [cut for cut in cuts if (grid.born_b < cut).any()]
+    stretches = [_stretch(network, reader, questions, (known, calendar), history, grid, cut) for cut in begun]
     with torch.no_grad():
         for channel in range(questions.n_channels if stretches else 0):
             _remeasured(network, stretches, channel)
@@ -178,15 +179,19 @@ def usually(stretches: Sequence[Stretch], channel: int, spread: float) -> Usual:
 
     Else whoever is told too little on any day would seem to be moved by all that is ever on.
     """
-    nothing = np.zeros(stretches[0].on_ufk.shape[2] + len(stretches))
-    parts = [_rows(one, channel, one.plain_bf, nothing, at) for at, one in enumerate(stretches)]
-    rows = _Rows(*map(np.concatenate, zip(*parts, strict=True)))
+    nothing, parts = np.zeros(stretches[0].on_ufk.shape[2] + len(stretches)), []
     horizon, n_habits = stretches[0].habit_bfx.shape[1:]
-    n_static, n_levels = rows.static_rs.shape[1], rows.apart_rx.shape[1] - n_habits
-    priors = np.full(n_static, _PRIOR), np.full(n_levels, _PRIOR_LEVEL), np.full(n_habits, _PRIOR_HABIT)
-    line = _line((rows.log_r, np.hstack([rows.static_rs, rows.apart_rx]), rows.acts_r), np.concatenate(priors), spread)
-    static_s, weeks, weekday_7, habit_x = np.split(line, np.cumsum([n_static, n_levels - _WEEK, _WEEK]))
-    return Usual(static_s, weeks[np.arange(horizon) // _WEEK], weekday_7, habit_x)
+    week_f = np.arange(horizon) // _WEEK
+    week_fw = np.eye(week_f[-1] + 1)[week_f]
+    for at, one in enumerate(stretches):
+        rows = _rows(one, channel, one.plain_bf, nothing, at)
+        days = week_fw[rows.day_r], one.weekday_f7[rows.day_r], one.habit_bfx[rows.who_r, rows.day_r]
+        parts.append((rows.log_r, np.hstack([rows.static_rs, *days]), rows.acts_r))
+    answers = [np.concatenate(part) for part in zip(*parts, strict=True)]
+    sizes = stretches[0].static_bs.shape[1], week_fw.shape[1], WEEKDAYS, n_habits
+    prior_x = np.repeat([_PRIOR, _PRIOR_LEVEL, _PRIOR_LEVEL, _PRIOR_HABIT], sizes)
+    static_s, far_w, weekday_7, habit_x = np.split(_line(answers, prior_x, spread), np.cumsum(sizes)[:-1])
+    return Usual(static_s, far_w[week_f], weekday_7, habit_x)
 
 
 def unheard(stretches: Sequence[Stretch]) -> Array:
@@ -252,9 +257,7 @@ def _rows(one: Stretch, channel: int, which_bf: NDArray[np.bool_], weights: Arra
     on_rk, n_kinds = one.on_ufk[one.group_b[who_r], day_r], one.on_ufk.shape[2]
     log_r = one.log_bfh[who_r, day_r, channel] + on_rk @ weights[:n_kinds] + weights[n_kinds + at]
     acts_r = one.acts_bfh[who_r, day_r, channel].astype(np.float64)
-    weeks_rw = np.eye(-(-len(one.weekday_f7) // _WEEK))[day_r // _WEEK]
-    apart_rx = np.hstack([weeks_rw, one.weekday_f7[day_r], one.habit_bfx[who_r, day_r]])
-    return _Rows(log_r, one.static_bs[who_r].astype(np.float64), acts_r, on_rk.astype(np.float64), apart_rx)
+    return _Rows(who_r, day_r, log_r, one.static_bs[who_r].astype(np.float64), acts_r, on_rk.astype(np.float64))
 
 
 def _line(answers: Sequence[Array], prior_x: Array, spread: float) -> Array:
@@ -322,22 +325,20 @@ def _stretch(
     questions: Questions,
     calendars: tuple[Calendar, Calendar],
     history: HistoryBase,
+    grid: DayGrid,
     cut_day: int,
-) -> Stretch | None:
-    """One stretch, if anybody had begun; calendars as if all of it had always been known, and as it was."""
-    rows = np.arange(min(len(history), _MOST_USERS))
-    grid = reader.view.grid(history.batch(rows))
-    rows = rows[grid.born_b < cut_day]
-    if not len(rows):
-        return None
+) -> Stretch:
+    """One stretch of users on a grid who had begun; calendars as if all had always been known, and as
+    it was."""
+    rows = np.flatnonzero(grid.born_b < cut_day)
+    acts_bfh = summed(grid, questions.channels_fc, cut_day, reader.horizon)[rows] > 0
     days, heard = (one.days(rows, cut_day, reader.horizon, as_of=cut_day * DAY_MS) for one in calendars)
     stacks, n_heard = network.compiled(), len(calendars[0].kinds) if network.reads_ahead else 0
-    kinds, weekday_f7 = slice(days.contexts_uwc.shape[2] - n_heard, None), days.contexts_uwc[0, :, :_WEEK]
-    logs, acts, statics, habits = [], [], [], []
+    kinds, weekday_f7 = slice(days.contexts_uwc.shape[2] - n_heard, None), days.contexts_uwc[0, :, :WEEKDAYS]
+    logs, statics, habits = [], [], []
     for at in range(0, len(rows), _USERS_AT_ONCE):
         some = rows[at : at + _USERS_AT_ONCE]
-        batch = history.batch(some)
-        tokens = reader.read(batch, some, calendars[0], cut_day)
+        tokens = reader.read(history.batch(some), some, calendars[0], cut_day)
         with torch.no_grad():
             inputs = network.seen(Inputs.of(tokens, questions))
             foretold = network.foretell(inputs, network.remember(inputs, stacks), stacks)
@@ -345,7 +346,7 @@ def _stretch(
             logs.append(foretold.days.rate_bfh.numpy())
         statics.append(tokens.static_bs)
         habits.append(np.einsum("fw,bwx->bfx", weekday_f7, tokens.habit_bwx))
-        acts.append(summed(reader.view.grid(batch), questions.channels_fc, cut_day, reader.horizon) > 0)
     heard_bfk = (heard.contexts_uwc[:, :, kinds] != 0)[heard.group_b]
-    said, did, users, habit_bfx = map(np.concatenate, (logs, acts, statics, habits))
-    return Stretch(said, did, days.contexts_uwc[:, :, kinds], days.group_b, users, habit_bfx, weekday_f7, heard_bfk)
+    said, users, habit_bfx = map(np.concatenate, (logs, statics, habits))
+    on_ufk = days.contexts_uwc[:, :, kinds]
+    return Stretch(said, acts_bfh, on_ufk, days.group_b, users, habit_bfx, weekday_f7, heard_bfk)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.beginnings import Beginning
-from lurm.calendars import Calendar, Days
+from lurm.calendars import WEEKDAYS, Calendar, Days
 from lurm.days import signed_log, summed
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase
@@ -36,7 +36,6 @@ _GROUPS_AT_ONCE = 256
 _PRIOR_BLOCK, _PRIOR_EVENT, _PRIOR_STATIC = 10.0, 1.0, 200.0  # precision: 1 / variance of what is believed beforehand
 _PRIOR_SWELL = 4.0  # likewise, around 1
 _LEAST_APART = 0.05  # log factors of one event on different channels
-_WEEKDAYS = 7  # features of a day, the first ones
 _PACE = 56  # days that tell how busy somebody is
 _MOST_PACES, _MOST_STRATA = 8, 512
 Matrix = NDArray[np.float64]
@@ -142,7 +141,7 @@ def _beside_level(doubt_hcc: Matrix, usual_c: Matrix) -> Matrix:
     One weekday is 1 on every day, so what lies between a day x and a usual one is (I - usual weekdays') x.
     """
     between_cc = np.eye(len(usual_c))
-    between_cc[:, :_WEEKDAYS] -= usual_c[:, None]
+    between_cc[:, :WEEKDAYS] -= usual_c[:, None]
     left: Matrix = between_cc.T @ doubt_hcc @ between_cc
     return left
 

@@ -22,14 +22,13 @@ from numpy.typing import NDArray
 
 from lurm.bounds import AT_LEAST_ONE, Bound, check
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS
+from lurm.events import DAY_MS, MONDAY
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 
 FIRST = 2
 BEGINNING = 1
 WEEKDAY, SLOT, GAP, PLACE, EVENT = range(5)  # rows of Steps.streams
-_MONDAY = 3  # the epoch began on a Thursday
 _SAMPLE = 20_000  # users whose gaps are measured
 _VALUES = 32  # gaps of each bucket that stand for all of them
 
@@ -274,7 +273,7 @@ class Codebook:
     def calendar(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Weekday and slot codes of moments in epoch ms, UTC."""
         day, within = np.divmod(at, DAY_MS)
-        return FIRST + (day + _MONDAY) % 7, FIRST + within * self.config.slots // DAY_MS
+        return FIRST + (day + MONDAY) % 7, FIRST + within * self.config.slots // DAY_MS
 
     def gap_code(self, gap: NDArray[np.int64]) -> NDArray[np.int64]:
         """The codes of times between two events, ms."""

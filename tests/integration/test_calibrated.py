@@ -14,11 +14,11 @@ from lurm.days import day_of
 from lurm.forecasts import Forecaster, with_calibrations
 from lurm.history import HistoryBatch
 from lurm.lumos import LumosConfig
-from lurm.progress import Silent
 from lurm.release import Release
 from lurm.targets import Target
+from tests.foretelling import trained
 from training.calibrating import calibrations_of
-from training.forecasting import LumosRecipe, train
+from training.forecasting import LumosRecipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DAY = 86_400_000
@@ -38,8 +38,7 @@ RECIPE = LumosRecipe(
 
 @pytest.fixture(scope="module")
 def forecaster(release: Release, calendar: Calendar) -> Forecaster:
-    parts = release.history, release.vocabulary, release.attributes
-    return train(*parts, calendar, RECIPE, checkpoint=None, reporter=Silent())[0]
+    return trained(release, calendar, RECIPE)
 
 
 @pytest.fixture(scope="module")

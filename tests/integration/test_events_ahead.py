@@ -12,11 +12,11 @@ from lurm.calibrations import Calibration
 from lurm.days import day_of
 from lurm.forecasts import Forecaster, with_calibrations
 from lurm.lumos import LumosConfig
-from lurm.progress import Silent
 from lurm.release import Release
 from lurm.targets import Target
+from tests.foretelling import trained
 from training.calibrating import calibrations_of
-from training.forecasting import LumosRecipe, train
+from training.forecasting import LumosRecipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DAY, VIEWS = 86_400_000, 0
@@ -32,8 +32,7 @@ RECIPE = LumosRecipe(
 
 @pytest.fixture(scope="module")
 def forecaster(release: Release, calendar: Calendar) -> Forecaster:
-    parts = release.history, release.vocabulary, release.attributes
-    return train(*parts, calendar, RECIPE, checkpoint=None, reporter=Silent())[0]
+    return trained(release, calendar, RECIPE)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from lurm.progress import Silent
 from lurm.release import Release
 from lurm.targets import Target
 from lurm.transformer import UNDIVIDED
+from tests.foretelling import trained
 from training.forecasting import LumosRecipe, train
 from training.world.planted import _WEEKDAYS as WEEKDAYS
 
@@ -42,14 +43,9 @@ RECIPE = LumosRecipe(
 )
 
 
-def trained(release: Release, calendar: Calendar, recipe: LumosRecipe = RECIPE, **options) -> Forecaster:
-    parts = release.history, release.vocabulary, release.attributes
-    return train(*parts, calendar, recipe, **{"checkpoint": None, "reporter": Silent(), **options})[0]
-
-
 @pytest.fixture(scope="module")
 def forecaster(release: Release, calendar: Calendar) -> Forecaster:
-    return trained(release, calendar)
+    return trained(release, calendar, RECIPE)
 
 
 @pytest.fixture(scope="module")
