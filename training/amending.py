@@ -39,8 +39,8 @@ _NEAR = 0.02  # of the truth; errors below this count alike
 Array = NDArray[np.float64]
 
 
-class Stretch(NamedTuple):
-    """What was said of B users who had begun, and what happened.
+class Cut(NamedTuple):
+    """What was said of B users who had begun by a day, and what happened from then on.
 
     Attributes:
         row_b: of users.
@@ -90,12 +90,12 @@ def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Li
         logit_bq, log_bq, growth_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
         labels = questions.labels(grid, raw.calendar.days(rows, cut, horizon, as_of=cut * DAY_MS), cut)
         happened_bq, amount_bq = labels.happened_bq[begun], labels.amount_bq[begun] / (questions.unit_q * growth_bq)
-        stretches.append(Stretch(begun, static_bs, logit_bq, log_bq, happened_bq, amount_bq))
+        stretches.append(Cut(begun, static_bs, logit_bq, log_bq, happened_bq, amount_bq))
     sizes = len(questions), raw.reader.static_width
     return lines(stretches[1:], *sizes), lines(stretches[:_CUTS], *sizes)
 
 
-def lines(stretches: Sequence[Stretch], n_targets: int, n_static: int) -> Lines:
+def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
     """The lines by what was said in stretches, the newest first, and what happened."""
     found = Lines.none(n_targets, n_static)
     if not stretches:

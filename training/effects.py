@@ -24,12 +24,12 @@ import torch
 from numpy.typing import NDArray
 
 from lurm.calendars import WEEKDAYS, Calendar
-from lurm.days import DayGrid, summed
+from lurm.days import summed
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase
 from lurm.lumos import Inputs, Lumos
 from lurm.targets import Questions
-from lurm.tokens import Reader
+from lurm.tokens import Reader, Tokens
 from training.rates import likelihood
 
 _MOST_USERS = 4000
@@ -136,14 +136,11 @@ def remeasured(
     """Move what a trained network says of plain days, and of what events do, by the days first_day <= d < until_day."""
     if network.config.head != "sequence":
         return
-    is_known_n = calendar.known_at_n <= until_day * DAY_MS
-    known = replace(calendar, known_at_n=np.where(is_known_n, np.iinfo(np.int64).min, calendar.known_at_n))
+    past = _Past(network, reader, questions, calendar, history, until_day)
     horizon = reader.horizon
     n_cuts = max(_YEAR // horizon, _FEWEST_STRETCHES)
     cuts = [cut for n in range(1, n_cuts + 1) if (cut := until_day - n * horizon) >= first_day + horizon]
-    grid = reader.view.grid(history.batch(np.arange(min(len(history), _MOST_USERS))))
-    begun = [cut for cut in cuts if (grid.born_b < cut).any()]
-    stretches = [_stretch(network, reader, questions, (known, calendar), history, grid, cut) for cut in begun]
+    stretches = [past.stretch(cut) for cut in cuts if (past.grid.born_b < cut).any()]
     with torch.no_grad():
         for channel in range(questions.n_channels if stretches else 0):
             _remeasured(network, stretches, channel)
@@ -319,34 +316,53 @@ def _look(stretches: Sequence[Stretch], channel: int, weights: Array) -> tuple[A
     return curvature, slope, max(1.0, strays / max(n_free, 1))
 
 
-def _stretch(
-    network: Lumos,
-    reader: Reader,
-    questions: Questions,
-    calendars: tuple[Calendar, Calendar],
-    history: HistoryBase,
-    grid: DayGrid,
-    cut_day: int,
-) -> Stretch:
-    """One stretch of users on a grid who had begun; calendars as if all had always been known, and as
-    it was."""
-    rows = np.flatnonzero(grid.born_b < cut_day)
-    acts_bfh = summed(grid, questions.channels_fc, cut_day, reader.horizon)[rows] > 0
-    days, heard = (one.days(rows, cut_day, reader.horizon, as_of=cut_day * DAY_MS) for one in calendars)
-    stacks, n_heard = network.compiled(), len(calendars[0].kinds) if network.reads_ahead else 0
-    kinds, weekday_f7 = slice(days.contexts_uwc.shape[2] - n_heard, None), days.contexts_uwc[0, :, :WEEKDAYS]
-    logs, statics, habits = [], [], []
-    for at in range(0, len(rows), _USERS_AT_ONCE):
-        some = rows[at : at + _USERS_AT_ONCE]
-        tokens = reader.read(history.batch(some), some, calendars[0], cut_day)
-        with torch.no_grad():
-            inputs = network.seen(Inputs.of(tokens, questions))
-            foretold = network.foretell(inputs, network.remember(inputs, stacks), stacks)
-            assert foretold.days is not None, "its head tells of single days"
-            logs.append(foretold.days.rate_bfh.numpy())
-        statics.append(tokens.static_bs)
-        habits.append(np.einsum("fw,bwx->bfx", weekday_f7, tokens.habit_bwx))
-    heard_bfk = (heard.contexts_uwc[:, :, kinds] != 0)[heard.group_b]
-    said, users, habit_bfx = map(np.concatenate, (logs, statics, habits))
-    on_ufk = days.contexts_uwc[:, :, kinds]
-    return Stretch(said, acts_bfh, on_ufk, days.group_b, users, habit_bfx, weekday_f7, heard_bfk)
+class _Past:
+    """What a network says of days that are over, of the first users of a log, and what happened then.
+
+    Args:
+        until_day: by when events of the calendar are known, if ever.
+    """
+
+    def __init__(
+        self,
+        network: Lumos,
+        reader: Reader,
+        questions: Questions,
+        calendar: Calendar,
+        history: HistoryBase,
+        until_day: int,
+    ) -> None:
+        is_known_n = calendar.known_at_n <= until_day * DAY_MS
+        self._always = replace(calendar, known_at_n=np.where(is_known_n, np.iinfo(np.int64).min, calendar.known_at_n))
+        self._calendar, self._history = calendar, history
+        self._network, self._stacks, self._reader, self._questions = network, network.compiled(), reader, questions
+        self.grid = reader.view.grid(history.batch(np.arange(min(len(history), _MOST_USERS))))
+
+    def stretch(self, cut_day: int) -> Stretch:
+        """Of users who had begun by a day, the days from then on: as if all events had always been known."""
+        rows, horizon = np.flatnonzero(self.grid.born_b < cut_day), self._reader.horizon
+        acts_bfh = summed(self.grid, self._questions.channels_fc, cut_day, horizon)[rows] > 0
+        days, heard = (
+            one.days(rows, cut_day, horizon, as_of=cut_day * DAY_MS) for one in (self._always, self._calendar)
+        )
+        n_heard = len(self._calendar.kinds) if self._network.reads_ahead else 0
+        kinds, weekday_f7 = slice(days.contexts_uwc.shape[2] - n_heard, None), days.contexts_uwc[0, :, :WEEKDAYS]
+        logs, statics, habits = [], [], []
+        for at in range(0, len(rows), _USERS_AT_ONCE):
+            some = rows[at : at + _USERS_AT_ONCE]
+            tokens = self._reader.read(self._history.batch(some), some, self._always, cut_day)
+            logs.append(self._log_rates(tokens))
+            statics.append(tokens.static_bs)
+            habits.append(np.einsum("fw,bwx->bfx", weekday_f7, tokens.habit_bwx))
+        heard_bfk = (heard.contexts_uwc[:, :, kinds] != 0)[heard.group_b]
+        log_bfh, static_bs, habit_bfx = map(np.concatenate, (logs, statics, habits))
+        on_ufk = days.contexts_uwc[:, :, kinds]
+        return Stretch(log_bfh, acts_bfh, on_ufk, days.group_b, static_bs, habit_bfx, weekday_f7, heard_bfk)
+
+    @torch.no_grad()
+    def _log_rates(self, tokens: Tokens) -> NDArray[np.float32]:
+        inputs = self._network.seen(Inputs.of(tokens, self._questions))
+        foretold = self._network.foretell(inputs, self._network.remember(inputs, self._stacks), self._stacks)
+        assert foretold.days is not None, "its head tells of single days"
+        log_bfh: NDArray[np.float32] = foretold.days.rate_bfh.numpy()
+        return log_bfh

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lurm.beginnings import FINE, LEAST_SPREAD, Lines, bent, leaning
 from lurm.days import from_signed_log, signed_log
-from training.amending import Stretch, amounts_left_over, lean, left_over, lines, ridge
+from training.amending import Cut, amounts_left_over, lean, left_over, lines, ridge
 
 N = 60_000
 LINE = np.array([0.6, -0.4, 0.0, 0.0, -0.3])
@@ -144,7 +144,7 @@ def test_where_few_are_known_nothing_is_amended() -> None:
     both = np.column_stack([said_b, said_b]), np.column_stack([true_b, amounts(rng, 300)[2]])
     did_bq = (np.nan_to_num(both[1]) != 0).astype(np.float32)
     logit_bq = np.zeros((300, 2), np.float32)
-    one = Stretch(
+    one = Cut(
         *(np.arange(300), x_bs.astype(np.float32), logit_bq, signed_log(both[0] * FINE).astype(np.float32)),
         *(did_bq, both[1]),
     )
