@@ -38,10 +38,11 @@ _YEAR = 364  # days back that are looked at, by stretches a horizon long
 _USERS_AT_ONCE = 512
 _PRIOR, _PRIOR_LEVEL = 100.0, 10.0  # precision: 1 / variance of what is believed beforehand
 _PRIOR_HABIT = 1.0
-_PRIORS_OWN = 20.0, 100.0, 500.0  # likewise, of what users are, to choose from
+_PRIORS_OWN = 500.0, 100.0, 20.0  # likewise, of what users are, to choose from; the firmest first
 _MOST_DAYS = 20_000  # of users, of a stretch
 _WEEK = 7  # days that are alike in how far they are off
 _STEPS = 12  # of Newton
+_ROWS_AT_ONCE = 4096
 _FEWEST_ACTS = 100  # on days of an event, that may tell whom it moves
 _FOLDS = 4  # of stretches
 _LEAST_GAIN = 10.0  # nats, of what tells other stretches
@@ -225,15 +226,17 @@ def responses(stretches: Sequence[Stretch], channel: int, kind: int, weights: Ar
     if len(parts) < _FEWEST_STRETCHES or sum(float(acts_r.sum()) for _, _, acts_r in parts) < _FEWEST_ACTS:
         return nobody
     answers, place_r = [np.concatenate(part) for part in zip(*parts, strict=True)], np.concatenate(places)
-    level = np.append(np.full(n_features, np.inf), _PRIOR)
     gained, seen = dict.fromkeys(_PRIORS_OWN, 0.0), np.unique(place_r)  # the newest first
     for newer in np.array_split(seen, min(_FOLDS + 1, len(seen)))[:-1]:
         own, others = (
             [part[chosen] for part in answers] for chosen in (np.isin(place_r, newer), place_r > newer.max())
         )
-        plain = _likely(own, _line(others, level, spread))
+        level = _line([part if part.ndim == 1 else part[:, -1:] for part in others], np.array([_PRIOR]), spread)
+        line_x = np.append(np.zeros(n_features), level)
+        plain = _likely(own, line_x)
         for prior in gained:
-            gained[prior] += (_likely(own, _line(others, _firm(prior, n_features), spread)) - plain) / spread
+            line_x = _line(others, _firm(prior, n_features), spread, line_x)
+            gained[prior] += (_likely(own, line_x) - plain) / spread
     firmness = max(gained, key=gained.__getitem__)
     if gained[firmness] <= _LEAST_GAIN:
         return nobody
@@ -257,19 +260,27 @@ def _rows(one: Stretch, channel: int, which_bf: NDArray[np.bool_], weights: Arra
     return _Rows(who_r, day_r, log_r, one.static_bs[who_r].astype(np.float64), acts_r, on_rk.astype(np.float64))
 
 
-def _line(answers: Sequence[Array], prior_x: Array, spread: float) -> Array:
-    """(X,) weights of features; those of an infinite prior are 0."""
+def _line(answers: Sequence[Array], prior_x: Array, spread: float, start_x: Array | None = None) -> Array:
+    """(X,) weights of features, sought from what they may be; None: from 0."""
     log_r, x_rx, acts_r = answers
-    free = np.isfinite(prior_x)
-    line, prior, x_rf = np.zeros(len(prior_x)), prior_x[free], x_rx[:, free]
+    line = np.zeros(len(prior_x)) if start_x is None else start_x.copy()
     for _ in range(_STEPS):
-        _, score_r, weight_r = likelihood(log_r + x_rf @ line[free], np.ones(len(log_r)), acts_r)
-        curvature = (x_rf * weight_r[:, None]).T @ x_rf / spread + np.diag(prior)
-        step = np.linalg.solve(curvature, x_rf.T @ score_r / spread - prior * line[free])
-        line[free] += step / max(1.0, float(np.abs(x_rf @ step).max(initial=0.0)))
+        _, score_r, weight_r = likelihood(log_r + x_rx @ line, np.ones(len(log_r)), acts_r)
+        curvature = _weighed(x_rx, weight_r) / spread + np.diag(prior_x)
+        step = np.linalg.solve(curvature, x_rx.T @ score_r / spread - prior_x * line)
+        line += step / max(1.0, float(np.abs(x_rx @ step).max(initial=0.0)))
         if np.abs(step).max() < 1e-3:
             break
     return line
+
+
+def _weighed(x_rx: Array, weight_r: Array) -> Array:
+    """(X, X) products of features, by what rows weigh; a part of the rows after another, which stays in the cache."""
+    products = np.zeros((x_rx.shape[1], x_rx.shape[1]))
+    for at in range(0, len(x_rx), _ROWS_AT_ONCE):
+        some_rx = x_rx[at : at + _ROWS_AT_ONCE]
+        products += (some_rx * weight_r[at : at + _ROWS_AT_ONCE, None]).T @ some_rx
+    return products
 
 
 def _likely(answers: Sequence[Array], line: Array) -> float:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from lurm.ahead import ahead
@@ -335,17 +336,19 @@ def train(
         until_day=learn_until,
         reporter=reporter,
     )
-    passed = passes(
-        pupil, epochs=pupil.epochs, patience=recipe.patience, folder=checkpoint, reporter=reporter, ranks=ALONE
-    )
-    network.load_state_dict(dict(passed.best))
-    remeasured(network, reader, questions, calendar, history, first_day=first_day, until_day=learn_until)
-    raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
-    before, after = own_lines(raw, history, learn_until)
-    network.amend(before)  # the stretch that calibrates them must be new to them
-    calibrations = calibrations_of(raw, history, first_day, learn_until)
-    network.amend(after)
-    return with_calibrations(raw, calibrations, history), Trained(passed.epochs, passed.held_out, passed.best_epoch)
+    # products this small gain little by threads, and lose fiftyfold where those wait for a core
+    with threadpool_limits(limits=1, user_api="blas"):
+        passed = passes(
+            pupil, epochs=pupil.epochs, patience=recipe.patience, folder=checkpoint, reporter=reporter, ranks=ALONE
+        )
+        network.load_state_dict(dict(passed.best))
+        remeasured(network, reader, questions, calendar, history, first_day=first_day, until_day=learn_until)
+        raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
+        before, after = own_lines(raw, history, learn_until)
+        network.amend(before)  # the stretch that calibrates them must be new to them
+        calibrations = calibrations_of(raw, history, first_day, learn_until)
+        network.amend(after)
+        return with_calibrations(raw, calibrations, history), Trained(passed.epochs, passed.held_out, passed.best_epoch)
 
 
 def days_of(history: HistoryBase) -> int:
