@@ -305,7 +305,7 @@ def lookalike(
     \b
       country = UK            country != UK            country in (UK, 'New Zealand')
       age >= 18               joined < 2011-06-01      age known
-      interest 12 since 2011-06-01                     behavior purchase at least 3
+      interest 12 since 2011-06-01                     behavior purchase within 28 days at least 3
       (… or …) and not …      or its JSON document, as POST /v1/lookalikes takes it
 
     \b

@@ -5,11 +5,13 @@
     {"attribute": "age", "min": 18, "below": 30}             also max, above; moments as epoch ms or ISO 8601
     {"attribute": "age"}                                     it is known
     {"interest": 12, "since": "2011-06-01"}                  an event of that kind; also behavior, item, until, at_least
+    {"behavior": "purchase", "within_days": 28}              one in the last days of the log
 
-    country in (UK, DE) and age >= 18 and not (interest 12 since 2011-06-01 or behavior purchase at least 3)
+    country in (UK, DE) and age >= 18 and not (interest 12 since 2011-06-01 or behavior purchase within 28 days)
 
-A filter is a function of a release alone: events are those of its base. Whose attribute is not known passes no filter
-on it, and so passes the ``not`` of every such filter. Erasures are none of its business; who asks takes the erased out.
+A filter is a function of a release alone: events are those of its base, and its log ends where that does
+(``HistoryBase.ends_at``). Whose attribute is not known passes no filter on it, and so passes the ``not`` of every such
+filter. Erasures are none of its business; who asks takes the erased out.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from pydantic_core import PydanticCustomError
 from lurm import phrases
 from lurm.attributes import Attribute, Attributes
 from lurm.errors import Unfulfillable, UsageError
+from lurm.events import DAY_MS
 from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.identifiers import MAX_ID_BYTES, Identifiers
 from lurm.interests import InterestVocabulary
@@ -51,6 +54,7 @@ _LISTED_AT_MOST = 1000  # values
 _TOGETHER_AT_MOST = 200  # filters in one list
 _EVENTS_AT_ONCE = 1_000_000
 _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
+_DAYS_AT_MOST = 100_000
 _FEW = 8  # one user in so many
 _ONE_BY_ONE = 8  # values of a category, beyond which all that it has are laid out to look them up
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
@@ -114,6 +118,9 @@ class Acted(_Part):
     item: Annotated[str, Field(max_length=MAX_ID_BYTES)] | None = None
     since: Moment | None = Field(None, description="From then on; epoch ms or ISO 8601.")
     until: Moment | None = Field(None, description="Before then.")
+    within_days: Annotated[int, Field(ge=1, le=_DAYS_AT_MOST), BeforeValidator(whole)] | None = Field(
+        None, description="So many days before the log of the release ends, and later; moves on with each release."
+    )
     at_least: Annotated[int, Field(ge=1, le=2**31 - 1, description="So many such events."), BeforeValidator(whole)] = 1
 
 
@@ -123,7 +130,7 @@ _TOO_LARGE = (
 )
 _EXPECTED = (
     "expected one of: all, any or not; an attribute with in, min, max, above or below; "
-    "or an interest, behavior, item, since or until"
+    "or an interest, behavior, item, since, until or within_days"
 )
 
 
@@ -449,7 +456,10 @@ class _Events:
             )
         item = None if wanted.item is None else _row(base.items, wanted.item, "item")
         behavior = None if wanted.behavior is None else _row(base.behaviors, wanted.behavior, "behavior")
-        return cls(interest, item, behavior, wanted.since, wanted.until)
+        since = wanted.since
+        if wanted.within_days is not None:
+            since = max(base.ends_at - wanted.within_days * DAY_MS, since or 0)
+        return cls(interest, item, behavior, since, wanted.until)
 
     def among(self, known: _Known, batch: HistoryBatch) -> NDArray[np.bool_]:
         """(E,) which events of a batch are of the kind."""

@@ -91,7 +91,7 @@ class Forecaster:
         """Of a trained network; ``ends_at`` None: the history is read for it."""
         self.network, self.reader, self.questions = network.eval(), reader, questions
         self.calibrations = tuple(calibrations)
-        self.ends_at = history.complete_until() if ends_at is None else ends_at
+        self.ends_at = history.ends_at if ends_at is None else ends_at
         self.calendar = calendar
         self._over: dict[int, Questions] = {}
         self._users, self._stacks = history.users, network.compiled()

@@ -218,7 +218,12 @@ class HistoryBase:
     @cached_property
     def span_ms(self) -> int:
         """From the beginning of the log to its end, stragglers at neither."""
-        return self.complete_until() - self.begins_at
+        return self.ends_at - self.begins_at
+
+    @cached_property
+    def ends_at(self) -> int:
+        """The end of the log, epoch ms, stragglers left out; all times are read for it once."""
+        return self.complete_until()
 
     @cached_property
     def begins_at(self) -> int:

@@ -27,7 +27,7 @@ _TOKEN = re.compile(
     r"""|(?P<sign><=|>=|!=|==|[=<>(),])|(?P<word>[^\s=<>!(),"']+))"""
 )
 _COMPARED = {"=": "in", "==": "in", "!=": "in", ">=": "min", "<=": "max", ">": "above", "<": "below"}
-_EVENT_WORDS = {"interest": "interest", "behavior": "behavior", "item": "item", "since": "since", "until": "until"}
+_EVENT_WORDS = ("interest", "behavior", "item", "since", "until", "within")
 _EXAMPLE = "such as: country in (UK, DE) and age >= 18 and not interest 12 since 2011-06-01"
 
 
@@ -148,7 +148,7 @@ class _Reading:
                 raise self._unexpected("and, or, or )")
             return inner
         if self._peek.kind not in ("word", "quoted"):
-            raise self._unexpected("an attribute, interest, behavior, item, since, until, not or (")
+            raise self._unexpected("an attribute, interest, behavior, item, since, until, within, not or (")
         subject, after = self._peek, self._tokens[self._next + 1]
         if subject.says(*_EVENT_WORDS) and not after.says("in", "not", "known", *_COMPARED):
             return self._acted()
@@ -186,7 +186,7 @@ class _Reading:
         return self._take().text
 
     def _acted(self) -> dict[str, Any]:
-        """interest 12 behavior purchase since 2011-06-01 at least 3: in any order, each once."""
+        """interest 12 behavior purchase since 2011-06-01 within 28 days at least 3: in any order, each once."""
         document: dict[str, Any] = {}
         while True:
             word = self._peek
@@ -194,6 +194,8 @@ class _Reading:
                 if not self._takes("least"):
                     raise self._unexpected("least")
                 key, said = "at_least", "at least"
+            elif self._takes("within"):
+                key, said = "within_days", "within"
             elif self._takes(*_EVENT_WORDS):
                 key = said = word.text.lower()
             else:
@@ -203,7 +205,9 @@ class _Reading:
                     f"filter, character {word.at + 1}: {said} is said twice of one event; say it once, or put and, or "
                     f"or, between two; {_EXAMPLE}"
                 )
-            document[key] = self._whole_number() if key in ("interest", "at_least") else self._value()
+            document[key] = self._value() if key in ("behavior", "item", "since", "until") else self._whole_number()
+            if key == "within_days" and not self._takes("day", "days"):
+                raise self._unexpected("days")
 
     def _whole_number(self) -> int:
         if not (self._peek.text.isascii() and self._peek.text.isdigit()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,14 +67,14 @@ def interest_of(event: Event) -> int:
     return int(event.item_id[1:]) // PER_GROUP
 
 
-def naive(document: dict[str, Any], known: dict[str, Any], events: list[Event]) -> bool:
+def naive(document: dict[str, Any], known: dict[str, Any], events: list[Event], ends_at: int) -> bool:
     """Whether a user passes, said as plainly as can be."""
     if "all" in document:
-        return all(naive(one, known, events) for one in document["all"])
+        return all(naive(one, known, events, ends_at) for one in document["all"])
     if "any" in document:
-        return any(naive(one, known, events) for one in document["any"])
+        return any(naive(one, known, events, ends_at) for one in document["any"])
     if "not" in document:
-        return not naive(document["not"], known, events)
+        return not naive(document["not"], known, events, ends_at)
     if "attribute" in document:
         value = known[document["attribute"]]
         if value is None:
@@ -92,6 +93,7 @@ def naive(document: dict[str, Any], known: dict[str, Any], events: list[Event]) 
         and document.get("behavior", one.behavior) == one.behavior
         and document.get("item", one.item_id) == one.item_id
         and document.get("since", 0) <= one.timestamp < document.get("until", 2**60)
+        and one.timestamp >= ends_at - document.get("within_days", 1000) * DAY_MS
     ]
     return len(fits) >= document.get("at_least", 1)
 
@@ -102,6 +104,7 @@ bounds = st.dictionaries(st.sampled_from(["min", "max", "above", "below"]), ages
 acted = st.fixed_dictionaries(
     {"since": moments},
     optional={
+        "within_days": st.integers(1, 450),
         "interest": st.integers(0, N_GROUPS - 1),
         "behavior": st.sampled_from(BEHAVIORS),
         "item": st.integers(0, N_GROUPS * PER_GROUP - 1).map(lambda n: f"i{n:03d}"),
@@ -135,7 +138,9 @@ documents = st.recursive(
 @given(document=documents)
 def test_a_mask_is_what_a_plain_reading_gives(world: World, document: dict[str, Any]) -> None:
     mask_u = world.filters.mask(filter_of(document))
-    assert mask_u.tolist() == [naive(document, world.known[one], world.events[one]) for one in world.ids]
+    ends_at = max(one.timestamp for some in world.events.values() for one in some)
+    plain = [naive(document, world.known[one], world.events[one], ends_at) for one in world.ids]
+    assert mask_u.tolist() == plain
     assert not mask_u.flags.writeable, "it is remembered"
     one = len(world.events[world.ids[0]]) % len(world.ids)
     assert world.filters.passes(filter_of(document), one, world.base.at(one)) == mask_u[one], "batch == single"
@@ -144,7 +149,22 @@ def test_a_mask_is_what_a_plain_reading_gives(world: World, document: dict[str, 
         filter_of(document), -1, nothing
     )
     stranger = world.filters.passes(filter_of(document), -1, world.base.at(one))
-    assert stranger == naive(document, dict.fromkeys(world.known[world.ids[0]]), world.events[world.ids[one]])
+    unknown = dict.fromkeys(world.known[world.ids[0]])
+    assert stranger == naive(document, unknown, world.events[world.ids[one]], ends_at)
+
+
+def test_the_last_days_move_on_with_the_log(tmp_path: Path) -> None:
+    """What is saved once asks each release of its own last days; how long ago its log was read is none of it."""
+    events = [Event(f"u{n % 10}", f"i{n % 7}", "view", START + n * DAY_MS) for n in range(100)]
+    lately = filter_of({"within_days": 3, "behavior": "view"})
+    for ends in (60, 100):
+        base, _ = ingest(tmp_path / f"{ends}", [clean_batch(events[:ends])])
+        attributes, _ = attributes_of(pl.DataFrame({"user_id": base.users.ids.to_pylist()}), base.users)
+        filters = Filters(base, group_vocabulary(tmp_path / f"of {ends}", base), attributes)
+        passing = base.users.take(np.flatnonzero(filters.mask(lately)))
+        assert sorted(passing) == ["u6", "u7", "u8", "u9"], "days 56 to 59, and 96 to 99"
+        row = base.users.row("u0")
+        assert not filters.passes(lately, row, base.at(row))
 
 
 def as_text(document: dict[str, Any]) -> str:
@@ -160,7 +180,8 @@ def as_text(document: dict[str, Any]) -> str:
         signs = {"min": ">=", "max": "<=", "above": ">", "below": "<"}
         ((key, bound),) = [(key, bound) for key, bound in document.items() if key != "attribute"]
         return f'"{document["attribute"]}" {signs[key]} {bound}'
-    return " ".join(f"{key.replace('_', ' ')} {value}" for key, value in document.items())
+    words = {"within_days": "within {} days", "at_least": "at least {}"}
+    return " ".join(words.get(key, key + " {}").format(value) for key, value in document.items())
 
 
 sayable = st.recursive(
@@ -171,6 +192,7 @@ sayable = st.recursive(
         ),
         st.integers(0, N_GROUPS - 1).map(lambda n: {"interest": n, "since": "2021-02-03", "at_least": 2}),
         st.sampled_from(BEHAVIORS).map(lambda one: {"behavior": one, "until": "2021-02-03T10:00:00Z"}),
+        st.integers(1, 400).map(lambda n: {"within_days": n, "behavior": "view"}),
     ),
     lambda inner: st.one_of(
         st.lists(inner, min_size=1, max_size=3).map(lambda some: {"all": some}),
@@ -217,6 +239,8 @@ def test_a_line_says_what_its_document_says(world: World, document: dict[str, An
             },
         ),
         ("interest 2 since 2020-12-01 at least 2", {"interest": 2, "since": "2020-12-01", "at_least": 2}),
+        ("behavior cart within 30 days", {"behavior": "cart", "within_days": 30}),
+        ("within 1 day", {"within_days": 1}),
         ("joined >= 2020-12-01", {"attribute": "joined", "min": "2020-12-01"}),
         ('{"attribute": "age", "max": 20}', {"attribute": "age", "max": 20}),
     ],
@@ -244,6 +268,10 @@ def test_lines_people_write(world: World, text: str, document: dict[str, Any]) -
         ("since 2021-01-01 since 2021-01-02", "character 18: since is said twice"),
         ("age > 3 and until 2021-01-01 until 2021-01-01", "character 30: until is said twice"),
         ("interest 1 at least 2 at least 2", "character 23: at least is said twice"),
+        ("within 28", "character 10: expected days, found the end"),
+        ("within a week", "character 8: expected a whole number"),
+        ("within 0 days", "within_days: Input should be greater than or equal to 1"),
+        ("within 7 days within 8 days", "character 15: within is said twice"),
         ('country = "UK', "cannot be read from character 11"),
         ("interest 3 since yesterday", "since: not a moment in ISO 8601"),
         ("{", "begins like JSON"),
