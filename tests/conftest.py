@@ -37,10 +37,11 @@ settings.load_profile("lurm")
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test sees the settings of whoever runs it."""
+    """No test sees the settings of whoever runs it; one thread, as above, also of processes it starts."""
     for variable in list(os.environ):
         if variable.upper().startswith("LURM_"):
             monkeypatch.delenv(variable)
+    monkeypatch.setenv("LURM_THREADS", "1")
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def build(dataset: Path, root: Path, **tables: object) -> pipeline.Built:
     """Build with the tables of a recipe laid over the dataset's own."""
     opened = Dataset.open(dataset)
     laid = {**opened.extra, **FAST, **tables}
-    return pipeline.build(opened, root, recipe=Recipe.of(laid), memory_limit_bytes=2**30, threads=2, reporter=Silent())
+    return pipeline.build(opened, root, recipe=Recipe.of(laid), memory_limit_bytes=2**30, threads=1, reporter=Silent())
 
 
 @pytest.fixture(scope="session")

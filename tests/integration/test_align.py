@@ -28,7 +28,7 @@ def aligned(dataset: Path, root: Path, to: str, **tables: object) -> pipeline.Bu
     opened = Dataset.open(dataset)
     recipe = Recipe.of({**opened.extra, **FAST, **SMALL, **tables})
     return pipeline.build(
-        opened, root, recipe=recipe, memory_limit_bytes=2**30, threads=2, reporter=Silent(), align_to=to
+        opened, root, recipe=recipe, memory_limit_bytes=2**30, threads=1, reporter=Silent(), align_to=to
     )
 
 

@@ -129,7 +129,7 @@ def test_the_quality_of_every_dataset_is_one_page(small: Built, tmp_path: Path) 
             tmp_path / "data",
             tmp_path / "builds",
             seed=0,
-            threads=2,
+            threads=1,
             memory_limit_bytes=2**30,
             reporter=reporter,
             extent=replace(PLAIN, few_labels=True),
