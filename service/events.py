@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.errors import Unfulfillable
+from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.live import Arriving, Receipt, Status, Unavailable
 from lurm.moments import iso_of
 from service.answers import ErasureAnswer, EventsAnswer
@@ -95,7 +95,7 @@ async def erase(request: Request, user_id: UserId) -> Response:
         await live.erase(user_id, erased_at)
         try:
             await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
-        except Unfulfillable as error:  # what is read of the files is without them all the same
+        except (Unfulfillable, ArtifactCorrupt) as error:  # what is read of the files is without them all the same
             _log.warning("saved audiences still name a user who was erased: %s", error)
         except OSError as error:
             raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
