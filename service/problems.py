@@ -28,10 +28,12 @@ anything else      500      our fault
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -194,6 +196,22 @@ def problem_told(error: BaseException) -> dict[str, Any]:
     body = body_of(error, new_request_id())
     log_if_ours(error, body["request_id"])
     return body
+
+
+@contextlib.contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Within, something is kept in the folder of artifacts.
+
+    Args:
+        what: several of it.
+
+    Raises:
+        Unavailable: it cannot be now.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{what} cannot be kept in the folder of artifacts now ({error.strerror})") from error
 
 
 def log_if_ours(error: BaseException, request_id: str) -> None:
