@@ -38,7 +38,8 @@ async def append(request: Request) -> Response:
 
     When the answer comes, what was accepted is on disk, and the next embedding of these users knows it. An event with
     an `event_id` counts once for its user, however often it is sent; without one, what says the same is the same. A
-    `late` event is kept as well, in its place in time: the user has newer ones.
+    `late` event is kept as well, in its place in time: the user has newer ones. After a 503 events may have been kept
+    all the same: send them again, with the same `event_id`.
     """
     serving = serving_of(request)
     live, ledger = serving.live.written_to()
@@ -49,7 +50,12 @@ async def append(request: Request) -> Response:
     kept: Iterator[Receipt] = iter(())
     if arriving := [one for one in checked if isinstance(one, Arriving)]:
         with serving.live.refusals_logged():
-            kept = iter(await live.append(arriving))
+            try:
+                kept = iter(await live.append(arriving))
+            except Unavailable as error:
+                raise Unavailable(
+                    f"{error}; what was sent may be kept: send it again, with the same event_id"
+                ) from error
     receipts = [next(kept) if isinstance(one, Arriving) else one for one in checked]
     counts = Counter(receipt.status for receipt in receipts)
     serving.telemetry.arrived(counts)
