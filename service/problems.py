@@ -6,6 +6,7 @@ UsageError         422      the request asks for something that cannot be
   Malformed        422      the request is not what the schema says
   BodyTooLarge     413      past LURM_BODY_BYTES
   Encoded          415      the body is compressed, or otherwise encoded
+  NoSuchRange      416      the request asks for bytes of a file that it does not have
   HeadTooLarge     431      request line and headers past the server's cap
   TooInvolved      409      saved audiences are put together too deep, or too many of them
   BrokenRequest    400      not HTTP at all
