@@ -48,7 +48,8 @@ class Manifest:
     """What an artifact is and where it came from.
 
     Attributes:
-        kind: "history", "attributes", "items", "interests", "encoder", "embeddings", "index", "lumos" or "release".
+        kind: "history", "attributes", "items", "interests", "encoder", "embeddings", "index", "behavegpt",
+            "lumos", "audience" or "release".
         fingerprint: hash of kind and content; equal fingerprints hold equal bytes.
         key: hash of everything that went in (config, parents, code version); a stage with this key is done.
         parents: kind -> fingerprint of each artifact this one was made from.

@@ -24,6 +24,7 @@ from lurm.live import NOTHING, Arrived, Damaged, LiveEvents, LiveTail, Unavailab
 from lurm.live.absent import AbsentLiveEvents
 
 _LOOKED_AT = 2**15  # users
+_EVERYTHING = 2**63
 
 
 class Standing(NamedTuple):
@@ -97,7 +98,7 @@ class Histories:
         """
         row = self.base.users.row(user_id)
         n_whole = self.base.n_events_of(row) if row >= 0 else 0
-        found = _standing_at(self.base, self._through, user_id, tail, row, n_whole)
+        found = _standing_at(self.base, self._through_as_of(why_not_fresh), user_id, tail, row, n_whole)
         if found is None:
             raise why_not_fresh or UnknownUser(user_id)
         return found if why_not_fresh is None else found._replace(is_fresh=False)
@@ -116,7 +117,7 @@ class Histories:
         tails, why = await self.tails(user_ids)
         rows = self.base.users.rows(user_ids)
         n_events = np.where(rows < 0, 0, self.base.lengths(rows))
-        standing_at = functools.partial(_standing_at, self.base, self._through)
+        standing_at = functools.partial(_standing_at, self.base, self._through_as_of(why))
         found = map(standing_at, user_ids, tails, rows.tolist(), n_events.tolist())
         if why is not None:
             return [why if one is None else one._replace(is_fresh=False) for one in found]
@@ -128,9 +129,13 @@ class Histories:
         Raises:
             Unavailable: the live store does not answer. What it holds of a user alone is ``Damaged`` in their place.
         """
-        moved = [one for one in standings if not one.is_settled]
+        moved = [one for one in standings if not one.is_settled and one.is_fresh]
         found = iter(await self._read_moved(moved) if moved else ())
-        return [self._of_base(one) if one.is_settled else next(found) for one in standings]
+        return [self._of_base(one) if one.is_settled or not one.is_fresh else next(found) for one in standings]
+
+    def _through_as_of(self, why_not_fresh: Unavailable | None) -> int:
+        """Up to which arrival the base holds tails; where they are of the ledger, nothing in them is live."""
+        return self._through if why_not_fresh is None else _EVERYTHING
 
     async def _read_moved(self, standings: Sequence[Standing]) -> list[History | LurmError]:
         try:
@@ -184,7 +189,10 @@ class Histories:
         return len(history), int(history.timestamps[-1]) if len(history) else 0
 
     def _of_base(self, standing: Standing) -> History:
-        return self.base.at(standing.row)
+        whole = self.base.at(standing.row)
+        if standing.is_settled:
+            return whole
+        return merge(self.base, standing.user_id, whole.after(standing.live.erased_at), ())
 
     def _merged(self, standing: Standing, tail: LiveTail, arrived: Sequence[Arrived]) -> History | LurmError:
         if tail.erased_seq > standing.live.erased_seq:

@@ -26,7 +26,6 @@ from lurm.progress import Reporter
 from lurm.reasons import Interests, OverIndexed
 from lurm.release import Release
 
-K_MIN = 100
 WEIGHT_AT_MOST = 1e6
 _REASONS = 10
 _ROWS = 32_768

@@ -24,7 +24,7 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact, read_manifest, remove_drafts
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
-from lurm.errors import DataError, LurmError, Unfulfillable, UsageError
+from lurm.errors import ArtifactCorrupt, DataError, LurmError, Unfulfillable, UsageError
 from lurm.histories import Histories, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
@@ -190,7 +190,7 @@ class Erasing:
                 if erased:
                     try:
                         Definitions(self._root, ledger).forget_erased()
-                    except Unfulfillable as error:  # what is read of the files is without them all the same
+                    except (Unfulfillable, ArtifactCorrupt) as error:  # what is read is without them all the same
                         self._reporter.say(f"saved audiences still name who was erased: {error}")
                 return Erased(erased, n_known, None)
             try:

@@ -2,7 +2,8 @@
 
     <root>/stages/<kind>-<key>/    artifacts of a build, kept so that the next build skips what has not changed
     <root>/releases/<id>/          manifest.json and history/ interests/ encoder/ embeddings/ index/ (hard links),
-                                   attributes/ where the dataset has a table of users, lumos/ where it was asked for
+                                   attributes/ where the dataset has a table of users, behavegpt/ and lumos/ where
+                                   they were asked for
     <root>/current                 the id of the active release; on a second line the one before it, for rollback
 
 The release id is its time of publication and the head of its fingerprint, so ids sort by age.

@@ -17,6 +17,7 @@ from service.direct import DirectRoute, as_json, in_body, problems
 from service.jobs import accept
 from service.keys import needs
 from service.lists import JobAnswer, LookalikesAnswer
+from service.problems import kept
 from service.rules import LookalikesRequest, asked_of, parse_lookalikes
 
 _SHARED = 3
@@ -59,7 +60,8 @@ async def find(request: Request) -> Response:
 def _found(serving: Serving, asked: LookalikesRequest) -> dict[str, Any]:
     release = serving.release
     wanted = asked_of(asked)
-    found = serving.audiences.find(wanted, Silent())
+    with kept("audiences"):  # of seeds, say
+        found = serving.audiences.find(wanted, Silent())
     audience, describe = found.audience, release.vocabulary.describe
     listed = audience.rows[: asked.limit]
     reasons = lookalikes.why(release, found, listed, _SHARED)

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.errors import Unfulfillable
+from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.live import Arriving, Receipt, Status, Unavailable
 from lurm.moments import iso_of
 from service.answers import ErasureAnswer, EventsAnswer
@@ -38,7 +38,8 @@ async def append(request: Request) -> Response:
 
     When the answer comes, what was accepted is on disk, and the next embedding of these users knows it. An event with
     an `event_id` counts once for its user, however often it is sent; without one, what says the same is the same. A
-    `late` event is kept as well, in its place in time: the user has newer ones.
+    `late` event is kept as well, in its place in time: the user has newer ones. After a 503 events may have been kept
+    all the same: send them again, with the same `event_id`.
     """
     serving = serving_of(request)
     live, ledger = serving.live.written_to()
@@ -49,7 +50,12 @@ async def append(request: Request) -> Response:
     kept: Iterator[Receipt] = iter(())
     if arriving := [one for one in checked if isinstance(one, Arriving)]:
         with serving.live.refusals_logged():
-            kept = iter(await live.append(arriving))
+            try:
+                kept = iter(await live.append(arriving))
+            except Unavailable as error:
+                raise Unavailable(
+                    f"{error}; what was sent may be kept: send it again, with the same event_id"
+                ) from error
     receipts = [next(kept) if isinstance(one, Arriving) else one for one in checked]
     counts = Counter(receipt.status for receipt in receipts)
     serving.telemetry.arrived(counts)
@@ -95,7 +101,7 @@ async def erase(request: Request, user_id: UserId) -> Response:
         await live.erase(user_id, erased_at)
         try:
             await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
-        except Unfulfillable as error:  # what is read of the files is without them all the same
+        except (Unfulfillable, ArtifactCorrupt) as error:  # what is read of the files is without them all the same
             _log.warning("saved audiences still name a user who was erased: %s", error)
         except OSError as error:
             raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
@@ -16,14 +15,13 @@ from starlette.types import Message, Receive, Scope, Send
 from lurm import lookalikes
 from lurm.errors import UnknownName
 from lurm.jobs import Job, JobReporter, Jobs
-from lurm.live import Unavailable
 from lurm.lookalikes import Asked
 from lurm.moments import iso_of
 from service.bootstrap import Serving, serving_of
 from service.direct import Answer, as_json, problems
 from service.keys import needs
 from service.lists import JobAnswer
-from service.problems import NoSuchRange
+from service.problems import NoSuchRange, kept
 
 PARQUET = "application/vnd.apache.parquet"
 _ERASURES = "n_erasures"
@@ -50,7 +48,7 @@ async def one_job(request: Request, job_id: JobId) -> Response:
 async def cancel(request: Request, job_id: JobId) -> Response:
     """Stop a job that is open; of one that has ended, let go of the result."""
     serving = serving_of(request)
-    with _kept():
+    with kept("jobs"):
         return as_json(told(await serving.threads.run(functools.partial(serving.jobs.cancel, job_id))))
 
 
@@ -84,19 +82,11 @@ def accept(serving: Serving, asked: Asked) -> Answer:
         Unavailable: jobs cannot be kept now.
     """
     lookalikes.check_seeds(asked, serving.settings.audience_seeds)
-    with _kept():
+    with kept("jobs"):
         job = serving.jobs.start("lookalike", functools.partial(_find, serving, asked))
     answer = as_json(told(job), [(b"location", f"/v1/jobs/{job.id}".encode())])
     answer.status_code = 202
     return answer
-
-
-@contextlib.contextmanager
-def _kept() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise Unavailable(f"jobs cannot be kept in the folder of artifacts now ({error.strerror})") from error
 
 
 def told(job: Job) -> dict[str, Any]:
@@ -119,8 +109,10 @@ def _find(serving: Serving, asked: Asked, reporter: JobReporter, path: FilePath)
     """Find an audience and write it; in the thread of jobs."""
     release, ledger = serving.release, serving.live.ledger
     n_erasures = 0 if ledger is None else len(ledger)  # whoever is erased from now on is taken out when it is fetched
-    found = serving.audiences.find(asked, reporter)
-    lookalikes.write(release, found, path, reporter)
+    with kept("audiences"):
+        found = serving.audiences.find(asked, reporter)
+    with kept("jobs"):
+        lookalikes.write(release, found, path, reporter)
     return {
         "release": release.release_id,
         "space_id": release.space_id,

@@ -6,6 +6,7 @@ UsageError         422      the request asks for something that cannot be
   Malformed        422      the request is not what the schema says
   BodyTooLarge     413      past LURM_BODY_BYTES
   Encoded          415      the body is compressed, or otherwise encoded
+  NoSuchRange      416      the request asks for bytes of a file that it does not have
   HeadTooLarge     431      request line and headers past the server's cap
   TooInvolved      409      saved audiences are put together too deep, or too many of them
   BrokenRequest    400      not HTTP at all
@@ -28,10 +29,12 @@ anything else      500      our fault
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -194,6 +197,22 @@ def problem_told(error: BaseException) -> dict[str, Any]:
     body = body_of(error, new_request_id())
     log_if_ours(error, body["request_id"])
     return body
+
+
+@contextlib.contextmanager
+def kept(what: str) -> Iterator[None]:
+    """Within, something is kept in the folder of artifacts.
+
+    Args:
+        what: several of it.
+
+    Raises:
+        Unavailable: it cannot be now.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{what} cannot be kept in the folder of artifacts now ({error.strerror})") from error
 
 
 def log_if_ours(error: BaseException, request_id: str) -> None:

@@ -189,8 +189,8 @@ class Releases:
                 self._refresh()
         except Exception as error:
             if not self._closed:
-                self._telemetry.swap_failed()
                 _refuse(serves, error)
+                self._telemetry.swap_failed()
 
     def _refresh(self) -> None:
         """Find the members of saved audiences among the users of the new release, before somebody asks."""

@@ -11,13 +11,13 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from lurm.live import Unavailable
 from lurm.rules import NAME
 from lurm.saved import already_saved
 from service.bootstrap import Serving, serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
 from service.lists import AudienceAnswer, AudiencesAnswer, DeletedAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
+from service.problems import kept
 from service.rules import parse_audience
 from service.schemas import known_id
 
@@ -163,7 +163,5 @@ async def _slow(serving: Serving, call: Callable[[], _T]) -> _T:
     Raises:
         Unavailable: the folder of artifacts cannot be written to now.
     """
-    try:
+    with kept("audiences"):
         return await serving.audience_thread.run(call)
-    except OSError as error:
-        raise Unavailable(f"audiences cannot be kept in the folder of artifacts now ({error.strerror})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -243,6 +244,7 @@ def _forget_the_dead(shared: Path) -> None:
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
+            with contextlib.suppress(FileNotFoundError):  # another process took it out
+                mark_process_dead(pid, str(shared))  # type: ignore[no-untyped-call]
         except PermissionError:
             continue  # alive, though not one of ours any longer

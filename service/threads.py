@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,11 @@ from threadpoolctl import threadpool_limits
 
 from lurm.errors import Overloaded
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _EXPORT_S = 10.0  # after which an export may have ended
 _POLL_S = 0.1
+_LONGEST_PAUSE_S = 5.0  # after looks that failed
 _PATIENCE_S = 2.0  # with a release that is being opened when the process ends
 
 
@@ -98,7 +101,7 @@ class Follower(threading.Thread):
     Args:
         name: of the thread.
         look: returns what differs once something has changed; None: nothing is there now.
-        moved: must not fail.
+        moved: called again where it fails, after pauses that grow.
     """
 
     def __init__(self, name: str, look: Callable[[], object | None], moved: Callable[[], None]) -> None:
@@ -109,12 +112,18 @@ class Follower(threading.Thread):
     def run(self) -> None:
         """Look, again and again."""
         on_one_core()
-        seen = None
-        while not self._ends.wait(_POLL_S):
-            now = self._look()
-            if now is not None and now != seen:
-                seen = now
-                self._moved()
+        seen, pause_s = None, _POLL_S
+        while not self._ends.wait(pause_s):
+            try:
+                now = self._look()
+                if now is not None and now != seen:
+                    self._moved()
+                    seen = now
+            except Exception as error:  # nobody would follow ever after
+                _log.error("following %s failed, and is tried again", self.name, exc_info=error)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                pause_s = _POLL_S
 
     def end(self) -> None:
         """Look no more; what has begun to move is waited for, but not for long."""

@@ -1,6 +1,7 @@
 """The build: an event log becomes a release, stage by stage.
 
-    history -> attributes -> items -> interests -> encoder (aligned) -> embeddings -> index -> lumos -> gate -> publish
+    history -> attributes -> items -> interests -> encoder (aligned) -> embeddings -> index -> behavegpt -> lumos
+    -> gate -> publish
 
 Every stage is an artifact under ``<root>/stages``, named by the hash of all that goes into it. A stage that is
 there already is skipped, so a killed build goes on where it stopped, and nothing becomes visible to serving

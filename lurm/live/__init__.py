@@ -6,6 +6,9 @@
     live.redis          several hosts
     live.scripts        what Redis does at once
     live.absent         none: a folder that cannot be written
+    live.place          which of them there is, and the ledger beside it
+    live.arriving       what becomes of an event before a store is asked
+    live.segments       events on their way into the next base, in files
     live.stream         where events may come from: entries of a Redis Stream
     live.letters        those of its entries that are no events
 
@@ -37,7 +40,7 @@ cells_of: Callable[[Event], tuple[Any, ...]] = attrgetter(*(field.name for field
 
 
 class Unavailable(LurmError):  # noqa: N818 - as in lurm.errors
-    """The live store cannot be written to, or read, now; nothing of the request was kept."""
+    """The live store cannot be written to, or read, now; what it was given may have been kept."""
 
 
 class Damaged(Unavailable):
@@ -150,7 +153,9 @@ class LiveEvents(Protocol):
         ...
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
-        """Keep events, all or (raising) none; when this returns they are on disk.
+        """Keep events; when this returns they are on disk.
+
+        Where it raises ``Unavailable``, all or none may have been kept: what is sent once more is a duplicate then.
 
         Returns:
             a receipt for each, in order. Events of before a user's erasure are rejected.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lurm.artifacts import sync, write_durably
+from lurm.artifacts import replacing, sync
 from lurm.erasure import Ledger
 from lurm.live.stream import Entry
 
@@ -51,19 +54,15 @@ class DeadLetters:
         if not letters:
             return
         lines = b"".join(map(self._line, letters))
-        is_new = not self.path.exists()
-        if is_new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch(0o600)
-        with self.path.open("a+b", buffering=0) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(self.path) as file:
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 lines = b"\n" + lines  # somebody was stopped within a line
             while lines:
                 lines = lines[file.write(lines) :]
             os.fsync(file.fileno())
-        if is_new:
+        if not size:
             sync(self.path.parent)
 
     def _line(self, letter: DeadLetter) -> bytes:
@@ -81,16 +80,35 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
+@contextlib.contextmanager
+def _held(path: Path) -> Iterator[io.FileIO]:
+    """The file, made for its owner alone if it is not there, held against all others who would change it."""
+    while True:
+        with open(path, "a+b", buffering=0, opener=_for_its_owner) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # While this waited, the file may have been replaced: what is written to the old one is lost.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                yield file
+                return
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def expunge(path: Path, ledger: Ledger) -> int:
     """Take the letters of erased users out of a file, where it can be told whose they are; how many are gone."""
     if not path.exists():
         return 0
-    with path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        lines = file.read().splitlines(keepends=True)
+    with _held(path) as file:
+        file.seek(0)
+        lines = file.readall().splitlines(keepends=True)
         kept = [line for line in lines if not _is_of_erased(line, ledger)]
         if len(kept) < len(lines):
-            write_durably(path, b"".join(kept))
+            with replacing(path) as aside:
+                aside.touch(0o600)
+                shutil.copymode(path, aside)
+                aside.write_bytes(b"".join(kept))
     return len(lines) - len(kept)
 
 

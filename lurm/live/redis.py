@@ -191,19 +191,21 @@ class RedisLiveEvents:
 
     async def last(self) -> int:
         """As ``LiveEvents``."""
-        return _tail((await self._command("GET", f"{PREFIX}arrival"), 0, 0)).seq
+        return _tail((await self._of_store("GET", f"{PREFIX}arrival"), 0, 0)).seq
 
     async def scan(self, *, after: int, upto: int, most: int) -> list[Arrived]:
         """As ``LiveEvents``."""
         if upto <= after:
             return []
-        found = await self._command("XRANGE", f"{PREFIX}log", f"{after + 1}-0", f"{upto}-0", "COUNT", most)
+        found = await self._of_store("XRANGE", f"{PREFIX}log", f"{after + 1}-0", f"{upto}-0", "COUNT", most)
         return [_arrived(entry) for entry in found]
 
     async def prune(self, upto: int, *, forget_before: int) -> None:
         """As ``LiveEvents``; identities leave by themselves."""
-        while await self._trip(self._prune(keys=[PREFIX], args=[upto])):
-            pass
+        n_found = -1
+        while n_found:
+            n_found = await self._trip(self._prune(keys=[PREFIX], args=[self._store_id, upto]))
+            self._check_store(n_found is not None)
 
     async def erase(self, user_id: str, erased_at: int) -> LiveTail:
         """As ``LiveEvents``."""
@@ -397,6 +399,15 @@ class RedisLiveEvents:
 
     async def _command(self, *words: str | int) -> Any:
         return await self._trip(self._redis.execute_command(*words))  # type: ignore[no-untyped-call]
+
+    async def _of_store(self, *words: str | int) -> Any:
+        """What a command says of this store."""
+        trip = self._redis.pipeline()
+        trip.hget(f"{PREFIX}store", "id")
+        trip.execute_command(*words)
+        store, answer = await self._trip(trip.execute())
+        self._check_store(store == self._store_id.encode())
+        return answer
 
     async def _trip(self, trip: Awaitable[_T]) -> _T:
         try:

@@ -78,9 +78,12 @@ redis.call('HSET', key, 'seq', arrival, 'newest_at', 0, 'erased_at', text, 'eras
 return {{forgotten, {{arrival, text, arrival}}}}
 """
 PRUNE = """
-local P, upto = KEYS[1], tonumber(ARGV[1])
-redis.call('HSET', P .. 'store', 'pruned', ARGV[1])
-local entries = redis.call('XRANGE', P .. 'log', '-', ARGV[1], 'COUNT', 1000)
+local P, upto = KEYS[1], tonumber(ARGV[2])
+if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then
+    return false
+end
+redis.call('HSET', P .. 'store', 'pruned', ARGV[2])
+local entries = redis.call('XRANGE', P .. 'log', '-', ARGV[2], 'COUNT', 1000)
 for _, entry in ipairs(entries) do
     local user = entry[2][2]
     local own = P .. 'e:' .. user

@@ -25,7 +25,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Overloaded
@@ -72,21 +72,21 @@ class SqliteLiveEvents:
         self._waiting: list[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = []
         self._n_waiting = self._n_caught_up = self._held = 0
         self._writing: asyncio.Task[None] | None = None
-        self._lock: TextIO | None = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = (path.parent / _LOCK).open("w")
-            is_first = _locked_alone(self._lock.fileno())
-            self._writer = self._connect(_BUSY_S)
-            self._prepare(held, is_first=is_first)
-            fcntl.flock(self._lock, fcntl.LOCK_SH)
-            self._lineage = self._lineage or fact_of(self._writer, "lineage")
-            self._place = self._where()
-            self._tails = _Tails(self._connect(_READER_BUSY_S), ledger)
-            self._reader = self._connect(_BUSY_S)
+            with contextlib.ExitStack() as opened:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                lock = opened.enter_context((path.parent / _LOCK).open("w"))
+                is_first = _locked_alone(lock.fileno())
+                self._writer = opened.enter_context(contextlib.closing(self._connect(_BUSY_S)))
+                self._prepare(held, is_first=is_first)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                self._lineage = self._lineage or fact_of(self._writer, "lineage")
+                self._place = self._where()
+                self._reader = opened.enter_context(contextlib.closing(self._connect(_BUSY_S)))
+                tails = opened.enter_context(contextlib.closing(self._connect(_READER_BUSY_S)))
+                self._tails = _Tails(tails, ledger)
+                self._opened = opened.pop_all()
         except (sqlite3.Error, OSError) as error:
-            if self._lock is not None:
-                self._lock.close()
             is_full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"  # not every error has a name
             is_full |= isinstance(error, OSError) and error.errno == errno.ENOSPC
             advice = "free some space" if is_full else "make it writable, or move it away to begin anew"
@@ -188,10 +188,7 @@ class SqliteLiveEvents:
             await self._writing
         for thread in (self._write_thread, self._read_thread):
             thread.shutdown()
-        for connection in (self._tails.connection, self._reader, self._writer):
-            connection.close()
-        if self._lock is not None:
-            self._lock.close()
+        self._opened.close()
 
     async def _write(self) -> None:
         """Write what waits, in transactions of bounded size, until nothing does."""

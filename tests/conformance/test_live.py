@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from lurm.erasure import Ledger
 from lurm.events import Event
-from lurm.live import Arriving, LiveEvents, LiveTail, Receipt, Status, identity_of
+from lurm.live import Arriving, LiveEvents, LiveTail, Receipt, Status, Unavailable, identity_of
 from lurm.live.redis import RedisLiveEvents
 from lurm.live.sqlite import SqliteLiveEvents
+from tests.conftest import RedisServer
 
 T = TypeVar("T")
 NOW = 1_700_000_000.0
@@ -396,3 +397,27 @@ def test_however_events_are_batched_the_same_ones_are_kept(stores: Stores, batch
         return stores.using(body)
 
     assert kept(events) == kept([[one] for batch in events for one in batch])
+
+
+def test_a_redis_that_was_begun_anew_is_not_pruned_or_read_for_the_store_before(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    stores = Stores("redis", tmp_path, redis_server.url)
+    stores.fresh()
+
+    async def body(before: LiveEvents) -> None:
+        await before.append(stores.arriving(event(), event("v")))
+        upto = await before.last()
+        with redis.Redis.from_url(redis_server.url) as client:
+            client.flushall()
+        after = await stores.open()
+        try:
+            await after.append(stores.arriving(event(), event("w")))
+            for asks in (before.last(), before.scan(after=0, upto=upto, most=9), before.prune(upto, forget_before=0)):
+                with pytest.raises(Unavailable, match="does not hold the live events"):
+                    await asks
+            assert len(await after.scan(after=0, upto=99, most=9)) == 2
+        finally:
+            await after.close()
+
+    stores.using(body)

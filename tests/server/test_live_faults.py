@@ -170,7 +170,9 @@ def test_a_file_that_is_taken_away_takes_no_acknowledged_event_along(
         assert statuses(send(client, event("u", "i", AT))) == ["accepted"]
         file.rename(tmp_path / "aside")
         for n in range(4):
-            refused(post(client, event("u", f"after {n}", AT + n)))
+            answer = post(client, event("u", f"after {n}", AT + n))
+            refused(answer)
+            assert "what was sent may be kept" in answer.json()["detail"]
             assert embedded(client, "u")[1] >= 1, "what was acknowledged can still be read"
             file.write_bytes(os.urandom(20_000))
         assert any("was moved or removed" in line for line in server.log)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ import pytest
 from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
+from lurm.definitions import FOLDER, MAKING, Definitions
 from lurm.filters import parse
 from lurm.lookalikes import Asked, Found, facts, find
 from lurm.progress import Silent
 from lurm.release import Release
+from lurm.rules import Listed
 from service.lists import LookalikesAnswer
 from tests.server.conftest import problem, running_server
 
@@ -270,3 +273,27 @@ def test_where_everybody_is_a_seed_nobody_is_left(asked: httpx.Client) -> None:
     for include in (False, True):
         answer = asked.post("/v1/lookalikes", json={"seeds": seeds, "include_seeds": include, "size": {"count": 5}})
         assert "everybody is a seed" in str(problem(answer, 409, "unfulfillable")["detail"])
+
+
+def test_members_of_seeds_that_cannot_be_kept_now_are_503(
+    asked: httpx.Client, release_root: Path, release: Release
+) -> None:
+    Definitions(release_root, None).put("unkept", Listed(kind_of(release)[0]))
+    own = release_root / FOLDER / "unkept"
+    try:
+        (own / MAKING).mkdir()  # nobody can open it for writing
+        answer = asked.post("/v1/lookalikes", json={"seeds": {"audience": "unkept"}})
+        told = problem(answer, 503, "live-events-unavailable")["detail"]
+        assert told == problem(asked.get("/v1/audiences/unkept"), 503, "live-events-unavailable")["detail"]
+    finally:
+        shutil.rmtree(own)
+
+
+def test_a_damaged_audience_keeps_nobody_from_being_erased(asked: httpx.Client, release_root: Path) -> None:
+    Definitions(release_root, None).put("damaged", Listed(["somebody"]))
+    own = release_root / FOLDER / "damaged"
+    try:
+        (own / "definition.json").write_bytes(b"{}")
+        assert asked.delete("/v1/users/a stranger").status_code == 200
+    finally:
+        shutil.rmtree(own)

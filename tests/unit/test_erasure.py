@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from lurm.definitions import Definitions
 from lurm.erasure import FILE, Ledger, LedgerCorrupt
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
@@ -18,6 +19,7 @@ from lurm.live.place import is_begun, open_live
 from lurm.live.sqlite import SqliteLiveEvents
 from lurm.progress import Silent
 from lurm.purge import Erased, Erasing, Purged
+from lurm.rules import Listed
 from tests.worlds import clean_batch
 
 
@@ -190,3 +192,10 @@ def test_beside_live_events_a_missing_ledger_is_not_begun_anew(tmp_path: Path) -
     ledger.unlink()
     (tmp_path / "live.sqlite").unlink()
     asyncio.run(opened())
+
+
+def test_a_damaged_audience_keeps_nobody_from_being_erased(tmp_path: Path) -> None:
+    Definitions(tmp_path, None).put("damaged", Listed(["somebody"]))
+    (tmp_path / "audiences/damaged/definition.json").write_bytes(b"{}")
+    done = asyncio.run(Erasing(tmp_path, tmp_path / "live", None, Silent()).run(["a stranger"], purge=False))
+    assert len(done.erased) == 1

@@ -283,3 +283,26 @@ def _with_live_through(folder: Path, store_id: str, through: int) -> HistoryBase
     metrics = {**base.artifact.manifest.metrics, "live_through": {store_id: through}}
     manifest = replace(base.artifact.manifest, metrics=metrics)
     return HistoryBase(replace(base.artifact, manifest=manifest))
+
+
+def test_who_was_erased_and_came_back_is_as_the_base_has_them_where_the_store_is_away(tmp_path: Path) -> None:
+    comes_back = [Event("u", item, "view", 1000 * DAY_MS + at) for at, item in enumerate("abc")]
+    split = [Event("v", item, "view", (899 + 2 * at) * DAY_MS) for at, item in enumerate("abc")]
+    base, _ = ingest(tmp_path / "history", [clean_batch([*comes_back, *split])], live_through={})
+    using = Using(tmp_path, base)
+    for user in "uv":
+        using.ledger.record(user, 900 * DAY_MS, by="test")
+
+    async def body(histories: Histories) -> None:
+        (tmp_path / "0.sqlite").write_bytes(b"damaged" * 4096)
+        (tmp_path / "0.sqlite-wal").write_bytes(b"")
+        (standing, other) = await histories.standings(["u", "v"])
+        assert isinstance(standing, Standing)
+        assert isinstance(other, Standing)
+        assert not standing.is_fresh
+        assert (standing.is_settled, other.is_settled) == (True, False)
+        assert await histories.standing("u") == standing
+        assert same(await histories.one(standing), base.history("u"))
+        assert [*(await histories.one(other)).timestamps] == [901 * DAY_MS, 903 * DAY_MS]
+
+    using(body)

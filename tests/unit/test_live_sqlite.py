@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from lurm.erasure import Ledger
-from lurm.errors import Overloaded
+from lurm.errors import ArtifactError, Overloaded
 from lurm.events import Event
 from lurm.live import Arriving, Unavailable
 from lurm.live.sqlite import SqliteLiveEvents
@@ -69,3 +72,13 @@ def test_an_event_written_to_a_file_that_was_moved_is_not_acknowledged(tmp_path:
         await store.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is open is asked of Linux")
+def test_a_store_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "live.sqlite")) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    with pytest.raises(ArtifactError, match="format 99") as raised:
+        opened(tmp_path)
+    still_open = [os.path.realpath(one) for one in Path("/proc/self/fd").iterdir()]
+    assert [one for one in still_open if one.startswith(str(tmp_path))] == [], raised

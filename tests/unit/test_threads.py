@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 
+from lurm.artifacts import write_durably
 from lurm.errors import Overloaded
-from service.threads import Threads
+from service.threads import Follower, Threads
+
+PATIENCE_S = 30.0
 
 
 def test_calls_that_end_at_once_are_counted_out_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -44,3 +49,24 @@ def test_beyond_what_may_wait_calls_are_refused() -> None:
         threads.close()
 
     asyncio.run(run())
+
+
+def test_what_failed_of_following_is_logged_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, followed = tmp_path / "folder", threading.Event()
+
+    def look() -> str:
+        if caplog.records:
+            folder.mkdir(exist_ok=True)
+        return "moved"
+
+    def moved() -> None:
+        write_durably(folder / "current", b"moved")
+        followed.set()
+
+    follower = Follower("releases", look, moved)
+    follower.start()
+    try:
+        assert followed.wait(PATIENCE_S), "nobody follows any longer"
+    finally:
+        follower.end()
+    assert [record.getMessage() for record in caplog.records] == ["following releases failed, and is tried again"]

@@ -1,0 +1,66 @@
+"""Dead letters: what several processes do to one file at the same time."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lurm.erasure import Ledger
+from lurm.live.letters import FILE, DeadLetter, DeadLetters, expunge
+from lurm.live.stream import Entry
+
+PATIENCE_S = 30.0
+OPEN_FILES = Path("/proc/self/fd")
+
+
+def letter(id_: str, user_id: bytes) -> DeadLetter:
+    return DeadLetter(Entry(id_, {b"user_id": user_id}), "odd")
+
+
+def n_open(path: Path) -> int:
+    return [os.path.realpath(one) for one in OPEN_FILES.iterdir()].count(os.path.realpath(path))
+
+
+class Meanwhile(Ledger):
+    """A ledger that is asked who was erased while somebody else adds a letter."""
+
+    adds: threading.Thread
+    path_of_letters: Path
+
+    def erased_at(self, user_id: str) -> int:
+        if self.adds.ident is None:
+            self.adds.start()
+            deadline = time.monotonic() + PATIENCE_S
+            while n_open(self.path_of_letters) < 2:
+                assert time.monotonic() < deadline, "nobody adds a letter"
+                time.sleep(0.002)
+        return super().erased_at(user_id)
+
+
+@pytest.mark.skipif(not OPEN_FILES.exists(), reason="who has a file open is asked of Linux")
+def test_a_letter_that_waits_until_the_erased_are_taken_out_stays(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    letters = DeadLetters(path, "clicks")
+    letters.add([letter("1-0", b"gone"), letter("2-0", b"other")])
+    ledger = Meanwhile(Ledger.open(tmp_path).path)
+    ledger.record("gone", 5, by="test")
+    ledger.adds = threading.Thread(target=letters.add, args=([letter("3-0", b"another")],))
+    ledger.path_of_letters = path
+    assert expunge(path, ledger) == 1
+    ledger.adds.join(PATIENCE_S)
+    assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ["2-0", "3-0"]
+
+
+def test_the_file_stays_its_owners_alone(tmp_path: Path) -> None:
+    path, ledger = tmp_path / FILE, Ledger.open(tmp_path)
+    DeadLetters(path, "clicks").add([letter("1-0", b"gone"), letter("2-0", b"other")])
+    ledger.record("gone", 5, by="test")
+    before = path.stat().st_mode
+    assert expunge(path, ledger) == 1
+    assert path.stat().st_mode == before
+    assert before & 0o077 == 0
