@@ -220,7 +220,7 @@ def test_a_killed_redis_is_a_miss(start_redis: Callable[..., RedisServer]) -> No
         found = await _asked(cache)
         assert found == [Miss.UNREACHABLE]
 
-    using(lambda: redis_cache(server.url, timeout_ms=TIMEOUT_MS), body)
+    using(lambda: redis_cache(server.url), body)
 
 
 def test_a_paused_redis_costs_one_timeout_per_pause_and_is_found_again(
@@ -250,7 +250,7 @@ def test_a_paused_redis_costs_one_timeout_per_pause_and_is_found_again(
         clock.now += LONGEST_PAUSE_S
         assert all(same(one, embedding()) for one in await ask())
 
-    using(lambda: redis_cache(server.url, timeout_ms=TIMEOUT_MS, clock=clock), body)
+    using(lambda: redis_cache(server.url, clock=clock), body)
 
 
 def test_a_full_redis_refuses_puts_and_still_answers(start_redis: Callable[..., RedisServer]) -> None:

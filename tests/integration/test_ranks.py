@@ -23,7 +23,7 @@ from tests.together import train
 from training.ranks import ALONE, Ranks
 from training.world import WorldConfig, simulate
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # each torchrun may take 240 s
 
 RECIPE = "[training]\nepochs = 2\n[encoder]\ndim = 32\n"
 

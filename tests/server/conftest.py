@@ -22,11 +22,13 @@ from lurm.dataset import Dataset
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.settings import environment_of
+from tests.waiting import until
 from training import pipeline
 from training.recipes import Recipe
 from training.world import WorldConfig, simulate
 
-START_S = 90.0
+START_S = 180.0
+IDLE_S = 1.0  # uvicorn closes a connection that idles for 5 s, maybe while a request is on its way
 BEHAVE = {"network": {"window": 32, "steps": {"least_events": 1}}, "training": {"epochs": 2, "batch_events": 256}}
 WORLD = WorldConfig(n_users=160, n_items=400, n_interests=8, days=365, events_per_user=30)
 
@@ -65,7 +67,12 @@ class RunningServer:
         return "127.0.0.1", int(self.url.rpartition(":")[2])
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False)
+        limits = httpx.Limits(keepalive_expiry=IDLE_S)
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, limits=limits)
+
+    def n_started(self) -> int:
+        """How many workers have ever begun to serve."""
+        return sum("startup complete" in line for line in self.log)
 
     def send(self, request: bytes, *, timeout_s: float = 30) -> bytes:
         """Everything the server says to these bytes, after which nothing more will come from us."""
@@ -90,9 +97,9 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def running_server(root: Path, **variables: object) -> Iterator[RunningServer]:
-    """A server that is ready, with these ``LURM_*`` settings (names in lower case); gone afterwards."""
-    environment = environment_of(**variables)
+def running_server(root: Path, *, workers: int = 1, **variables: object) -> Iterator[RunningServer]:
+    """A server all of whose workers serve, with these ``LURM_*`` settings (names in lower case); gone afterwards."""
+    environment = environment_of(workers=workers, **variables)
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(root), "--port", "0"]
     with subprocess.Popen(
         command,
@@ -108,6 +115,7 @@ def running_server(root: Path, **variables: object) -> Iterator[RunningServer]:
         try:
             if not ready.wait(START_S) or not server.url:
                 pytest.fail("the server did not start:\n" + "\n".join(server.log))
+            until(lambda: server.n_started() >= workers, "a worker does not start", START_S)
             with server.client() as client:
                 assert client.get("/health/ready").json() == {"status": "ready"}
             yield server
@@ -130,8 +138,8 @@ def _listen(server: RunningServer, ready: threading.Event) -> None:
 
 @pytest.fixture(scope="session")
 def server(release_root: Path) -> Iterator[RunningServer]:
-    """The server most tests share: small limits, in-memory cache."""
-    limits = {"request_users": 60, "request_events": 3000, "body_bytes": 200_000, "request_timeout_s": 3}
+    """The server most tests share: small limits, in-memory cache; a deadline that what is compiled first can keep."""
+    limits = {"request_users": 60, "request_events": 3000, "body_bytes": 200_000, "request_timeout_s": 30}
     with running_server(release_root, **limits) as running:
         yield running
 
@@ -148,6 +156,12 @@ def start_server(release_root: Path) -> Iterator[Callable[..., RunningServer]]:
     """``start_server(**settings)``: a server this test alone may stop, starve or overload."""
     with ExitStack() as stack:
         yield lambda **variables: stack.enter_context(running_server(release_root, **variables))
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    """The sum of the metrics whose names, with labels, begin so."""
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
 def problem(response: httpx.Response, status: int, name: str) -> dict[str, object]:

@@ -33,6 +33,7 @@ from service.telemetry import Telemetry
 from service.threads import Exports
 from tests.server.conftest import RunningServer, problem
 from tests.server.test_answers import events_of
+from tests.waiting import until
 
 N, DIM = 3000, 512  # several blocks of many pieces
 
@@ -235,8 +236,7 @@ def test_who_was_erased_is_left_out_and_a_process_that_is_to_end_begins_none(
         assert client.delete(f"/v1/users/{erased}").status_code == 200
         assert rows_of(client.get("/v1/export"))["user_id"].to_pylist() == others
         alone.process.send_signal(signal.SIGTERM)
-        while client.get("/health/ready").status_code == 200:
-            pass
+        until(lambda: client.get("/health/ready").status_code != 200)
         assert "could not finish" in str(problem(client.get("/v1/export"), 503, "not-ready")["detail"])
     with suppress(ProcessLookupError):
         os.kill(alone.process.pid, signal.SIGKILL)

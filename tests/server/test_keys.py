@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from service.direct import DirectRoute, Door
 from service.keys import PUBLIC, SCOPES, Keys, needed_by, needs, new_key
 from service.telemetry import Telemetry
 from tests.server.conftest import RunningServer, problem, running_server
+from tests.waiting import until
 
 # What each route needs, by the path it is defined with.
 TABLE = {
@@ -127,8 +127,7 @@ def done(root: Path) -> str:
         return {"n_erasures": 0}
 
     job = jobs.start("nothing", work)
-    while jobs.get(job.id).is_open:
-        pass
+    until(lambda: not jobs.get(job.id).is_open)
     jobs.close()
     return job.id
 
@@ -248,34 +247,35 @@ def test_every_worker_goes_by_the_file_as_it_stands(release_root: Path, tmp_path
         def answers(secret: str) -> set[int]:
             return {client.get("/info", headers={"x-api-key": secret}).status_code for _ in range(20)}
 
-        def said(level: str, n: int) -> list[str]:
-            """The lines about the file, once there are n of them."""
-            started = time.monotonic()
-            while len(lines := [one for one in running.log if f'"level":"{level}"' in one and str(file) in one]) < n:
-                assert time.monotonic() - started < 30, "it never came to be so"
-            return lines
+        def said(level: str) -> list[str]:
+            """The lines about the file."""
+            return [one for one in running.log if f'"level":"{level}"' in one and str(file) in one]
 
-        said("info", 2)
+        def complained(words: str) -> bool:
+            """Whether either worker has."""
+            return sum(words in line for line in said("error")) >= 2
+
+        def holds(text: str, to_new: int, to_old: int) -> None:
+            """The file is replaced, either worker says so, and each key is answered as it has to be."""
+            enough = len(said("info")) + 2
+            (tmp_path / "next").write_text(text)
+            (tmp_path / "next").rename(file)
+            until(lambda: len(said("info")) >= enough, "a worker does not take it over")
+            until(lambda: (answers(new), answers(old)) == ({to_new}, {to_old}))
+
+        until(lambda: len(said("info")) >= 2, "a worker does not look")
         assert answers(old) == {200}
-        file.write_text(its_key.line)
-        said("info", 4)
-        assert (answers(new), answers(old)) == ({200}, {401})
-        file.write_text("web read\n")
-        assert all("line 1: it has 2 words" in line for line in said("error", 2))
-        file.unlink()
-        assert all("cannot be read: No such file" in line for line in said("error", 4)[2:])
-        assert (answers(new), answers(old)) == ({200}, {401})
-        (tmp_path / "next").write_text(old_key.line)
+        holds(its_key.line, 200, 401)
+        (tmp_path / "next").write_text("web read\n")
         (tmp_path / "next").rename(file)
-        said("info", 6)
-        assert (answers(new), answers(old)) == ({401}, {200})
-        file.write_text("# nobody, for now\n")
-        said("info", 8)
-        assert (answers(new), answers(old)) == ({401}, {401}), "whose line was the last one is not let in either"
-        file.write_text(its_key.line)
-        said("info", 10)
+        until(lambda: complained("line 1: it has 2 words"))
+        file.unlink()
+        until(lambda: complained("cannot be read: No such file"))
         assert (answers(new), answers(old)) == ({200}, {401})
-        assert len(said("error", 4)) == 4
+        holds(old_key.line, 401, 200)
+        holds("# nobody, for now\n", 401, 401)  # whose line was the last one is not let in either
+        holds(its_key.line, 200, 401)
+        assert len(said("error")) == 4
 
 
 async def _hello() -> Response:

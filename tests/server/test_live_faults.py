@@ -33,7 +33,8 @@ from service.keys import new_key
 from tests.conftest import RedisServer
 from tests.server.conftest import RunningServer, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
-from tests.server.test_swaps import until, workers_of
+from tests.server.test_swaps import replace_one, workers_of
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +50,7 @@ def post(client: httpx.Client, *events: object) -> httpx.Response:
 
 def stop(server: RunningServer) -> None:
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0
+    assert server.process.wait(PATIENCE_S) == 0
 
 
 def refused(answer: httpx.Response) -> None:
@@ -218,7 +219,7 @@ def test_what_is_damaged_before_the_start_is_named_and_nothing_is_served(
     (tmp_path / name).write_bytes(b"{" + os.urandom(5_000) + b"\n")
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
     environment = environment_of(live_dir=tmp_path, workers=workers)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 4
     assert complaint in done.stderr
     assert "serves" not in done.stderr
@@ -254,6 +255,7 @@ def test_a_worker_that_cannot_start_says_why_in_one_line(start_server: Start, tm
     def told(error: str) -> bool:
         return any(f'"error":"{error}' in line for line in server.log)
 
+    replace_one(server)
     keys.rename(tmp_path / "aside")
     os.kill(int(min(workers_of(server))), signal.SIGKILL)
     until(lambda: told("SettingsError: LURM_API_KEYS_FILE cannot be read: No such file"))

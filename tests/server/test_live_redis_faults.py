@@ -26,7 +26,8 @@ from tests.conftest import RedisServer
 from tests.server.conftest import RunningServer, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
 from tests.server.test_live_faults import AT, SYNCED, Start, StartRedis, post, refused, stop
-from tests.server.test_swaps import until, workers_of
+from tests.server.test_swaps import workers_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
@@ -286,6 +287,6 @@ def test_a_redis_that_would_drop_events_is_not_taken(
     store = start_redis(*SYNCED, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
     environment = environment_of(live_dir=tmp_path, live_url=store.url)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "noeviction" in done.stderr

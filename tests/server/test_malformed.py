@@ -156,7 +156,7 @@ def test_whatever_is_sent_no_answer_is_a_5xx_and_every_error_has_the_one_shape(
     paths = [*create_api().openapi()["paths"], "/docs", "/openapi.json", "/v1", "/"]
     draws = Wrong(np.random.default_rng(SEED), paths)
     seen: Counter[bytes] = Counter()
-    with running_server(release_root, live_dir=tmp_path, request_timeout_s=2, body_bytes=100_000) as server:
+    with running_server(release_root, live_dir=tmp_path, request_timeout_s=30, body_bytes=100_000) as server:
         for _ in range(N_REQUESTS):
             head, body = draws.request()
             said = server.send(head + body)

@@ -14,20 +14,25 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 
 from lurm.release import Release
 from tests.server.conftest import RunningServer
 from tests.server.test_live import event
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("LURM_TEST_SECONDS", "6"))
+KINDS = ("cached", "uncached", "POST", "neighbors")
 N_CLIENTS = 240
 DEADLINE_S = 2.0
 FORGOTTEN_S = 8 * DEADLINE_S  # nobody waits so long whose deadline is kept, however busy the machine
-MOST_GROWTH = 16 * 2**20  # bytes, from the first third to the end
+N_ROUNDS = 4  # the first is not judged by its memory
+# Bytes. What is kept of every request grows in every round; what an allocator happens to keep does not.
+MOST_GROWTH, MOST_IN_QUIETEST_ROUND = 64 * 2**20, 6 * 2**20
 
 
 def resident_bytes(server: RunningServer) -> int:
@@ -77,22 +82,36 @@ def test_ten_times_too_much_is_refused_in_order_and_what_is_admitted_is_answered
 
     async def load(seconds: float) -> None:
         ends = time.monotonic() + seconds
-        kinds = itertools.cycle(("cached", "uncached", "POST", "neighbors"))
-        await asyncio.gather(*(ask(kind, ends) for _, kind in zip(range(N_CLIENTS), kinds, strict=False)))
+        await asyncio.gather(*(ask(kind, ends) for kind in KINDS * (N_CLIENTS // len(KINDS))))
 
-    asyncio.run(load(SECONDS / 3))
-    before = resident_bytes(server)
-    asyncio.run(load(SECONDS * 2 / 3))
-    growth = resident_bytes(server) - before
+    def all_were_admitted() -> bool:
+        if all(statuses[kind, 200] for kind in KINDS):
+            return True
+        asyncio.run(load(SECONDS / N_ROUNDS))
+        return False
+
+    resident = []
+    for _ in range(N_ROUNDS):
+        asyncio.run(load(SECONDS / N_ROUNDS))
+        resident.append(resident_bytes(server))
+    growths = np.diff(resident)
+    until(all_were_admitted, "somebody is never admitted")
     refused = sum(n for (_, status), n in statuses.items() if status != 200)
-    print(dict(statuses), "slowest, ms:", dict(slowest), "growth, bytes:", growth)  # noqa: T201
+    print(dict(statuses), "slowest, ms:", dict(slowest), "growth, bytes:", growths)  # noqa: T201
     assert refused > 100, "this was no overload"
-    for kind in ("cached", "uncached", "POST", "neighbors"):
-        assert statuses[kind, 200] > 0, "nothing of this kind was admitted"
     assert max(slowest.values()) < 1000 * FORGOTTEN_S
-    assert growth < MOST_GROWTH
+    assert growths.min() < MOST_IN_QUIETEST_ROUND
+    assert growths.sum() < MOST_GROWTH
     with server.client() as client:
-        while (answer := client.get(f"/embed/{users[0]}")).status_code == 429:  # work nobody waits for any more goes on
-            time.sleep(int(answer.headers["retry-after"]))
-        assert answer.status_code == 200
-        assert client.post("/v1/events", json={"events": [event("w", "i", 1_700_000_000_000)]}).status_code == 200
+        body = {"events": [event("w", "i", 1_700_000_000_000)]}
+        until(lambda: is_answered(client.get(f"/embed/{users[0]}")), "it does not recover")
+        until(lambda: is_answered(client.post("/v1/events", json=body)), "it does not recover")
+
+
+def is_answered(answer: httpx.Response) -> bool:
+    """Whether it is; a refusal is waited out, as work goes on that nobody waits for any more."""
+    if answer.status_code in (429, 503):
+        time.sleep(int(answer.headers["retry-after"]))
+    else:
+        assert answer.status_code == 200, answer.text
+    return answer.status_code == 200

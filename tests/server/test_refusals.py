@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import numpy as np
@@ -438,8 +438,11 @@ def test_of_a_thousand_mutated_requests_none_is_answered_with_5xx(
 
 
 @pytest.mark.slow
-def test_slow_clients_are_closed_while_others_are_served(server: RunningServer, release: Release) -> None:
+def test_slow_clients_are_closed_while_others_are_served(
+    start_server: Callable[..., RunningServer], release: Release
+) -> None:
     """Silent from the start, half a head, half a body, and a head that trickles: none is kept for ever."""
+    server = start_server(request_timeout_s=3)
     half_body = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"
     starts = [b"", b"GET /info HTTP/1.1\r\nHo", half_body, b"G"]
     expected = [b"", b"HTTP/1.1 408 ", b"HTTP/1.1 408 ", b"HTTP/1.1 408 "]

@@ -32,6 +32,7 @@ from lurm.rules import Alike, Combined, Listed
 from lurm.saved import Audiences
 from service.lists import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # servers of their own
 
@@ -297,9 +298,8 @@ def test_what_a_user_did_a_moment_ago_moves_them(asked: httpx.Client, release: R
 
 
 def ended(client: httpx.Client, path: str) -> dict[str, Any]:
-    while (found := JobAnswer.model_validate(get(client, path))).state in ("queued", "running"):
-        pass
-    return found.model_dump()
+    until(lambda: get(client, path)["state"] not in ("queued", "running"))
+    return JobAnswer.model_validate(get(client, path)).model_dump()
 
 
 def test_a_job_is_the_same_audience_for_every_worker_and_without_the_erased(
@@ -411,8 +411,7 @@ def test_where_nothing_can_be_kept_audiences_are_read_and_what_is_to_be_kept_is_
             parts = {part.parent.name: part.parent for part in Release.open(root).path.glob("*/manifest.json")}
             artifacts = {kind: open_artifact(part, kind) for kind, part in parts.items()}
             publish(root, artifacts, name=f"{name} but one", metrics={})
-            while get(client, "/info")["release"] != current(root):
-                pass
+            until(lambda: get(client, "/info")["release"] == current(root))
         job = {"seeds": seeds, "job": True}
         for refused, kept in (
             (client.put("/v1/audiences/more", json={"users": seeds}), "audiences"),

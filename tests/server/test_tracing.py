@@ -97,7 +97,7 @@ def test_without_a_collector_requests_are_answered_and_the_end_comes_soon(
             statuses = {client.get(f"/embed/{release.history.users[0]}").status_code for _ in range(20)}
         assert statuses == {200}
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(15) == 0
+        assert server.process.wait(120) == 0
     assert release.history.users[0] not in "\n".join(server.log)
 
 

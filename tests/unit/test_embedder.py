@@ -20,6 +20,7 @@ from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.live.absent import AbsentLiveEvents
 from service.embedder import Embedded, Embedder
 from service.telemetry import Telemetry
+from tests.waiting import eventually
 from tests.worlds import clean_batch, grouped_events, ingest
 
 T = TypeVar("T")
@@ -156,12 +157,6 @@ def truth(history: HistoryBase, user_id: str) -> bytes:
     return bytes(WatchedEncoder(-2).embed(HistoryBatch.of([history.history(user_id)]))[0].tobytes())
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 def test_everybody_gets_their_own_vector_and_the_facts_that_go_with_it(using: Using, history: HistoryBase) -> None:
     async def body(embedder: Embedder) -> None:
         answers = await embedder.embed([await embedder.known(one) for one in users()])
@@ -201,7 +196,7 @@ def test_what_was_computed_is_served_from_the_cache_bit_for_bit(
     async def body(embedder: Embedder) -> None:
         wanted = [await embedder.known(one) for one in users()]
         first = await embedder.embed(wanted)
-        await until(lambda: not embedder._puts)
+        await eventually(lambda: not embedder._puts)
         n_batches = len(encoder.batches)
         again = await embedder.embed(wanted)
         assert [served(one).source for one in again] == ["cache"] * len(wanted)
@@ -218,7 +213,7 @@ def test_what_was_computed_is_served_from_the_cache_bit_for_bit(
 def test_what_is_at_hand_and_what_is_not_keep_their_places(using: Using, history: HistoryBase) -> None:
     async def body(embedder: Embedder) -> None:
         await embedder.embed([await embedder.known(one) for one in ("u001", "u003")])
-        await until(lambda: not embedder._puts)
+        await eventually(lambda: not embedder._puts)
         asked = ["u000", "u001", "u002", "u003", "u001"]
         answers = await embedder.embed([await embedder.known(one) for one in asked])
         assert [vector_of(one) for one in answers] == [truth(history, one) for one in asked]
@@ -234,7 +229,7 @@ def test_five_hundred_requests_for_one_cold_user_are_one_computation(
         encoder.gate.clear()
         wanted = [await embedder.known("u001")]
         early = [asyncio.create_task(embedder.embed(wanted)) for _ in range(250)]
-        await until(lambda: not embedder._batches and not early[0].done())
+        await eventually(lambda: not embedder._batches and not early[0].done())
         late = [asyncio.create_task(embedder.embed(wanted)) for _ in range(250)]
         await asyncio.sleep(0.01)
         encoder.gate.set()
@@ -260,7 +255,7 @@ def test_the_first_of_a_batch_waits_for_company_until_the_batch_is_full(using: U
     async def body(embedder: Embedder) -> None:
         async with asyncio.timeout(15):
             first = asyncio.create_task(embedder.embed([await embedder.known("u000")]))
-            await until(lambda: bool(embedder._batches))
+            await eventually(lambda: bool(embedder._batches))
             await asyncio.gather(first, embedder.embed([await embedder.known("u001")]))
 
     using(body, batch_users=2, batch_wait_s=30)
@@ -287,7 +282,7 @@ def test_cancelled_requests_never_cross_answers_nor_ground_the_flights_of_others
                     assert vector_of(answer[0]) == truth(history, user_id)
                 else:
                     assert isinstance(answer, asyncio.CancelledError)
-        await until(lambda: not embedder._flights)
+        await eventually(lambda: not embedder._flights)
         return n_served
 
     assert using(body) >= 30 * 30
@@ -299,9 +294,9 @@ def test_once_the_queue_is_full_requests_are_refused_at_once_and_later_served_ag
     async def body(embedder: Embedder) -> None:
         encoder.gate.clear()
         running = asyncio.create_task(embedder.embed([await embedder.known("u000")]))
-        await until(lambda: bool(embedder._flights) and not embedder._batches)
+        await eventually(lambda: bool(embedder._flights) and not embedder._batches)
         waiting = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in users(5)[1:]]
-        await until(lambda: len(embedder._batches) == 4)
+        await eventually(lambda: len(embedder._batches) == 4)
         for asked in (await embedder.known("u010"), history.inline("", [])):
             with pytest.raises(Overloaded, match="4 users wait") as caught:
                 await embedder.embed([asked])
@@ -369,7 +364,7 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
         async with embedder:
             encoder.gate.clear()
             tasks = [asyncio.create_task(embedder.embed([await embedder.known(one)])) for one in users(3)]
-            await until(lambda: len(embedder._batches) == 2)
+            await eventually(lambda: len(embedder._batches) == 2)
             threading.Timer(0.05, encoder.gate.set).start()
         assert not embedder.works
         tasks.append(asyncio.create_task(embedder.embed([await embedder.known("u009")])))
@@ -382,7 +377,7 @@ def test_closing_refuses_what_waits_instead_of_leaving_it_hanging(
 def test_what_the_cache_does_not_keep_is_counted(using: Using, telemetry: Telemetry) -> None:
     async def body(embedder: Embedder) -> None:
         await embedder.embed([await embedder.known("u001")])
-        await until(lambda: not embedder._puts)
+        await eventually(lambda: not embedder._puts)
 
     using(body)
     assert "lurm_cache_put_failures_total 1.0" in telemetry.exposition().decode()

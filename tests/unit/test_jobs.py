@@ -20,6 +20,7 @@ from lurm.errors import Overloaded, UnknownName, UsageError
 from lurm.jobs import Job, JobReporter, Jobs
 from service.jobs import fetched
 from service.telemetry import Telemetry
+from tests.waiting import until
 
 HOLDS = """
 import sys, pathlib
@@ -60,9 +61,8 @@ def open_jobs(root: Path, clock: Clock, **more: Any) -> Jobs:
 
 def ended(jobs: Jobs, job: Job) -> Job:
     """The job when it has ended; its work has been let go on."""
-    while (found := jobs.get(job.id)).is_open or found.finished_at is None:
-        pass
-    return found
+    until(lambda: not jobs.get(job.id).is_open and jobs.get(job.id).finished_at is not None)
+    return jobs.get(job.id)
 
 
 def writes(reporter: JobReporter, path: Path) -> dict[str, Any]:
