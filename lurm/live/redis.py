@@ -406,7 +406,7 @@ class RedisLiveEvents:
         trip.hget(f"{PREFIX}store", "id")
         trip.execute_command(*words)
         store, answer = await self._trip(trip.execute())
-        self._check_store(store == self._store_id.encode())
+        self._check_store(not self._store_id or store == self._store_id.encode())  # "": whichever is there
         return answer
 
     async def _trip(self, trip: Awaitable[_T]) -> _T:
