@@ -232,9 +232,9 @@ def export(
     if users and as_of:
         raise UsageError("--as-of names users in its table; leave out --users")
     exports.check(destination)
-    wanted = None if users is None else audiences.ids_in(users)
     config = settings.load({"artifacts_dir": artifacts_dir})
     opened = Release.open(config.artifacts_dir, release)
+    wanted = None if users is None else opened.history.users.meant(audiences.ids_in(users))
     reporter, dim = TerminalReporter(), opened.encoder.dim
     result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, "dim": dim}
     if as_of is None:
@@ -315,7 +315,6 @@ def lookalike(
       lurm lookalike customers.txt audience.parquet --percent 5 --where 'country = UK and age >= 30'
       lurm lookalike 'where behavior purchase at least 5' audience.parquet --percent 5 --balance country --mix base
     """
-
     from lurm import lookalikes, settings
     from lurm.progress import TerminalReporter
 
@@ -359,7 +358,8 @@ def erase(
     """Erase users: gone from every answer at once, and for good.
 
     Events up to now count nowhere again, neither when they are sent once more nor in the next build. The ledger of
-    erasures keeps a keyed digest of each id, when, and who asked. Servers that run see it at once.
+    erasures keeps a keyed digest of each id, when, and who asked. Servers that run see it at once. Blanks around an id
+    are left out, unless somebody is known by it as it stands. It says of which ids there is nothing.
 
     --purge also writes the active release anew without them, removes other releases that have anything of theirs,
     stages, quarantined rows and evaluations, and scrubs the live events. --verify looks for the ids in every file.
@@ -382,10 +382,10 @@ def erase(
         raise UsageError("whom? Name users, or give a --file of ids; --purge alone takes out who was erased before")
     config = settings.load({"artifacts_dir": artifacts_dir})
     erasing = Erasing(config.artifacts_dir, config.live_folder, config.live_url, TerminalReporter())
-    result = asyncio.run(erasing.run([] if verify and not purge else ids, purge=purge))
-    found = erasing.remains(ids) if verify else None
+    result = asyncio.run(erasing.run(ids, purge=purge, erase=purge or not verify))
+    found = erasing.remains(result.user_ids) if verify else None
     told = "\n".join(filter(None, [str(result), "" if found is None else str(found)]))
-    known = {"erased": result.erased, "n_known": result.n_known}
+    known = {"erased": result.erased, "n_known": result.n_known, "unknown": result.unknown}
     emit({**known, "purged": result.purged, "remains": found and found.files}, as_json=as_json, text=told)
     if found is not None and found.files:
         raise typer.Exit(LurmError.exit_code)

@@ -143,7 +143,7 @@ def save(
     audiences = _opened(artifacts_dir)
     known = audiences.release.history.users
     if isinstance(rule, Listed):
-        rule = Listed(meant(rule.user_ids, known))
+        rule = Listed(known.meant(rule.user_ids))
     elif isinstance(rule, Alike):
         rule = Alike(all_meant(rule.asked, known))
     audiences.put(name, rule)
@@ -347,18 +347,11 @@ def _told_apart(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return ids, [one[1:] for one in given if one.startswith("@")]
 
 
-def meant(ids: Sequence[str], users: Identifiers) -> list[str]:
-    """Ids without blanks around them, but for those of users who are known by them."""
-    odd = [one for one in ids if one != one.strip()]
-    as_they_stand = {one for one, row in zip(odd, users.rows(odd).tolist(), strict=True) if row >= 0}
-    return [one if one in as_they_stand else one.strip() for one in ids]
-
-
 def all_meant(asked: Asked, users: Identifiers) -> Asked:
-    """The same with the ids that are meant, see ``meant``."""
+    """The same with the ids that are meant, see ``Identifiers.meant``."""
     from dataclasses import replace
 
-    seeds, negatives, exclude = (meant(some, users) for some in (asked.seeds, asked.negatives, asked.exclude))
+    seeds, negatives, exclude = (users.meant(some) for some in (asked.seeds, asked.negatives, asked.exclude))
     return replace(asked, seeds=seeds, negatives=negatives, exclude=exclude)
 
 

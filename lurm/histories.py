@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -243,6 +243,56 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     if own is None or not len(own):
         return base.inline(user_id, events)
     return base.joined(own, events)[0]
+
+
+class WhoIsKnown:
+    """Looks users up, of a release and live, by ids that people wrote.
+
+    Args:
+        base: of the active release; None: there is none.
+        events, ledger: what is live, and who was erased.
+    """
+
+    def __init__(self, base: HistoryBase | None, events: LiveEvents, ledger: Ledger) -> None:
+        self._base, self._events = base, events
+        self._histories = None if base is None else Histories(base, events, ledger)
+
+    async def newest_at(self, user_id: str) -> int | None:
+        """When the newest event of a user was, epoch ms; None: there is none.
+
+        Raises:
+            Unavailable: live events cannot be read.
+        """
+        if self._histories is not None:
+            n_events, at = await self._histories.extent(user_id)
+            return at if n_events else None
+        ((_, arrived),) = await self._events.events([user_id], after=0)
+        return max((one.event.timestamp for one in arrived), default=None)
+
+    async def meant(self, written: str, said: Container[str]) -> dict[str, int | None]:
+        """Whom an id means that people wrote, each with when their newest event was, None where there is none.
+
+        Args:
+            written: with blanks around it or without; of the users by both, somebody known is meant, else each.
+            said: who was meant before.
+
+        Raises:
+            Unavailable: live events cannot be read.
+        """
+        bare, as_written = written.strip(), await self.newest_at(written)
+        if as_written is not None or self._has_row(written) or bare in ("", written):
+            meant = {written: as_written}
+        elif bare in said:
+            return {}
+        else:
+            meant = {bare: await self.newest_at(bare)}
+            if meant[bare] is None:
+                meant[written] = None
+        return {user_id: at for user_id, at in meant.items() if user_id not in said}
+
+    def _has_row(self, user_id: str) -> bool:
+        """Whether the release names a user, erased by now or not."""
+        return self._base is not None and self._base.users.row(user_id) >= 0
 
 
 class Alive:

@@ -105,6 +105,12 @@ class Identifiers:
             at += 1
         return -1
 
+    def meant(self, ids: Sequence[str]) -> list[str]:
+        """Ids that people wrote, without blanks around them, but for those that stand here with blanks."""
+        odd = [one for one in ids if one != one.strip()]
+        as_they_stand = {one for one, row in zip(odd, self.rows(odd).tolist(), strict=True) if row >= 0}
+        return [one if one in as_they_stand else one.strip() for one in ids]
+
     def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
         """The rows of many ids, -1 where unknown; (N,) int32 in the order given."""
         found = np.empty(len(ids), np.int32)

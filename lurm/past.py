@@ -173,7 +173,10 @@ class BackThen:
         self._asked, self._arrived = (_Scattered(folder, name, bits) for name in ("asked", "arrived"))
 
     def ask(self, batch: pl.DataFrame) -> None:
-        """Add rows of the table, as ``Moments.batches`` gives them."""
+        """Add rows of the table, as ``Moments.batches`` gives them; ids as ``Identifiers.meant`` has them."""
+        written = batch["user_id"]
+        if (written != written.str.strip_chars()).any():
+            batch = batch.with_columns(pl.Series("user_id", self._base.users.meant(written.to_list()), pl.String))
         self._asked.add(batch)
 
     def learn(self, batch: pl.DataFrame, store_id: str) -> None:

@@ -25,7 +25,7 @@ from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact, 
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger
 from lurm.errors import ArtifactCorrupt, DataError, LurmError, Unfulfillable, UsageError
-from lurm.histories import Histories, erased_up_to
+from lurm.histories import WhoIsKnown, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
@@ -45,6 +45,8 @@ from lurm.release import (
     withdraw,
 )
 from lurm.remains import SHORTEST_ID, Wanted
+
+_SHOWN = 5  # ids of whom there is nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +93,31 @@ class Erased:
     """What ``Erasing.run`` did.
 
     Attributes:
-        erased: one line of the ledger for each user, known or not: events of theirs may be on their way.
-        n_known: of these users, of whom there were events.
+        user_ids: that were meant. Where nobody is known by an id with blanks around it, nor without, both are.
+        erased: one line of the ledger for each of them, known or not: events of theirs may be on their way.
+        unknown: of the ids as they were given, those of whom there is nothing.
+        n_known: of the users, of whom there were events.
         purged: None where nothing was to be purged.
     """
 
+    user_ids: list[str]
     erased: list[Erasure]
+    unknown: list[str]
     n_known: int
     purged: Purged | None
 
     def __str__(self) -> str:
         lines = []
-        if n := len(self.erased):
+        if self.erased:
+            n = self.n_known + len(self.unknown)
             of_whom = f", of whom {self.n_known:,} {'was' if self.n_known == 1 else 'were'} known"
-            lines.append(f"erased {counted(n, 'user')}{of_whom if self.n_known < n else ''}")
+            lines.append(f"erased {counted(n, 'user')}{of_whom if self.unknown else ''}")
+        if self.erased and self.unknown:
+            more = f" and {n:,} more" if (n := len(self.unknown) - _SHOWN) > 0 else ""
+            lines.append(
+                f"there is nothing of {', '.join(map(repr, self.unknown[:_SHOWN]))}{more}: unless they were erased "
+                "before, see whether they are known by these ids; events of theirs up to now will count nowhere"
+            )
         if self.purged is not None:
             users, events = counted(self.purged.n_users, "user"), counted(self.purged.n_events, "live event")
             removed = self.purged.removed
@@ -157,8 +170,14 @@ class Erasing:
         self._root, self._live_folder, self._live_url = root, live_folder, live_url
         self._reporter, self._clock = reporter, clock
 
-    async def run(self, user_ids: Sequence[str], *, purge: bool) -> Erased:
+    async def run(self, user_ids: Sequence[str], *, purge: bool, erase: bool = True) -> Erased:
         """Erase users, and take the bytes of all who were ever erased off the disk if told to.
+
+        Args:
+            user_ids: as people wrote them: blanks around an id are left out, unless somebody is known by it as it
+                stands.
+            purge: whether bytes leave the disk.
+            erase: whether anybody is erased; else it is only said who is meant.
 
         Raises:
             UsageError: one of them can be no user's id; then nobody is erased.
@@ -175,29 +194,29 @@ class Erasing:
         held = functools.partial(held_through, self._root)
         async with open_live(self._live_folder, self._live_url, held) as live:
             events, ledger = live.written_to()
-            base, erased, n_known = self._base(), [], 0
-            histories = None if base is None else Histories(base, events, ledger)
-            for user_id in user_ids:
-                n_events, newest_at = (0, 0) if histories is None else await histories.extent(user_id)
-                if histories is None:
-                    ((_, arrived),) = await events.events([user_id], after=0)
-                    n_events = len(arrived)
-                n_known += n_events > 0
-                erased_at = max(int(self._clock() * 1000), newest_at)
-                erased.append(ledger.record(user_id, erased_at, by="command"))
-                await events.erase(user_id, erased_at)
+            known = WhoIsKnown(self._base(), events, ledger)
+            users, erased, unknown, n_known = dict[str, int | None](), list[Erasure](), list[str](), 0
+            for written in user_ids:
+                meant = await known.meant(written, users)
+                users |= meant
+                n_known += (n := sum(at is not None for at in meant.values()))
+                unknown += [written] if meant and not n else []
+                for user_id, at in meant.items() if erase else ():
+                    erased_at = max(int(self._clock() * 1000), at or 0)
+                    erased.append(ledger.record(user_id, erased_at, by="command"))
+                    await events.erase(user_id, erased_at)
             if not purge:
                 if erased:
                     try:
                         Definitions(self._root, ledger).forget_erased()
                     except (Unfulfillable, ArtifactCorrupt) as error:  # what is read is without them all the same
                         self._reporter.say(f"saved audiences still name who was erased: {error}")
-                return Erased(erased, n_known, None)
+                return Erased(list(users), erased, unknown, n_known, None)
             try:
                 purged = _purge(self._root, self._live_folder, ledger, self._reporter)
             finally:
                 await events.scrub()
-        return Erased(erased, n_known, purged)
+        return Erased(list(users), erased, unknown, n_known, purged)
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
         """Files below both folders that hold an id."""

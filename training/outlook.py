@@ -86,7 +86,7 @@ def asked(config: Settings, out: Path, users: Path | None, edits: Path | None, r
     Args:
         config: where releases and erasures are.
         out: Parquet file to write.
-        users: see ``lurm.audiences.ids_in``; None: everybody.
+        users: see ``lurm.audiences.ids_in`` and ``Identifiers.meant``; None: everybody.
         edits: see ``read_edits``; None: none.
         reporter: told about the users.
 
@@ -94,10 +94,11 @@ def asked(config: Settings, out: Path, users: Path | None, edits: Path | None, r
         UsageError: a file cannot be read.
         Unfulfillable, DataError: as ``foretell``.
     """
+    release = Release.open(config.artifacts_dir)
     return foretell(
-        Release.open(config.artifacts_dir),
+        release,
         out,
-        users=None if users is None else ids_in(users),
+        users=None if users is None else release.history.users.meant(ids_in(users)),
         edits=[] if edits is None else read_edits(edits),
         ledger=Ledger.of(config.live_folder),
         reporter=reporter,

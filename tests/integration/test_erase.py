@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -21,6 +22,8 @@ from lurm.events import Event
 from lurm.history import HistoryBatch
 from lurm.live.letters import FILE, DeadLetter, DeadLetters
 from lurm.live.stream import Entry
+from lurm.progress import Silent
+from lurm.purge import Erasing
 from lurm.release import Release, list_releases, rollback, verify
 from tests.integration.test_living import rebuilt, seen, send
 
@@ -122,6 +125,47 @@ def _erase_up_to(root: Path, release: Release, user_id: str, moment: int) -> Non
     """As if the user had been erased at an earlier moment, and gone on afterwards."""
 
     Ledger.open(root / "live").record(user_id, moment, by="test")
+
+
+def test_ids_are_meant_without_the_blanks_around_them_and_nobody_is_missed_in_silence(
+    tiny: Path, tmp_path: Path
+) -> None:
+    root, file = tmp_path / "artifacts", tmp_path / "leavers.txt"
+    release = rebuilt(tiny, root)
+    first, second, last, *_ = release.history.users.ids.to_pylist()
+    event, live = release.history.items[3], (" live ", "live", "alive")
+    send(root, release, [Event(user, event, "view", release.history.watermark + 9) for user in live])
+
+    file.write_text(f" {first}\t\n live \n alive\r\nno one \n")
+    told = lurm(root, "erase", "--file", str(file), f"{second} ")
+    assert (told["n_known"], told["unknown"]) == (4, ["no one "])
+    assert len(told["erased"]) == 6, "of nobody known, the id with blanks and the one without"
+    ledger = Ledger.open(root / "live")
+    assert ledger.erased_at("no one ")
+    assert ledger.erased_at("no one")
+    left = seen(root, release, [first, second, *live, last])
+    assert [user for user, events in left.items() if events is not None] == ["live", last]
+    files = lurm(root, "erase", f"{first} ", "--verify", code=1)["remains"]
+    assert any("history" in path for path in files), "looked for without the blanks"
+
+    file.write_text(f" {last} \n nobody\n")
+    exported = lurm(root, "export", str(tmp_path / "some.parquet"), "--users", str(file))
+    assert (exported["n_users"], exported["n_unknown"]) == (1, 1)
+
+
+def test_without_a_release_who_is_known_live_is_meant(tiny: Path, tmp_path: Path) -> None:
+    root = tmp_path / "artifacts"
+    release = rebuilt(tiny, tmp_path / "other")
+    event = Event("newcomer", release.history.items[3], "view", release.history.watermark + 9)
+    send(root, release, [event])
+    told = lurm(root, "erase", " newcomer", "nobody")
+    assert (len(told["erased"]), told["n_known"], told["unknown"]) == (2, 1, ["nobody"])
+    assert seen(root, release, ["newcomer"]) == {"newcomer": None}
+    erasing = Erasing(root, root / "live", None, Silent())
+    said = str(asyncio.run(erasing.run([" newcomer", *map(str, range(7))], purge=False)))
+    assert said.startswith(
+        "erased 8 users, of whom 0 were known\nthere is nothing of ' newcomer', '0', '1', '2', '3' and 3 more: unless"
+    )
 
 
 def test_whom_to_erase_must_be_said(tmp_path: Path) -> None:

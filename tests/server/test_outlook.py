@@ -66,9 +66,10 @@ def test_a_cohort_is_read_as_ids_are_everywhere(
     release_root: Path, release: Release, tmp_path: Path, suffix: str
 ) -> None:
     ids = [*sorted(release.history.users[at] for at in (5, 2, 9)), "nobody at all"]
-    file, table = tmp_path / f"cohort.{suffix}", pl.DataFrame({"user_id": ids})
+    written = [f" {ids[0]}", f"{ids[1]}\t", *ids[2:]]
+    file, table = tmp_path / f"cohort.{suffix}", pl.DataFrame({"user_id": written})
     if suffix == "txt":
-        file.write_text("\r\n".join(ids))
+        file.write_text("\r\n".join(written))
     elif suffix == "csv":
         table.write_csv(file)
     else:

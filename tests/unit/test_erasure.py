@@ -161,15 +161,22 @@ def test_how_many_were_known_is_told_and_all_are_recorded(tmp_path: Path) -> Non
         await store.close()
         return [await told("nobody"), await told("anna"), await told("anna", "bert"), await told("nobody", "someone")]
 
+    def nothing_of(*user_ids: str) -> str:
+        named = ", ".join(map(repr, user_ids))
+        return (
+            f"\nthere is nothing of {named}: unless they were erased before, see whether they are known by these ids; "
+            "events of theirs up to now will count nowhere"
+        )
+
     assert asyncio.run(all_told()) == [
-        "erased 1 user, of whom 0 were known",
+        f"erased 1 user, of whom 0 were known{nothing_of('nobody')}",
         "erased 1 user",
-        "erased 2 users, of whom 1 was known",
-        "erased 2 users, of whom 0 were known",
+        f"erased 2 users, of whom 1 was known{nothing_of('anna')}",
+        f"erased 2 users, of whom 0 were known{nothing_of('nobody', 'someone')}",
     ]
     assert len(ledger) == 6
     for removed, others in ((["a", "b"], "2 other releases (a, b)"), ([], "0 other releases")):
-        told_of = str(Erased([], 0, Purged("r", 1, removed, 1)))
+        told_of = str(Erased([], [], [], 0, Purged("r", 1, removed, 1)))
         assert told_of == f"off the disk: 1 user of the active release, 1 live event, {others}"
 
 

@@ -104,6 +104,13 @@ def test_a_row_is_what_its_events_alone_would_have_given(world: World, rng: np.r
         assert (found.n_events[at], found.last_at[at]) == (len(history), batch.last_at[0])
 
 
+def test_blanks_around_an_id_are_not_part_of_it(world: World) -> None:
+    user, moment = world.base.users[7], END
+    plain, *written = (world.back_then([(one, moment)]) for one in (user, f" {user}", f"{user}\t"))
+    assert [one.user_ids for one in written] == [[user], [user]]
+    assert {one.vectors_re.tobytes() for one in written} == {plain.vectors_re.tobytes()}
+
+
 def test_after_the_end_of_the_log_it_is_the_vector_of_the_release(world: World) -> None:
     ids = world.base.users.take(np.arange(len(world.base)))
     served = world.encoder.embed(world.base.batch(np.arange(len(world.base))))

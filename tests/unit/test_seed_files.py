@@ -7,7 +7,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from lurm.audiences import ids_in, meant, seeds_in
+from lurm.audiences import ids_in, seeds_in
 from lurm.errors import UsageError
 from lurm.identifiers import Identifiers
 
@@ -77,7 +77,7 @@ def test_all_weights_of_a_file_say_together_what_parts_thousands(folder: Path) -
 def test_blanks_around_an_id_are_left_out_unless_somebody_is_known_by_it_so() -> None:
     ids = ["ann", " bob ", "ü "]
     users = Identifiers.in_order(sorted(ids))
-    assert meant(["ann ", "\tann", " bob ", "bob", "new ", "ü"], users) == ["ann", "ann", " bob ", "bob", "new", "ü"]
+    assert users.meant(["ann ", "\tann", " bob ", "bob", "new ", "ü"]) == ["ann", "ann", " bob ", "bob", "new", "ü"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
