@@ -45,6 +45,7 @@ AT_MOST = 1000
 """Saved audiences of one folder of artifacts."""
 MAKING = ".making"
 """Lock of whoever finds the members of an audience, or removes what was found."""
+_NAMED = 3  # audiences, in an error
 _NAME = re.compile(NAME)
 
 
@@ -195,7 +196,8 @@ class Definitions:
             if name not in there and name not in damaged:
                 raise UnknownName(f"there is no saved audience {quoted(name)}")
             if users := sorted(one.name for one in there.values() if name in one.uses):
-                raise Unfulfillable(f"other audiences are made of it ({', '.join(users[:3])}); delete those first")
+                named = ", ".join(users[:_NAMED]) + (f" and {n:,} more" if (n := len(users) - _NAMED) > 0 else "")
+                raise Unfulfillable(f"other audiences are made of it ({named}); delete those first")
             with alone(self.folder / name, MAKING):
                 (self.folder / name / FILE).unlink()
                 shutil.rmtree(self.folder / name, ignore_errors=True)

@@ -99,9 +99,12 @@ def test_nothing_is_made_of_itself_or_of_nothing_and_what_others_need_stays(tmp_
     for name, rule in (("a", Combined("b")), ("c", Combined("c")), ("d", Combined("nothing"))):
         with pytest.raises(Unfulfillable):
             definitions.put(name, rule)
-    with pytest.raises(Unfulfillable, match="b"):
-        definitions.delete("a")
-    definitions.delete("b")
+    for name, said in ("b", "b"), ("e", "b, e"), ("f", "b, e, f"), ("g", "b, e, f and 1 more"):
+        definitions.put(name, Combined({"not": "a"}))
+        with pytest.raises(Unfulfillable, match=rf"^other audiences are made of it \({said}\); delete those first$"):
+            definitions.delete("a")
+    for name in "befg":
+        definitions.delete(name)
     definitions.delete("a")
     assert Definitions(tmp_path, None).all() == {}
     with pytest.raises(UnknownName):
