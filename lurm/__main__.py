@@ -224,7 +224,7 @@ def export(
 
     from lurm import export as exports
     from lurm import settings
-    from lurm.erasure import Ledger
+    from lurm.erasure import ledger_of
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.release import Release
@@ -233,12 +233,12 @@ def export(
         raise UsageError("--as-of names users in its table; leave out --users")
     exports.check(destination)
     config = settings.load({"artifacts_dir": artifacts_dir})
-    opened = Release.open(config.artifacts_dir, release)
+    opened, ledger = Release.open(config.artifacts_dir, release), ledger_of(config.live_folder, config.artifacts_dir)
     wanted = None if users is None else opened.history.users.meant(audiences.ids_in(users))
     reporter, dim = TerminalReporter(), opened.encoder.dim
     result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, "dim": dim}
     if as_of is None:
-        n_users = exports.export(opened, destination, reporter, Ledger.of(config.live_folder), users=wanted)
+        n_users = exports.export(opened, destination, reporter, ledger, users=wanted)
         n_unknown = 0 if wanted is None else len(set(wanted)) - n_users
         said, result["n_users"] = f"{n_users:,} users × {dim}; of the list unknown: {n_unknown:,}", n_users
     else:

@@ -454,11 +454,11 @@ def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
 def opened(config: Settings, release_id: str | None = None) -> Audiences:
     """The saved audiences of a release; None: of the active one."""
     from lurm.definitions import Definitions
-    from lurm.erasure import Ledger
+    from lurm.erasure import ledger_of
     from lurm.release import Release
     from lurm.saved import Audiences
 
-    ledger = Ledger.of(config.live_folder)
+    ledger = ledger_of(config.live_folder, config.artifacts_dir)
     definitions, release = Definitions(config.artifacts_dir, ledger), Release.open(config.artifacts_dir, release_id)
     return Audiences(release, definitions, ledger=ledger, k_min=config.audience_seeds)
 

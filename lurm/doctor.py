@@ -184,7 +184,7 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
     """Live events and the ledger of erasures open, as before a service starts; where there are none, none are begun."""
     try:
         # Here, since it loads the libraries whose absence a doctor must survive.
-        from lurm.erasure import LedgerCorrupt
+        from lurm.erasure import LedgerCorrupt, ledger_of
         from lurm.live.place import is_begun, open_live
         from lurm.release import held_through
 
@@ -199,6 +199,7 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
 
         with contextlib.ExitStack() as opened:
             place, found = folder, f"{folder} opens"
+            ledger_of(folder, root)
             if not is_begun(folder, None):
                 found = "none yet, and can be begun"
                 place = Path(opened.enter_context(tempfile.TemporaryDirectory(dir=_existing(folder))))

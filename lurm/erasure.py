@@ -2,6 +2,7 @@
 
     <root>/erasures.jsonl    line 1: the salt of this folder; then one line per erasure, each with the hash of the one
                              before it, so that a line that is changed or taken out shows
+    <artifacts>/ledger       id of the ledger by which users of these artifacts are erased, from the first one on
 
 A user stands in it as a keyed digest of the id: whoever has an id and the ledger can ask whether it was erased, nobody
 can read ids out of it. Events up to the moment of an erasure count nowhere again: not in a rebuilt base, not when they
@@ -24,10 +25,11 @@ from typing import Any
 import orjson
 import polars as pl
 
-from lurm.artifacts import alone, write_durably
+from lurm.artifacts import READ_ONLY, alone, write_durably
 from lurm.errors import ArtifactCorrupt
 
 FILE = "erasures.jsonl"
+NOTE = "ledger"
 DIGEST_BYTES = 16
 _NOTHING = "0" * 64
 _ADVICE = "put the ledger of erasures back, or restore it from a copy; erased users could come back without it"
@@ -91,6 +93,25 @@ class Ledger:
             if not path.exists():
                 write_durably(path, orjson.dumps({"ledger": 1, "salt": secrets.token_hex(DIGEST_BYTES)}) + b"\n")
         return cls(path)
+
+    @property
+    def id(self) -> str:
+        """Tells this ledger from any other, however many lines it has."""
+        return self.digest("").hex()
+
+    def note_in(self, root: Path) -> None:
+        """Have an artifacts folder say by which ledger its users are erased, once somebody is; see ``ledger_of``.
+
+        Where the folder cannot be written to, a build notes it.
+        """
+        note = root / NOTE
+        if not len(self) or note.exists() or not root.is_dir():
+            return
+        try:
+            write_durably(note, f"{self.id}\n".encode())
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                _log.warning("%s cannot be written: %s", note, error)
 
     def check(self) -> None:
         """See that the file is still what was written.
@@ -231,6 +252,35 @@ class Ledger:
     def _corrupt(self) -> LedgerCorrupt:
         line = len(self._erasures) + 1 + bool(self._salt)
         return LedgerCorrupt(f"{self.path}, line {line}, is not what was written; {_ADVICE}")
+
+
+def ledger_of(folder: Path, root: Path) -> Ledger | None:
+    """The ledger of a folder of live events, by which the users of an artifacts folder are erased.
+
+    Args:
+        folder: of live events.
+        root: the artifacts folder.
+
+    Returns:
+        None where nobody was ever erased and nothing is live.
+
+    Raises:
+        LedgerCorrupt: as ``Ledger``; or users of these artifacts were erased by another.
+    """
+    ledger, note = Ledger.of(folder), root / NOTE
+    try:
+        noted = note.read_text("utf-8", errors="backslashreplace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ledger
+    except OSError as error:
+        raise LedgerCorrupt(f"{note}, which names the ledger of erasures, cannot be read ({error.strerror})") from error
+    if ledger is None or ledger.id != noted:
+        raise LedgerCorrupt(
+            f"{folder / FILE} is {'not there' if ledger is None else f'the ledger {ledger.id}'}, and users of {root} "
+            f"were erased by the ledger {noted}: without it they come back. Set LURM_LIVE_DIR to where it is, or put "
+            f"it back; if it is lost for good, and they may come back, remove {note}"
+        )
+    return ledger
 
 
 def _line(erasure: Erasure, before: str) -> bytes:

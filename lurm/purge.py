@@ -23,7 +23,7 @@ from lurm import jobs
 from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact, read_manifest, remove_drafts
 from lurm.definitions import Definitions
-from lurm.erasure import Erasure, Ledger
+from lurm.erasure import Erasure, Ledger, ledger_of
 from lurm.errors import ArtifactCorrupt, DataError, LurmError, Unfulfillable, UsageError
 from lurm.histories import WhoIsKnown, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
@@ -191,6 +191,8 @@ class Erasing:
                     f"id {nth:,} of {len(user_ids):,} has {n_bytes:,} bytes, expected 1 to {MAX_ID_BYTES}; "
                     "nobody was erased"
                 )
+        if (was := ledger_of(self._live_folder, self._root)) is not None:  # asked before another is begun
+            was.note_in(self._root)
         held = functools.partial(held_through, self._root)
         async with open_live(self._live_folder, self._live_url, held) as live:
             events, ledger = live.written_to()
@@ -204,6 +206,7 @@ class Erasing:
                 for user_id, at in meant.items() if erase else ():
                     erased_at = max(int(self._clock() * 1000), at or 0)
                     erased.append(ledger.record(user_id, erased_at, by="command"))
+                    ledger.note_in(self._root)
                     await events.erase(user_id, erased_at)
             if not purge:
                 if erased:

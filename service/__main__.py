@@ -221,7 +221,7 @@ def embed(
         raise UsageError("whom? Name users, or give their events with --events FILE")
     config = settings.load({"artifacts_dir": artifacts_dir, "release": release})
     opened = Release.open(config.artifacts_dir, config.release)
-    known, strangers = histories_now(opened, user_ids or [], config.live_folder, config.live_url)
+    known, strangers = histories_now(opened, user_ids or [], config)
     rows = list(embed_offline(opened, known, read_events(events) if events else {}))
     emit({"embeddings": rows, "unknown": strangers}, as_json=as_json, text="\n".join(map(_line, rows)))
     if strangers:
@@ -307,7 +307,7 @@ def next_of(
     if seen is not None:
         wanted["as_of"] = in_words(seen)
     asked = validated(RolloutRequest, wanted, ("rollout",)) if rollout else None
-    known, strangers = histories_now(opened, user_ids, config.live_folder, config.live_url)
+    known, strangers = histories_now(opened, user_ids, config)
     if asked is not None:
         rows = [imagined(model, opened.history, one, asked) for one in known]
     else:

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, fields
 
 from starlette.requests import Request
 
 from lurm.cache import EmbeddingCache, MemoryCache, RedisCache, TwoLevelCache
 from lurm.definitions import Definitions
+from lurm.erasure import ledger_of
 from lurm.filters import Filters
 from lurm.glossary import Glossary
 from lurm.histories import Histories
@@ -75,10 +75,20 @@ def cache_for(settings: Settings) -> EmbeddingCache:
     return TwoLevelCache(MemoryCache(settings.near_cache_bytes), shared) if settings.near_cache_bytes else shared
 
 
-def live_of(settings: Settings, store_id: str | None = None) -> AbstractAsyncContextManager[Live]:
-    """Live events and erasures; see ``open_live``."""
-    held = functools.partial(held_through, settings.artifacts_dir)
-    return open_live(settings.live_folder, settings.live_url, held, store_id=store_id)
+@contextlib.asynccontextmanager
+async def live_of(settings: Settings, store_id: str | None = None) -> AsyncIterator[Live]:
+    """Live events and erasures; see ``open_live``.
+
+    Raises:
+        ArtifactError: also where users of these artifacts were erased by another ledger.
+    """
+    root = settings.artifacts_dir
+    ledger_of(settings.live_folder, root)  # asked before another is begun
+    held = functools.partial(held_through, root)
+    async with open_live(settings.live_folder, settings.live_url, held, store_id=store_id) as live:
+        if live.ledger is not None:
+            live.ledger.note_in(root)
+        yield live
 
 
 @contextlib.asynccontextmanager

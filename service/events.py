@@ -90,9 +90,12 @@ async def erase(request: Request, user_id: UserId) -> Response:
     erased_at = max(int(time.time() * 1000), newest_at)
     # The ledger first: what follows can be done again from it, and is when a store is opened.
     request_id = request.scope["state"]["request_id"]
-    record = functools.partial(
-        ledger.record, user_id, erased_at, by=f"key {caller_of(request.scope)}", request_id=request_id
-    )
+    by = f"key {caller_of(request.scope)}"
+
+    def record() -> None:
+        ledger.record(user_id, erased_at, by=by, request_id=request_id)
+        ledger.note_in(serving.settings.artifacts_dir)
+
     with serving.live.refusals_logged():
         try:
             await serving.threads.run(record)

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
+from lurm.erasure import ledger_of
 from lurm.errors import DataError, LurmError, UnknownUser
 from lurm.events import Event
 from lurm.histories import Histories, Standing
@@ -19,6 +20,7 @@ from lurm.live.absent import AbsentLiveEvents
 from lurm.live.place import Live, is_begun, open_live
 from lurm.moments import iso_of
 from lurm.release import Release
+from lurm.settings import Settings
 from service.schemas import UserEvent, in_words
 
 _USERS_AT_ONCE = 256
@@ -55,20 +57,20 @@ def embed_offline(
             }
 
 
-def histories_now(
-    release: Release, user_ids: Sequence[str], live_folder: Path, live_url: str | None
-) -> tuple[list[History], list[str]]:
+def histories_now(release: Release, user_ids: Sequence[str], config: Settings) -> tuple[list[History], list[str]]:
     """The histories of users as of now, live events included, and the ids of those who have none.
 
     Raises:
-        LurmError: live events cannot be read.
+        LurmError: live events cannot be read, or who was erased cannot be told.
     """
+    folder, url = config.live_folder, config.live_url
+    ledger_of(folder, config.artifacts_dir)
 
     async def read() -> list[Standing | LurmError | History]:
         async with contextlib.AsyncExitStack() as opened:
             live = Live(AbsentLiveEvents(None, ""), None)
-            if is_begun(live_folder, live_url):
-                live = await opened.enter_async_context(open_live(live_folder, live_url, release.history.live_through))
+            if is_begun(folder, url):
+                live = await opened.enter_async_context(open_live(folder, url, release.history.live_through))
             histories = Histories(release.history, live.events, live.ledger)
             standings = await histories.standings(user_ids)
             found = iter(await histories.read([one for one in standings if isinstance(one, Standing)]))

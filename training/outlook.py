@@ -17,7 +17,7 @@ from lurm.artifacts import check_replaceable, replacing
 from lurm.audiences import ids_in
 from lurm.calendars import Edit
 from lurm.changes import Change
-from lurm.erasure import Ledger
+from lurm.erasure import Ledger, ledger_of
 from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
 from lurm.forecasts import Forecaster
@@ -100,7 +100,7 @@ def asked(config: Settings, out: Path, users: Path | None, edits: Path | None, r
         out,
         users=None if users is None else release.history.users.meant(ids_in(users)),
         edits=[] if edits is None else read_edits(edits),
-        ledger=Ledger.of(config.live_folder),
+        ledger=ledger_of(config.live_folder, config.artifacts_dir),
         reporter=reporter,
     )
 

@@ -30,9 +30,9 @@ from tests.integration.test_living import rebuilt, seen, send
 pytestmark = pytest.mark.slow
 
 
-def lurm(root: Path, *words: str, code: int = 0) -> Any:
+def lurm(root: Path, *words: str, code: int = 0, **settings: str) -> Any:
     """What a command says with --json."""
-    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1"}
+    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1", **settings}
     command = [sys.executable, "-m", "lurm", *words, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == code, done.stderr
@@ -166,6 +166,31 @@ def test_without_a_release_who_is_known_live_is_meant(tiny: Path, tmp_path: Path
     assert said.startswith(
         "erased 8 users, of whom 0 were known\nthere is nothing of ' newcomer', '0', '1', '2', '3' and 3 more: unless"
     )
+
+
+def test_with_another_ledger_nobody_comes_back_in_silence(tiny: Path, tmp_path: Path) -> None:
+    root, elsewhere, out = tmp_path / "artifacts", tmp_path / "elsewhere", str(tmp_path / "all.parquet")
+    release = rebuilt(tiny, root)
+    gone, other, *_ = release.history.users.ids.to_pylist()
+    assert lurm(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "nobody was erased yet"
+    assert lurm(root, "erase", gone)["n_known"] == 1
+    commands = (("embed", gone), ("export", out), ("build", str(tiny)), ("erase", other), ("audience", "list"))
+    for make in (lambda: None, lambda: Ledger.open(elsewhere).record(other, 1, by="test")):
+        make()
+        for words in commands:
+            told = lurm(root, *words, code=4, LURM_LIVE_DIR=str(elsewhere))["error"]["message"]
+            assert str(elsewhere / "erasures.jsonl") in told
+            assert str(root / "ledger") in told
+    checks = lurm(root, "doctor", code=1, LURM_LIVE_DIR=str(elsewhere))["checks"]
+    assert [check["name"] for check in checks if check["verdict"] == "fail"] == ["live"]
+    assert len(Ledger.open(elsewhere)) == 1
+    assert not (elsewhere / "live.sqlite").exists()
+
+    assert lurm(root, "embed", other, gone, code=3)["unknown"] == [gone]
+    (root / "ledger").unlink()
+    assert lurm(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "somebody meant it"
+    lurm(root, "erase", "nobody", LURM_LIVE_DIR=str(elsewhere))
+    assert lurm(root, "embed", gone, code=4), "by now it is the other that counts"
 
 
 def test_whom_to_erase_must_be_said(tmp_path: Path) -> None:

@@ -247,6 +247,19 @@ def test_while_it_cannot_be_told_who_was_erased_nobody_is_told_of(
     assert all(str(folder / LEDGER) in line["message"] for line in told)
 
 
+def test_beside_another_ledger_than_users_were_erased_by_no_server_starts(
+    start_server: Start, release_root: Path, tmp_path: Path, release: Release
+) -> None:
+    with start_server(live_dir=tmp_path / "live").client() as client:
+        client.delete(f"/v1/users/{release.history.users[1]}").raise_for_status()
+    command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
+    environment = environment_of(live_dir=tmp_path / "other")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 4
+    assert "is not there, and users of" in done.stderr
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_worker_that_cannot_start_says_why_in_one_line(start_server: Start, tmp_path: Path) -> None:
     keys, folder = tmp_path / "keys", tmp_path / "live"
     keys.write_text(new_key("etl", ["read"])[1].line)

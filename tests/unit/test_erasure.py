@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from lurm.definitions import Definitions
-from lurm.erasure import FILE, Ledger, LedgerCorrupt
+from lurm.erasure import FILE, Ledger, LedgerCorrupt, ledger_of
 from lurm.errors import ArtifactCorrupt
 from lurm.events import Event
 from lurm.live.arriving import Arriving
@@ -72,6 +72,29 @@ def test_half_a_line_of_a_killed_process_is_written_over(tmp_path: Path) -> None
     assert (
         [line.erased_at for line in Ledger.open(tmp_path).erasures] == [1, 2] == [e.erased_at for e in again.erasures]
     )
+
+
+def test_an_artifacts_folder_notes_its_ledger_from_the_first_erasure_on(tmp_path: Path) -> None:
+    root, live, other = tmp_path / "artifacts", tmp_path / "live", tmp_path / "other"
+    assert ledger_of(live, root) is None
+    ledger = Ledger.open(live)
+    ledger.note_in(root)  # there is no such folder
+    root.mkdir()
+    ledger.note_in(root)
+    assert list(root.iterdir()) == []
+    ledger.record("u", 1, by="test")
+    ledger.note_in(root)
+    ledger.record("v", 2, by="test")
+    again = ledger_of(live, root)
+    assert again is not None
+    assert (again.id, len(again)) == (ledger.id, 2)
+    with pytest.raises(LedgerCorrupt, match=f"erasures.jsonl is not there, .* by the ledger {ledger.id}: without it"):
+        ledger_of(other, root)
+    unlike = Ledger.open(other)
+    unlike.record("u", 1, by="test")
+    unlike.note_in(root)
+    with pytest.raises(LedgerCorrupt, match=f"is the ledger {unlike.id}, .* by the ledger {ledger.id}: without it"):
+        ledger_of(other, root)
 
 
 def test_many_writers_make_one_chain(tmp_path: Path) -> None:
