@@ -222,10 +222,12 @@ class Erasing:
         return Erased(list(users), erased, unknown, n_known, purged)
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
-        """Files below both folders that hold an id."""
+        """Files below both folders, and of dead letters elsewhere, that hold an id."""
         wanted = Wanted(user_ids, Ledger.of(self._live_folder))
         folders = (self._root, self._live_folder)
-        files = sorted({path for folder in folders for path in folder.rglob("*") if path.is_file()})
+        below = {path.absolute(): path for folder in folders for path in folder.rglob("*")}
+        below = {path: path for path in letters.files(self._live_folder)} | below
+        files = sorted(path for path in below.values() if path.is_file())
         return Remains([path for path in files if wanted.stand_in(path)], wanted.short)
 
     def _base(self) -> HistoryBase | None:
@@ -291,11 +293,24 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
             shutil.rmtree(folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
-        letters.expunge(live_folder / letters.FILE, ledger)
+        _expunge_letters(live_folder, ledger, reporter)
         if left := [folder for folder in gone if folder.exists()]:
             raise Unfulfillable(f"{left[0]} cannot be removed, and may hold ids of erased users; do it as its owner")
         Definitions(root, ledger).expunge()  # last: it may find a damaged one
     return Purged(active, n_users, removed, n_events)
+
+
+def _expunge_letters(live_folder: Path, ledger: Ledger, reporter: Reporter) -> None:
+    """Take the dead letters of erased users out of every file they were written to."""
+    own, *others = letters.files(live_folder)
+    letters.expunge(own, ledger)
+    for path in others:
+        if path.exists():
+            letters.expunge(path, ledger)
+        else:
+            reporter.say(
+                f"{path}, which dead letters were written to, is not here; erased users may be in it elsewhere"
+            )
 
 
 def _holds_erased(root: Path, release_id: str, ledger: Ledger) -> bool:

@@ -138,7 +138,10 @@ def consume(
     ] = None,
     dead_letter: Annotated[
         Path | None,
-        typer.Option(help="File of entries that cannot be kept; default: in LURM_LIVE_DIR.", show_default=False),
+        typer.Option(
+            help="File of entries that cannot be kept; default: in LURM_LIVE_DIR, which notes any other for erasures.",
+            show_default=False,
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, max=10_000, help="Most entries taken at a time.")] = 500,
     claim_after: Annotated[

@@ -358,7 +358,7 @@ def run(settings: Settings, source: Source, reporter: Reporter) -> Consumed:
 async def _run(settings: Settings, url: str, source: Source, base: _Base, reporter: Reporter) -> Consumed:
     stop = asyncio.Event()
     patience = _Patience(stop, reporter, _ONCE_S if source.once else None)
-    dead = DeadLetters(source.dead_letters or settings.live_folder / FILE, source.stream)
+    dead = DeadLetters(source.dead_letters or settings.live_folder / FILE, source.stream, settings.live_folder)
     group = StreamGroup(url, source.stream, source.group, source.consumer, timeout_s=_TIMEOUT_S, setting=SETTING)
     with _on_signals(stop):
         async with contextlib.AsyncExitStack() as opened:

@@ -1,4 +1,8 @@
-"""Dead letters: entries of a stream that could not be kept as events, with the reason why."""
+"""Dead letters: entries of a stream that could not be kept as events, with the reason why.
+
+<folder>/dead-letter.jsonl    beside live events, where no other file is asked for
+<folder>/dead-letter.files    other files that were written, one a line, so that erasures find them
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lurm.artifacts import replacing, sync
+from lurm.artifacts import alone, replacing, sync, write_durably
 from lurm.erasure import Ledger
 from lurm.live.stream import Entry
 
 FILE = "dead-letter.jsonl"
+_NOTED = "dead-letter.files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,12 @@ class DeadLetters:
     Args:
         path: of the file; made, for its owner alone, when there is something to write.
         stream: whose entries they are.
+        folder: of live events, where a file that lies elsewhere is noted; None: that of the file.
     """
 
-    def __init__(self, path: Path, stream: str) -> None:
-        self.path, self._stream = path, stream
+    def __init__(self, path: Path, stream: str, folder: Path | None = None) -> None:
+        self.path, self._stream, self._folder = path, stream, folder or path.parent
+        self._is_noted = False
 
     def add(self, letters: Sequence[DeadLetter]) -> None:
         """Add some; when this returns, they are on disk. Several processes may write one file.
@@ -55,6 +62,7 @@ class DeadLetters:
             return
         lines = b"".join(map(self._line, letters))
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._note()
         with _held(self.path) as file:
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
@@ -64,6 +72,16 @@ class DeadLetters:
             os.fsync(file.fileno())
         if not size:
             sync(self.path.parent)
+
+    def _note(self) -> None:
+        if self._is_noted:
+            return
+        with alone(self._folder, ".letters.lock"):
+            there, own = files(self._folder), self.path.absolute()
+            if own not in there:
+                noted = "".join(f"{path}\n" for path in [*there[1:], own])
+                write_durably(self._folder / _NOTED, noted.encode("utf-8", "surrogateescape"))
+        self._is_noted = True
 
     def _line(self, letter: DeadLetter) -> bytes:
         fields = {_text(name): _text(value) for name, value in letter.entry.fields.items()}
@@ -94,6 +112,13 @@ def _held(path: Path) -> Iterator[io.FileIO]:
 
 def _for_its_owner(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def files(folder: Path) -> list[Path]:
+    """All files that dead letters were ever written to beside these live events: the one there, and those elsewhere."""
+    noted = folder / _NOTED
+    text = noted.read_text("utf-8", errors="surrogateescape") if noted.exists() else ""
+    return [(folder / FILE).absolute(), *map(Path, text.splitlines())]
 
 
 def expunge(path: Path, ledger: Ledger) -> int:
