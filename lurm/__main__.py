@@ -242,17 +242,12 @@ def export(
         n_unknown = 0 if wanted is None else len(set(wanted)) - n_users
         said, result["n_users"] = f"{n_users:,} users × {dim}; of the list unknown: {n_unknown:,}", n_users
     else:
-        told = exports.export_moments(
-            opened,
-            as_of,
-            destination,
-            reporter,
-            live_folder=config.live_folder,
-            live_url=config.live_url,
-            threads=config.threads,
-        )
-        result["n_rows"], n_unknown = asyncio.run(told)
-        said = f"{result['n_rows']:,} rows × {dim}; nothing was known yet: {n_unknown:,}"
+        live: Any = {"live_folder": config.live_folder, "live_url": config.live_url}
+        told = exports.export_moments(opened, as_of, destination, reporter, **live, threads=config.threads)
+        result["n_rows"], n_unknown, n_strangers = asyncio.run(told)
+        said = f"{result['n_rows']:,} rows × {dim}; nothing was known yet: {n_unknown - n_strangers:,}"
+        said += f"; nothing is known of the user: {n_strangers:,}" if n_strangers else ""
+        result["n_strangers"] = n_strangers
     result["n_unknown"] = n_unknown
     emit(result, as_json=as_json, text=f"{destination}: {said if n_unknown else said.partition(';')[0]}")
 

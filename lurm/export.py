@@ -82,7 +82,7 @@ async def export_moments(
     live_folder: Path,
     live_url: str | None,
     threads: int,
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Write one row per row of a table of users and moments: the vector as it was known then (see ``past``).
 
     The columns of ``export``, where as_of is null and n_events 0 if nothing was known yet (the vector is then that of
@@ -98,7 +98,8 @@ async def export_moments(
         threads: that embed.
 
     Returns:
-        number of rows, and of those among them where nothing was known.
+        number of rows, of those among them where nothing was known, and of those among these of users of whom nothing
+        is known until now.
 
     Raises:
         UsageError, DataError: the table cannot be used, or the destination.
@@ -125,13 +126,14 @@ async def export_moments(
                 store = live.events
                 async for batch in arriving_since(store, dict(parts.through).get(store.store_id, 0)):
                     then.learn(batch, store.store_id)
-        n_unknown = 0
+        n_unknown = n_strangers = 0
 
         def rows() -> Iterator[pa.RecordBatch]:
-            nonlocal n_unknown
+            nonlocal n_unknown, n_strangers
             for known in then.all(threads):
                 is_none = known.n_events == 0
                 n_unknown += int(is_none.sum())
+                n_strangers += int(known.of_strangers.sum())
                 yield record(
                     schema,
                     pa.array(known.user_ids, pa.string()),
@@ -143,7 +145,7 @@ async def export_moments(
                 )
 
         n_written = write(destination, schema, rows(), asked.n_rows, reporter)
-    return n_written, n_unknown
+    return n_written, n_unknown, n_strangers
 
 
 def check(destination: Path) -> None:

@@ -145,6 +145,7 @@ class Known:
         n_events: (R,) events known.
         moments: (R,) epoch ms.
         rows: (R,) of the table.
+        of_strangers: (R,) whether it is of somebody of whom nothing is known until now.
     """
 
     user_ids: Sequence[str]
@@ -153,6 +154,7 @@ class Known:
     n_events: NDArray[np.int64]
     moments: NDArray[np.int64]
     rows: NDArray[np.int64]
+    of_strangers: NDArray[np.bool_]
 
 
 class BackThen:
@@ -311,7 +313,8 @@ def _embedded(release: Release, piece: _Piece) -> Known:
     if piece.known_at is not None:
         batch = batch.keep(piece.known_at[at] <= np.repeat(piece.moments, batch.n_events))
     vectors_re = release.encoder.embed(batch, np.minimum(piece.moments, release.encoder.known_until))
-    return Known(ids, vectors_re, batch.last_at, batch.n_events, piece.moments, piece.rows)
+    of_strangers = (np.diff(pool.offsets) == 0)[piece.user_r]
+    return Known(ids, vectors_re, batch.last_at, batch.n_events, piece.moments, piece.rows, of_strangers)
 
 
 def _with_arrivals(base: HistoryBase, own: History, arrived: pl.DataFrame) -> tuple[History, NDArray[np.int64]]:

@@ -271,6 +271,24 @@ def test_a_point_in_time_is_the_same_inline_and_in_a_table(
         assert (n_events, last_at) == (len(before), int(before.timestamps[-1]) if len(before) else None)
 
 
+def test_users_nobody_knows_are_told_from_those_of_whom_nothing_was_known_yet(
+    release: Release, release_root: Path, tmp_path: Path
+) -> None:
+    base, table, out = release.history, tmp_path / "labels.csv", tmp_path / "then.parquet"
+    first, second = base.users.take(np.arange(2))
+    moments = {first: base.watermark + 1, second: base.first_at, "nobody": base.watermark, "no one": base.first_at}
+    table.write_text("user_id,timestamp\n" + "".join(f"{user},{at}\n" for user, at in moments.items()))
+    command = [sys.executable, "-m", "lurm", "export", str(out), "--as-of", str(table)]
+    environment = environment_of(artifacts_dir=release_root, live_dir=tmp_path / "live")
+    ran = [
+        subprocess.run([*command, *words], capture_output=True, text=True, env=environment, check=True).stdout
+        for words in ((), ("--json",))
+    ]
+    assert ran[0].endswith("; nothing was known yet: 1; nothing is known of the user: 2\n")
+    told = json.loads(ran[1])
+    assert (told["n_rows"], told["n_unknown"], told["n_strangers"]) == (4, 3, 2)
+
+
 @pytest.fixture(scope="module")
 def page() -> str:
     return (Path(__file__).parents[2] / "docs/export.md").read_text()

@@ -65,7 +65,7 @@ def in_order(some: Sequence[Known]) -> Known:
     """All answers as one, row by row of the table."""
     order = np.argsort(np.concatenate([one.rows for one in some]))
     ids = [user for one in some for user in one.user_ids]
-    columns = ("vectors_re", "last_at", "n_events", "moments", "rows")
+    columns = ("vectors_re", "last_at", "n_events", "moments", "rows", "of_strangers")
     return Known([ids[at] for at in order], *(np.concatenate([getattr(k, c) for k in some])[order] for c in columns))
 
 
