@@ -74,6 +74,7 @@ class Health:
         n_groups: groups they fall into.
         cohesion: mean cosine of held-out ones to the middle of the others of their group, beyond that of everybody
             else; of seeds that are no more alike than anybody 0 on average.
+        n_negative: of those found, whom the audience is to be unlike as well.
     """
 
     n_given: int
@@ -82,6 +83,7 @@ class Health:
     n_cold: int
     n_groups: int
     cohesion: float
+    n_negative: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,6 +441,7 @@ def health_of(
     rows: Sequence[int] | NDArray[np.int64],
     n_events_u: NDArray[np.int64],
     lookalike: Lookalike,
+    n_negative: int = 0,
 ) -> Health:
     """What seeds are like.
 
@@ -448,8 +451,8 @@ def health_of(
         rows: of those found, each once.
         n_events_u: (U,) of everybody.
         lookalike: learned from them.
+        n_negative: of them, whom the audience is to be unlike as well.
     """
     events = np.asarray(n_events_u)[np.asarray(rows)]
-    return Health(
-        n_given, len(rows), n_duplicates, int((events < _COLD).sum()), lookalike.n_groups, lookalike.cohesion()
-    )
+    n_cold = int((events < _COLD).sum())
+    return Health(n_given, len(rows), n_duplicates, n_cold, lookalike.n_groups, lookalike.cohesion(), n_negative)

@@ -180,8 +180,8 @@ def find(
         reasons: at most so many interests.
 
     Raises:
-        Unfulfillable: too few of the seeds are known, or of the negative ones; or the release does not have what a
-            filter names.
+        Unfulfillable: too few of the seeds are known, or of the negative ones; or all seeds are negative; or the
+            release does not have what a filter names.
         UnknownName: there is no such saved audience.
     """
     filters = filters or filters_of(release)
@@ -199,6 +199,9 @@ def find(
     negatives = negatives[alive_u[negatives]]
     if len(asked.negatives) or asked.negative_audiences:
         _protect("negatives", None if asked.negative_audiences else len(asked.negatives), len(negatives), None, k_min)
+    n_negative = int(np.isin(seeds, negatives).sum())
+    if n_negative == len(seeds):
+        raise Unfulfillable("all seeds are negatives, too: nobody can be like them and unlike them; leave one list out")
     lookalike = Lookalike(
         release.embeddings.vectors_ue,
         seeds,
@@ -225,7 +228,7 @@ def find(
         asked.size,
         lookalike,
         n_expected=len(seeds) if asked.expected is None else asked.expected,
-        health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike),
+        health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike, n_negative),
         passes_u=alive_u if passes_u is None else passes_u & alive_u,
         groups_u=groups_u,
         shares_g=shares_g,
@@ -286,6 +289,7 @@ def in_words(told: Mapping[str, Any], asked: Asked, k_min: int) -> str:
             f"seeds: {health['n_found']:,} of {health['n_given']:,} known, {health['n_duplicates']:,} repeats, "
             f"{health['n_cold']:,} with fewer than 5 events, "
             f"{health['n_groups']} group{'s' * (health['n_groups'] > 1)}, cohesion {health['cohesion']:.2f}",
+            *([f"of the seeds {n:,} are negatives, too"] if (n := health.get("n_negative", 0)) else []),
             f"probabilities: of {told['expected']:,.0f} more of their kind{passing}",
             *([f"what a size buys{f' {among}' * is_limited}, by seeds held out:"] if reach else []),
             *(

@@ -44,6 +44,7 @@ class SeedHealth(BaseModel):
         description="Mean cosine to the middle of the others of their group, beyond that of everybody else; about 0 "
         "where they are no more alike than anybody."
     )
+    n_negative: int = Field(0, description="Seeds that are among the negatives, too.")
 
 
 ReachOf = Annotated[

@@ -238,6 +238,21 @@ def test_fewer_seeds_than_protect_anybody_are_refused(asked: httpx.Client, relea
         assert few[0] not in str(answer["detail"])
 
 
+def test_seeds_that_are_negatives_too_are_told_of_and_refused_where_all_are(
+    asked: httpx.Client, release: Release
+) -> None:
+    seeds, hidden = kind_of(release)
+    told = ask(asked, seeds, negatives=[*seeds[:3], *hidden[-K_MIN:]])
+    assert told["health"]["n_negative"] == 3
+    assert "\nof the seeds 3 are negatives, too\n" in lookalikes.in_words(told, Asked(seeds, Size(percent=1)), K_MIN)
+    apart = ask(asked, seeds, negatives=hidden[-K_MIN:])
+    assert apart["health"]["n_negative"] == 0
+    assert "negatives" not in lookalikes.in_words(apart, Asked(seeds, Size(percent=1)), K_MIN)
+    for negatives in (seeds, [*hidden, *seeds]):
+        answer = asked.post("/v1/lookalikes", json={"seeds": seeds, "negatives": negatives})
+        assert "all seeds are negatives, too" in str(problem(answer, 409, "unfulfillable")["detail"])
+
+
 @pytest.mark.slow
 def test_the_command_writes_what_the_service_says(release_root: Path, release: Release, tmp_path: Path) -> None:
     seeds, hidden = kind_of(release)
