@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.erasure import Ledger
+from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.errors import DataError, LurmError, UnknownUser
 from lurm.events import Event
 from lurm.history import History, HistoryBase
@@ -88,6 +88,14 @@ class Histories:
             return await self.live.tails(user_ids), None
         except Unavailable as error:
             return await self._without_live.tails(user_ids), error
+
+    async def are_fresh(self) -> bool:
+        """Whether the live store answers, so that histories are as of now."""
+        try:
+            _, why_not_fresh = await self.tails([])
+        except LedgerCorrupt:
+            return False
+        return why_not_fresh is None
 
     def standing_at(self, user_id: str, tail: LiveTail, why_not_fresh: Unavailable | None = None) -> Standing:
         """How a user stands who has this tail.

@@ -200,10 +200,19 @@ class InfoAnswer(BaseModel):
     limits: LimitsAnswer
 
 
-class HealthAnswer(BaseModel):
-    """Whether the service lives, or is ready to answer."""
+class LiveAnswer(BaseModel):
+    """The process lives."""
 
-    status: Literal["live", "ready"]
+    status: Literal["live"]
+
+
+class ReadyAnswer(BaseModel):
+    """Traffic may come."""
+
+    status: Literal["ready"]
+    live_events: Literal["up", "away"] = Field(
+        description="away: their store does not answer, so answers are without the newest events, and none are taken."
+    )
 
 
 class ReceiptItem(BaseModel):

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import lurm
-from service.answers import HealthAnswer, InfoAnswer, LimitsAnswer
+from service.answers import InfoAnswer, LimitsAnswer, LiveAnswer, ReadyAnswer
 from service.bootstrap import serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.drain import Drain
@@ -50,18 +50,19 @@ async def info(request: Request) -> Response:
     )
 
 
-@router.get("/health/live", summary="Is the process alive?", response_model=HealthAnswer)
+@router.get("/health/live", summary="Is the process alive?", response_model=LiveAnswer)
 @public
 async def live(request: Request) -> Response:
     """200 as long as the event loop turns."""
     return as_json({"status": "live"})
 
 
-@router.get("/health/ready", summary="May traffic come?", response_model=HealthAnswer, responses=problems(503))
+@router.get("/health/ready", summary="May traffic come?", response_model=ReadyAnswer, responses=problems(503))
 @public
 async def ready(request: Request) -> Response:
     """200 when a release is open and embeddings are being computed; a cache that is away does not matter.
 
+    Nor do live events: answers go on without the newest, as `X-Lurm-Stale` says in each, and `live_events` here.
     503 from the first signal to end on, while requests are still answered; and while the ledger of erasures is damaged
     or away, when nobody is.
     """
@@ -73,7 +74,7 @@ async def ready(request: Request) -> Response:
         raise NotReady("the encoder has stopped; restart the process")
     if serving.live.ledger is not None:
         serving.live.ledger.check()
-    return as_json({"status": "ready"})
+    return as_json({"status": "ready", "live_events": "up" if await serving.histories.are_fresh() else "away"})
 
 
 @router.get(
@@ -85,7 +86,9 @@ async def ready(request: Request) -> Response:
 @needs("read")
 async def metrics(request: Request) -> Response:
     """Counters and histograms of all worker processes."""
-    return Response(serving_of(request).telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+    serving = serving_of(request)
+    serving.telemetry.live_up(is_up=await serving.histories.are_fresh())
+    return Response(serving.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
 
 
 def add_docs(app: FastAPI) -> None:

@@ -104,6 +104,12 @@ class Telemetry:
         self._arrivals = Counter(
             "lurm_live_events", "Events that were sent, by what became of them.", ["status"], registry=registry
         )
+        self._live_up = Gauge(
+            "lurm_live_up",
+            "1 where the store of live events answers; 0: answers are without the newest events, and none are taken.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
         self._erasures = Counter("lurm_erasures", "Users erased.", registry=registry)
         self._jobs_open = Gauge(
             "lurm_jobs_open",
@@ -171,6 +177,10 @@ class Telemetry:
         """Count events that were sent, by what became of them."""
         for status, n in counts.items():
             self._arrivals.labels(status).inc(n)
+
+    def live_up(self, *, is_up: bool) -> None:
+        """Note whether the store of live events answers."""
+        self._live_up.set(is_up)
 
     def erased(self) -> None:
         """Count one erasure."""

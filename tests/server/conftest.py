@@ -131,7 +131,7 @@ def running_server(root: Path, *, workers: int = 1, **variables: object) -> Iter
                 pytest.fail("the server did not start:\n" + "\n".join(server.log))
             until(lambda: server.n_started() >= workers, "a worker does not start", START_S)
             with server.client() as client:
-                assert client.get("/health/ready").json() == {"status": "ready"}
+                assert client.get("/health/ready").json()["status"] == "ready"
             yield server
         finally:
             with suppress(ProcessLookupError):  # workers, if any, are in its session

@@ -305,7 +305,7 @@ def test_info_describes_the_release(client: httpx.Client, release: Release) -> N
 
 def test_health(client: httpx.Client) -> None:
     assert client.get("/health/live").json() == {"status": "live"}
-    assert client.get("/health/ready").json() == {"status": "ready"}
+    assert client.get("/health/ready").json() == {"status": "ready", "live_events": "up"}
 
 
 def test_metrics_count_by_route_and_know_the_release(client: httpx.Client, release: Release) -> None:

@@ -237,6 +237,7 @@ def test_while_it_cannot_be_told_who_was_erased_nobody_is_told_of(
             for path in (f"/embed/{users[0]}", f"/v1/users/{users[0]}/neighbors", "/health/ready"):
                 problem(client.get(path), 503, "erasures-unknown")
             problem(post(client, event("u", "i", AT)), 503, "erasures-unknown")
+            assert client.get("/metrics").status_code == 200
             (tmp_path / "aside").rename(folder / LEDGER)
             assert client.get("/health/ready").status_code == client.get(f"/embed/{users[0]}").status_code == 200
             problem(client.get(f"/embed/{users[1]}"), 404, "unknown-user")

@@ -23,7 +23,7 @@ from lurm.live.redis import PREFIX
 from lurm.release import Release
 from lurm.settings import environment_of
 from tests.conftest import RedisServer
-from tests.server.conftest import RunningServer, problem
+from tests.server.conftest import RunningServer, metric, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
 from tests.server.test_live_faults import AT, SYNCED, Start, StartRedis, post, refused, stop
 from tests.server.test_swaps import workers_of
@@ -40,7 +40,14 @@ def test_redis_killed_and_started_again_keeps_what_was_acknowledged(
     folder = store.socket.parent
     place = ["--port", "0", "--unixsocket", str(store.socket), "--dir", str(folder), "--save", "", *SYNCED]
     n_kept, running = 0, store.process
+
+    def told(client: httpx.Client) -> tuple[str, float]:
+        answer = client.get("/health/ready")
+        assert answer.status_code == 200, "whoever the release knows is answered all the same"
+        return answer.json()["live_events"], metric(client, "lurm_live_up ")
+
     with server.client() as client:
+        until(lambda: told(client) == ("up", 1))
         for turn in range(2):
             for n in range(20):
                 sent = event("u", f"i{n}", AT + n, event_id=f"{turn}-{n}")
@@ -51,11 +58,13 @@ def test_redis_killed_and_started_again_keeps_what_was_acknowledged(
             refused(post(client, event("u", "i", AT)))
             assert client.get(f"/embed/{known}").headers["x-lurm-stale"]
             problem(client.get("/embed/u"), 503, "live-events-unavailable")
+            assert told(client) == ("away", 0)
             running = subprocess.Popen(["redis-server", *place], stdout=subprocess.DEVNULL, text=True)
             try:
                 until(lambda: client.get("/embed/u").status_code == 200)
                 assert embedded(client, "u")[1] == n_kept
                 until(lambda: "x-lurm-stale" not in client.get(f"/embed/{known}").headers)
+                until(lambda: told(client) == ("up", 1))
             except BaseException:
                 running.kill()
                 raise

@@ -221,4 +221,4 @@ def test_schemathesis_finds_nothing_that_is_not_as_described(
         n_operations = sum(len(methods) for methods in create_api().openapi()["paths"].values())
         assert f"Tested: {n_operations}" in done.stdout
         with server.client() as client:
-            assert client.get("/health/ready").json() == {"status": "ready"}
+            assert client.get("/health/ready").json()["status"] == "ready"
