@@ -5,6 +5,7 @@
     live.tables         its tables
     live.redis          several hosts
     live.scripts        what Redis does at once
+    live.writes         what waits for either to be written
     live.absent         none: a folder that cannot be written
     live.place          which of them there is, and the ledger beside it
     live.arriving       what becomes of an event before a store is asked
@@ -159,6 +160,9 @@ class LiveEvents(Protocol):
 
         Returns:
             a receipt for each, in order. Events of before a user's erasure are rejected.
+
+        Raises:
+            Overloaded: too many events wait to be written already.
         """
         ...
 

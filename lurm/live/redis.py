@@ -44,6 +44,7 @@ from lurm.live import (
     cells_of,
     scripts,
 )
+from lurm.live.writes import Writes
 from lurm.remote import Breaker, Unanswered, answered, connect
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 PREFIX = "lurm:{live}:"  # one slot, should it be a cluster
 _USERS_PER_TRIP = 256
+_AT_ONCE = 2_000  # events of one trip
 _LARGEST = 2**53  # beyond, Lua counts no more
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -59,8 +61,8 @@ _T = TypeVar("_T")
 class RedisLiveEvents:
     """As ``LiveEvents``, in Redis. Open it with ``await RedisLiveEvents.open(...)``.
 
-    Lookups of tails that wait at the same moment travel together, and so do appends. Lookups stand in the way of
-    answers, so they wait less than everything else, and not at all while Redis has not been answering.
+    Lookups of tails that wait at the same moment travel together, and so do appends, up to a bound. Lookups stand in
+    the way of answers, so they wait less than everything else, and not at all while Redis has not been answering.
 
     Args:
         redis: connected when it is first used.
@@ -87,8 +89,7 @@ class RedisLiveEvents:
         self._timeout_s, self._lookup_s = timeout_s, lookup_s
         self._breaker = Breaker(monotonic)
         self._events, self._prune = redis.register_script(scripts.EVENTS), redis.register_script(scripts.PRUNE)
-        self._writes: deque[tuple[list[Any], asyncio.Future[list[Receipt]]]] = deque()
-        self._writing: asyncio.Task[None] | None = None
+        self._writes = Writes(self._append, at_once=_AT_ONCE)
         self._waiting: deque[tuple[list[str], asyncio.Future[list[LiveTail]]]] = deque()
         self._asking: asyncio.Task[None] | None = None
         self._store_id = self._lineage = ""
@@ -150,18 +151,7 @@ class RedisLiveEvents:
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """As ``LiveEvents``."""
-        if not arriving:
-            return []
-        arguments: list[Any] = [int(self._clock() * 1000), REPEATS_S]
-        for one in arriving:
-            identity = one.identity.hex() if one.identity is not None else ""
-            arguments += [self._digest(one.event.user_id), identity, one.event.timestamp, one.newest_at]
-            arguments.append(orjson.dumps(cells_of(one.event)))
-        receipts: asyncio.Future[list[Receipt]] = asyncio.get_running_loop().create_future()
-        self._writes.append((arguments, receipts))
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-        kept = await receipts
+        kept = await self._writes.append(arriving)
         self.beyond(max((one.seq or 0 for one in kept), default=0))
         return kept
 
@@ -218,9 +208,9 @@ class RedisLiveEvents:
 
     async def close(self) -> None:
         """As ``LiveEvents``."""
-        for task in (self._writing, self._asking):
-            if task is not None:
-                await task
+        await self._writes.end()
+        if self._asking is not None:
+            await self._asking
         await self._redis.aclose()
 
     async def _begun(self) -> str:
@@ -284,23 +274,24 @@ class RedisLiveEvents:
         finally:
             self._asking = None
 
-    async def _write(self) -> None:
-        """Send what waits, together, until nothing does."""
+    async def _append(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt] | Exception]:
+        """Keep the events of some requests; the receipts of each, or how it failed."""
+        answers = await self._kept([(scripts.APPEND, self._arguments(one)) for one in batches])
+        return [self._receipts(one) for one in answers]
+
+    def _arguments(self, arriving: Sequence[Arriving]) -> list[Any]:
+        arguments: list[Any] = [int(self._clock() * 1000), REPEATS_S]
+        for one in arriving:
+            identity = one.identity.hex() if one.identity is not None else ""
+            arguments += [self._digest(one.event.user_id), identity, one.event.timestamp, one.newest_at]
+            arguments.append(orjson.dumps(cells_of(one.event)))
+        return arguments
+
+    def _receipts(self, answer: Any) -> list[Receipt] | Exception:
         try:
-            while self._writes:
-                some = list(self._writes)
-                self._writes.clear()
-                try:
-                    answers = await self._kept([(scripts.APPEND, arguments) for arguments, _ in some])
-                except Exception as error:
-                    for _, receipts in some:
-                        if not receipts.done():
-                            receipts.set_exception(error)
-                else:
-                    for (_, receipts), answer in zip(some, answers, strict=True):
-                        _land(receipts, lambda answer=answer: [_receipt(one) for one in self._unless_failed(answer)])  # type: ignore[misc]
-        finally:
-            self._writing = None
+            return [_receipt(one) for one in self._unless_failed(answer)]
+        except Unavailable as error:
+            return error
 
     async def _kept(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         """What scripts answer, or how each fails, once Redis has synced what they wrote, where it can be asked to.

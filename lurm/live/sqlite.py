@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactError, Overloaded
+from lurm.errors import ArtifactError
 from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Unavailable
 from lurm.live.tables import EVENT, SCHEMA, Appending, arrived_of, erase_user, fact_of, last_of, tail_of, transaction
+from lurm.live.writes import Writes
 
 FORMAT = 1
 _BUSY_S = 5.0  # a writer waits so long for the writer of another process
 _READER_BUSY_S = 0.25
 _AT_ONCE = 20_000  # events of one transaction
-_MOST_WAITING = 100_000  # events
 _LOCK = ".live.lock"
 _REMEMBERED = 2**16  # users
 _T = TypeVar("_T")
@@ -69,9 +69,8 @@ class SqliteLiveEvents:
         self._path, self._ledger, self._clock = path, ledger, clock
         self._store_id = self._lineage = ""
         self._is_lost = False
-        self._waiting: list[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = []
-        self._n_waiting = self._n_caught_up = self._held = 0
-        self._writing: asyncio.Task[None] | None = None
+        self._writes = Writes(lambda batches: self._in_writer(lambda: self._append(batches)), at_once=_AT_ONCE)
+        self._n_caught_up = self._held = 0
         try:
             with contextlib.ExitStack() as opened:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,22 +108,8 @@ class SqliteLiveEvents:
         self._held = max(self._held, arrival)
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
-        """As ``LiveEvents``; what waits at the same moment is synced together.
-
-        Raises:
-            Overloaded: too many events wait already.
-        """
-        if not arriving:
-            return []
-        if self._n_waiting + len(arriving) > _MOST_WAITING:
-            raise Overloaded("too many events wait to be written; try again shortly")
-        loop = asyncio.get_running_loop()
-        receipts: asyncio.Future[list[Receipt]] = loop.create_future()
-        self._waiting.append((arriving, receipts))
-        self._n_waiting += len(arriving)
-        if self._writing is None:
-            self._writing = loop.create_task(self._write())
-        return await receipts
+        """As ``LiveEvents``; what waits at the same moment is synced together, up to a bound."""
+        return await self._writes.append(arriving)
 
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """As ``LiveEvents``; a look into the page cache, for which no thread is worth waking."""
@@ -184,38 +169,10 @@ class SqliteLiveEvents:
 
     async def close(self) -> None:
         """As ``LiveEvents``."""
-        if self._writing is not None:
-            await self._writing
+        await self._writes.end()
         for thread in (self._write_thread, self._read_thread):
             thread.shutdown()
         self._opened.close()
-
-    async def _write(self) -> None:
-        """Write what waits, in transactions of bounded size, until nothing does."""
-        try:
-            while self._waiting:
-                some = [self._waiting.pop(0)]
-                n_events = len(some[0][0])
-                while self._waiting and n_events + len(self._waiting[0][0]) <= _AT_ONCE:
-                    n_events += len(self._waiting[0][0])
-                    some.append(self._waiting.pop(0))
-                self._n_waiting -= n_events
-                some = [one for one in some if not one[1].done()]  # whoever asked may have left
-                if not some:
-                    continue
-                batches = [arriving for arriving, _ in some]
-                try:
-                    written = await self._in_writer(lambda batches=batches: self._append(batches))  # type: ignore[misc]
-                except Exception as error:
-                    for _, receipts in some:
-                        if not receipts.done():
-                            receipts.set_exception(error)
-                else:
-                    for (_, receipts), given in zip(some, written, strict=True):
-                        if not receipts.done():
-                            receipts.set_result(given)
-        finally:
-            self._writing = None
 
     async def _in_writer(self, call: Callable[[], _T]) -> _T:
         def checked() -> _T:

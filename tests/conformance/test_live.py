@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lurm.erasure import Ledger
+from lurm.errors import Overloaded
 from lurm.events import Event
 from lurm.live import Arriving, LiveEvents, LiveTail, Receipt, Status, Unavailable, identity_of
 from lurm.live.redis import RedisLiveEvents
@@ -293,6 +294,22 @@ def test_many_at_once_each_get_their_own_receipts(stores: Stores) -> None:
         tails = await store.tails([f"u{n}" for n in range(40)])
         assert [tail.seq for tail in tails] == [one[-1].seq for one in answers[:40]]
         assert await store.append([]) == []
+
+    stores.using(body)
+
+
+def test_what_waits_is_bounded_and_what_nobody_waits_for_is_not_written(stores: Stores) -> None:
+    async def body(store: LiveEvents) -> None:
+        batch = stores.arriving(*(event(at=n) for n in range(1_000)))
+        waiting = [asyncio.create_task(store.append(batch)) for _ in range(100)]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await store.append(stores.arriving(event("one too many")))
+        for one in waiting[1:]:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert statuses(await store.append(stores.arriving(event("v")))) == ["accepted"], "there is room again"
+        assert await store.last() == 1_001
 
     stores.using(body)
 

@@ -1,4 +1,4 @@
-"""What SqliteLiveEvents promises beyond LiveEvents: bounds, and knowing its file."""
+"""What SqliteLiveEvents promises beyond LiveEvents: knowing its file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lurm.erasure import Ledger
-from lurm.errors import ArtifactError, Overloaded
+from lurm.errors import ArtifactError
 from lurm.events import Event
 from lurm.live import Arriving, Unavailable
 from lurm.live.sqlite import SqliteLiveEvents
@@ -23,23 +23,6 @@ def arriving(n: int = 1) -> list[Arriving]:
 
 def opened(folder: Path) -> SqliteLiveEvents:
     return SqliteLiveEvents(folder / "live.sqlite", Ledger.open(folder))
-
-
-def test_what_waits_is_bounded_and_what_nobody_waits_for_is_not_written(tmp_path: Path) -> None:
-    async def run() -> None:
-        store = opened(tmp_path)
-        waiting = [asyncio.create_task(store.append(arriving(5_000))) for _ in range(20)]
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
-            await store.append(arriving())
-        for one in waiting[1:]:
-            one.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
-        assert len(await store.append(arriving())) == 1, "it takes more when there is room"
-        assert await store.last() < 100_000
-        await store.close()
-
-    asyncio.run(run())
 
 
 def test_only_who_finds_the_file_unused_begins_a_lineage(tmp_path: Path) -> None:
