@@ -63,6 +63,12 @@ class Settings(BaseSettings):
         description="Redis that keeps live events where several hosts serve, e.g. redis://host:6379/1. Default: a "
         "SQLite file in LURM_LIVE_DIR, for the processes of one host.",
     )
+    live_lookup_ms: int = Field(
+        100,
+        ge=1,
+        le=2_000,
+        description="Longest wait of an answer for that Redis, in ms; past it the answer is without the newest events.",
+    )
     stream_url: str | None = Field(
         None, description="Redis whose stream of events `lurm consume` reads, e.g. redis://host:6379/2."
     )

@@ -85,7 +85,8 @@ async def live_of(settings: Settings, store_id: str | None = None) -> AsyncItera
     root = settings.artifacts_dir
     ledger_of(settings.live_folder, root)  # asked before another is begun
     held = functools.partial(held_through, root)
-    async with open_live(settings.live_folder, settings.live_url, held, store_id=store_id) as live:
+    where, lookup_s = (settings.live_folder, settings.live_url), settings.live_lookup_ms / 1000
+    async with open_live(*where, held, store_id=store_id, lookup_s=lookup_s) as live:
         if live.ledger is not None:
             live.ledger.note_in(root)
         yield live

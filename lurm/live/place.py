@@ -79,7 +79,12 @@ def _ledger_of(folder: Path) -> Ledger | None:
 
 @contextlib.asynccontextmanager
 async def open_live(
-    folder: Path, url: str | None, held: Callable[[str], int], *, store_id: str | None = None
+    folder: Path,
+    url: str | None,
+    held: Callable[[str], int],
+    *,
+    store_id: str | None = None,
+    lookup_s: float | None = None,
 ) -> AsyncIterator[Live]:
     """The store of live events and the ledger of erasures; begun where there are none.
 
@@ -89,7 +94,7 @@ async def open_live(
         folder: of the ledger, and of the SQLite file.
         url: of the Redis that keeps live events; None: SQLite does.
         held: the last arrival of a store that any release holds.
-        store_id: see ``RedisLiveEvents.open``.
+        store_id, lookup_s: see ``RedisLiveEvents.open``.
 
     Raises:
         SettingsError: the URL cannot be used.
@@ -114,7 +119,7 @@ async def open_live(
     if url is None:
         live = SqliteLiveEvents(folder / FILE, ledger, held=anywhere)
     else:
-        live = await RedisLiveEvents.open(url, ledger, held=anywhere, store_id=store_id)
+        live = await RedisLiveEvents.open(url, ledger, held=anywhere, store_id=store_id, lookup_s=lookup_s)
     try:
         yield Live(live, ledger)
     finally:

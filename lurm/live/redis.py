@@ -68,7 +68,7 @@ class RedisLiveEvents:
         redis: connected when it is first used.
         ledger: of erasures.
         timeout_s: longest wait for one round trip.
-        lookup_s: longest wait for one lookup of tails.
+        lookup_s: longest wait for one lookup of tails, however many trips it takes; None: as long as they take.
         clock: seconds since the epoch.
         monotonic: seconds, for pauses.
     """
@@ -81,7 +81,7 @@ class RedisLiveEvents:
         ledger: Ledger,
         *,
         timeout_s: float,
-        lookup_s: float,
+        lookup_s: float | None,
         clock: Callable[[], float],
         monotonic: Callable[[], float],
     ) -> None:
@@ -106,7 +106,7 @@ class RedisLiveEvents:
         held: Callable[[str], int] = lambda store_id: 0,
         store_id: str | None = None,
         timeout_s: float = 2.0,
-        lookup_s: float = 0.1,
+        lookup_s: float | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> RedisLiveEvents:

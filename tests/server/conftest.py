@@ -23,12 +23,14 @@ from lurm.erasure import NOTE
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.settings import environment_of
+from tests.conftest import RedisServer
 from tests.waiting import until
 from training import pipeline
 from training.recipes import Recipe
 from training.world import WorldConfig, simulate
 
 START_S = 180.0
+SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
 IDLE_S = 1.0  # uvicorn closes a connection that idles for 5 s, maybe while a request is on its way
 BEHAVE = {"network": {"window": 32, "steps": {"least_events": 1}}, "training": {"epochs": 2, "batch_events": 256}}
 WORLD = WorldConfig(n_users=160, n_items=400, n_interests=8, days=365, events_per_user=30)
@@ -170,6 +172,11 @@ def start_server(release_root: Path) -> Iterator[Callable[..., RunningServer]]:
     """``start_server(**settings)``: a server this test alone may stop, starve or overload."""
     with ExitStack() as stack:
         yield lambda **variables: stack.enter_context(running_server(release_root, **variables))
+
+
+def live_in(store: RedisServer) -> dict[str, object]:
+    """Settings that keep live events in a Redis, which may take its time to sync on a busy disk."""
+    return {"live_url": store.url, "live_lookup_ms": 2_000}
 
 
 def metric(client: httpx.Client, name: str) -> float:

@@ -15,13 +15,12 @@ import pytest
 
 from lurm.release import Release
 from tests.conftest import RedisServer
-from tests.server.conftest import RunningServer, problem
+from tests.server.conftest import SYNCED, RunningServer, live_in, problem
 from tests.server.test_live import event, send, statuses
 
 pytestmark = pytest.mark.slow
 
 Start = Callable[..., RunningServer]
-SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
 N_ERASED = 8
 
 
@@ -36,7 +35,7 @@ def test_after_an_erasure_was_acknowledged_nobody_is_told_of_what_was_before(
 ) -> None:
     settings: dict[str, object] = {"live_dir": tmp_path / "live", "workers": workers, "redis_url": start_redis().url}
     if kind == "redis":
-        settings["live_url"] = start_redis(*SYNCED).url
+        settings |= live_in(start_redis(*SYNCED))
     server = start_server(**settings, redis_timeout_ms=1000)
     users = release.history.users
     friend, *erased = users.take(np.arange(N_ERASED + 1))

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import redis
 from numpy.typing import NDArray
 
 from lurm.events import Event
@@ -27,7 +28,8 @@ from lurm.history import HistoryBatch
 from lurm.release import Release
 from service import answers
 from tests.conftest import RedisServer
-from tests.server.conftest import RunningServer, problem, running_server
+from tests.server.conftest import SYNCED, RunningServer, live_in, problem, running_server
+from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # servers of their own
 
@@ -41,8 +43,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, object
     """Settings of a live store of this test's own."""
     own: dict[str, object] = {"live_dir": tmp_path / "live"}
     if request.param == "redis":
-        server: RedisServer = request.getfixturevalue("start_redis")("--appendonly", "yes", "--appendfsync", "always")
-        own["live_url"] = server.url
+        own |= live_in(request.getfixturevalue("start_redis")(*SYNCED))
     return own
 
 
@@ -273,27 +274,44 @@ def test_where_nothing_can_be_written_everything_can_be_read(
 def test_without_the_redis_of_live_events_known_users_are_served_and_told_to_be_stale(
     start_server: Start, start_redis: Callable[..., RedisServer], tmp_path: Path, release: Release
 ) -> None:
-    redis = start_redis("--appendonly", "yes", "--appendfsync", "always")
-    server = start_server(live_dir=tmp_path / "live", live_url=redis.url)
+    store = start_redis(*SYNCED)
+    server = start_server(live_dir=tmp_path / "live", **live_in(store))
     erased, known = release.history.users[0], release.history.users[1]
     sent = event(known, release.history.items[0], release.history.watermark + 1)
     with server.client() as client:
         client.delete(f"/v1/users/{erased}").raise_for_status()
         send(client, sent)
         assert "x-lurm-stale" not in client.get(f"/embed/{known}").headers
-        redis.process.send_signal(signal.SIGSTOP)
+        store.process.send_signal(signal.SIGSTOP)
         answers = [client.get(f"/embed/{known}") for _ in range(20)]
         assert {one.status_code for one in answers} == {200}
         assert {one.headers["x-lurm-stale"] for one in answers} == {"live-events-unavailable"}
         problem(client.get(f"/embed/{erased}"), 503, "live-events-unavailable")
         refused = client.post("/v1/events", json={"events": [event(known, "i", 1_700_000_000_000)]})
         problem(refused, 503, "live-events-unavailable")
-        redis.process.send_signal(signal.SIGCONT)
+        store.process.send_signal(signal.SIGCONT)
         deadline = time.monotonic() + 30
         while "x-lurm-stale" in (fresh := client.get(f"/embed/{known}")).headers:
             assert time.monotonic() < deadline, "it does not recover"
         assert fresh.json()["n_events"] == release.history.tail(known) + 1
         problem(client.get(f"/embed/{erased}"), 404, "unknown-user")
+
+
+@pytest.mark.parametrize(("lookup_ms", "is_fresh"), [(50, False), (2_000, True)])
+def test_an_answer_waits_for_the_redis_of_live_events_as_long_as_it_is_told(
+    start_server: Start,
+    start_redis: Callable[..., RedisServer],
+    tmp_path: Path,
+    release: Release,
+    lookup_ms: int,
+    is_fresh: bool,
+) -> None:
+    store, known = start_redis(), release.history.users[0]
+    server = start_server(live_dir=tmp_path / "live", live_url=store.url, live_lookup_ms=lookup_ms)
+    with server.client() as client, redis.Redis.from_url(store.url) as plain:
+        until(lambda: "x-lurm-stale" not in client.get(f"/embed/{known}").headers)
+        plain.client_pause(500)
+        assert ("x-lurm-stale" not in client.get(f"/embed/{known}").headers) == is_fresh
 
 
 def _killed_while_writing(server: RunningServer, first: int, rng: random.Random) -> tuple[set[str], int]:

@@ -31,7 +31,7 @@ from lurm.release import Release
 from lurm.settings import environment_of
 from service.keys import new_key
 from tests.conftest import RedisServer
-from tests.server.conftest import RunningServer, problem
+from tests.server.conftest import SYNCED, RunningServer, live_in, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
 from tests.server.test_swaps import replace_one, workers_of
 from tests.waiting import PATIENCE_S, until
@@ -40,7 +40,6 @@ pytestmark = pytest.mark.slow
 
 Start = Callable[..., RunningServer]
 StartRedis = Callable[..., RedisServer]
-SYNCED = ("--appendonly", "yes", "--appendfsync", "always")
 AT = 1_700_000_000_000
 
 
@@ -366,7 +365,7 @@ def test_a_store_that_starts_over_is_not_answered_for_from_the_cache_of_before(
     settings: dict[str, object] = {"live_dir": tmp_path / "live", "redis_url": cache.url, "redis_timeout_ms": 1000}
     if how == "emptied":
         store = start_redis(*SYNCED)
-        settings["live_url"] = store.url
+        settings |= live_in(store)
     items = release.history.items
     before = event(user, items[1], release.history.watermark + 1)
     after = event(user, items[2], release.history.watermark + 2)

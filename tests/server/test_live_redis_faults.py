@@ -23,9 +23,9 @@ from lurm.live.redis import PREFIX
 from lurm.release import Release
 from lurm.settings import environment_of
 from tests.conftest import RedisServer
-from tests.server.conftest import RunningServer, metric, problem
+from tests.server.conftest import SYNCED, RunningServer, live_in, metric, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
-from tests.server.test_live_faults import AT, SYNCED, Start, StartRedis, post, refused, stop
+from tests.server.test_live_faults import AT, Start, StartRedis, post, refused, stop
 from tests.server.test_swaps import workers_of
 from tests.waiting import until
 
@@ -36,7 +36,7 @@ def test_redis_killed_and_started_again_keeps_what_was_acknowledged(
     start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
 ) -> None:
     store, known = start_redis(*SYNCED), release.history.users[0]
-    server = start_server(live_dir=tmp_path / "live", live_url=store.url)
+    server = start_server(live_dir=tmp_path / "live", **live_in(store))
     folder = store.socket.parent
     place = ["--port", "0", "--unixsocket", str(store.socket), "--dir", str(folder), "--save", "", *SYNCED]
     n_kept, running = 0, store.process
@@ -90,7 +90,7 @@ def test_what_is_cached_of_arrivals_that_redis_has_forgotten_is_nobodys(
 ) -> None:
     """Put back to an earlier state it gives numbers again that it gave before, to two workers who remember."""
     cache, store, user = start_redis(), start_redis(*SYNCED), release.history.users[0]
-    settings: dict[str, object] = {"redis_url": cache.url, "redis_timeout_ms": 1000, "live_url": store.url}
+    settings: dict[str, object] = {"redis_url": cache.url, "redis_timeout_ms": 1000, **live_in(store)}
     server = start_server(live_dir=tmp_path / "live", workers=2, **settings)
     first, lost, third = (
         event(user, release.history.items[n], release.history.watermark + n, event_id=str(n)) for n in (1, 2, 3)
@@ -128,7 +128,7 @@ def test_a_worker_that_begins_while_redis_is_unwell_does_as_the_others_do(
     start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release, how: str
 ) -> None:
     store, user = start_redis(*SYNCED), release.history.users[0]
-    server = start_server(live_dir=tmp_path / "live", live_url=store.url, workers=2)
+    server = start_server(live_dir=tmp_path / "live", workers=2, **live_in(store))
     with redis.Redis.from_url(store.url) as plain, server.client() as client:
         send(client, event(user, "i", AT))
         copies = {key: plain.dump(key) for key in plain.keys(f"{PREFIX}*")}
@@ -171,7 +171,7 @@ def test_a_redis_that_forgets_is_noticed_and_not_answered_for(
 ) -> None:
     """What it had acknowledged is gone: that is said until somebody restores it, or accepts it with a restart."""
     store = start_redis(*SYNCED)
-    settings: dict[str, object] = {"live_dir": tmp_path / "live", "live_url": store.url}
+    settings: dict[str, object] = {"live_dir": tmp_path / "live", **live_in(store)}
     server = start_server(**settings)
     known, erased = release.history.users.take(np.arange(2))
     with server.client() as client, redis.Redis.from_url(store.url) as plain:
@@ -252,7 +252,7 @@ def test_garbage_planted_in_redis_is_never_a_500_and_never_believed(
     start_server: Start, start_redis: StartRedis, tmp_path: Path, release: Release
 ) -> None:
     store = start_redis(*SYNCED)
-    server = start_server(live_dir=tmp_path / "live", live_url=store.url)
+    server = start_server(live_dir=tmp_path / "live", **live_in(store))
     ledger = Ledger.open(tmp_path / "live")
     user, other = release.history.users.take(np.arange(2))
     n_known = {one: release.history.tail(one) for one in (user, other)}
@@ -295,7 +295,7 @@ def test_a_redis_that_would_drop_events_is_not_taken(
 ) -> None:
     store = start_redis(*SYNCED, "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
     command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
-    environment = environment_of(live_dir=tmp_path, live_url=store.url)
+    environment = environment_of(live_dir=tmp_path, **live_in(store))
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "noeviction" in done.stderr
