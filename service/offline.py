@@ -16,6 +16,7 @@ from lurm.errors import DataError, LurmError, UnknownUser
 from lurm.events import Event
 from lurm.histories import Histories, Standing
 from lurm.history import History, HistoryBatch
+from lurm.live import Unavailable
 from lurm.live.absent import AbsentLiveEvents
 from lurm.live.place import Live, is_begun, open_live
 from lurm.moments import iso_of
@@ -73,6 +74,8 @@ def histories_now(release: Release, user_ids: Sequence[str], config: Settings) -
                 live = await opened.enter_async_context(open_live(folder, url, release.history.live_through))
             histories = Histories(release.history, live.events, live.ledger)
             standings = await histories.standings(user_ids)
+            if not all(one.is_fresh for one in standings if isinstance(one, Standing)):
+                raise Unavailable("what came live cannot be read, and nothing is told without it; try again shortly")
             found = iter(await histories.read([one for one in standings if isinstance(one, Standing)]))
             return [next(found) if isinstance(one, Standing) else one for one in standings]
 

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 import typer
 from typer.testing import CliRunner, Result
 
+from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing, DataError, SettingsError, UsageError
+from lurm.events import Event
 from lurm.history import HistoryBatch
+from lurm.live import Arriving, Unavailable
+from lurm.live.redis import PREFIX, RedisLiveEvents
 from lurm.release import Release
 from service.__main__ import register
+from service.offline import histories_now
+from tests.conftest import RedisServer
 
 
 def run(*words: str) -> Result:
@@ -58,6 +67,26 @@ def test_embed_prints_what_the_encoder_says(release_root: Path, release: Release
     assert np.abs(found[:3] - expected).max() < 1e-5
     assert np.abs(found[3] - expected[0]).max() < 1e-5
     assert answer["embeddings"][3]["n_events"] == len(release.history.history(ids[0]))
+
+
+def test_nothing_is_embedded_without_live_events_that_cannot_be_read(
+    release: Release, start_redis: Callable[..., RedisServer], tmp_path: Path
+) -> None:
+    store, ledger = start_redis("--appendonly", "yes"), Ledger.open(tmp_path)
+    known, other = release.history.users.take(np.arange(2))
+
+    async def append() -> None:
+        live = await RedisLiveEvents.open(store.url, ledger)
+        await live.append([Arriving(Event(known, "i", "view", release.history.watermark), None)])
+        await live.close()
+
+    asyncio.run(append())
+    (one, _), _ = histories_now(release, [known, other], tmp_path, store.url)
+    assert len(one) == release.history.tail(known) + 1
+    with redis.Redis.from_url(store.url) as plain:
+        plain.set(f"{PREFIX}u:{ledger.digest(other).hex()}", "not a hash")
+    with pytest.raises(Unavailable):
+        histories_now(release, [known, other], tmp_path, store.url)
 
 
 def test_embed_in_words_is_one_line_a_user(release_root: Path, release: Release) -> None:
