@@ -179,21 +179,24 @@ def n_arrivals(segments: Sequence[Path]) -> int:
 
 
 def rewrite(path: Path, ledger: Ledger) -> int:
-    """Write a segment once more without what was erased, in its place; how many events are gone.
+    """Write a segment once more without what was erased, in its place, batch by batch; how many events are gone.
 
     Raises:
         ArtifactCorrupt: it cannot be read.
     """
-    whole = pl.concat(_read(path), rechunk=False)
-    kept = ledger.keep(whole)
-    if len(kept) == len(whole):
+    if all(len(ledger.keep(batch)) == len(batch) for batch in _read(path)):
         return 0
+    n_gone = 0
     with (
         replacing(path) as aside,
         _writer(aside) as out,
     ):
-        out.write_table(kept.to_arrow().cast(_SCHEMA))
-    return len(whole) - len(kept)
+        for batch in _read(path):
+            kept = ledger.keep(batch)
+            n_gone += len(batch) - len(kept)
+            if len(kept):
+                out.write_table(kept.to_arrow().cast(_SCHEMA))
+    return n_gone
 
 
 async def _write(live: LiveEvents, path: Path, *, after: int, upto: int) -> bool:
