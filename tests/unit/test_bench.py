@@ -120,6 +120,7 @@ def test_a_benchmark_tells_where_it_ran_what_it_took_and_its_ratios(name: str) -
     assert about["versions"]["duckdb"] == pytest.importorskip("duckdb").__version__
     assert document["figures"]["scale"] == "tiny"
     timings = {key: value for key, value in document["figures"].items() if isinstance(value, dict)}
+    assert name != "serve" or min(document["figures"][key] for key in ("new_release_s", "rollback_s")) > 0
     if name in CONTENDERS:
         assert set(timings) == CONTENDERS[name]
     else:

@@ -10,6 +10,8 @@ Requests per second are those of connections that ask again as soon as they are 
 clients who come by themselves, at half that rate; waiting for a free connection counts. ``_server_cpu`` and
 ``_load_cpu`` say how busy (1: one core) a server and the load on it were: where a server was not, something else was
 the limit. ``_server_us`` is the processor time of one request, which other work on the machine disturbs least.
+``rollback_s`` is the longest time from a rollback to an answer of the release before, ``new_release_s`` that of one the
+server has never seen, all of whose bytes it compares first.
 """
 
 from __future__ import annotations
@@ -22,20 +24,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from lurm.artifacts import open_artifact
 from lurm.errors import LurmError
-from lurm.release import Release
+from lurm.release import PARTS, Release, publish, rollback
 from lurm.settings import one_thread_per_child
 from training.bench import arriving, sharing
 from training.bench.load import Load, arrivals, drive, get, give_way, post
 from training.bench.made import LogSize
 from training.bench.race import Figures, Timing, Track
-from training.bench.served import Server, answer, lurm, peer, redis, release_of
+from training.bench.served import Server, answer, asking, lurm, peer, redis, release_of
 
 CONNECTIONS = 64
 BATCH_IDS = 100
@@ -52,6 +55,8 @@ _BULK_USERS = 512
 _COMPARED = 50
 _TOLERANCE = 1e-4
 _BUSY = 0.9
+_LOOKS_S = 0.002
+_PATIENCE_S = 600.0  # with a release of which every byte is compared first
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ def bench(track: Track, scale: str) -> Figures:
         facts |= told
         for name in ("json", "raw_json"):
             facts |= _latencies(name, contenders[name], load, speed[name] / 2, track.rounds, turn_s)
+    facts |= _swapped(track.folder / "swapped", root, track.rounds)
     ratios = {
         "binary_vs_raw_asgi": speed["binary"] / speed["raw_binary"],
         "json_vs_raw_asgi": speed["json"] / speed["raw_json"],
@@ -136,6 +142,27 @@ def embedded_alone(root: Path) -> float:
     for batch in release.history.scan(max_users=_BULK_USERS):
         release.encoder.embed(batch)
     return perf_counter() - started
+
+
+def _swapped(room: Path, root: Path, rounds: int) -> dict[str, float]:
+    """How long it takes a server to answer from a release it has never seen, and the longest of some rollbacks.
+
+    Raises:
+        LurmError: a server does not follow.
+    """
+    parts = {part: open_artifact(root / "stages" / part, part) for part in PARTS}
+    with lurm(room, root) as server, asking(server) as ask:
+
+        def served_after_s(release_id: str) -> float:
+            moved = perf_counter()
+            while orjson.loads(ask("/info"))["release"] != release_id:
+                if perf_counter() > moved + _PATIENCE_S:
+                    raise LurmError(f"serve: {release_id} is not served, expected it soon. No ratio is told")
+                sleep(_LOOKS_S)
+            return perf_counter() - moved
+
+        new_s = served_after_s(publish(root, parts, name="the same once more", metrics={}))
+        return {"new_release_s": new_s, "rollback_s": max(served_after_s(rollback(root)) for _ in range(rounds))}
 
 
 Drive = Callable[..., Load]
