@@ -6,6 +6,7 @@ import collections
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from prometheus_client import (
@@ -45,97 +46,53 @@ class Telemetry:
     def __init__(self, shared: Path | None = None) -> None:
         self._shared = shared
         registry = self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "lurm_http_requests",
-            "Requests answered, by route template and status.",
-            ["route", "status"],
-            registry=registry,
+        counter, histogram = partial(Counter, registry=registry), partial(Histogram, registry=registry)
+        # Of what worker processes say: the sum, the highest, the newest.
+        added = partial(Gauge, multiprocess_mode="livesum", registry=registry)
+        highest = partial(Gauge, multiprocess_mode="livemax", registry=registry)
+        newest = partial(Gauge, multiprocess_mode="livemostrecent", registry=registry)
+        self._requests = counter(
+            "lurm_http_requests", "Requests answered, by route template and status.", ["route", "status"]
         )
-        self._request_seconds = Histogram(
+        self._request_seconds = histogram(
             "lurm_http_request_seconds",
             "From the request's head to the end of the answer.",
             ["route"],
             buckets=_SECONDS,
-            registry=registry,
         )
-        self._refusals = Counter(
+        self._refusals = counter(
             "lurm_http_refusals",
             "Requests refused by their API key, by its name: no known key, not its scope, past its rate.",
             ["key", "reason"],
-            registry=registry,
         )
-        self._lookups = Counter(
-            "lurm_cache_lookups",
-            "Embeddings looked up in the cache: hit, or why not.",
-            ["outcome"],
-            registry=registry,
+        self._lookups = counter(
+            "lurm_cache_lookups", "Embeddings looked up in the cache: hit, or why not.", ["outcome"]
         )
-        self._put_failures = Counter(
-            "lurm_cache_put_failures", "Embeddings the cache refused or failed to keep.", registry=registry
+        self._put_failures = counter("lurm_cache_put_failures", "Embeddings the cache refused or failed to keep.")
+        self._batch_users = histogram("lurm_embed_batch_users", "Users embedded by one encoder call.", buckets=_USERS)
+        self._batch_seconds = histogram(
+            "lurm_embed_batch_seconds", "Time of one encoder call, reading the histories included.", buckets=_SECONDS
         )
-        self._batch_users = Histogram(
-            "lurm_embed_batch_users", "Users embedded by one encoder call.", buckets=_USERS, registry=registry
-        )
-        self._batch_seconds = Histogram(
-            "lurm_embed_batch_seconds",
-            "Time of one encoder call, reading the histories included.",
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._queue_users = Gauge(
-            "lurm_embed_queue_users",
-            "Users waiting for the encoder.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self._release = Gauge(
-            _RELEASE,
-            "1 for the release being served.",
-            ["release_id", "space_id", "version"],
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self._release_users = Gauge(
-            "lurm_release_users", "Users in the release.", multiprocess_mode="livemax", registry=registry
-        )
-        self._release_events = Gauge(
-            "lurm_release_events", "Events in the release.", multiprocess_mode="livemax", registry=registry
-        )
-        self._arrivals = Counter(
-            "lurm_live_events", "Events that were sent, by what became of them.", ["status"], registry=registry
-        )
-        self._live_up = Gauge(
+        self._queue_users = added("lurm_embed_queue_users", "Users waiting for the encoder.")
+        self._release = highest(_RELEASE, "1 for the release being served.", ["release_id", "space_id", "version"])
+        self._release_users = highest("lurm_release_users", "Users in the release.")
+        self._release_events = highest("lurm_release_events", "Events in the release.")
+        self._arrivals = counter("lurm_live_events", "Events that were sent, by what became of them.", ["status"])
+        self._live_up = newest(
             "lurm_live_up",
             "1 where the store of live events answers; 0: answers are without the newest events, and none are taken.",
-            multiprocess_mode="livemostrecent",
-            registry=registry,
         )
-        self._erasures = Counter("lurm_erasures", "Users erased.", registry=registry)
-        self._jobs_open = Gauge(
-            "lurm_jobs_open",
-            "Jobs that wait or run, by how they stand.",
-            ["kind", "state"],
-            multiprocess_mode="livesum",
-            registry=registry,
+        self._erasures = counter("lurm_erasures", "Users erased.")
+        self._jobs_open = added("lurm_jobs_open", "Jobs that wait or run, by how they stand.", ["kind", "state"])
+        self._jobs_ended = counter("lurm_jobs_ended", "Jobs that came to an end, by which.", ["kind", "state"])
+        self._job_seconds = histogram(
+            "lurm_job_seconds", "From accepting a job to its end, whichever it was.", ["kind"], buckets=_JOB_SECONDS
         )
-        self._jobs_ended = Counter(
-            "lurm_jobs_ended", "Jobs that came to an end, by which.", ["kind", "state"], registry=registry
-        )
-        self._job_seconds = Histogram(
-            "lurm_job_seconds",
-            "From accepting a job to its end, whichever it was.",
-            ["kind"],
-            buckets=_JOB_SECONDS,
-            registry=registry,
-        )
-        self._job_rows = Counter("lurm_job_rows", "Users in the results of jobs.", ["kind"], registry=registry)
-        self._swaps = Counter(
-            "lurm_release_swaps", "Releases that took the place of another, in each worker.", registry=registry
-        )
-        self._swap_failures = Counter(
+        self._job_rows = counter("lurm_job_rows", "Users in the results of jobs.", ["kind"])
+        self._swaps = counter("lurm_release_swaps", "Releases that took the place of another, in each worker.")
+        self._swap_failures = counter(
             "lurm_release_swap_failures",
             "Releases pointed at that could not be served, in each worker; the old one went on.",
-            registry=registry,
         )
         self._served: Gauge | None = None
         self._outcomes = {outcome: self._lookups.labels(outcome) for outcome in ("hit", *Miss)}
