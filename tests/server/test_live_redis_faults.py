@@ -144,6 +144,7 @@ def test_a_worker_that_begins_while_redis_is_unwell_does_as_the_others_do(
             with server.client() as other:
                 refused(post(other, event(user, "j", AT)))
                 assert other.get(f"/embed/{user}").headers["x-lurm-stale"]
+                assert metric(other, "lurm_live_up ") == 0, "whichever worker is asked"
         if how == "was emptied":
             assert not plain.keys(f"{PREFIX}*"), "nothing was begun anew in silence"
             for key, value in copies.items():
