@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.ahead import ahead
+from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt
-from lurm.behavegpt.pace import Pace, gaps_so_far
+from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.behavegpt.successors import MOST_KEPT, Successors, mixture
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
@@ -32,6 +33,7 @@ from lurm.errors import DataError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
+from training.leaning import at_their_haunts, at_their_pace
 from training.packing import Packed, known_at, known_everywhere, packed, stretches
 from training.passes import Passed, chunks, finite, held_apart, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE, Ranks
@@ -40,7 +42,6 @@ Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a chance that may be counted
-_PACES = tuple(k / 10 for k in range(11))  # of that of a gap
 _RANKED, _RANKED_AT_ONCE, _RANKED_IN_ALL = 5, 256, 8192  # places, and steps
 
 
@@ -65,7 +66,8 @@ class BehaveTrainConfig:
         precision: of matrix products; "auto" is bfloat16 on a GPU and float32 elsewhere.
         device: "auto" is a GPU where there is one.
         objective: see ``ObjectiveConfig``.
-        counted: let chances lean on what was counted to follow what, as far as ranks held-out users' steps best.
+        counted: let chances lean on what was counted to follow what, as far as ranks held-out users' steps best; and
+            gaps and places of futures on those so far.
         adapt: what learns of a network that starts from another model: "full", everything; "adapter", a low-rank change
             of each matrix; "frozen", rows of behaviours, gaps and places alone.
         seed: of everything random.
@@ -346,41 +348,30 @@ class BehaveTrainer:
         self._network.cpu()
         return found
 
-    @torch.no_grad()
     def pace(self) -> Pace:
-        """How soon users come back who train, and by which share of it held-out users' gaps are likeliest, if any."""
+        """How soon users come back who train, and how far gaps lean on it."""
         network = self._network
         parts = (self._steps(rows) for rows in chunks(self._train_rows, 1024))
         found = Pace.of(parts, network.n_codes[GAP] - FIRST)
         if not self._config.counted or self._in_sample or not self._config.gap_weight:
             return found
-        likely = torch.zeros(len(_PACES), dtype=torch.float64)
         network.to(self._device).eval()
-        for chances_ng, gap_n, so_far in self._gaps():
-            at = np.arange(len(gap_n)), gap_n
-            said_n, counted_n = chances_ng[at], found.after(*so_far)[at]
-            likely += torch.tensor([np.log((1 - s) * said_n + s * counted_n + 1e-30).sum() for s in _PACES])
+        found = at_their_pace(network, found, self._held_steps())
         network.cpu()
-        self._ranks.add_up(likely)
-        return replace(found, share=_PACES[int(likely.argmax())])
+        return found
 
-    def _gaps(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64], list[NDArray[np.int64]]]]:
-        """(n, G) the network's chances of held-out users' gaps, what these were, and what was known of the pace."""
-        left, window = _RANKED_IN_ALL // self._ranks.n, self._network.config.window
-        for rows in chunks(self._held_rows[self._ranks.share(len(self._held_rows))], 32):
-            steps = self._steps(rows)
-            so_far = gaps_so_far(steps)
-            for start, end in zip(steps.offsets, steps.offsets[1:], strict=False):
-                own = slice(max(start, end - window), end)
-                gap = steps.streams[GAP, own][1:][:left] - FIRST
-                at = np.flatnonzero(gap >= 0)
-                if len(at):
-                    streams = torch.from_numpy(steps.streams[:, None, own][:, :, :-1]).to(self._device)
-                    scores = self._network.gap_scores(self._network.hidden(streams)[0, at])[:, :-1]
-                    yield torch.softmax(scores.double(), 1).cpu().numpy(), gap[at], [one[own][at] for one in so_far]
-                left -= len(at)
-            if not left:
-                return
+    def haunts(self) -> Haunts:
+        """How far places lean on where users have been."""
+        network = self._network
+        if not (self._config.counted and self._config.gap_weight and network.n_codes[PLACE] > FIRST):
+            return Haunts.unknown(network.n_codes[GAP] - FIRST)
+        network.to(self._device).eval()
+        found = at_their_haunts(network, self._held_steps())
+        network.cpu()
+        return found
+
+    def _held_steps(self) -> Iterator[Steps]:
+        return (self._steps(rows) for rows in chunks(self._held_rows, 32))
 
     def _chances(self) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]]:
         """(n, C) the network's chances of what comes next among held-out users, what came, and codes of what was."""

@@ -103,7 +103,7 @@ def train_next(
     with threadpool_limits(limits=1, user_api="openmp"):
         trainer = BehaveTrainer(network, codebook, vocabulary, *rest, goes_on=goes_on)
         outcome = trainer.fit()
-        successors, pace = trainer.successors(), trainer.pace()
+        counted = trainer.successors(), trainer.pace(), trainer.haunts()
         merged(network)
         trainer.settle()
-    return BehaveGptModel(network, codebook, vocabulary, successors, pace), outcome
+    return BehaveGptModel(network, codebook, vocabulary, *counted), outcome

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lurm.artifacts import Artifact, open_artifact
 from lurm.behavegpt import KIND
+from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import gaps_after, rollout
@@ -29,10 +30,10 @@ from lurm.prospect import Imagined, Occasion, Plan, Prospect
 from lurm.transformer import UNDIVIDED
 
 WEIGHTS, CODES, COUNTS = "behavegpt.safetensors", "codebook.safetensors", "successors.safetensors"
-PACES = "pace.safetensors"
+PACES, HAUNTS = "pace.safetensors", "haunts.safetensors"
 SHAPE = "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 7
+REVISION = 8
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -57,11 +58,13 @@ class BehaveGptModel:
         vocabulary: InterestVocabulary,
         successors: Successors | None = None,
         pace: Pace | None = None,
+        haunts: Haunts | None = None,
     ) -> None:
-        """Of a trained network; ``successors`` None: its chances are the network's alone; ``pace`` likewise of gaps."""
+        """Of a trained network; ``successors`` None: its chances are its own alone; likewise of gaps and places."""
         self.network, self.codebook = network.eval(), codebook
         self.successors = successors or Successors.of([], network.n_behaviors)
         self.pace = pace or Pace.of([], network.n_codes[GAP] - FIRST)
+        self.haunts = haunts or Haunts.unknown(network.n_codes[GAP] - FIRST)
         self.dim, self.n_behaviors = network.config.shape.width, network.n_behaviors
         self._vocabulary = vocabulary
 
@@ -100,11 +103,14 @@ class BehaveGptModel:
             pace, n_gaps = Pace.from_arrays(load_arrays(folder / PACES)), network.n_codes[GAP] - FIRST
             if pace.chances_pg.shape[1] != n_gaps:
                 raise ValueError(f"{PACES} is of {pace.chances_pg.shape[1]} gaps, not {n_gaps}")
+            haunts = Haunts.from_arrays(load_arrays(folder / HAUNTS))
+            if len(haunts.shares_gk) != n_gaps:
+                raise ValueError(f"{HAUNTS} is of {len(haunts.shares_gk)} gaps, not {n_gaps}")
         except ArtifactError:
             raise
         except Exception as error:
             raise ArtifactCorrupt(f"{folder} does not hold the model its manifest promises: {error}") from error
-        return cls(network, codebook, vocabulary, successors, pace)
+        return cls(network, codebook, vocabulary, successors, pace, haunts)
 
     @property
     def known_until(self) -> int:
@@ -168,7 +174,9 @@ class BehaveGptModel:
         steps = self.codebook.steps(batch, self._vocabulary)
         with UNDIVIDED():
             found = [
-                rollout(self.network, self.codebook, steps.of(user), plan, start_at, pace=self.pace, lot=_lot(user_id))
+                rollout(
+                    self.network, self.codebook, steps.of(user), plan, start_at, self.pace, self.haunts, _lot(user_id)
+                )
                 for user, user_id in enumerate(batch.user_ids)
             ]
         return [
@@ -237,6 +245,7 @@ def write_model(folder: Path, model: BehaveGptModel) -> None:
     save_arrays(codebook.arrays(), folder / CODES)
     save_arrays(model.successors.arrays(), folder / COUNTS)
     save_arrays(model.pace.arrays(), folder / PACES)
+    save_arrays(model.haunts.arrays(), folder / HAUNTS)
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
 
 

@@ -6,7 +6,7 @@ fill the window, its later half is read anew.
 
 Who was last seen a while ago is known to have done nothing since: the first gap is drawn from those that are no shorter
 than this silence. One of the gaps is "never", with which a path ends. The others lean on how soon those came back who
-had come back at such a pace.
+had come back at such a pace; places, on where the user has been.
 
 Paper: BehaveGPT, long-term generation. Departures: the silence and the end, of which the paper says nothing.
 """
@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lurm.behavegpt.haunts import Haunts, visits
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.pace import Pace, gaps_so_far
-from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, Codebook, Steps
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, PLACE, Codebook, Steps
 from lurm.prospect import Plan
 from lurm.transformer import KeyValues
 
@@ -90,9 +91,10 @@ def rollout(
     steps: Steps,
     plan: Plan,
     start_at: int,
-    *,
     pace: Pace | None = None,
+    haunts: Haunts | None = None,
     lot: int = 0,
+    *,
     cached: bool = True,
 ) -> Futures:
     """Futures of one user, who is imagined alone: nobody asked about beside can tip the last bit of a chance.
@@ -107,7 +109,7 @@ def rollout(
         plan: how futures are drawn.
         start_at: epoch ms until which nothing has happened since the user's last event: no future begins earlier. Where
             the last event is later, futures go on from that.
-        pace: what gaps lean on; None: they are the network's alone.
+        pace, haunts: what gaps and places lean on; None: they are the network's alone.
         lot: of the user, 0 or more: each has other chances, or futures of many would lean the same way together.
         cached: keep keys and values; False: read everything anew at every step, for comparison.
     """
@@ -122,7 +124,10 @@ def rollout(
     rows = np.arange(plan.paths)  # still under way
     silence = int(start_at - at_r[0])
     pace = pace or Pace.of([], network.n_codes[GAP] - FIRST)
+    haunts = haunts or Haunts.unknown(network.n_codes[GAP] - FIRST)
     sum_r, known_r = (np.full(plan.paths, so_far[-1]) for so_far in gaps_so_far(steps))
+    visits_rl = np.tile(visits(steps, network.n_codes[PLACE] - 1), (plan.paths, 1))
+    last_r = np.full(plan.paths, max(steps.streams[PLACE, -1] - 1, 0))
     for nth in range(plan.steps):
         chance = chance_rn[rows, nth]
         gap_chances_rg = pace.mixed(_probabilities(network.gap_scores(known.hidden_rd)), sum_r, known_r)
@@ -137,7 +142,7 @@ def rollout(
         alive = (value_r < NEVER) & (at_r <= until)
         if not alive.all():
             rows, at_r, value_r, chance = rows[alive], at_r[alive], value_r[alive], chance[alive]
-            sum_r, known_r = sum_r[alive], known_r[alive]
+            sum_r, known_r, visits_rl, last_r = sum_r[alive], known_r[alive], visits_rl[alive], last_r[alive]
             if not len(rows):
                 break
             known.keep(torch.from_numpy(np.flatnonzero(alive)).to(known.hidden_rd.device))
@@ -145,15 +150,15 @@ def rollout(
         weekday, slot = codebook.calendar(at_r)
         context = np.stack([weekday, slot, codebook.gap_code(value_r), np.zeros_like(value_r)])
         sum_r, known_r = sum_r + context[GAP] - FIRST, known_r + 1
-        if network.n_codes[3] > FIRST:
-            place_scores = network.place_scores(hidden, _tensor(context, hidden))
-            context[3] = _drawn(_probabilities(place_scores), chance[:, 2]) + 1
-        else:
-            context[3] = 1
+        if network.n_codes[PLACE] > FIRST:
+            place_chances_rl = _probabilities(network.place_scores(hidden, _tensor(context, hidden)))
+            last_r = _drawn(haunts.mixed(place_chances_rl, context[GAP], last_r, visits_rl), chance[:, 2])
+            visits_rl[np.arange(len(rows)), last_r] += 1
+        context[PLACE] = last_r + 1
         scores_rc = network.scores(hidden, _tensor(context, hidden))
         chances_rc = _probabilities(scores_rc / plan.temperature)
         event = _drawn(_likeliest(chances_rc, plan), chance[:, 3])
-        futures.at_rn[rows, nth], futures.place_rn[rows, nth], futures.event_rn[rows, nth] = at_r, context[3], event
+        futures.at_rn[rows, nth], futures.place_rn[rows, nth], futures.event_rn[rows, nth] = at_r, context[PLACE], event
         if nth + 1 < plan.steps:
             known.add(_tensor(np.concatenate([context, event[None] + FIRST]), hidden))
     return futures

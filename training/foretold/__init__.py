@@ -24,6 +24,7 @@ from rich.table import Table
 from scipy import stats
 
 from lurm.artifacts import digest_of
+from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.model import REVISION
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
@@ -273,7 +274,7 @@ class _Trial:
                     self._history,
                     self._vocabulary,
                     made.ours.network,
-                    made.ours.pace(),
+                    *made.ours.leans(),
                     self.codebook,
                     rows,
                     self._rows,
@@ -365,7 +366,7 @@ class _Trial:
             told, ranked = (torch.from_numpy(one) for one in (chances_nc, successors.ranked(chances_nc)))
             return told.clamp_min(1e-30).log(), ranked
 
-        return _Made(scores, network.n_parameters, _Ours(network, trainer.pace, alone))
+        return _Made(scores, network.n_parameters, _Ours(network, lambda: (trainer.pace(), trainer.haunts()), alone))
 
     def _kept(self, network: BehaveGpt, training: BehaveTrainConfig, codebook: Codebook) -> Path | None:
         """Where a training goes on: of this network, on these users before this moment."""
@@ -421,10 +422,10 @@ def _asked(rival: MostFrequent | OwnMostFrequent | Markov, part: Packed, ours: t
 
 @dataclass(frozen=True, slots=True)
 class _Ours:
-    """The network of a trained BehaveGPT, what its gaps lean on, and its scores alone."""
+    """The network of a trained BehaveGPT, what its futures lean on, and its scores alone."""
 
     network: BehaveGpt
-    pace: Callable[[], Pace]
+    leans: Callable[[], tuple[Pace, Haunts]]
     alone: ScoresOf
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import NEVER, Futures, rollout
-from lurm.behavegpt.steps import EVENT, FIRST, Codebook, Steps
+from lurm.behavegpt.steps import EVENT, FIRST, PLACE, Codebook, Steps
 from lurm.behavegpt.successors import Successors
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -35,6 +36,8 @@ class Realism:
         counts: Wasserstein distance of events per user, as a share of their mean.
         busier: events of a user beyond those that happened, as a share of these; below 0: too few.
         returning: share of users who do anything beyond that of those who did; below 0: too small.
+        moves: share of events at another place than the one before, beyond that in life; a chain draws places by how
+            frequent they are.
         copied: share of runs of 8 behaviours that occur in training.
         copied_by_life: the same share of what happened.
         distinct_2: difference of the share of pairs of behaviours that are distinct.
@@ -46,6 +49,7 @@ class Realism:
     counts: float
     busier: float
     returning: float
+    moves: float
     copied: float
     copied_by_life: float
     distinct_2: float
@@ -56,6 +60,7 @@ class _Lives:
     """What users did in a stretch of time, one array each."""
 
     events: list[NDArray[np.int64]]
+    places: list[NDArray[np.int64]]
     times: list[NDArray[np.int64]]
 
 
@@ -64,6 +69,7 @@ def realism(
     vocabulary: InterestVocabulary,
     network: BehaveGpt,
     pace: Pace,
+    haunts: Haunts,
     codebook: Codebook,
     rows: NDArray[np.int64],
     training_rows: NDArray[np.int64],
@@ -77,7 +83,7 @@ def realism(
 
     Args:
         history, vocabulary: the log.
-        network, pace, codebook: trained on what is before the moment.
+        network, pace, haunts, codebook: trained on what is before the moment.
         rows: users who are imagined; those without an event before the moment are left out.
         training_rows: users of the training; runs of behaviours are sought in a sample of them.
         cut_at: the moment, epoch ms.
@@ -92,17 +98,18 @@ def realism(
     life = _happened(codebook.steps(whole, vocabulary), cut_at, until)
     plan = Plan(steps=_MOST_STEPS, paths=_PATHS, until=until, seed=seed)
     imagined = _imagined(
-        rollout(network, codebook, steps.of(user), plan, cut_at, pace=pace, lot=user) for user in range(len(steps))
+        rollout(network, codebook, steps.of(user), plan, cut_at, pace, haunts, lot=user) for user in range(len(steps))
     )
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Successors.of([sample], codebook.n_behaviors)
     rng = np.random.default_rng([seed, 12])
+    seen_l = np.bincount(np.maximum(sample.streams[PLACE], 1))
     last_code = steps.streams[EVENT, steps.offsets[1:] - 1]
     asked = np.repeat(last_code, _PATHS), np.repeat(before.last_at, _PATHS), cut_at, plan
     every_gap, staying_away = _waits(sample, cut_at)
     chains = {
-        "Markov": _imagined([_markov(counted, every_gap, *asked, rng)]),
-        "Markov, some stay away": _imagined([_markov(counted, staying_away, *asked, rng)]),
+        "Markov": _imagined([_markov(counted, every_gap, seen_l, *asked, rng)]),
+        "Markov, some stay away": _imagined([_markov(counted, staying_away, seen_l, *asked, rng)]),
     }
     runs = _runs([sample.streams[EVENT, a + 1 : b] for a, b in zip(sample.offsets, sample.offsets[1:], strict=False)])
     frequent = np.argsort(-codebook.counts_c, kind="stable")[:_TOLD_APART]
@@ -156,6 +163,7 @@ def _waits(sample: Steps, cut_at: int) -> tuple[_Waits, _Waits]:
 def _markov(
     counted: Successors,
     waits: _Waits,
+    seen_l: NDArray[np.int64],
     last_code: NDArray[np.int64],
     last_at: NDArray[np.int64],
     cut_at: int,
@@ -174,27 +182,30 @@ def _markov(
         alive = alive & (gap < NEVER) & (at + gap <= until)
         at = np.where(alive, at + gap, at)
         at_rn[alive, nth], event_rn[alive, nth] = at[alive], state[alive]
-    return Futures(at_rn, np.ones_like(at_rn), event_rn)
+    place_rn = np.random.default_rng([plan.seed, 13]).choice(len(seen_l), at_rn.shape, p=_shares(seen_l))
+    return Futures(at_rn, place_rn, event_rn)
 
 
 def _happened(steps: Steps, cut_at: int, until: int) -> _Lives:
-    events, times = [], []
+    events, places, times = [], [], []
     for a, b in zip(steps.offsets.tolist(), steps.offsets[1:].tolist(), strict=False):
         own = slice(a + 1, b)
         later = (steps.times[own] >= cut_at) & (steps.times[own] <= until)
         events.append(steps.streams[EVENT, own][later][:_MOST_STEPS])
+        places.append(steps.streams[PLACE, own][later][:_MOST_STEPS])
         times.append(steps.times[own][later][:_MOST_STEPS])
-    return _Lives(events, times)
+    return _Lives(events, places, times)
 
 
 def _imagined(parts: Iterable[Futures]) -> _Lives:
-    events, times = [], []
+    events, places, times = [], [], []
     for futures in parts:
-        for at_n, event_n in zip(futures.at_rn, futures.event_rn, strict=True):
+        for at_n, place_n, event_n in zip(futures.at_rn, futures.place_rn, futures.event_rn, strict=True):
             taken = event_n >= 0
             events.append(event_n[taken] + FIRST)
+            places.append(place_n[taken])
             times.append(at_n[taken])
-    return _Lives(events, times)
+    return _Lives(events, places, times)
 
 
 def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[np.int64], runs: set[bytes]) -> Realism:
@@ -215,6 +226,10 @@ def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[n
     def counts(of: _Lives) -> NDArray[np.float64]:
         return np.array([len(one) for one in of.events], float)
 
+    def moves(of: _Lives) -> float:
+        moved = np.concatenate([one[1:] != one[:-1] for one in of.places])
+        return float(moved.mean()) if len(moved) else 0.0
+
     def distinct(of: _Lives) -> float:
         paths = len(of.events) // len(life.events)  # one at a time: of more pairs, fewer are distinct
         shares = []
@@ -230,6 +245,7 @@ def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[n
         counts=_moved(counts(lives), counts(life)) / max(float(counts(life).mean()), 1e-9),
         busier=float(counts(lives).mean()) / max(float(counts(life).mean()), 1e-9) - 1,
         returning=float((counts(lives) > 0).mean() - (counts(life) > 0).mean()),
+        moves=moves(lives) - moves(life),
         distinct_2=abs(distinct(lives) - distinct(life)),
         copied=_copied(lives, runs),
         copied_by_life=_copied(life, runs),

@@ -1,0 +1,136 @@
+"""Where somebody goes who has been where they have been: counted, and what places of futures lean on."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from lurm.behavegpt.haunts import Haunts, at_haunts, visits
+from lurm.behavegpt.model import BehaveGptModel
+from lurm.behavegpt.objective import ObjectiveConfig
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, PLACE, Steps
+from lurm.events import Event
+from lurm.progress import Silent
+from lurm.prospect import Plan
+from tests.chains import BEGIN_AT, N_GROUPS, small
+from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest
+from training.behave import BehaveTrainConfig, BehaveTrainer
+
+G, L = 6, 5
+lives = st.lists(st.lists(st.integers(1, L), max_size=12), min_size=1, max_size=6)
+
+
+def steps_of(places: list[list[int]]) -> Steps:
+    codes = [[0, *own] for own in places]
+    streams = np.full((5, sum(map(len, codes))), FIRST)
+    streams[PLACE] = np.concatenate(codes)
+    offsets = np.cumsum([0, *map(len, codes)])
+    streams[EVENT, offsets[:-1]] = BEGINNING
+    return Steps(offsets, streams, np.zeros(streams.shape[1], np.int64))
+
+
+@given(lives)
+def test_haunts_are_ones_own_places_before(places: list[list[int]]) -> None:
+    steps = steps_of(places)
+    again_s, share_s = at_haunts(steps)
+    for user, own in enumerate(places):
+        for nth, place in enumerate(own):
+            at = steps.offsets[user] + 1 + nth
+            assert again_s[at] == (nth > 0 and own[nth - 1] == place)
+            assert share_s[at] == own[:nth].count(place) / max(nth, 1)
+        counts = visits(steps.of(user), L + 1)
+        assert counts.tolist() == [own.count(place) for place in range(1, L + 2)]
+
+
+@given(st.integers(0, 10**6))
+def test_chances_of_places_are_chances(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    haunts = Haunts(rng.dirichlet(np.ones(3), G))
+    chances_nl, visits_nl = rng.dirichlet(np.ones(L + 1), 8), rng.integers(0, 3, (8, L + 1))
+    visits_nl[0] = 0
+    gap_n, last_n = rng.integers(FIRST - 1, FIRST + G, 8), rng.integers(L + 1, size=8)
+    mixed_nl = haunts.mixed(chances_nl, gap_n, last_n, visits_nl)
+    assert np.allclose(mixed_nl.sum(1), 1) and (mixed_nl >= 0).all()
+    for one in range(8):
+        some = slice(one, one + 1)
+        assert np.array_equal(
+            mixed_nl[some], haunts.mixed(chances_nl[some], gap_n[some], last_n[some], visits_nl[some])
+        )
+        if gap_n[one] < FIRST or not visits_nl[one].any():
+            assert np.array_equal(mixed_nl[one], chances_nl[one])
+    alone = Haunts.unknown(G).mixed(chances_nl, gap_n, last_n, visits_nl)
+    assert np.array_equal(alone, chances_nl)
+
+
+def test_shares_are_found_at_each_gap() -> None:
+    rng = np.random.default_rng(5)
+    truth_gk = np.array([[0.02, 0.96, 0.02], [0.2, 0.1, 0.7], [0.9, 0.05, 0.05]])
+    gap_n = rng.integers(0, 3, 30_000)
+    # of twelve places the network likes one, the last is another, and three are one's own: one place comes
+    chances_3l = np.zeros((3, 12))
+    chances_3l[0], chances_3l[1, 5], chances_3l[2, 5:8] = rng.dirichlet(np.ones(12)), 1, 1 / 3
+    mixture_gl = truth_gk @ chances_3l
+    came_n = np.array([rng.choice(12, p=mixture_gl[gap]) for gap in gap_n])
+    found = Haunts.likeliest(chances_3l[:, came_n].T, gap_n, 3)
+    assert np.abs(found.shares_gk - truth_gk).max() < 0.03
+    nobody = Haunts.likeliest(np.empty((0, 3)), np.empty(0, np.int64), 3)
+    assert np.allclose(nobody.shares_gk, 1 / 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"shares_gk": np.ones((G, 3))}, {"shares_gk": np.full((G, 2), 0.5)}, {"shares_gk": np.full((G, 3), np.nan)}],
+)
+def test_what_are_no_shares_is_refused(wrong: dict[str, NDArray[Any]]) -> None:
+    good = Haunts.unknown(G)
+    assert np.array_equal(Haunts.from_arrays(good.arrays()).shares_gk, good.shares_gk)
+    with pytest.raises(ValueError):
+        Haunts.from_arrays(wrong)
+
+
+def test_futures_stay_in_the_shop_of_a_visit_and_come_back_to_ones_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    events = []
+    for user in range(160):
+        home, at = int(rng.integers(40)), BEGIN_AT
+        for _ in range(12):
+            at += 1 + int(rng.exponential(3 * DAY_MS))
+            place = home if rng.random() < 0.85 else int(rng.integers(40))
+            for _ in range(4):  # things bought at once
+                item = f"i{int(rng.integers(N_GROUPS * 12)):03d}"
+                events.append(Event(f"u{user:03d}", item, "buy", at, location=f"shop {place}"))
+    history, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = group_vocabulary(tmp_path / "interests", history, n_groups=N_GROUPS)
+    network, codebook = small(history, vocabulary)
+    plain = ObjectiveConfig("plain")
+    config = BehaveTrainConfig(batch_events=512, epochs=1, objective=plain, holdout=0.2)
+    trainer = BehaveTrainer(network, codebook, vocabulary, history, config, None, Silent())
+    trainer.fit()
+    batch = history.batch(np.arange(40))
+
+    def like_life(haunts: Haunts | None) -> tuple[float, float]:
+        """Of events at the same moment as the one before, how many are in the same shop; of others, in ones own."""
+        model = BehaveGptModel(network, codebook, vocabulary, None, None, haunts)
+        steps = codebook.steps(batch, vocabulary)
+        within, at_home = [], []
+        for user, paths in enumerate(model.rollout(batch, Plan(steps=24, paths=3, seed=1), 0)):
+            home = codebook.location_of(int(visits(steps.of(user), network.n_codes[PLACE]).argmax()) + 1)
+            for path in paths:
+                for one, next_one in itertools.pairwise(path):
+                    if next_one.at == one.at:
+                        within.append(next_one.location_row == one.location_row)
+                    else:
+                        at_home.append(next_one.location_row == home)
+        return float(np.mean(within)), float(np.mean(at_home))
+
+    within, at_home = like_life(trainer.haunts())
+    assert within > 0.97 and 0.6 < at_home < 0.9
+    within, at_home = like_life(None)
+    assert within < 0.3 and at_home < 0.3
