@@ -112,7 +112,8 @@ class Horizons:
         own, told, unit_q = self._own, self.told, self._own.unit_q
         family_q = list(zip(own.channel_q.tolist(), own.amount_q.tolist(), strict=True))
         before_bq, now_bq = self._at_own.sum_bq, self._at_days.sum_bq
-        way = _Way.of(family_q, self._days_q, self._days, now_bq - before_bq, ~np.isnan(told.expected))
+        is_told_bq = ~np.isnan(told.expected) & (own.amount_q >= 0)  # of others the probability is expected
+        way = _Way.of(family_q, self._days_q, self._days, now_bq - before_bq, is_told_bq)
         is_some = np.abs(before_bq) > _NOTHING
         share_bq = np.where(is_some, now_bq / np.where(is_some, before_bq, 1.0), 1.0)
         alike_bq = chance_bq * told.amount

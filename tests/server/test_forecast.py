@@ -176,6 +176,16 @@ def test_a_target_says_the_same_whether_its_own_days_are_asked_for_or_not(
             }
 
 
+def test_only_amounts_have_an_amount_whatever_days_are_asked_for(client: httpx.Client, user_id: str) -> None:
+    sizes = ("amount", "typical", "low", "high", "guess")
+    for days in (5, 10):  # within the shortest own days, and between two of them
+        told = client.get(f"/v1/users/{user_id}/forecast?days={days}").json()["targets"]
+        others = [one for one in told if one["kind"] not in {"spend", "count"}]
+        assert {one["kind"] for one in others} >= {"active", "churn"}
+        for one in others:
+            assert [one[size] for size in sizes] == [None] * len(sizes)
+
+
 def test_a_day_that_is_asked_for_is_the_day_of_either_question(client: httpx.Client, user_id: str) -> None:
     path = f"/v1/users/{user_id}/forecast"
     moment = datetime.fromisoformat(client.get(path).json()["from"]) - timedelta(days=40)
