@@ -36,6 +36,7 @@ The map of the house, from the ground up. Each module may import only what stand
     touches       who touched what and when: three columns, fast
     lives         events as records, grouped into sorted lives
     calendars     what is on, for whom, and since when that is known
+    starter       a dataset's config, with all that was found of it
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core
     sequences     histories -> windows

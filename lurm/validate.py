@@ -5,12 +5,9 @@ One pass over the log remembers 21 bytes of each row; a second one, only where n
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime
-from datetime import time as clock_time
+from datetime import UTC, datetime
 from time import time
 from typing import Any, NamedTuple
 
@@ -25,10 +22,11 @@ from rich.text import Text
 from lurm.calendars import Calendar, checked, unmet
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS, EventsConfig, Quarantine, Reason, RejectedRow, remedy
+from lurm.events import DAY_MS, Quarantine, Reason, RejectedRow, remedy
 from lurm.history import shortage
 from lurm.phrases import counted
 from lurm.progress import Reporter, Silent
+from lurm.starter import starter_config
 
 _MAX_EXAMPLES = 5
 _SHOWN_BEHAVIORS = 20
@@ -434,60 +432,3 @@ def _dates(dataset: Dataset, seen: _Seen, calendar: Calendar | None) -> Iterator
 
 def _iso(epoch_ms: float) -> str:
     return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="seconds")
-
-
-def starter_config(dataset: Dataset) -> str:
-    """A TOML config that says all that was found or told: opening it gives the same dataset, from anywhere."""
-    log = dataset.events
-    default = EventsConfig()
-    events: dict[str, Any] = {"path": str(log.path.resolve()), **_told(log.config, "format")}
-    events |= {"timezone": log.config.timezone, "default_behavior": log.config.default_behavior}
-    events |= {"timestamp_unit": log.timestamp_unit} if log.timestamp_unit else {}
-    events |= {} if log.config.earliest == default.earliest else _told(log.config, "earliest")
-    events |= {**_told(log.config, "until", "latest", "duplicates", "max_bad_share")}
-    events["columns"] = _columns(log.config.columns, log.columns.model_dump())
-    entries: dict[str, Any] = {"name": dataset.name, "events": events}
-    for name, table in dataset.tables.items():
-        config = getattr(dataset.config, name)
-        more = {"text": list(config.text)} if name == "items" and config.text is not None else {}
-        more |= {"notice_days": config.notice_days} if name == "calendar" and config.notice_days else {}
-        entries[name] = {"path": str(table.path.resolve()), **_columns(config, table.columns), **more}
-    return "# What lurm found; edit it and give it to lurm in place of the dataset.\n" + _toml(
-        {**entries, **dataset.extra}
-    )
-
-
-def _told(config: Any, *names: str) -> dict[str, Any]:
-    return {name: value for name in names if (value := getattr(config, name)) is not None}
-
-
-def _columns(told: Any, resolved: Mapping[str, str | None]) -> dict[str, str]:
-    """The columns there are, and those told not to be."""
-    names = [name for name in type(told).model_fields if name not in {"path", "text", "notice_days"}]
-    return {name: resolved.get(name) or "" for name in names if resolved.get(name) or getattr(told, name) == ""}
-
-
-def _toml(table: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """A table as TOML: its own entries first, then its tables under their full names."""
-    tables = {key: value for key, value in table.items() if isinstance(value, Mapping)}
-    lines = [f"{_key(key)} = {_value(value)}\n" for key, value in table.items() if key not in tables]
-    for key, value in tables.items():
-        inner = (*path, _key(key))
-        lines.append(f"\n[{'.'.join(inner)}]\n{_toml(value, inner)}")
-    return "".join(lines)
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{_key(key)} = {_value(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, Sequence):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, date | clock_time):
-        return value.isoformat()
-    return str(value).lower()

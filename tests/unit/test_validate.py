@@ -21,7 +21,8 @@ from lurm.dataset import Dataset
 from lurm.events import Quarantine
 from lurm.ingest import HistoryBuilder
 from lurm.progress import Silent
-from lurm.validate import Report, Spread, starter_config, validate
+from lurm.starter import starter_config
+from lurm.validate import Report, Spread, validate
 
 NOW = 1_750_000_000.0
 MOMENT = 1_705_314_600_000
