@@ -28,6 +28,7 @@ The map of the house, from the ground up. Each module may import only what stand
     logged        one event as a log holds it
     remains       where on disk an id of a user still stands
     happenings    the calendar's table as a dataset writes it
+    people        the users table, each attribute of its kind
     dataset       a log and its tables of items, users and calendar
     attributes    what is known of users beside what they do, by row
     history       every event of every user, oldest first: the only truth
@@ -36,6 +37,7 @@ The map of the house, from the ground up. Each module may import only what stand
     touches       who touched what and when: three columns, fast
     lives         events as records, grouped into sorted lives
     calendars     what is on, for whom, and since when that is known
+    survey        each attribute of users, in figures
     starter       a dataset's config, with all that was found of it
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core

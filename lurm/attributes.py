@@ -11,10 +11,10 @@ What is not known of somebody is null. A text column whose values name people in
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -26,6 +26,7 @@ from lurm.artifacts import Artifact, open_artifact
 from lurm.columns import as_timestamps
 from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.identifiers import Identifiers
+from lurm.people import BOOLEAN, ISO_DAY, Kind
 from lurm.phrases import likest, quoted
 
 KIND = "attributes"
@@ -33,11 +34,7 @@ FILE = "columns.json"
 VALUES_AT_MOST = 65_535
 _NAMES_FROM = 100  # values, from which on as many as half the users name them
 _VALUES_TOLD = 20
-_BOOLEAN = ("true", "false")
 _EXACT = 2.0**53  # beyond it, a float skips whole numbers
-_ISO_DAY = r"^\d{4}-\d\d-\d\d([T ].*)?$"
-
-Kind = Literal["category", "number", "moment"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -207,18 +204,22 @@ class Attributes:
         (folder / FILE).write_bytes(orjson.dumps({"n_users": n_users, "columns": described}))
 
 
-def attributes_of(table: pl.DataFrame, users: Identifiers) -> tuple[Attributes, list[str]]:
+def attributes_of(
+    table: pl.DataFrame, users: Identifiers, kinds: Mapping[str, Kind] | None = None
+) -> tuple[Attributes, list[str]]:
     """A users table as attributes of the users of a base, and the names of columns that are none.
 
     Args:
         table: user_id, each once, and attributes, as ``Dataset.users`` gives them.
         users: of the base; whom the table does not name has no attributes.
+        kinds: that attributes are declared to be of.
     """
+    kinds = kinds or {}
     known = pl.DataFrame({"user_id": pl.Series(pl.from_arrow(users.ids)).cast(pl.String)})
     own = known.join(table, on="user_id", how="left", maintain_order="left")
     columns, left_out = [], []
     for name in table.columns[1:]:
-        column = _column(name, own[name])
+        column = _column(name, own[name], kinds.get(name))
         if column is None:
             left_out.append(name)
         else:
@@ -226,7 +227,7 @@ def attributes_of(table: pl.DataFrame, users: Identifiers) -> tuple[Attributes, 
     return Attributes(len(users), columns), left_out
 
 
-def _column(name: str, cells: pl.Series) -> Attribute | None:
+def _column(name: str, cells: pl.Series, kind: Kind | None) -> Attribute | None:
     """A column of the users table in row order; None where it is of no use."""
     if cells.null_count() == len(cells):
         return None
@@ -240,9 +241,9 @@ def _column(name: str, cells: pl.Series) -> Attribute | None:
             return _numbers(name, "number", numbers)
     texts = cells.cast(pl.String).str.strip_chars()
     texts = texts.set(texts == "", None)
-    if texts.str.to_lowercase().is_in(_BOOLEAN).all():  # True, TRUE and true are one, whatever format they come in
+    if texts.str.to_lowercase().is_in(BOOLEAN).all():  # True, TRUE and true are one, whatever format they come in
         texts = texts.str.to_lowercase()
-    if texts.str.contains(_ISO_DAY).all():
+    if kind != "category" and texts.str.contains(ISO_DAY).all():
         moments = as_timestamps(texts.to_arrow(), name, None, "UTC")
         if moments.null_count() == texts.null_count():
             return _numbers(name, "moment", moments.cast(pl.Float64))

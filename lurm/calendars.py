@@ -328,7 +328,7 @@ def checked(dataset: Dataset) -> Calendar:
     table, links = dataset.calendar(), dataset.calendar_targets()
     known = None if table is None or table["target_column"].null_count() == len(table) else dataset.users()
     users = Identifiers.in_order([] if known is None else known["user_id"].to_list())
-    attributes = Attributes(0) if known is None else attributes_of(known, users)[0]
+    attributes = Attributes(0) if known is None else attributes_of(known, users, dataset.config.users.attributes)[0]
     return Calendar.of(table, users, attributes, links)
 
 

@@ -24,11 +24,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lurm.artifacts import digest_of
-from lurm.columns import Separators, as_numbers, as_text, columns_of, with_separators, with_values
+from lurm.columns import as_text, columns_of
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.people import People, UsersConfig, cells_of
+from lurm.phrases import quoted
 from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
 
 CONFIG = "dataset.toml"
@@ -85,20 +87,6 @@ class ItemsConfig(BaseModel):
     text: tuple[str, ...] | None = None
 
 
-class UsersConfig(BaseModel):
-    """The ``[users]`` table; every other column is an attribute.
-
-    Attributes:
-        path: file or folder.
-        user_id: the user, as the log names them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: Path | None = None
-    user_id: str | None = None
-
-
 class DatasetConfig(BaseModel):
     """A dataset's TOML, without the tables that belong to others.
 
@@ -133,6 +121,11 @@ class Table:
     singles: tuple[str, ...]
     texts: tuple[str, ...]
     fingerprint: str
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """All columns of single values but that of users: what is known of them, where it is their table."""
+        return tuple(name for name in self.singles if name not in {self.columns["user_id"], "user_id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +182,11 @@ class Dataset:
         log = places.pop("events", None) or (path if is_log else _whole_folder(root, places))
         events = EventLog.open(log, config.events, clock=clock)
         tables = {name: _table(name, place, getattr(config, name)) for name, place in places.items()}
+        if config.users.attributes and "users" not in tables:
+            named = quoted(next(iter(config.users.attributes)))
+            raise SettingsError(
+                f"[users.attributes] names {named}, and there is no users table; put one beside the log"
+            )
         default_name = root.resolve().name if path.is_dir() or path.name == CONFIG else path.name.split(".")[0]
         return cls(
             name=config.name or default_name,
@@ -261,27 +259,36 @@ class Dataset:
         """The users, in the order of the table; None without a table.
 
         Returns:
-            user_id String, then every attribute as it is; CSV columns of numbers are numbers, and text that stands for
-            no value is null. Null and overlong ids are left out; of a repeated id the first row counts.
+            user_id String, then every attribute as it is, or of the kind it is told to be; CSV columns of numbers are
+            numbers, and text that stands for no value is null. Null and overlong ids are left out; of a repeated id
+            the first row counts.
 
         Raises:
-            DataError: the table cannot be read, or too many of its rows are malformed.
+            DataError: as ``people``.
+        """
+        people = self.people()
+        return None if people is None else people.table
+
+    def people(self) -> People | None:
+        """The users, and what of their table fits nothing; None without a table.
+
+        Raises:
+            DataError: the table cannot be read, too many of its rows are malformed, or an attribute cannot be of the
+                kind it is told to be.
         """
         if "users" not in self.tables:
             return None
-        table = self.tables["users"]
-        id_ = table.columns["user_id"]
-        attributes = [name for name in table.singles if name not in {id_, "user_id"}]
-        frames = []
-        for chunk in self._chunks(table, [id_, *attributes]):
-            cells = {name: _attribute(chunk.columns[name], name) for name in attributes if name in chunk.columns}
+        table, config = self.tables["users"], self.config.users
+        id_, frames = table.columns["user_id"], []
+        for chunk in self._chunks(table, [id_, *table.attributes]):
+            cells = {
+                name: cells_of(chunk.columns[name], name, config.attributes.get(name))
+                for name in table.attributes
+                if name in chunk.columns
+            }
             frames.append(pl.DataFrame({"user_id": _texts(chunk, id_), **cells}))
-        users = _identified(frames, "user_id")
-        users = users.with_columns(
-            with_values(column) for column in users.get_columns()[1:] if column.dtype == pl.String
-        )
-        written = all(format_of(file) == "csv" for file in files_of(table.path))
-        return users.with_columns(_as_number(column) for column in users.get_columns()[1:]) if written else users
+        is_text = all(format_of(file) == "csv" for file in files_of(table.path))
+        return People.of(_together(frames, "user_id"), config, is_text=is_text)
 
     def calendar(self) -> pl.DataFrame | None:
         """What was or will be on, in the order of the table; None without a table.
@@ -416,19 +423,24 @@ def _table(name: str, path: Path, config: ItemsConfig | UsersConfig | CalendarCo
     files = files_of(path)
     layouts = [layout_of(file, _format(file)) for file in files]
     found = list(dict.fromkeys(column for layout in layouts for column in layout.columns))
-    wanted = config.model_dump(exclude={"path", "text", "notice_days"})
+    wanted = config.model_dump(exclude={"path", "text", "notice_days", "attributes"})
     columns = columns_of(path, name, wanted, found=found, aliases=TABLE_ALIASES[name], required=_REQUIRED[name])
     text = config.text if isinstance(config, ItemsConfig) else None
     for column in text or ():
         columns_of(path, name, {"text": column}, found=found, aliases={}, required=())
     stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return Table(
+    kinds = config.attributes if isinstance(config, UsersConfig) else {}
+    as_read = {"files": stamps, "columns": columns, "text": text, **({"attributes": kinds} if kinds else {})}
+    opened = Table(
         path=path,
         columns={name: column for name, column in columns.items() if column},
         singles=tuple(dict.fromkeys(column for layout in layouts for column in layout.singles)),
         texts=tuple(dict.fromkeys(column for layout in layouts for column in layout.texts)),
-        fingerprint=digest_of({"files": stamps, "columns": columns, "text": text}),
+        fingerprint=digest_of(as_read),
     )
+    if isinstance(config, UsersConfig):
+        config.check(path, opened.attributes)
+    return opened
 
 
 def _format(file: Path) -> Format:
@@ -444,15 +456,6 @@ def _texts(chunk: Chunk, column: str) -> pl.Series:
     return text.set(text.str.strip_chars() == "", None)
 
 
-def _attribute(array: pa.Array, name: str) -> pl.Series:
-    """A column as it is where it is of a plain type, decimals as the numbers they are, else as text."""
-    kind, types = array.type, pa.types
-    if types.is_decimal(kind):
-        return as_numbers(array, name)
-    plain = (types.is_boolean, types.is_integer, types.is_floating, types.is_date, types.is_timestamp)
-    return pl.Series(pl.from_arrow(array)) if any(is_of(kind) for is_of in plain) else as_text(array, name)
-
-
 def _vectors(array: pa.Array, name: str) -> pl.Series:
     vectors = pl.Series(pl.from_arrow(array))
     if vectors.dtype != pl.Null and not (
@@ -464,8 +467,12 @@ def _vectors(array: pa.Array, name: str) -> pl.Series:
 
 def _identified(frames: list[pl.DataFrame], id_: str) -> pl.DataFrame:
     """The rows whose id can be the id of an event's user or item, the first of each."""
-    rows = pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame(schema={id_: pl.String})
-    return rows.filter(pl.col(id_).str.len_bytes() <= MAX_ID_BYTES).unique(id_, keep="first", maintain_order=True)
+    rows = _together(frames, id_).filter(pl.col(id_).str.len_bytes() <= MAX_ID_BYTES)
+    return rows.unique(id_, keep="first", maintain_order=True)
+
+
+def _together(frames: list[pl.DataFrame], id_: str) -> pl.DataFrame:
+    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame(schema={id_: pl.String})
 
 
 def _is_wordy(texts: pl.Series) -> bool:
@@ -473,18 +480,3 @@ def _is_wordy(texts: pl.Series) -> bool:
     sample = texts.drop_nulls().head(1000)
     words = sample.str.contains(r"\p{L}") & ~sample.str.contains(r"^(https?://|www\.)")
     return 2 * int(words.sum()) > len(sample)
-
-
-def _as_number(texts: pl.Series) -> pl.Series:
-    """A column of CSV text ``with_values`` as numbers, where that loses nothing."""
-    plain = texts.str.strip_chars()
-    real = plain.cast(pl.Float64, strict=False)
-    tried = [plain.cast(pl.Int64, strict=False), real]
-    if plain.str.contains(r",\d\d$|,\d{3}\.\d").any():  # 1,2 may be two codes
-        parted = with_separators(plain, Separators.of([plain.to_arrow()]))
-        tried.append(parted.zip_with(parted.is_not_null(), real).fill_nan(None))
-    for number in tried:
-        is_exact = number.null_count() == plain.null_count() < len(plain)
-        if is_exact and not plain.str.contains(r"^[+-]?0\d").any():
-            return number
-    return texts

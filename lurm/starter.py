@@ -27,6 +27,7 @@ def starter_config(dataset: Dataset) -> str:
     for name, table in dataset.tables.items():
         config = getattr(dataset.config, name)
         more = {"text": list(config.text)} if name == "items" and config.text is not None else {}
+        more |= {"attributes": config.attributes} if name == "users" and config.attributes else {}
         more |= {"notice_days": config.notice_days} if name == "calendar" and config.notice_days else {}
         entries[name] = {"path": str(table.path.resolve()), **_columns(config, table.columns), **more}
     return "# What lurm found; edit it and give it to lurm in place of the dataset.\n" + _toml(
@@ -40,7 +41,7 @@ def _told(config: Any, *names: str) -> dict[str, Any]:
 
 def _columns(told: Any, resolved: Mapping[str, str | None]) -> dict[str, str]:
     """The columns there are, and those told not to be."""
-    names = [name for name in type(told).model_fields if name not in {"path", "text", "notice_days"}]
+    names = [name for name in type(told).model_fields if name not in {"path", "text", "notice_days", "attributes"}]
     return {name: resolved.get(name) or "" for name in names if resolved.get(name) or getattr(told, name) == ""}
 
 

@@ -1,4 +1,4 @@
-"""What a build would make of a dataset, said before anything is built: counts, bad rows, a verdict, a config.
+"""What a build would make of a dataset, said before anything is built: counts, bad rows, attributes, a verdict.
 
 One pass over the log remembers 21 bytes of each row; a second one, only where needed, fetches examples.
 """
@@ -16,6 +16,7 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +28,7 @@ from lurm.history import shortage
 from lurm.phrases import counted
 from lurm.progress import Reporter, Silent
 from lurm.starter import starter_config
+from lurm.survey import Surveyed, surveyed, table_of
 
 _MAX_EXAMPLES = 5
 _SHOWN_BEHAVIORS = 20
@@ -73,6 +75,7 @@ class Report:
         would_stop: whether a build would refuse the log.
         verdict: the same in words, and why.
         notes: what was guessed, and what may surprise.
+        attributes: of the users table, in its order; () without one.
         config: a starter config, TOML.
     """
 
@@ -96,6 +99,7 @@ class Report:
     would_stop: bool
     verdict: str
     notes: tuple[str, ...]
+    attributes: tuple[Surveyed, ...]
     config: str
 
     def to_json(self) -> dict[str, Any]:
@@ -130,6 +134,8 @@ class Report:
             if rows.n_rows:
                 parts.append(Text(f"\n{rows.n_rows:,} × {rows.reason}, {what}", style="yellow"))
                 parts.extend(Text(f"  {one.file} row {one.row}: {one.detail}") for one in rows.examples)
+        if self.attributes:
+            parts += [Text("\nattributes of users", style="bold"), Padding(table_of(self.attributes), (0, 0, 0, 2))]
         if self.notes:
             parts.append(Text("\nnotes", style="bold"))
             parts.extend(Text(f"  {note}") for note in self.notes)
@@ -207,6 +213,10 @@ def validate(
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     if (refused := _refusal(asks_of_lumos, held)) is not None:
         share += f"; with --model lumos it would stop: {refused}"
+    people = dataset.people()
+    attributes, words_of_users = (
+        ([], []) if people is None else surveyed(people, dataset.config.users, pl.Series(np.unique(seen.user)))
+    )
     told = [name for name, is_itemless in zip(seen.behaviors, itemless_behaviors, strict=True) if is_itemless]
     return Report(
         name=dataset.name,
@@ -233,11 +243,14 @@ def validate(
                 dataset,
                 seen,
                 told,
+                None if people is None else people.table,
                 keeps=bool(len(repeats)) and not drops,
                 strays=Reason.IMPOSSIBLE in quarantine.counts,
             ),
             *_dates(dataset, seen, calendar),
+            *words_of_users,
         ),
+        attributes=tuple(attributes),
         config=starter_config(dataset),
     )
 
@@ -365,7 +378,9 @@ def _obstacle(dataset: Dataset, n_rows: int, bad: Sequence[SetAside], n_users: i
     return shortage(n_users, n_item_events) if n_users else dataset.why_empty()
 
 
-def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: bool, strays: bool) -> Iterator[str]:
+def _notes(
+    dataset: Dataset, seen: _Seen, itemless: Sequence[str], people: pl.DataFrame | None, *, keeps: bool, strays: bool
+) -> Iterator[str]:
     log = dataset.events
     for name, column in log.columns.model_dump().items():
         if column and column != name and getattr(log.config.columns, name) is None:
@@ -387,7 +402,7 @@ def _notes(dataset: Dataset, seen: _Seen, itemless: Sequence[str], *, keeps: boo
         yield "duplicates are kept: all timestamps are whole days, where a repeat cannot be told from a second act"
     for name, table, known in (
         ("items", dataset.items(), seen.items),
-        ("users", dataset.users(), pl.Series(np.unique(seen.user))),
+        ("users", people, pl.Series(np.unique(seen.user))),
     ):
         if table is None:
             continue

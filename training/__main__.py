@@ -38,9 +38,9 @@ def register(app: typer.Typer) -> None:
 def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False) -> None:
     """Say what a build would make of an event log.
 
-    Counts, time span, users, items, events per user, every kind of bad row with examples, and a starter
-    config to edit. Exit 3 when a build would refuse the dataset, 2 when its config or recipe says what lurm does not
-    know.
+    Counts, time span, users, items, events per user, every kind of bad row with examples, attributes of users
+    and which of their cells stray, and a starter config to edit. Exit 3 when a build would refuse the dataset,
+    2 when its config or recipe says what lurm does not know.
 
     \b
     Examples:

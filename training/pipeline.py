@@ -291,15 +291,18 @@ class _Build:
             )
 
     def _attributes(self, work: Draft, history: HistoryBase) -> None:
-        table = self._dataset.users()
-        assert table is not None
+        people = self._dataset.people()
+        assert people is not None
         # A users table does not say since when it knows what: what it has of the erased is never taken again.
-        attributes, left_out = attributes_of(self._living.without_erased_users(table), history.users)
+        table = self._living.without_erased_users(people.table)
+        attributes, left_out = attributes_of(table, history.users, self._dataset.config.users.attributes)
         attributes.write(work.path)
         work.metrics.update(attributes=[asdict(one) for one in attributes.facts], left_out=left_out)
         self._reporter.say(f"  {', '.join(one.name for one in attributes) or 'none'}")
         if left_out:
             self._reporter.say(f"  {left_out_in_words(left_out)}")
+        for line in people.in_words():
+            self._reporter.say(f"  {line}")
 
     def _items(self, work: Draft, history: HistoryBase) -> None:
         table = catalog_of(history, self._items_table)

@@ -7,7 +7,7 @@ from threadpoolctl import threadpool_limits
 
 from lurm.calendars import Calendar
 from lurm.dataset import Dataset
-from lurm.progress import Silent
+from lurm.progress import Reporter, Silent
 from lurm.release import Release
 from lurm.saved import Audiences
 from tests.asking import saved
@@ -33,11 +33,12 @@ class Built:
         return Release.open(self.root)
 
 
-def build(dataset: Path, root: Path, **tables: object) -> pipeline.Built:
+def build(dataset: Path, root: Path, *, reporter: Reporter | None = None, **tables: object) -> pipeline.Built:
     """Build with the tables of a recipe laid over the dataset's own."""
     opened = Dataset.open(dataset)
     laid = {**opened.extra, **FAST, **tables}
-    return pipeline.build(opened, root, recipe=Recipe.of(laid), memory_limit_bytes=2**30, threads=1, reporter=Silent())
+    recipe, reporter = Recipe.of(laid), reporter or Silent()
+    return pipeline.build(opened, root, recipe=recipe, memory_limit_bytes=2**30, threads=1, reporter=reporter)
 
 
 @pytest.fixture(scope="session")

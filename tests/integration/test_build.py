@@ -433,6 +433,32 @@ def test_a_users_table_changes_attributes_alone_and_a_name_makes_a_release(small
     assert Release.open(root).name == "another name"
 
 
+class Lines(Silent):
+    """Keeps what a build says."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def test_a_build_says_of_attributes_what_validate_says(small: Built, tmp_path: Path) -> None:
+    world, root, lines = tmp_path / "world", tmp_path / "artifacts", Lines()
+    shutil.copytree(small.dataset, world)
+    shutil.copytree(small.root, root)
+    users = pl.read_parquet(world / "users.parquet").with_row_index("age").cast({"age": pl.String})
+    odd = users.head(1).with_columns(age=pl.lit("?"))
+    pl.concat([odd, users]).select("user_id", pl.exclude("user_id")).write_parquet(world / "users.parquet")
+    with (world / "dataset.toml").open("a") as file:
+        file.write('\n[users.attributes]\nage = "number"\n')
+    build(world, root, reporter=lines)
+    told = list(Dataset.open(world).people().in_words())
+    assert len(told) == 2 and "age: 1 of" in told[0] and "of users named before" in told[1]
+    assert [line.strip() for line in lines.said if line.strip() in told] == told
+    assert Release.open(root).attributes["age"].kind == "number"
+
+
 def test_a_release_of_another_arithmetic_is_refused(
     small: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

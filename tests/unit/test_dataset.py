@@ -109,6 +109,7 @@ def test_a_recipe_is_laid_over_the_folders_own_config(folder):
         ("[events]\nmax_bad_share = 2", r"\[events\] max_bad_share = 2: Input should be less than or equal to 1"),
         ("[events]\ntimezone = 'Mars'", "unknown time zone 'Mars'"),
         ("[events]\npath = 'gone'", r"\[events\] path = 'gone': there is nothing at"),
+        ("[users.attributes]\nage = 'number'", r"\[users\.attributes\] names 'age', and there is no users table"),
         ("[events", "is not TOML"),
     ],
 )
@@ -192,6 +193,64 @@ def test_attributes_of_any_type_are_read(folder):
     users = opened(folder).users()
     assert users.drop("since").rows() == [("u", 1.5, 7.0, "01:30:00.000000")]
     assert users["since"].dtype == pl.Datetime("us", "Europe/Paris")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_an_attribute_is_of_the_kind_it_is_told_to_be_and_what_is_not_is_empty(folder, suffix):
+    table = pl.DataFrame(
+        {
+            "user_id": ["a", "b", "c", "d"],
+            "age": ["31", "old", "NA", "4,5"],
+            "zip": ["10115", "2", "3", "4"],
+            "born": ["2001-02-03", "03/02/2001", None, "2001-02-03T04:05:06Z"],
+        }
+    )
+    path = folder / f"users{suffix}"
+    table.write_csv(path) if suffix == ".csv" else table.write_parquet(path)
+    kinds = {"age": "number", "zip": "category", "born": "moment"}
+    people = Dataset.open(folder, recipe={"users": {"attributes": kinds}}).people()
+    assert people.table["age"].to_list() == [31.0, None, None, 4.5]
+    assert people.table["zip"].to_list() == ["10115", "2", "3", "4"]
+    assert people.table["born"].to_list() == [datetime(2001, 2, 3), None, None, datetime(2001, 2, 3, 4, 5, 6)]
+    strays = [(one.name, one.n_cells, one.n_known, one.examples) for one in people.strays]
+    assert strays == [("age", 1, 3, ("old",)), ("born", 1, 3, ("03/02/2001",))]
+    assert people.strays[0].is_declared
+    assert opened(folder).fingerprint != Dataset.open(folder, recipe={"users": {"attributes": kinds}}).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("cells", "kind"),
+    [
+        (["1", "2", "3", "4", "x"], "number"),
+        (["1,5", "2,5", "3,5", "4,5", "x"], "number"),
+        (["2024-01-01"] * 4 + ["soon"], "moment"),
+        (["1", "2", "3", "x", "y"], None),  # too many to be slips
+        (["01", "02", "03", "04", "x"], None),  # codes
+        (["true", "false", "true", "true", "maybe"], None),
+        (["a", "b", "c", "d", "1"], None),
+        (["1", "2", "3", "4", "NA"], None),  # the last one is no value
+    ],
+)
+def test_few_cells_that_keep_a_column_from_being_of_numbers_are_told(folder, cells, kind):
+    pl.DataFrame({"user_id": list("abcde"), "x": cells}).write_csv(folder / "users.csv")
+    strays = opened(folder).people().strays
+    assert [(one.kind, one.n_cells, one.examples) for one in strays] == ([(kind, 1, (cells[-1],))] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ('agee = "number"', r"\[users\.attributes\] names 'agee', which is no attribute of .*; did you mean 'age'\?"),
+        ('user_id = "category"', r"names 'user_id', which is no attribute"),
+        ('age = "numeric"', r"\[users\.attributes\] age = 'numeric': Input should be 'category', 'number' or 'moment'"),
+        ('born = "number"', "column 'born' is of type .*; expected numbers"),
+    ],
+)
+def test_what_cannot_be_declared_is_refused(folder, declared, message):
+    pl.DataFrame({"user_id": ["a"], "age": [3], "born": [date(2001, 2, 3)]}).write_parquet(folder / "users.parquet")
+    (folder / "dataset.toml").write_text(f"[users.attributes]\n{declared}\n")
+    with pytest.raises((SettingsError, DataError), match=message):
+        opened(folder).users()
 
 
 def test_numbers_in_csv_are_numbers_where_that_loses_nothing(folder):

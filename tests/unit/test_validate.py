@@ -213,6 +213,42 @@ def test_tables_that_do_not_match_the_log_are_noted(tmp_path):
     )
 
 
+def people_of(folder: Path, *, declared: str = "") -> Report:
+    """Nineteen ages and one word, one of them of a user named twice; and a log of theirs and of a stranger to it."""
+    rows = "".join(f"u{n:02},{n + 20},{'DE' if n % 3 else 'UK'},2024-01-{n + 1:02}\n" for n in range(19))
+    (folder / "users.csv").write_text(f"user_id,age,land,joined\n{rows}u19,unknown,UK,\nu03,99,FR,\n,5,UK,\n")
+    (folder / "dataset.toml").write_text(declared)
+    return checked(folder, [event(f"u{n:02}", f"i{n}") for n in range(25)])
+
+
+def test_attributes_are_told_with_what_a_build_would_make_of_them(tmp_path):
+    report = people_of(tmp_path)
+    age, land, joined = report.attributes
+    assert (age.kind, age.n_missing, age.n_values, age.n_strays, age.strays) == ("category", 5, 20, 1, ("unknown",))
+    assert (land.kind, land.missing_share, land.top) == ("category", 0.2, {"DE": 12, "UK": 8})
+    assert (joined.kind, joined.n_values, joined.low, joined.high) == ("moment", 19, "2024-01-01", "2024-01-19")
+    told = (
+        "age: a category, for 1 of 20 cells are no numbers: 'unknown'; under [users.attributes] \"number\" takes these "
+        'for empty, and "category" says that it is meant',
+        "1 row of the users table left out, of users named before: 'u03'",
+        "1 row of the users table left out, without an id or with one of over 512 bytes",
+    )
+    assert report.notes[-3:] == told
+    page = io.StringIO()
+    report.render(Console(file=page, width=250))
+    assert "  land    category  20.0% missing  2 values   DE 12, UK 8" in page.getvalue()
+    assert json.loads(json.dumps(report.to_json()))["attributes"][1]["top"] == {"DE": 12, "UK": 8}
+
+
+def test_a_declared_number_stays_one_and_its_text_is_missing_and_counted(tmp_path):
+    report = people_of(tmp_path, declared='[users.attributes]\nage = "number"\njoined = "category"\n')
+    age, _, joined = report.attributes
+    assert (age.kind, age.is_declared, age.low, age.high, age.n_missing) == ("number", True, 20, 38, 6)
+    assert (joined.kind, joined.n_values) == ("category", 19)
+    assert "age: 1 of 20 cells taken for empty, no numbers: 'unknown'" in report.notes
+    assert '[users.attributes]\nage = "number"\njoined = "category"\n' in report.config
+
+
 def test_a_calendar_is_looked_at_before_a_build_would(tmp_path):
     """A build checks it as well, however late it is needed."""
     (tmp_path / "calendar.csv").write_text(

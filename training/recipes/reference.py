@@ -39,6 +39,10 @@ where others are such as `0.5`, too. What exports write for an event's value tha
 it is no value either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Nested
 columns are not looked into: flatten them.
 
+An attribute of users is of numbers, moments or texts by all of its cells, so that one word among numbers makes a
+category of them. `lurm validate` tells each, with the cells that stray; `age = "number"` under `[users.attributes]`
+makes it numbers, and the word is missing.
+
 `lurm recipe` prints this page in the terminal.
 """
 
