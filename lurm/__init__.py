@@ -21,6 +21,7 @@ The map of the house, from the ground up. Each module may import only what stand
     texts         columns of texts as hashes and codes
     keyed         users and items looked up by the text itself, many at once
     quotes        CSV whose quotes may be astray, mended
+    quarantine    rows that are not taken, and why
     columns       cells of any type -> text, numbers, epoch milliseconds
     readers       Parquet, CSV and JSONL files as chunks of columns
     events        event logs of any shape -> clean batches, bad rows set aside

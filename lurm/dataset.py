@@ -26,11 +26,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lurm.artifacts import digest_of
 from lurm.columns import as_text, columns_of
 from lurm.errors import DataError, SettingsError, UsageError
-from lurm.events import ALIASES, EventLog, EventsConfig, Quarantine
+from lurm.events import ALIASES, EventLog, EventsConfig
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.people import People, UsersConfig, cells_of
 from lurm.phrases import quoted
+from lurm.quarantine import Quarantine
 from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
 
 CONFIG = "dataset.toml"

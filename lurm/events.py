@@ -2,7 +2,7 @@
 
     EventLog.open(path, config)      which files, which columns, which unit of time
         .batches(quarantine)         clean rows, in the order of the files
-    Quarantine                       the others: file, row, reason and the row itself
+    Quarantine                       takes the others
 
 Every rule about one row is here. Rules about several (repeats, rows without an item) belong to the history.
 """
@@ -10,10 +10,9 @@ Every rule about one row is here. Rules about several (repeats, rows without an 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,22 +20,19 @@ from typing import Annotated, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from lurm.artifacts import digest_of
 from lurm.columns import Separators, Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.quarantine import MOST_VALUE, Quarantine, Reason
 from lurm.readers import Chunk, Format, estimated_rows, files_of, format_of, layout_of, read
 from lurm.texts import may_be_blank_or_longer
 
 DAY_MS = 86_400_000
 MONDAY = 3
 """Added to epoch days, whose weekday it then is by 7: day 0 was a Thursday."""
-MOST_VALUE = 1e15
-"""Of either sign: what is larger is an amount of nothing, and sums of it are no longer numbers of 32 bits."""
 REQUIRED = ("user_id", "item_id", "timestamp")
 ALIASES = {
     "user_id": """uid user customer_id customer cust_id client_id client member_id member visitor_id visitor
@@ -59,22 +55,7 @@ costs is a fact of the item, and what was paid is price times quantity."""
 
 _TEXTS = ("user_id", "item_id", "behavior", "location", "event_id")
 _BATCH = ("user_id", "item_id", "behavior", "timestamp", "value", "location", "event_id", "file", "row")
-_ROWS, _SAMPLE_ROWS, _MAX_DETAIL, _FLUSH_ROWS = 500_000, 10_000, 500, 50_000
-
-
-class Reason(StrEnum):
-    """Why a row is not among the clean ones. The last two are found by whoever sees a user's events together."""
-
-    MALFORMED = "row malformed"
-    NOT_UTF8 = "row not UTF-8"
-    NO_USER = "user_id null or empty"
-    LONG_ID = f"id over {MAX_ID_BYTES} bytes"
-    UNPARSABLE = "timestamp unparsable"
-    IMPOSSIBLE = "timestamp impossible"
-    NOT_FINITE = "value not a finite number"
-    TOO_LARGE = f"value beyond {MOST_VALUE:g}"
-    NO_ITEM = "item_id null or empty"
-    DUPLICATE = "duplicate"
+_ROWS, _SAMPLE_ROWS = 500_000, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,113 +133,6 @@ class EventsConfig(BaseModel):
     until: datetime | None = None
     duplicates: Literal["auto", "drop", "keep"] = "auto"
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class RejectedRow:
-    """A row set aside: its file, its 0-based row there, and what it holds, as JSON or as the malformed line."""
-
-    file: str
-    row: int
-    detail: str
-
-
-_REMEDIES: dict[str, str] = {
-    Reason.MALFORMED: "give all rows as many fields as the header, or JSON lines an object each",
-    Reason.NOT_UTF8: "write the files in UTF-8",
-    Reason.NO_USER: "name the column of users under [events.columns]",
-    Reason.UNPARSABLE: "lurm reads ISO 8601 (2024-03-01 12:00), numbers since the epoch and days written 20240301; "
-    "write moments like that, or name their column under [events.columns]",
-    Reason.IMPOSSIBLE: "timestamp_unit, earliest and latest under [events] say which are possible",
-    Reason.NOT_FINITE: "write all values alike, 1074.5 best, name their column under [events.columns], or say "
-    'value = ""',
-    Reason.NO_ITEM: "name the column of items under [events.columns]",
-}
-
-
-def remedy(counts: Mapping[str, int], n_rows: int) -> str:
-    """What to do about bad rows, by the reason that most of them have; more are only let through where few are bad.
-
-    Args:
-        counts: bad rows by reason; duplicates do not count.
-        n_rows: rows read.
-    """
-    bad = {reason: n for reason, n in counts.items() if reason != Reason.DUPLICATE}
-    worst = max(bad, key=lambda reason: bad[reason], default="")
-    told = _REMEDIES.get(worst, "mend the log")
-    return told if bad and 2 * bad[worst] > n_rows else f"{told}, or raise max_bad_share under [events]"
-
-
-class Quarantine:
-    """Where bad rows go: counted, the first of each reason kept as examples, all streamed to a Parquet file.
-
-    Args:
-        path: columns file, row, reason, detail; created with the first bad row. None: nothing is written.
-        max_examples: rows of each reason kept in memory.
-
-    Attributes:
-        counts: rows by reason.
-        examples: the first rows by reason.
-    """
-
-    _SCHEMA = pa.schema({"file": pa.string(), "row": pa.int64(), "reason": pa.string(), "detail": pa.string()})
-
-    def __init__(self, path: Path | None, *, max_examples: int = 5) -> None:
-        self._path = path
-        self._max_examples = max_examples
-        self._writer: pq.ParquetWriter | None = None
-        self._pending: list[pa.Table] = []
-        self.counts: dict[str, int] = {}
-        self.examples: dict[str, list[RejectedRow]] = {}
-
-    def __enter__(self) -> Quarantine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def n_bad(self) -> int:
-        """Rows set aside, duplicates not counted: they are no fault of the log."""
-        return sum(count for reason, count in self.counts.items() if reason != Reason.DUPLICATE)
-
-    def reject(self, file: str, rows: NDArray[np.int64], reason: str, details: Sequence[str]) -> None:
-        """Set rows of one file aside.
-
-        Args:
-            file: its name, as a person would look for it.
-            rows: (n,) 0-based rows of the file.
-            reason: a ``Reason``.
-            details: n, the rows themselves; the first 500 characters are kept.
-        """
-        if not len(rows):
-            return
-        details = [detail[:_MAX_DETAIL] for detail in details]
-        self.counts[reason] = self.counts.get(reason, 0) + len(rows)
-        examples = self.examples.setdefault(reason, [])
-        n = self._max_examples - len(examples)
-        examples.extend(
-            RejectedRow(file, row, detail) for row, detail in zip(rows[:n].tolist(), details[:n], strict=True)
-        )
-        if self._path is None:
-            return
-        columns = [[file] * len(rows), rows, [str(reason)] * len(rows), details]
-        self._pending.append(pa.table(columns, schema=self._SCHEMA))
-        if sum(map(len, self._pending)) >= _FLUSH_ROWS:
-            self._flush()
-
-    def close(self) -> None:
-        """Finish the file; nothing may be rejected afterwards."""
-        if self._pending:
-            self._flush()
-        if self._writer is not None:
-            self._writer.close()
-
-    def _flush(self) -> None:
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, self._SCHEMA, compression="zstd")
-        self._writer.write_table(pa.concat_tables(self._pending))
-        self._pending = []
 
 
 @dataclass(frozen=True, slots=True)

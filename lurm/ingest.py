@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 from lurm.ahead import each
 from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
-from lurm.events import DAY_MS, Quarantine, remedy
+from lurm.events import DAY_MS
 from lurm.history import COLUMNS, shortage
 from lurm.identifiers import Identifiers
 from lurm.lives import Lives, Recode, records_of, settle
 from lurm.progress import Reporter
+from lurm.quarantine import Quarantine, remedy
 from lurm.texts import Dictionary, Texts
 
 MAX_BEHAVIORS = 2**15 - 1

@@ -33,8 +33,9 @@ from lurm.arrays import streamed
 from lurm.boi import BagOfInterests
 from lurm.compiled import compiled
 from lurm.errors import UsageError
-from lurm.events import EventLog, Quarantine
+from lurm.events import EventLog
 from lurm.keyed import MOST, PART_BITS, KeyTable, add_unknown, keys_of, look_up, marks_of
+from lurm.quarantine import Quarantine
 from lurm.touches import touches
 
 Made = TypeVar("Made")

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.errors import DataError
-from lurm.events import EventLog, Quarantine
+from lurm.events import EventLog
+from lurm.quarantine import Quarantine
 from lurm.readers import Chunk, format_of, unpointed
 from lurm.texts import may_be_blank_or_longer
 

@@ -23,10 +23,11 @@ from rich.text import Text
 from lurm.calendars import Calendar, checked, unmet
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS, Quarantine, Reason, RejectedRow, remedy
+from lurm.events import DAY_MS
 from lurm.history import shortage
 from lurm.phrases import counted
 from lurm.progress import Reporter, Silent
+from lurm.quarantine import Quarantine, Reason, RejectedRow, remedy
 from lurm.starter import starter_config
 from lurm.survey import Surveyed, surveyed, table_of
 

@@ -29,7 +29,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from lurm.audience import GROUPS_AT_MOST
 from lurm.cache import CachedEmbedding
 from lurm.erasure import Ledger
-from lurm.events import MOST_VALUE, Event
+from lurm.events import Event
 from lurm.filters import NAMES as FILTER_NAMES
 from lurm.filters import Filter
 from lurm.history import HistoryBase
@@ -38,6 +38,7 @@ from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
 from lurm.lookalikes import WEIGHT_AT_MOST
 from lurm.moments import Moment, iso_of, whole
+from lurm.quarantine import MOST_VALUE
 from lurm.rules import NAME
 from service.problems import Malformed
 

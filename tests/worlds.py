@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import draft
 from lurm.clustering import Clustering
-from lurm.events import Event, Quarantine
+from lurm.events import Event
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder, IngestSummary
 from lurm.interests import InterestVocabulary, VocabularyConfig, grains, rarity, write_vocabulary
 from lurm.meanings import name_interests
 from lurm.progress import Silent
+from lurm.quarantine import Quarantine
 
 DAY_MS = 86_400_000
 CLEAN = {

@@ -44,7 +44,6 @@ from lurm.behavegpt.model import BehaveGptModel, write_model
 from lurm.dataset import Dataset
 from lurm.encoder import UserEncoder, embed_all, open_encoder
 from lurm.errors import ArtifactError, GateClosed
-from lurm.events import Quarantine
 from lurm.history import HistoryBase
 from lurm.index import write_index
 from lurm.ingest import HistoryBuilder, check_usable
@@ -54,6 +53,7 @@ from lurm.live.segments import Living
 from lurm.meanings import name_interests
 from lurm.phrases import counted
 from lurm.progress import Reporter, resident_at_most
+from lurm.quarantine import Quarantine
 from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced, unused_stages
 from lurm.smen.config import KIND, REVISION
 from lurm.smen.network import write_encoder

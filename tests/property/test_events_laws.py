@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lurm.columns import as_numbers, as_text, as_timestamps, unit_of
 from lurm.errors import DataError
-from lurm.events import EventLog, EventsConfig, Quarantine, Reason
+from lurm.events import EventLog, EventsConfig
+from lurm.quarantine import Quarantine, Reason
 from lurm.readers import format_of, read
 
 NOW = 1_750_000_000.0

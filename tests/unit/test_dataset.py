@@ -14,8 +14,8 @@ import pytest
 
 from lurm.dataset import Dataset
 from lurm.errors import DataError, SettingsError, UsageError
-from lurm.events import Quarantine
 from lurm.moments import LATEST
+from lurm.quarantine import Quarantine
 
 DAY_MS = 86_400_000
 JAN_15 = 1_705_276_800_000

@@ -14,7 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from lurm.errors import DataError
-from lurm.events import ALIASES, EventColumns, EventLog, EventsConfig, Quarantine, Reason
+from lurm.events import ALIASES, EventColumns, EventLog, EventsConfig
+from lurm.quarantine import Quarantine, Reason
 from lurm.touches import touches
 from tests.worlds import CLEAN as SCHEMA
 

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lurm.errors import ArtifactCorrupt, DataError, UnknownUser
-from lurm.events import Event, Quarantine, Reason, remedy
+from lurm.events import Event
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch
 from lurm.identifiers import Identifiers
 from lurm.ingest import HistoryBuilder, check_usable
 from lurm.progress import Silent, Task
+from lurm.quarantine import Quarantine, Reason, remedy
 from lurm.sequences import scales_for
 from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest
 from training.forecasting import days_of

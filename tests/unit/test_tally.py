@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from lurm.boi import BagConfig, BagOfInterests
 from lurm.errors import DataError, UsageError
-from lurm.events import EventColumns, EventLog, EventsConfig, Quarantine
+from lurm.events import EventColumns, EventLog, EventsConfig
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
+from lurm.quarantine import Quarantine
 from lurm.sequences import between
 from lurm.tally import CountedBags, count_log, joined
 from lurm.touches import touches

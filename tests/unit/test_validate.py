@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lurm.dataset import Dataset
-from lurm.events import Quarantine
 from lurm.ingest import HistoryBuilder
 from lurm.progress import Silent
+from lurm.quarantine import Quarantine
 from lurm.starter import starter_config
 from lurm.validate import Report, Spread, validate
 

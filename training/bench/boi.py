@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from lurm.boi import BagConfig, BagOfInterests
 from lurm.errors import LurmError
-from lurm.events import EventLog, EventsConfig, Quarantine
+from lurm.events import EventLog, EventsConfig
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
+from lurm.quarantine import Quarantine
 from lurm.sequences import between
 from lurm.tally import count_log, joined
 from training.bench.duck import demand_duckdb, duck

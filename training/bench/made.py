@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from lurm.ahead import ahead
 from lurm.artifacts import draft
 from lurm.clustering import Clustering
-from lurm.events import EventLog, EventsConfig, Quarantine
+from lurm.events import EventLog, EventsConfig
 from lurm.history import HistoryBase
 from lurm.ingest import HistoryBuilder
 from lurm.interests import InterestVocabulary, Rarity, write_vocabulary
 from lurm.meanings import Meaning
 from lurm.progress import Silent
+from lurm.quarantine import Quarantine
 
 MONTHS = np.arange("2018-01", "2024-10", dtype="datetime64[M]")
 """The first days of the log's 80 months, and the end of the last."""
