@@ -6,8 +6,10 @@ What a cell cannot say becomes null (or NaN), never an error; only a column of t
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -202,7 +204,9 @@ def unit_of(array: pa.Array, name: str) -> Unit | None:
     return next((unit for bound, unit in bounds if abs(float(str(middle))) < bound), "ns")
 
 
-def as_timestamps(array: pa.Array, name: str, unit: Unit | None, timezone: str) -> pl.Series:
+def as_timestamps(
+    array: pa.Array, name: str, unit: Unit | None, timezone: str, *, format: str | None = None
+) -> pl.Series:
     """A column of dates, times, numbers or text as moments.
 
     Args:
@@ -211,6 +215,7 @@ def as_timestamps(array: pa.Array, name: str, unit: Unit | None, timezone: str) 
         unit: of numbers; None leaves them unparsed.
         timezone: of stamps that name none. There, of an hour that comes twice the first is meant, and an hour
             that is skipped is read with the offset before the gap.
+        format: in which text and whole numbers are written, as strptime has it; None: as above.
 
     Returns:
         (n,) Int64, epoch ms UTC; null where the cell is null or cannot be parsed.
@@ -224,6 +229,8 @@ def as_timestamps(array: pa.Array, name: str, unit: Unit | None, timezone: str) 
         return stamps if kind.tz else _localised(stamps, timezone)
     if pa.types.is_date(kind):
         return _localised(_series(array.cast(pa.timestamp("ms")).cast(pa.int64())), timezone)
+    if format is not None:
+        return _written_ms(as_text(array, name).cast(pl.String), format, timezone)
     if pa.types.is_integer(kind):
         return _ms_of(_series(array), unit, timezone)
     if _is_number(kind) or pa.types.is_null(kind):
@@ -286,6 +293,26 @@ def _iso_ms(text: pl.Series, timezone: str) -> pl.Series:
         return _localised(naive, timezone)
     utc = naive - parts["sign"] * (parts["hours"] * 60 + parts["minutes"]) * 60_000
     return utc.zip_with(zone.is_not_null(), _localised(naive, timezone))
+
+
+def unreadable(format: str) -> str | None:
+    """Why a format of moments cannot be one; None where it can."""
+    if re.search(r"(?<!%)(%%)*%Z", format):
+        return "%Z says in which zone, by a name that is not understood; write the name as it stands, and timezone"
+    moment = pl.Series([datetime(2011, 12, 9, 20, 26, 5)]).dt.replace_time_zone("UTC")
+    try:
+        at = _written_ms(moment.dt.strftime(format), format, "UTC")
+    except pl.exceptions.PolarsError as error:
+        return str(error).partition("\n")[0]
+    is_day = (at.cast(pl.Datetime("ms")).dt.date() == moment.dt.date()).fill_null(value=False).all()
+    return None if is_day else "it tells no day; expected year, month and day"
+
+
+def _written_ms(text: pl.Series, format: str, timezone: str) -> pl.Series:
+    """Text in a format as epoch ms, null where it is in another."""
+    moments = text.str.strip_chars().str.to_datetime(format, time_unit="ms", strict=False)
+    is_utc = isinstance(moments.dtype, pl.Datetime) and moments.dtype.time_zone is not None
+    return moments.to_physical() if is_utc else _localised(moments.to_physical(), timezone)
 
 
 def _localised(naive: pl.Series, timezone: str) -> pl.Series:

@@ -20,10 +20,10 @@ from typing import Annotated, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from lurm.artifacts import digest_of
-from lurm.columns import Separators, Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of
+from lurm.columns import Separators, Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of, unreadable
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.quarantine import MOST_VALUE, Quarantine, Reason
@@ -79,6 +79,16 @@ def _known_timezone(name: str) -> str:
     return name
 
 
+def _possible_format(format: str | None, info: ValidationInfo) -> str | None:
+    if format is None:
+        return None
+    if info.data.get("timestamp_unit", "auto") != "auto":
+        raise ValueError("timestamp_unit is for stamps that are numbers, this for text; give one of them")
+    if why := unreadable(format):
+        raise ValueError(f'{why}; write such as "%d/%m/%Y %H:%M:%S"')
+    return format
+
+
 class EventColumns(BaseModel):
     """What the columns of the log are called. None: found by its name or an alias. "": the log has none.
 
@@ -112,6 +122,8 @@ class EventsConfig(BaseModel):
         columns: the mapping, ``[events.columns]``.
         timezone: of stamps that name none.
         timestamp_unit: of numeric stamps; "auto": the unit that makes the middle one a moment of our age.
+        timestamp_format: how stamps of text are written, where not in ISO 8601, as strptime has it: "%d/%m/%Y %H:%M",
+            "%Y-%m-%d %H:%M:%S local", fractions "%.f", offsets "%z"; what is not written so is set aside.
         default_behavior: of rows that name none.
         earliest: stamps before it are impossible; without zone: in ``timezone``.
         latest: stamps after it are impossible; None: a day from now.
@@ -127,6 +139,7 @@ class EventsConfig(BaseModel):
     columns: EventColumns = EventColumns()
     timezone: Annotated[str, AfterValidator(_known_timezone)] = "UTC"
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "yyyymmdd"] = "auto"
+    timestamp_format: Annotated[str | None, AfterValidator(_possible_format)] = None
     default_behavior: Annotated[str, Field(min_length=1)] = "event"
     earliest: datetime = datetime(1980, 1, 1, tzinfo=UTC)
     latest: datetime | None = None
@@ -193,7 +206,9 @@ class EventLog:
         names = tuple(file.relative_to(path if path.is_dir() else path.parent).as_posix() for file in files)
         unit = _unit(files, config, str(columns.timestamp))
         latest = clock() * 1000 + DAY_MS if config.latest is None else _epoch_ms(config.latest, config.timezone)
-        as_read = config.model_dump(mode="json", exclude={"path", "columns", "timestamp_unit", "until"})
+        exclude = {"path", "columns", "timestamp_unit", "until"}
+        exclude |= {"timestamp_format"} if config.timestamp_format is None else set()
+        as_read = config.model_dump(mode="json", exclude=exclude)
         as_read |= {"columns": columns.model_dump(), "timestamp_unit": unit}
         stats = [file.stat() for file in files]
         stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in zip(names, stats, strict=True)]
@@ -274,9 +289,7 @@ class EventLog:
         frame = pl.DataFrame(
             {
                 **{text: as_text(cells[text], source[text]) for text in _TEXTS},
-                "timestamp": as_timestamps(
-                    cells["timestamp"], source["timestamp"], self.timestamp_unit, self.config.timezone
-                ),
+                "timestamp": self._stamps(cells["timestamp"]),
                 "value": as_numbers(cells["value"], source["value"], self.separators).fill_null(1.0).cast(pl.Float32),
                 "row": chunk.rows,
             }
@@ -304,6 +317,20 @@ class EventLog:
                 good[bad] = False
         frame = frame.with_columns(pl.col("behavior").fill_null(default))
         return frame if good.all() else frame.filter(good)
+
+    def example(self) -> tuple[str, int | None] | None:
+        """A stamp as the log has it, and as it is read, epoch ms or None; None where the first rows have none."""
+        column = str(self.columns.timestamp)
+        chunk = next(read(self.files[0], _format(self.files[0], self.config), [column], rows=_SAMPLE_ROWS), None)
+        if chunk is None or column not in chunk.columns:
+            return None
+        cells = chunk.columns[column].drop_null()[:1]
+        return (as_text(cells, column)[0], self._stamps(cells)[0]) if len(cells) else None
+
+    def _stamps(self, cells: pa.Array) -> pl.Series:
+        config = self.config
+        column, unit = str(self.columns.timestamp), self.timestamp_unit
+        return as_timestamps(cells, column, unit, config.timezone, format=config.timestamp_format)
 
     def is_plain(self, frame: pl.DataFrame) -> bool:
         """Whether there are rows, and all of them good but for their texts; cheap to say, and most often true.
@@ -343,7 +370,7 @@ def _check(file: Path, format: Format, found: Sequence[str], columns: EventColum
 
 
 def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | None:
-    """The unit of numeric stamps, as told, else told from the first chunk that has a stamp."""
+    """The unit of numeric stamps, as told, else told from the first chunk that has a stamp; None of written ones."""
     is_empty = True
     for file in files:
         for chunk in read(file, _format(file, config), [column], rows=_SAMPLE_ROWS):
@@ -351,6 +378,8 @@ def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | No
             stamps = chunk.columns.get(column)
             if stamps is None or stamps.null_count == len(stamps):
                 continue
+            if config.timestamp_format is not None:
+                return None
             return unit_of(stamps, column) if config.timestamp_unit == "auto" else config.timestamp_unit
     if is_empty:
         raise DataError(f"{files[0]} and the files beside it hold no row; expected events")

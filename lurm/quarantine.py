@@ -47,8 +47,9 @@ _REMEDIES: dict[str, str] = {
     Reason.MALFORMED: "give all rows as many fields as the header, or JSON lines an object each",
     Reason.NOT_UTF8: "write the files in UTF-8",
     Reason.NO_USER: "name the column of users under [events.columns]",
-    Reason.UNPARSABLE: "lurm reads ISO 8601 (2024-03-01 12:00), numbers since the epoch and days written 20240301; "
-    "write moments like that, or name their column under [events.columns]",
+    Reason.UNPARSABLE: "timestamp_format under [events] says how moments are written, such as "
+    'timestamp_format = "%d/%m/%Y %H:%M"; without it lurm reads ISO 8601 (2024-03-01 12:00), numbers since the epoch '
+    "and days written 20240301; or name their column under [events.columns]",
     Reason.IMPOSSIBLE: "timestamp_unit, earliest and latest under [events] say which are possible",
     Reason.NOT_FINITE: "write all values alike, 1074.5 best, name their column under [events.columns], or say "
     'value = ""',

@@ -20,6 +20,7 @@ def starter_config(dataset: Dataset) -> str:
     events: dict[str, Any] = {"path": str(log.path.resolve()), **_told(log.config, "format")}
     events |= {"timezone": log.config.timezone, "default_behavior": log.config.default_behavior}
     events |= {"timestamp_unit": log.timestamp_unit} if log.timestamp_unit else {}
+    events |= _told(log.config, "timestamp_format")
     events |= {} if log.config.earliest == default.earliest else _told(log.config, "earliest")
     events |= {**_told(log.config, "until", "latest", "duplicates", "max_bad_share")}
     events["columns"] = _columns(log.config.columns, log.columns.model_dump())

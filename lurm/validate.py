@@ -23,9 +23,10 @@ from rich.text import Text
 from lurm.calendars import Calendar, checked, unmet
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS
+from lurm.events import DAY_MS, EventLog
 from lurm.history import shortage
-from lurm.phrases import counted
+from lurm.moments import in_words
+from lurm.phrases import counted, quoted
 from lurm.progress import Reporter, Silent
 from lurm.quarantine import Quarantine, Reason, RejectedRow, remedy
 from lurm.starter import starter_config
@@ -67,6 +68,7 @@ class Report:
         n_rows: rows of the log, bad ones included.
         n_events: events that a build would keep; users, items, behaviors and spread are theirs.
         first_at, last_at: of the clean rows, ISO 8601, UTC; None without any.
+        times: how stamps are read, in words.
         behaviors: events by behavior, most frequent first.
         events_per_user: None without events.
         bad: bad rows by reason.
@@ -89,6 +91,7 @@ class Report:
     n_items: int
     first_at: str | None
     last_at: str | None
+    times: str
     behaviors: Mapping[str, int]
     events_per_user: Spread | None
     bad: tuple[SetAside, ...]
@@ -118,6 +121,7 @@ class Report:
         facts.add_row(
             "events", f"{self.n_events:,}" + (f", {self.first_at} to {self.last_at}" if self.first_at else "")
         )
+        facts.add_row("times", Text(self.times))
         facts.add_row("users", f"{self.n_users:,}")
         facts.add_row("items", f"{self.n_items:,}")
         if spread := self.events_per_user:
@@ -229,6 +233,7 @@ def validate(
         n_items=len(seen.items),
         first_at=_iso(seen.first_at) if len(kept) else None,
         last_at=_iso(seen.last_at) if len(kept) else None,
+        times=_times(log),
         behaviors=behaviors,
         events_per_user=_spread(per_user),
         bad=tuple(bad),
@@ -413,6 +418,22 @@ def _notes(
             yield f"{without:,} of {len(known):,} {name} of the log have no row in the {name} table"
         if unseen:
             yield f"{unseen:,} of {len(ids):,} {name} of the {name} table never occur in the log"
+
+
+def _times(log: EventLog) -> str:
+    """How stamps are read, with one of them."""
+    zone = f"{log.config.timezone} where they name no zone"
+    told = {
+        None: f"as the file has them, or ISO 8601; {zone}",
+        "yyyymmdd": f"days written 20240131, in {log.config.timezone}",
+    }.get(log.timestamp_unit, f"numbers of {log.timestamp_unit} since 1970, or ISO 8601; {zone}")
+    if log.config.timestamp_format is not None:
+        told = f"by timestamp_format {log.config.timestamp_format!r}; {zone}"
+    example = log.example()
+    if example is None:
+        return told
+    written, at = example
+    return f"{told}; {quoted(written)} is {'not read' if at is None else in_words(at)}"
 
 
 def _dates(dataset: Dataset, seen: _Seen, calendar: Calendar | None) -> Iterator[str]:

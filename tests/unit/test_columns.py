@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lurm.columns import as_numbers, as_text, as_timestamps, unit_of
+from lurm.columns import as_numbers, as_text, as_timestamps, unit_of, unreadable
 from lurm.errors import DataError
 
 # 2024-01-15 10:30:00 UTC
@@ -192,6 +192,36 @@ def test_mixed_ways_of_writing_live_in_one_column():
         pa.large_string(),
     )
     assert as_timestamps(text, "ts", "s", "UTC").to_list() == [MOMENT, MOMENT, MOMENT, None, None, MOMENT]
+
+
+@pytest.mark.parametrize(
+    ("format", "cells", "stamps"),
+    [
+        ("%d/%m/%Y", ["15/01/2024", " 15/1/2024 ", "2024-01-15", "32/01/2024", None], [DAY, DAY, None, None, None]),
+        ("%Y-%m-%d %H:%M:%S local", ["2024-01-15 00:00:00 local", "2024-01-15 00:00:00"], [DAY, None]),
+        ("%m/%d/%Y %I:%M:%S%.f %p", ["1/15/2024 12:00:00.500 AM"], [DAY + 500]),
+        ("%d.%m.%y %H:%M %z", ["15.01.24 02:00 +0200"], [DAY]),
+    ],
+)
+def test_moments_are_written_as_they_are_told_to_be(format, cells, stamps):
+    array = pa.array(cells, pa.large_string())
+    assert unreadable(format) is None
+    assert as_timestamps(array, "ts", None, "UTC", format=format).to_list() == stamps
+    if "%z" not in format:
+        earlier = [None if at is None else at - 3_600_000 for at in stamps]
+        assert as_timestamps(array, "ts", None, "Europe/Paris", format=format).to_list() == earlier
+
+
+def test_whole_numbers_are_read_in_a_format_and_moments_stay_moments():
+    numbers = pa.array([20240115000000, None])
+    assert as_timestamps(numbers, "ts", None, "UTC", format="%Y%m%d%H%M%S").to_list() == [DAY, None]
+    moments = pa.array([datetime(2024, 1, 15)])
+    assert as_timestamps(moments, "ts", None, "UTC", format="%d/%m/%Y").to_list() == [DAY]
+
+
+@pytest.mark.parametrize("format", ["%H:%M", "%Y", "day", "%Q", "%d/%m/%Y %H", "%d/%m/%Y %H:%M %Z", "%m/%Y"])
+def test_a_format_that_tells_no_day_cannot_be_one(format):
+    assert unreadable(format)
 
 
 def test_wall_clocks_follow_the_rules_of_their_zone():

@@ -107,6 +107,8 @@ def test_a_recipe_is_laid_over_the_folders_own_config(folder):
         ("[events.columns]\nuser = 'u'", r"\[events\.columns\] user is unknown; did you mean 'user_id'"),
         ("[items]\nzzz = 1", r"\[items\] zzz is unknown; known: path, item_id, title"),
         ("[events]\nmax_bad_share = 2", r"\[events\] max_bad_share = 2: Input should be less than or equal to 1"),
+        ("[events]\ntimestamp_format = '%H:%M'", r"timestamp_format = '%H:%M': .*it tells no day; .*%d/%m/%Y %H:%M:%S"),
+        ("[events]\ntimestamp_unit = 's'\ntimestamp_format = '%d/%m/%Y'", "timestamp_unit is for stamps that are num"),
         ("[events]\ntimezone = 'Mars'", "unknown time zone 'Mars'"),
         ("[events]\npath = 'gone'", r"\[events\] path = 'gone': there is nothing at"),
         ("[users.attributes]\nage = 'number'", r"\[users\.attributes\] names 'age', and there is no users table"),
@@ -397,6 +399,11 @@ def test_a_table_without_an_id_asks_for_one(folder):
 def test_ids_that_no_event_can_have_are_left_out(folder):
     pl.DataFrame({"item_id": ["x" * 513, "ok", " "], "title": ["a", "b", "c"]}).write_parquet(folder / "items.parquet")
     assert opened(folder).items().rows() == [("ok", "b")]
+
+
+def test_a_format_of_stamps_is_part_of_how_a_log_is_read(folder):
+    told = {"events": {"timestamp_format": "%d/%m/%Y"}}
+    assert opened(folder).fingerprint != opened(folder, recipe=told).fingerprint
 
 
 def test_the_fingerprint_follows_every_table_but_not_the_name(folder):

@@ -20,7 +20,7 @@ from rich.console import Console
 from lurm.dataset import Dataset
 from lurm.ingest import HistoryBuilder
 from lurm.progress import Silent
-from lurm.quarantine import Quarantine
+from lurm.quarantine import Quarantine, Reason
 from lurm.starter import starter_config
 from lurm.validate import Report, Spread, validate
 
@@ -400,8 +400,41 @@ def test_real_logs_are_judged_as_people_would(real_data):
 
 
 def test_where_all_rows_are_bad_alike_the_verdict_says_what_is_understood(tmp_path):
-    rows = "".join(f"u{n},i,{n + 1:02}.01.2024 08:36\n" for n in range(20))
+    rows = "".join(f"u{n},i,01.{n + 1:02}.2024 08:36\n" for n in range(20))
     (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + rows)
     verdict = validate(Dataset.open(tmp_path)).verdict
     assert "ISO 8601" in verdict
+    assert 'timestamp_format = "%d/%m/%Y %H:%M"' in verdict
     assert "max_bad_share" not in verdict
+    (tmp_path / "dataset.toml").write_text('[events]\ntimestamp_format = "%d.%m.%Y %H:%M"\ntimezone = "Asia/Tokyo"\n')
+    read = validate(Dataset.open(tmp_path))
+    assert (read.n_bad, read.n_events) == (8, 12)  # of month 13 and later
+    assert read.bad[0].reason == Reason.UNPARSABLE and "01.13.2024" in read.bad[0].examples[0].detail
+    assert (read.first_at, read.last_at) == ("2023-12-31T23:36:00+00:00", "2024-11-30T23:36:00+00:00")
+    assert read.times == (
+        "by timestamp_format '%d.%m.%Y %H:%M'; Asia/Tokyo where they name no zone; "
+        "'01.01.2024 08:36' is 2023-12-31T23:36:00Z"
+    )
+    (tmp_path / "again.toml").write_text(read.config)
+    assert validate(Dataset.open(tmp_path / "again.toml")).times == read.times
+
+
+@pytest.mark.parametrize(
+    ("stamps", "told"),
+    [
+        (["2024-01-15 10:00"], "as the file has them, or ISO 8601; UTC where they name no zone; '2024-01-15 10:00' is"),
+        (
+            [1_705_314_600],
+            "numbers of s since 1970, or ISO 8601; UTC where they name no zone; '1705314600' is 2024-01-15T",
+        ),
+        ([20240115], "days written 20240131, in UTC; '20240115' is 2024-01-15"),
+        (["soon"], "as the file has them, or ISO 8601; UTC where they name no zone; 'soon' is not read"),
+        (
+            [datetime(2024, 1, 15)],
+            "as the file has them, or ISO 8601; UTC where they name no zone; '2024-01-15 00:00:00",
+        ),
+    ],
+)
+def test_how_times_are_read_is_told(tmp_path, stamps, told):
+    pl.DataFrame({"user_id": ["u"], "item_id": ["i"], "timestamp": stamps}).write_parquet(tmp_path / "events.parquet")
+    assert validate(Dataset.open(tmp_path)).times.startswith(told)
