@@ -15,8 +15,17 @@ LATEST = 253_402_300_799_999
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 EARLIEST = 315_532_800_000
 """1980; a number before it is taken for seconds."""
-# What tools may count on; more of ISO 8601 is taken.
-_ISO = r"^(19[7-9][0-9]|2[0-9]{3})-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])(T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z)?$"
+# What tools may count on, all of which is taken; more of ISO 8601 is, such as weeks, and days without dashes.
+_YEAR, _INNER_YEAR = "(19[7-9][0-9]|[2-9][0-9]{3})", "(19(7[1-9]|[89][0-9])|[2-8][0-9]{3}|9[0-8][0-9]{2})"
+_LEAP_YEAR = (
+    "(19(7[26]|8[048]|9[26])|[2-8][0-9](0[48]|[2468][048]|[13579][26])|9[0-8](0[48]|[2468][048]|[13579][26])"
+    "|([2468][048]|[3579][26])00)"
+)
+_DAY = "((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)|(0[13578]|1[02])-31)"
+_TIME = r"[T ]([01][0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9]([.][0-9]{1,9})?)?"
+_OFFSET = "[+-](0[0-9]|1[0-4])(:?[0-5][0-9])?"
+# a zone may put the first and the last day out of bounds
+_ISO = f"^({_YEAR}-{_DAY}({_TIME}Z?)?|{_INNER_YEAR}-{_DAY}{_TIME}{_OFFSET}|{_LEAP_YEAR}-02-29({_TIME}(Z|{_OFFSET})?)?)$"
 
 _DAY_MS, _MINUTE_MS = 86_400_000, 60_000
 _MINUTES = [f"T{at // 60:02}:{at % 60:02}:" for at in range(24 * 60)]
