@@ -188,6 +188,15 @@ class Settings(BaseSettings):
             return int(float(match[1]) * _SCALE[match[2].lower()])
         return value
 
+    @field_validator("artifacts_dir", "data", "live_dir", "api_keys_file", mode="after")
+    @classmethod
+    def _at_home(cls, path: Path | None) -> Path | None:
+        """Where ``~`` leads, which no shell has seen in a variable or a file."""
+        try:
+            return path and path.expanduser()
+        except RuntimeError:
+            raise ValueError("nobody knows where ~ is; write the folder in full") from None
+
     @classmethod
     def settings_customise_sources(
         cls,

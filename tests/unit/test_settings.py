@@ -119,6 +119,17 @@ def test_bytes_are_written_as_people_write_them(
     assert (found.cache_bytes, found.body_bytes) == (meant, meant)
 
 
+@pytest.mark.parametrize("name", ["artifacts_dir", "live_dir", "data", "api_keys_file"])
+def test_a_folder_at_home_is_at_home(name: str, toml: Toml, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert getattr(load(file=toml(f'{name} = "~/own"')), name) == tmp_path / "own"
+    monkeypatch.setenv(f"LURM_{name.upper()}", "~/other")
+    assert getattr(load(file=ABSENT), name) == tmp_path / "other"
+    monkeypatch.setenv(f"LURM_{name.upper()}", "~nobody-of-this-name/own")
+    with pytest.raises(SettingsError, match=r"nobody knows where ~ is; write the folder in full"):
+        load(file=ABSENT)
+
+
 def test_settings_do_not_change_under_a_running_service() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         load(file=ABSENT).port = 1
