@@ -63,6 +63,11 @@ def test_an_unknown_name_in_the_file_is_refused_with_the_nearest_name(toml: Toml
         load(file=toml("prot = 1"))
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "lurm.toml").write_bytes(b"\xef\xbb\xbfport = 1001\n")
+    assert load(file=tmp_path / "lurm.toml").port == 1001
+
+
 def test_a_table_in_the_file_is_refused(toml: Toml) -> None:
     with pytest.raises(SettingsError, match="zzz"):
         load(file=toml("[zzz]\nport = 1"))
