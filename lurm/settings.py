@@ -31,6 +31,8 @@ _CGROUP_LIMITS = (  # version 2, version 1
 _BYTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*$", re.IGNORECASE)
 _IN_AUTHORITY, _IN_QUERY = re.compile(r"(?<=://).*@"), re.compile(r"([?&][^=&]*=)[^&#]*")
 _IN_EITHER = re.compile(r"(?<=://).*\?.*@.*")  # a password with a ? or a query with an @
+_REDIS, _REDIS_SCHEMES = ("live_url", "stream_url", "redis_url"), ("redis://", "rediss://", "unix://")
+_SECRET = {"api_keys", *_REDIS}
 _SCALE = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -188,6 +190,13 @@ class Settings(BaseSettings):
             return int(float(match[1]) * _SCALE[match[2].lower()])
         return value
 
+    @field_validator(*_REDIS, mode="after")
+    @classmethod
+    def _redis(cls, url: str | None) -> str | None:
+        if url and not url.startswith(_REDIS_SCHEMES):
+            raise ValueError("no Redis URL; expected redis://host:6379/0, rediss://host:6379/0 or unix:///path")
+        return url
+
     @field_validator("artifacts_dir", "data", "live_dir", "api_keys_file", mode="after")
     @classmethod
     def _at_home(cls, path: Path | None) -> Path | None:
@@ -297,7 +306,7 @@ def markdown() -> str:
 
 def _told(name: int | str, value: object) -> str:
     """A value that was refused, unless it is nobody's business."""
-    return "***" if name == "api_keys" else repr(value)
+    return "***" if name in _SECRET else repr(value)
 
 
 def _shown(value: Any) -> Any:

@@ -135,6 +135,17 @@ def test_a_folder_at_home_is_at_home(name: str, toml: Toml, monkeypatch: pytest.
         load(file=ABSENT)
 
 
+@pytest.mark.parametrize("name", ["redis_url", "live_url", "stream_url"])
+@pytest.mark.parametrize("url", ["hunter2@host:6379", "http://:hunter2@host", "hunter2"])
+def test_what_is_no_redis_url_is_refused_when_it_is_read_and_kept_secret(
+    name: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"LURM_{name.upper()}", url)
+    with pytest.raises(SettingsError, match=rf"LURM_{name.upper()} = .*expected redis://host:6379/0") as caught:
+        load(file=ABSENT)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_settings_do_not_change_under_a_running_service() -> None:
     with pytest.raises(pydantic.ValidationError, match="frozen"):
         load(file=ABSENT).port = 1
