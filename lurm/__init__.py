@@ -39,6 +39,7 @@ The map of the house, from the ground up. Each module may import only what stand
     lives         events as records, grouped into sorted lives
     calendars     what is on, for whom, and since when that is known
     survey        each attribute of users, in figures
+    conditions    filters as documents, and as lines of text
     starter       a dataset's config, with all that was found of it
     validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core

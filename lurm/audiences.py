@@ -112,8 +112,8 @@ def save(
     """
     import orjson
 
+    from lurm.conditions import parse
     from lurm.errors import UsageError
-    from lurm.filters import parse
     from lurm.progress import TerminalReporter
     from lurm.rules import Alike, Combined, Filtered, Listed
     from lurm.saved import already_saved
@@ -319,7 +319,7 @@ def asked_of(
     Raises:
         UsageError: a file cannot be read, or is not of ids; or a filter is none.
     """
-    from lurm.filters import parse
+    from lurm.conditions import parse
     from lurm.lookalikes import Asked
 
     if seeds.startswith("@"):

@@ -20,8 +20,9 @@ from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
 from lurm.balance import Balance, Mix, groups_of, mixed, parts_of
 from lurm.bounds import POSITIVE, Bound
+from lurm.conditions import Filter, document_of, filter_of
 from lurm.errors import Unfulfillable, UnknownName, UsageError
-from lurm.filters import Filter, Filters, document_of, filter_of
+from lurm.filters import Filters
 from lurm.progress import Reporter
 from lurm.reasons import Interests, OverIndexed
 from lurm.release import Release

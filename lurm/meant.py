@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.conditions import interests_of
 from lurm.errors import Unfulfillable
-from lurm.filters import interests_of
 from lurm.phrases import quoted
 from lurm.release import Release
 from lurm.rules import Rule, filters_in, with_interests

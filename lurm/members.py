@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from lurm.arrays import map_array
 from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
+from lurm.conditions import Filter
 from lurm.definitions import Definition
 from lurm.errors import LurmError, Unfulfillable
-from lurm.filters import Filter, Filters
+from lurm.filters import Filters
 from lurm.identifiers import hash_ids
 from lurm.lookalikes import facts, find
 from lurm.progress import Reporter

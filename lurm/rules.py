@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 import orjson
 
-from lurm import filters, moments
+from lurm import conditions, moments
+from lurm.conditions import Filter
 from lurm.errors import TooInvolved, UsageError
-from lurm.filters import Filter
 from lurm.lookalikes import Asked
 from lurm.phrases import counted
 
@@ -83,9 +83,9 @@ def with_interests(rule: Rule, numbers: Mapping[int, int]) -> Rule:
     """A rule whose filters name interests by other numbers; those that are not among them stay."""
     match rule:
         case Filtered(where):
-            return Filtered(filters.renumbered(where, numbers))
+            return Filtered(conditions.renumbered(where, numbers))
         case Alike(asked):
-            may_be, seeds = (one and filters.renumbered(one, numbers) for one in (asked.where, asked.seeds_where))
+            may_be, seeds = (one and conditions.renumbered(one, numbers) for one in (asked.where, asked.seeds_where))
             return Alike(replace(asked, where=may_be, seeds_where=seeds))
         case Listed() | Combined():
             return rule
@@ -103,7 +103,7 @@ def rule_of(document: Mapping[str, Any]) -> Rule:
         case {"like": dict() as like, **other} if not other:
             return Alike(Asked.of_json(like))
         case {"filter": where, **other} if not other:
-            return Filtered(filters.filter_of(where))
+            return Filtered(conditions.filter_of(where))
         case {"combine": term, **other} if not other:
             return Combined(term)
     raise UsageError('expected one of {"users": [...]}, {"like": {...}}, {"filter": {...}} and {"combine": ...}')
@@ -115,7 +115,7 @@ def document_of(rule: Rule) -> dict[str, Any]:
         case Listed(user_ids):
             return {"users": list(user_ids)}
         case Filtered(where):
-            return {"filter": filters.document_of(where)}
+            return {"filter": conditions.document_of(where)}
         case Combined(term):
             return {"combine": term}
         case Alike(asked):
@@ -132,7 +132,7 @@ def _like_of(asked: Asked) -> dict[str, Any]:
     if asked.weights is not None:
         seeds = [{"user_id": one, "weight": weight} for one, weight in zip(seeds, asked.weights, strict=True)]
     if asked.seeds_where is not None:
-        seeds = {"filter": filters.document_of(asked.seeds_where)}
+        seeds = {"filter": conditions.document_of(asked.seeds_where)}
     if asked.seeds_of is not None:
         seeds = {"audience": asked.seeds_of}
     size = {name: n for name, n in asdict(asked.size).items() if n is not None}
@@ -142,7 +142,7 @@ def _like_of(asked: Asked) -> dict[str, Any]:
         "exclude_audiences": list(asked.exclude_audiences),
         "negative_audiences": list(asked.negative_audiences),
         "include_seeds": asked.include_seeds,
-        "filter": None if asked.where is None else filters.document_of(asked.where),
+        "filter": None if asked.where is None else conditions.document_of(asked.where),
         "balance": None if asked.balance is None else asdict(asked.balance),
         "expected": asked.expected,
         "groups": asked.n_groups,
@@ -201,7 +201,7 @@ def _line_of(where: Filter) -> str:
             return {name: told.get(name) or dated(one) for name, one in part.items()}
         return [dated(one) for one in part] if isinstance(part, list) else part
 
-    return orjson.dumps(dated(filters.document_of(where))).decode()
+    return orjson.dumps(dated(conditions.document_of(where))).decode()
 
 
 def names_in(term: object, depth: int = _DEPTH) -> Iterator[str]:

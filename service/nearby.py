@@ -21,8 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.conditions import Filter
 from lurm.errors import LurmError, Overloaded
-from lurm.filters import Filter, Filters, Passing
+from lurm.filters import Filters, Passing
 from lurm.histories import Histories, Standing
 from lurm.history import History
 from lurm.index import Nearest

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, SkipValidation, Tag
 
-from lurm.filters import Filter
+from lurm.conditions import Filter
 from lurm.moments import whole
 from service.problems import Malformed
 from service.schemas import Id, InlineEvent, WireModel, parsed, validated

@@ -9,8 +9,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation
 from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
+from lurm.conditions import AllOf, Filter
 from lurm.errors import TooInvolved, UsageError
-from lurm.filters import AllOf, Filter
 from lurm.moments import whole
 from lurm.rules import Alike, Combined, Filtered, Listed, Rule
 from service.problems import Malformed

@@ -28,10 +28,10 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lurm.audience import GROUPS_AT_MOST
 from lurm.cache import CachedEmbedding
+from lurm.conditions import NAMES as FILTER_NAMES
+from lurm.conditions import Filter
 from lurm.erasure import Ledger
 from lurm.events import Event
-from lurm.filters import NAMES as FILTER_NAMES
-from lurm.filters import Filter
 from lurm.history import HistoryBase
 from lurm.identifiers import MAX_ID_BYTES, can_be_id
 from lurm.live import Arriving, Receipt, Status

@@ -14,8 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.boi import interest_profile
+from lurm.conditions import Filter
 from lurm.errors import LurmError, Unfulfillable
-from lurm.filters import Filter
 from lurm.histories import Standing
 from lurm.history import History, HistoryBatch
 from lurm.moments import iso_of

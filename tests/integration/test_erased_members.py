@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lurm.audience import Size
+from lurm.conditions import filter_of
 from lurm.definitions import Definitions
 from lurm.erasure import Ledger
-from lurm.filters import filter_of
 from lurm.histories import Alive, alive_in
 from lurm.lookalikes import Asked
 from lurm.progress import Silent

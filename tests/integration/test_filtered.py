@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lurm.audience import Size
+from lurm.conditions import filter_of
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName
-from lurm.filters import filter_of
 from lurm.lookalikes import Asked, filters_of
 from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed

@@ -12,8 +12,8 @@ import pytest
 
 from lurm.artifacts import digest_of
 from lurm.audience import Size
+from lurm.conditions import filter_of
 from lurm.definitions import FILE
-from lurm.filters import filter_of
 from lurm.lookalikes import Asked
 from lurm.meant import meant_by
 from lurm.release import Release

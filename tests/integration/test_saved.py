@@ -19,10 +19,10 @@ import pytest
 from lurm.artifacts import remove_drafts
 from lurm.audience import Size
 from lurm.balance import Balance
+from lurm.conditions import filter_of
 from lurm.definitions import Definition, Definitions
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UnknownUser, UsageError
-from lurm.filters import filter_of
 from lurm.identifiers import Identifiers, hash_ids
 from lurm.lookalikes import Asked
 from lurm.progress import Silent

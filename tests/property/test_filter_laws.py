@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from lurm.attributes import attributes_of
+from lurm.conditions import Filter, filter_of, parse
 from lurm.errors import Unfulfillable, UsageError
 from lurm.events import Event
-from lurm.filters import Filter, Filters, filter_of, parse
+from lurm.filters import Filters
 from lurm.history import HistoryBase
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest
 

@@ -19,8 +19,8 @@ import pytest
 from lurm import lookalikes
 from lurm.audience import Size
 from lurm.balance import Balance
+from lurm.conditions import parse
 from lurm.definitions import FOLDER, MAKING, Definitions
-from lurm.filters import parse
 from lurm.lookalikes import Asked, Found, facts, find
 from lurm.progress import Silent
 from lurm.release import Release

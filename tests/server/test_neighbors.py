@@ -11,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
+from lurm.conditions import filter_of
 from lurm.events import Event
-from lurm.filters import filter_of
 from lurm.history import HistoryBatch
 from lurm.lookalikes import filters_of
 from lurm.release import Release

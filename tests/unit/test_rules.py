@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
+from lurm.conditions import filter_of
 from lurm.errors import TooInvolved, UsageError
-from lurm.filters import filter_of
 from lurm.rules import Combined, Listed, in_words
 from service.problems import Malformed
 from service.queries import parse_neighbors
