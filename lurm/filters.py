@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,14 @@ from lurm.events import DAY_MS
 from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.identifiers import Identifiers
 from lurm.interests import InterestVocabulary
-from lurm.moments import iso_ms
+from lurm.moments import in_words, iso_ms
 from lurm.phrases import NEAR_AMONG, likest, quoted
 
 _EVENTS_AT_ONCE = 1_000_000
 _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
 _FEW = 8  # one user in so many
 _ONE_BY_ONE = 8  # values of a category, beyond which all that it has are laid out to look them up
+_IN_WORDS = {"min": "at least", "max": "at most", "above": "more than", "below": "less than"}
 _ORDER = {"min": np.greater_equal, "max": np.less_equal, "above": np.greater, "below": np.less}
 
 
@@ -143,6 +145,7 @@ def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.b
             passed_u = np.ones(known.n_users, bool)
             for one in wanted.all:
                 passed_u &= _evaluated(known, one, acted)
+            _refuse_contradictions(known, wanted.all)
             return passed_u
         case AnyOf():
             passed_u = np.zeros(known.n_users, bool)
@@ -152,7 +155,9 @@ def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.b
         case NotThat():
             return ~_evaluated(known, wanted.excluded, acted)
         case OfAttribute():
-            return _of_attribute(known.attribute(wanted.attribute), wanted)
+            passed_u = _of_attribute(known.attribute(wanted.attribute), wanted)
+            _refuse_contradictions(known, [wanted])
+            return passed_u
         case Acted():
             return acted[wanted]
 
@@ -172,6 +177,44 @@ def _of_attribute(column: Attribute, wanted: OfAttribute) -> NDArray[np.bool_]:
         if bound is not None:
             passed_u &= passes(column.cells_u, np.float64(_number(column, bound)))
     return passed_u
+
+
+def _refuse_contradictions(known: _Known, parts: Sequence[Filter]) -> None:
+    """Refuse bounds of an attribute that nothing lies between, in one part or in several that all have to hold."""
+    of_name: dict[str, list[OfAttribute]] = {}
+    for part in parts:
+        if isinstance(part, OfAttribute):
+            of_name.setdefault(part.attribute, []).append(part)
+    for name, same in of_name.items():
+        column = known.attributes[name]
+        told = [(bound, getattr(part, bound)) for part in same for bound in _ORDER]
+        ends = [_End(bound, _number(column, value)) for bound, value in told if value is not None]
+        lows = [one for one in ends if one.bound in ("min", "above")]
+        highs = [one for one in ends if one.bound in ("max", "below")]
+        if not lows or not highs:
+            continue
+        low = max(lows, key=lambda one: (one.at, one.is_open))
+        high = min(highs, key=lambda one: (one.at, not one.is_open))
+        if low.at > high.at or (low.at == high.at and (low.is_open or high.is_open)):
+            raise Unfulfillable(
+                f"attribute {quoted(name)} cannot be {low.in_words(column)} and {high.in_words(column)}: nothing lies "
+                "between"
+            )
+
+
+class _End(NamedTuple):
+    """A bound of an attribute."""
+
+    bound: str
+    at: float
+
+    @property
+    def is_open(self) -> bool:
+        return self.bound in ("above", "below")
+
+    def in_words(self, column: Attribute) -> str:
+        at = in_words(int(self.at)) if column.kind == "moment" else column.in_words(self.at)
+        return f"{_IN_WORDS[self.bound]} {at}"
 
 
 def _places(column: Attribute, values: Sequence[str | bool | int | float]) -> list[int]:
@@ -245,6 +288,10 @@ class _Events:
         item = None if wanted.item is None else _row(base.items, wanted.item, "item")
         behavior = None if wanted.behavior is None else _row(base.behaviors, wanted.behavior, "behavior")
         since = wanted.since
+        if since is not None and wanted.until is not None and since >= wanted.until:
+            raise Unfulfillable(
+                f"events since {in_words(since)} and until {in_words(wanted.until)}: there is nothing between"
+            )
         if wanted.within_days is not None:
             since = max(base.ends_at - wanted.within_days * DAY_MS, since or 0)
         return cls(interest, item, behavior, since, wanted.until)

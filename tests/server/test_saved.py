@@ -216,6 +216,10 @@ def test_what_cannot_be_made_says_why(asked: httpx.Client, release: Release) -> 
     for rule in ({"combine": "nothing"}, {"combine": deep}, {"like": {"seeds": {"audience": "nothing"}}}):
         problem(asked.put("/v1/audiences/none", json=rule), 409, "unfulfillable")
     problem(asked.get("/v1/audiences/none"), 404, "unknown-name")
+    turned = {"filter": {"attribute": "registered_at", "min": "2024-02-01", "max": "2024-01-01"}}
+    told = problem(asked.put("/v1/audiences/turned", json=turned), 409, "unfulfillable")["detail"]
+    assert "'registered_at' cannot be at least 2024-02-01 and at most 2024-01-01" in str(told)
+    problem(asked.get("/v1/audiences/turned"), 404, "unknown-name")
     few = {"like": {"seeds": some(release, 0, K_MIN - 1)}}
     problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
     (own,) = [one for one in get(asked, "/v1/audiences")["audiences"] if one["name"] == "few"]
