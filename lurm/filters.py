@@ -20,10 +20,9 @@ from lurm.conditions import Acted, AllOf, AnyOf, Filter, NotThat, OfAttribute, c
 from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
 from lurm.history import History, HistoryBase, HistoryBatch
-from lurm.identifiers import Identifiers
 from lurm.interests import InterestVocabulary
 from lurm.moments import in_words, iso_ms
-from lurm.phrases import NEAR_AMONG, likest, quoted
+from lurm.phrases import likest, quoted
 
 _EVENTS_AT_ONCE = 1_000_000
 _REMEMBERED, _REMEMBERED_BYTES = 64, 2**28  # at most so many filters, and as large
@@ -285,8 +284,8 @@ class _Events:
                 f"there is no interest {interest}, expected 0 to {len(known.vocabulary) - 1}; `lurm interests`, or "
                 "GET /v1/interests, finds them by words"
             )
-        item = None if wanted.item is None else _row(base.items, wanted.item, "item")
-        behavior = None if wanted.behavior is None else _row(base.behaviors, wanted.behavior, "behavior")
+        item = None if wanted.item is None else base.items.known_row(wanted.item, "item")
+        behavior = None if wanted.behavior is None else base.behaviors.known_row(wanted.behavior, "behavior")
         since = wanted.since
         if since is not None and wanted.until is not None and since >= wanted.until:
             raise Unfulfillable(
@@ -310,11 +309,3 @@ class _Events:
         if self.until is not None:
             among_e &= batch.timestamps < self.until
         return among_e
-
-
-def _row(names: Identifiers, name: str, of: str) -> int:
-    row = names.row(name)
-    if row < 0:
-        there = likest(name, names.take(np.arange(len(names)))) if len(names) <= NEAR_AMONG else "look it up"
-        raise Unfulfillable(f"there is no {of} {quoted(name)}; {there}")
-    return row

@@ -19,7 +19,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from lurm.compiled import compiled
-from lurm.errors import ArtifactCorrupt
+from lurm.errors import ArtifactCorrupt, Unfulfillable
+from lurm.phrases import NEAR_AMONG, likest, quoted
 
 MAX_ID_BYTES = 512
 
@@ -110,6 +111,18 @@ class Identifiers:
         odd = [one for one in ids if one != one.strip()]
         as_they_stand = {one for one, row in zip(odd, self.rows(odd).tolist(), strict=True) if row >= 0}
         return [one if one in as_they_stand else one.strip() for one in ids]
+
+    def known_row(self, id_: str, what: str) -> int:
+        """The row of an id that has to be there.
+
+        Raises:
+            Unfulfillable: it is not; the message names what was meant by it ("item"), and the nearest.
+        """
+        row = self.row(id_)
+        if row < 0:
+            near = likest(id_, self.take(np.arange(len(self)))) if len(self) <= NEAR_AMONG else "look it up"
+            raise Unfulfillable(f"there is no {what} {quoted(id_)}; {near}")
+        return row
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
         """The rows of many ids, -1 where unknown; (N,) int32 in the order given."""

@@ -285,7 +285,7 @@ def next_of(
     from lurm.prospect import Occasion
     from lurm.release import Release
     from service.foreteller import required
-    from service.futures import imagined, not_before, seen_from, told_next
+    from service.futures import imagined, not_before, place_of, seen_from, told_next
     from service.offline import histories_now
     from service.schemas import RolloutRequest, validated
 
@@ -314,7 +314,7 @@ def next_of(
     if asked is not None:
         rows = [imagined(model, opened.history, one, asked) for one in known]
     else:
-        place = None if location is None else opened.history.locations.row(location)
+        place = place_of(opened.history, location)
         then_seen = [seen_from(model.known_until, one, seen, then) for one in known]
         known = [history for history, _ in then_seen]
         occasions = [Occasion(then, place, quiet_until) for _, quiet_until in then_seen]

@@ -63,6 +63,17 @@ def not_before(at: int | None, as_of: int | None) -> None:
         )
 
 
+def place_of(base: HistoryBase, location: str | None) -> int | None:
+    """The row of a location that is asked about, -1 of "": nowhere known; None: none is.
+
+    Raises:
+        Unfulfillable: the log has no such location.
+    """
+    if not location:
+        return None if location is None else -1
+    return base.locations.known_row(location, "location")
+
+
 def _facts(history: History) -> dict[str, Any]:
     as_of = iso_of(int(history.timestamps[-1])) if len(history) else None
     return {"user_id": history.user_id, "n_events": len(history), "as_of": as_of}

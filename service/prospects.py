@@ -15,7 +15,7 @@ from lurm.prospect import Occasion
 from service.answers import NextAnswer, RolloutAnswer
 from service.bootstrap import serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
-from service.futures import imagined, not_before, seen_from, told_next
+from service.futures import imagined, not_before, place_of, seen_from, told_next
 from service.keys import needs
 from service.schemas import known_id, parse_rollout
 
@@ -54,15 +54,15 @@ async def next_of(
 
     Whenever and wherever it comes, given that it has not come until a moment; or given that it comes at a time or a
     place. Probabilities are among the behaviours that the model tells apart. Rare ones stand a little higher than that,
-    so a probability may be below the next one. 409 where the release has no such model, or at is earlier than as_of.
+    so a probability may be below the next one. 409 where the release has no such model or its log no such location, or
+    at is earlier than as_of.
     """
     serving = serving_of(request)
     model = serving.foreteller.of_release()
     not_before(at, as_of)
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
-    base = serving.release.history
-    place = None if location is None else base.locations.row(location)
+    place = place_of(serving.release.history, location)
     history, quiet_until = seen_from(model.known_until, history, as_of, at)
     found = await serving.foreteller.next(history, Occasion(at, place, quiet_until), k)
     return as_json(told_next(history, found), stale_of(standing))

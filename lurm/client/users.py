@@ -344,7 +344,7 @@ class UserMethods(ABC):
 
         Raises:
             UnknownUser: no history is known.
-            Unfulfillable: the release has no such model, or ``at`` is earlier than ``as_of``.
+            Unfulfillable: the release has no such model or location, or ``at`` is earlier than ``as_of``.
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)

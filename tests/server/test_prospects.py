@@ -76,6 +76,11 @@ def test_next_is_what_the_model_says(asked: httpx.Client, release: Release) -> N
     assert asked.get(f"/v1/users/{user}/next", params={"at": in_words}).json()["next"] == then
     there = asked.get(f"/v1/users/{user}/next", params={"location": release.history.locations[0]}).json()["next"]
     assert there == foretold(release, 3, Occasion(location_row=0))
+    nowhere = asked.get(f"/v1/users/{user}/next", params={"location": ""}).json()["next"]
+    assert nowhere == foretold(release, 3, Occasion(location_row=-1))
+    strange = asked.get(f"/v1/users/{user}/next", params={"location": "nowhere"})
+    assert strange.status_code == 409
+    assert strange.json()["detail"].startswith("there is no location 'nowhere'; ")
     assert len(asked.get(f"/v1/users/{user}/next", params={"k": 1000}).json()["next"]) == release.next.n_behaviors
 
 
