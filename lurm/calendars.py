@@ -357,9 +357,9 @@ def _times(table: pl.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], N
 
 def _check_time(name: str, start: int, end: int) -> None:
     if not 0 <= start < end:
-        raise Unfulfillable(
-            f"event {name!r} would start at {in_words(start)} and end at {in_words(end)}; expected a later end"
-        )
+        is_day = end % DAY_MS == 0  # over with the day before, which is how it is written
+        over = f"last through {in_words(end - DAY_MS)}" if is_day else f"end at {in_words(end)}"
+        raise Unfulfillable(f"event {name!r} would start at {in_words(start)} and {over}; expected a later end")
     if end > LATEST:
         raise Unfulfillable(f"event {name!r} would start at {in_words(start)} and would end after the year 9999")
 

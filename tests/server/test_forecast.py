@@ -120,6 +120,10 @@ def test_a_last_day_counts_whole_as_in_a_calendar(
             {"do": "add", "kind": "sale", "event_id": "x", "start": "2024-01-02", "end": "2024-01-01T12:00:00+01:00"},
             "event 'x' would start at 2024-01-02 and end at 2024-01-01T11:00:00Z; expected a later end",
         ),
+        (
+            {"do": "add", "kind": "sale", "event_id": "x", "start": "2024-03-08", "end": "2024-03-01"},
+            "event 'x' would start at 2024-03-08 and last through 2024-03-01; expected a later end",
+        ),
         ({"do": "add", "kind": "sale", "start": "9999-12-31"}, "after the year 9999"),
     ],
 )
