@@ -170,6 +170,24 @@ class Calendar:
             calendar = calendar._once_edited(edit, as_of)
         return calendar
 
+    def touched(self, edits: Sequence[Edit], first_day: int, n_days: int) -> bool:
+        """Whether some edit is of an event that starts before so many days from an epoch day on end, or else did.
+
+        What was on earlier counts: a model may read it to tell what users did then.
+
+        Raises:
+            Unfulfillable: as ``edited``.
+        """
+        calendar, as_of, end = self, first_day * DAY_MS, (first_day + n_days) * DAY_MS
+        for edit in edits:
+            after = calendar._once_edited(edit, as_of)
+            event = len(calendar) if edit.do == "add" else calendar._newest(edit.event_id)
+            there = [one for one in (calendar, after) if event < len(one) and one.known_at_n[event] <= as_of]
+            if any(one.start_n[event] < end for one in there):
+                return True
+            calendar = after
+        return False
+
     def days(self, rows: NDArray[np.int64], first_day: int, n_days: int, *, as_of: int) -> Days:
         """What days are to users, as known at a moment.
 

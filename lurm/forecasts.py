@@ -267,13 +267,25 @@ class Forecaster:
         _, value_qs, pulled_qs, slopes_qcs = zip(*parts, strict=True)
         return self._change(added_up(value_qs), np.sum(pulled_qs, axis=0), np.sum(slopes_qcs, axis=0))
 
-    def edited(self, edits: Sequence[Edit], first_day: int) -> Calendar:
+    def edited(self, edits: Sequence[Edit], first_day: int, *, days: int | None = None) -> Calendar:
         """The calendar as it would be, known when the forecast is made.
 
+        Args:
+            edits: to the calendar.
+            first_day: epoch day.
+            days: that are told of; None: those of all targets.
+
         Raises:
-            Unfulfillable: an edit is impossible.
+            Unfulfillable: an edit is impossible, or all are of events after the days that are told of.
         """
-        return self.calendar.edited(edits, as_of=first_day * DAY_MS)
+        calendar = self.calendar.edited(edits, as_of=first_day * DAY_MS)
+        n_days = days or max(target.days for target in self.targets)
+        if edits and not self.calendar.touched(edits, first_day, n_days):
+            first, last = (in_words(day * DAY_MS) for day in (first_day, first_day + n_days - 1))
+            raise Unfulfillable(
+                f"the edits change nothing that is told: it is of {first} to {last}, and their events all start later"
+            )
+        return calendar
 
     def events(self, user_id: str, first_day: int, edits: Sequence[Edit] = ()) -> list[dict[str, Any]]:
         """What is on for a user within the horizon, as far as it is known: event_id, kind, start and end (epoch ms)."""
@@ -322,7 +334,8 @@ class Forecaster:
     def _compared(
         self, batch: HistoryBatch, first_day: int, edits: Sequence[Edit], days: int | None
     ) -> Iterator[_Compared]:
-        calendar, questions = self.edited(edits, first_day), self._asking(days)
+        questions = self._asking(days)
+        calendar = self.edited(edits, first_day, days=days)
 
         def compared(some: slice) -> _Compared:
             part = batch.part(some.start, some.stop)

@@ -72,7 +72,8 @@ async def scenario(request: Request, user_id: UserId) -> Response:
     """The forecast as it is, as it would be, and the difference of what is expected, with its interval.
 
     The interval tells how well the log knows what its events do, and not by how much users vary: an event without any
-    effect has 0 in it. An edit that cannot be (an event, or a kind of events, that there is not) is 409.
+    effect has 0 in it. An edit that cannot be (an event, or a kind of events, that there is not) is 409, and so are
+    edits of nothing but events after the days that are told of.
     """
     asked = parse_forecast(await request.body())
     return await _answer(request, user_id, functools.partial(_compared, asked))

@@ -413,7 +413,8 @@ class UserMethods(ABC):
 
         Raises:
             UnknownUser: no history is known.
-            Unfulfillable: the release has no forecasts, or its calendar not what an edit names.
+            Unfulfillable: the release has no forecasts, its calendar not what an edit names, or all edits are of
+                events after the days that are told of.
             UsageError: the service does not take what it is asked.
             LurmError: the service refused, or did not answer.
         """

@@ -133,6 +133,30 @@ def test_edits_that_cannot_be_are_409(client: httpx.Client, user_id: str, edit: 
     assert why in answer.json()["detail"]
 
 
+def test_edits_of_nothing_but_later_days_are_409(client: httpx.Client, user_id: str) -> None:
+    path = f"/v1/users/{user_id}/forecast"
+    start = datetime.fromisoformat(client.get(path).json()["from"])
+    new = {"do": "add", "kind": "sale", "event_id": "what if"}
+
+    def told(days: int | None, *later: int) -> httpx.Response:
+        starts = [f"{start + timedelta(days=one):%Y-%m-%d}" for one in later]
+        edits = [
+            {**new, "start": starts[0]},
+            *({"do": "move", "event_id": "what if", "start": one} for one in starts[1:]),
+        ]
+        return client.post(path, json={"edits": edits, "days": days})
+
+    last = f"{start + timedelta(days=13):%Y-%m-%d}"
+    for days, *later in ((None, 14), (7, 7), (None, 20, 30)):
+        answer = told(days, *later)
+        assert answer.status_code == 409, answer.text
+        assert "the edits change nothing that is told: it is of " in answer.json()["detail"]
+    assert f"to {last}," in told(None, 14).json()["detail"]
+    for days, *later in ((None, 13), (None, -1), (7, 6), (None, 20, 3), (None, 3, 20)):
+        assert told(days, *later).status_code == 200
+    assert client.post(path, json={"edits": []}).status_code == 200
+
+
 @pytest.mark.parametrize(
     ("edit", "why"),
     [
