@@ -22,6 +22,7 @@ from lurm.history import HistoryBatch
 from lurm.live import Arriving, Unavailable
 from lurm.live.redis import PREFIX, RedisLiveEvents
 from lurm.release import Release
+from lurm.settings import load
 from service.__main__ import register
 from service.offline import histories_now
 from tests.conftest import RedisServer
@@ -70,7 +71,7 @@ def test_embed_prints_what_the_encoder_says(release_root: Path, release: Release
 
 
 def test_nothing_is_embedded_without_live_events_that_cannot_be_read(
-    release: Release, start_redis: Callable[..., RedisServer], tmp_path: Path
+    release_root: Path, release: Release, start_redis: Callable[..., RedisServer], tmp_path: Path
 ) -> None:
     store, ledger = start_redis("--appendonly", "yes"), Ledger.open(tmp_path)
     known, other = release.history.users.take(np.arange(2))
@@ -81,12 +82,13 @@ def test_nothing_is_embedded_without_live_events_that_cannot_be_read(
         await live.close()
 
     asyncio.run(append())
-    (one, _), _ = histories_now(release, [known, other], tmp_path, store.url)
+    config = load({"artifacts_dir": release_root, "live_dir": tmp_path, "live_url": store.url})
+    (one, _), _ = histories_now(release, [known, other], config)
     assert len(one) == release.history.tail(known) + 1
     with redis.Redis.from_url(store.url) as plain:
         plain.set(f"{PREFIX}u:{ledger.digest(other).hex()}", "not a hash")
     with pytest.raises(Unavailable):
-        histories_now(release, [known, other], tmp_path, store.url)
+        histories_now(release, [known, other], config)
 
 
 def test_embed_in_words_is_one_line_a_user(release_root: Path, release: Release) -> None:
