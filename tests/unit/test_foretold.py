@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +152,8 @@ def test_seeds_together_tell_of_futures_new_behaviours_and_another_log() -> None
         adopted = [Adopted(n, x * n, x, x, x, x) for n in (1, 10)]
         new = Newcomers(5, 100, x / 2, x, x, x, x, adopted)
         points = [Point(0.05, 10, way, x, x, x, 4 + x) for way in ("from nothing", "full")]
-        futures = {"BehaveGPT": Realism(*[x] * 9), "Markov": Realism(*[2 * x] * 9)}
+        n = len(fields(Realism))
+        futures = {"BehaveGPT": Realism(*[x] * n), "Markov": Realism(*[2 * x] * n)}
         measures = {FORWARD: {"BehaveGPT plain": Tally(np.ones(2, np.int64)).measures()}}
         return Verdict(0, 2, {}, measures, futures, new, Abroad("other", x, points))
 
