@@ -293,24 +293,30 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
             shutil.rmtree(folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
-        _expunge_letters(live_folder, ledger, reporter)
-        if left := [folder for folder in gone if folder.exists()]:
-            raise Unfulfillable(f"{left[0]} cannot be removed, and may hold ids of erased users; do it as its owner")
-        Definitions(root, ledger).expunge()  # last: it may find a damaged one
+        stuck = _expunge_letters(live_folder, ledger, reporter)
+        Definitions(root, ledger).expunge()  # after all else: it may find a damaged one
+        if left := [*(folder for folder in gone if folder.exists()), *stuck]:
+            raise Unfulfillable(
+                f"{left[0]} cannot be removed or written anew, and may hold ids of erased users; do it as its owner"
+            )
     return Purged(active, n_users, removed, n_events)
 
 
-def _expunge_letters(live_folder: Path, ledger: Ledger, reporter: Reporter) -> None:
-    """Take the dead letters of erased users out of every file they were written to."""
+def _expunge_letters(live_folder: Path, ledger: Ledger, reporter: Reporter) -> list[Path]:
+    """Take the dead letters of erased users out of every file they were written to; the files where that fails."""
     own, *others = letters.files(live_folder)
-    letters.expunge(own, ledger)
-    for path in others:
-        if path.exists():
-            letters.expunge(path, ledger)
-        else:
-            reporter.say(
-                f"{path}, which dead letters were written to, is not here; erased users may be in it elsewhere"
-            )
+    stuck = []
+    for path in (own, *others):
+        try:
+            if path.exists():
+                letters.expunge(path, ledger)
+            elif path != own:
+                reporter.say(
+                    f"{path}, which dead letters were written to, is not here; erased users may be in it elsewhere"
+                )
+        except OSError:
+            stuck.append(path)
+    return stuck
 
 
 def _holds_erased(root: Path, release_id: str, ledger: Ledger) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import threading
@@ -11,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from lurm.erasure import Ledger
+from lurm.errors import Unfulfillable
 from lurm.live.letters import FILE, DeadLetter, DeadLetters, expunge
 from lurm.live.stream import Entry
+from lurm.progress import Silent
+from lurm.purge import Erasing
 
 PATIENCE_S = 30.0
 OPEN_FILES = Path("/proc/self/fd")
@@ -64,3 +68,15 @@ def test_the_file_stays_its_owners_alone(tmp_path: Path) -> None:
     assert expunge(path, ledger) == 1
     assert path.stat().st_mode == before
     assert before & 0o077 == 0
+
+
+def test_a_file_that_cannot_be_written_anew_keeps_nobody_in_the_others(tmp_path: Path) -> None:
+    live, stuck, other = tmp_path / "live", tmp_path / "stuck", tmp_path / "other"
+    for path in (stuck, other):
+        DeadLetters(path, "clicks", live).add([letter("1-0", b"gone")])
+    stuck.unlink()
+    stuck.mkdir()
+    Ledger.open(live).record("gone", 5, by="test")
+    with pytest.raises(Unfulfillable, match=f"^{stuck} cannot be removed or written anew, and may hold ids"):
+        asyncio.run(Erasing(tmp_path / "artifacts", live, None, Silent()).run([], purge=True))
+    assert other.read_bytes() == b""
