@@ -297,20 +297,21 @@ def test_without_the_redis_of_live_events_known_users_are_served_and_told_to_be_
         problem(client.get(f"/embed/{erased}"), 404, "unknown-user")
 
 
-@pytest.mark.parametrize(("lookup_ms", "is_fresh"), [(50, False), (2_000, True)])
+@pytest.mark.parametrize(("lookup_ms", "pause_ms", "is_fresh"), [(50, 60_000, False), (2_000, 500, True)])
 def test_an_answer_waits_for_the_redis_of_live_events_as_long_as_it_is_told(
     start_server: Start,
     start_redis: Callable[..., RedisServer],
     tmp_path: Path,
     release: Release,
     lookup_ms: int,
+    pause_ms: int,
     is_fresh: bool,
 ) -> None:
     store, known = start_redis(), release.history.users[0]
     server = start_server(live_dir=tmp_path / "live", live_url=store.url, live_lookup_ms=lookup_ms)
     with server.client() as client, redis.Redis.from_url(store.url) as plain:
         until(lambda: "x-lurm-stale" not in client.get(f"/embed/{known}").headers)
-        plain.client_pause(500)
+        plain.client_pause(pause_ms)
         assert ("x-lurm-stale" not in client.get(f"/embed/{known}").headers) == is_fresh
 
 
