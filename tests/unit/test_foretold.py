@@ -10,20 +10,23 @@ import numpy as np
 import pytest
 import torch
 
+from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
-from lurm.behavegpt.steps import EVENT, FIRST, StepConfig
+from lurm.behavegpt.pace import Pace
+from lurm.behavegpt.steps import EVENT, FIRST, GAP, StepConfig
 from lurm.behavegpt.successors import Successors
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent, Task
-from tests.chains import chained, small
+from tests.chains import BEGIN_AT, N_GROUPS, chained, chained_events, small
+from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest
 from training.behave import BehaveTrainConfig
 from training.foretold import DISJOINT, FORWARD, Repeated, Trial, Verdict, judge_next
 from training.foretold.abroad import Abroad, Point
 from training.foretold.measures import Tally
 from training.foretold.newcomers import Adopted, Newcomers
-from training.foretold.realism import Realism
+from training.foretold.realism import Realism, realism
 from training.foretold.rivals import Gru, Markov, MostFrequent, OwnMostFrequent, Sasrec, shaped_like
 from training.packing import packed, stretches
 
@@ -145,6 +148,17 @@ def test_seeds_together_tell_means_and_how_sure_they_are() -> None:
     assert together.to_table().row_count == 2 * 2 + 2
     alone = Verdict(0, 2, {}, {FORWARD: {"BehaveGPT plain": together.runs[0].measures[FORWARD]["BehaveGPT plain"]}}, {})
     assert Repeated([alone, alone]).gains() == {}
+
+
+def test_a_chain_stays_at_the_only_place_there_is(tmp_path: Path) -> None:
+    events = [replace(one, location="shop") for one in chained_events()]
+    history, _ = ingest(tmp_path / "base", [clean_batch(events)])
+    vocabulary = group_vocabulary(tmp_path / "interests", history, n_groups=N_GROUPS)
+    network, codebook = small(history, vocabulary)
+    n_gaps, rows = network.n_codes[GAP] - FIRST, np.arange(len(history))
+    leans = Pace.of([], n_gaps), Haunts.unknown(n_gaps)
+    told = realism(history, vocabulary, network, *leans, codebook, rows[:8], rows, BEGIN_AT + 30 * DAY_MS, seed=0)
+    assert told["Markov"].moves == told["Markov, some stay away"].moves == 0
 
 
 def test_seeds_together_tell_of_futures_new_behaviours_and_another_log() -> None:

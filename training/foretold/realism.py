@@ -12,7 +12,7 @@ from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import NEVER, Futures, rollout
-from lurm.behavegpt.steps import EVENT, FIRST, PLACE, Codebook, Steps
+from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, PLACE, Codebook, Steps
 from lurm.behavegpt.successors import Successors
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -103,7 +103,7 @@ def realism(
     sample = codebook.steps(history.batch(training_rows[:_TRAINING_USERS]).before(cut_at), vocabulary)
     counted = Successors.of([sample], codebook.n_behaviors)
     rng = np.random.default_rng([seed, 12])
-    seen_l = np.bincount(np.maximum(sample.streams[PLACE], 1))
+    seen_l = np.bincount(sample.streams[PLACE][sample.streams[EVENT] != BEGINNING])
     last_code = steps.streams[EVENT, steps.offsets[1:] - 1]
     asked = np.repeat(last_code, _PATHS), np.repeat(before.last_at, _PATHS), cut_at, plan
     every_gap, staying_away = _waits(sample, cut_at)
