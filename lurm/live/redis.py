@@ -215,10 +215,9 @@ class RedisLiveEvents:
 
     async def _begun(self) -> str:
         await self._command("HSETNX", f"{PREFIX}store", "id", uuid.uuid4().hex)
-        salted = self._ledger.digest("").hex()
-        await self._command("HSETNX", f"{PREFIX}store", "ledger", salted)
+        await self._command("HSETNX", f"{PREFIX}store", "ledger", self._ledger.id)
         name, ledger = await self._command("HMGET", f"{PREFIX}store", "id", "ledger")
-        if ledger != salted.encode():
+        if ledger != self._ledger.id.encode():
             raise LedgerCorrupt(
                 f"the Redis of LURM_LIVE_URL was begun with another ledger of erasures than {self._ledger.path}; put "
                 "that one back, or erased users would come back"
