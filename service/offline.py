@@ -75,7 +75,8 @@ def histories_now(release: Release, user_ids: Sequence[str], config: Settings) -
             histories = Histories(release.history, live.events, live.ledger)
             standings = await histories.standings(user_ids)
             if not all(one.is_fresh for one in standings if isinstance(one, Standing)):
-                raise Unavailable("what came live cannot be read, and nothing is told without it; try again shortly")
+                why = live.why_not or "try again shortly"
+                raise Unavailable(f"what came live cannot be read, and nothing is told without it; {why}")
             found = iter(await histories.read([one for one in standings if isinstance(one, Standing)]))
             return [next(found) if isinstance(one, Standing) else one for one in standings]
 

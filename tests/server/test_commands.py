@@ -91,6 +91,14 @@ def test_nothing_is_embedded_without_live_events_that_cannot_be_read(
         histories_now(release, [known, other], config)
 
 
+def test_why_live_events_cannot_be_read_is_said(release_root: Path, release: Release, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    live = {"live_dir": tmp_path / "file" / "live", "live_url": "redis://127.0.0.1:1"}  # which is never asked
+    config = load({"artifacts_dir": release_root, **live})
+    with pytest.raises(Unavailable, match=f"; {live['live_dir']} cannot be written to .*; set LURM_LIVE_DIR$"):
+        histories_now(release, [release.history.users[0]], config)
+
+
 def test_embed_in_words_is_one_line_a_user(release_root: Path, release: Release) -> None:
     ids = [release.history.users[at] for at in range(3)]
     lines = run("embed", *ids, "--artifacts-dir", str(release_root)).stdout.splitlines()
