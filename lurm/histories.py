@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections.abc import Container, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -277,12 +277,12 @@ class WhoIsKnown:
         ((_, arrived),) = await self._events.events([user_id], after=0)
         return max((one.event.timestamp for one in arrived), default=None)
 
-    async def meant(self, written: str, said: Container[str]) -> dict[str, int | None]:
+    async def meant(self, written: str, said: Mapping[str, int | None]) -> dict[str, int | None]:
         """Whom an id means that people wrote, each with when their newest event was, None where there is none.
 
         Args:
             written: with blanks around it or without; of the users by both, somebody known is meant, else each.
-            said: who was meant before.
+            said: who was meant before, likewise.
 
         Raises:
             Unavailable: live events cannot be read.
@@ -290,7 +290,7 @@ class WhoIsKnown:
         bare, as_written = written.strip(), await self.newest_at(written)
         if as_written is not None or self._has_row(written) or bare in ("", written):
             meant = {written: as_written}
-        elif bare in said:
+        elif said.get(bare) is not None:
             return {}
         else:
             meant = {bare: await self.newest_at(bare)}

@@ -172,6 +172,17 @@ def test_a_ledger_that_never_was_sound_is_not_logged(tmp_path: Path, caplog: pyt
     assert not caplog.records
 
 
+@pytest.mark.parametrize("written", [("u", " u"), (" u", "u")])
+def test_of_nobody_known_each_id_is_erased_as_it_is_written_whatever_came_before(
+    tmp_path: Path, written: tuple[str, str]
+) -> None:
+    asyncio.run(Erasing(tmp_path, tmp_path / "live", None, Silent()).run(written, purge=False))
+    ledger = Ledger.open(tmp_path / "live")
+    assert len(ledger) == 2
+    assert ledger.erased_at("u")
+    assert ledger.erased_at(" u")
+
+
 def test_how_many_were_known_is_told_and_all_are_recorded(tmp_path: Path) -> None:
     live, ledger = tmp_path / "live", Ledger.open(tmp_path / "live")
 
