@@ -2,7 +2,7 @@
 
     <root>/erasures.jsonl    line 1: the salt of this folder; then one line per erasure, each with the hash of the one
                              before it, so that a line that is changed or taken out shows
-    <artifacts>/ledger       id of the ledger by which users of these artifacts are erased, from the first one on
+    <artifacts>/ledger       id of the ledger by which users of these artifacts are erased, and how many lines it had
 
 A user stands in it as a keyed digest of the id: whoever has an id and the ledger can ask whether it was erased, nobody
 can read ids out of it. Events up to the moment of an erasure count nowhere again: not in a rebuilt base, not when they
@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import polars as pl
@@ -100,15 +100,22 @@ class Ledger:
         return self.digest("").hex()
 
     def note_in(self, root: Path) -> None:
-        """Have an artifacts folder say by which ledger its users are erased, once somebody is; see ``ledger_of``.
+        """Have an artifacts folder say by which ledger its users are erased; see ``ledger_of``.
 
-        Where the folder cannot be written to, a build notes it.
+        Where the folder cannot be written to, a build notes it. What another ledger has erased stays noted.
         """
-        note = root / NOTE
-        if not len(self) or note.exists() or not root.is_dir():
+        note, own = root / NOTE, Noted(self.id, len(self))
+        if not root.is_dir():
             return
         try:
-            write_durably(note, f"{self.id}\n".encode())
+            noted = _noted(root)
+        except LedgerCorrupt as error:
+            _log.warning("%s", error)
+            return
+        if noted is not None and (noted.n_erased if noted.id != own.id else noted.n_erased >= own.n_erased):
+            return
+        try:
+            write_durably(note, f"{own.id} {own.n_erased}\n".encode())
         except OSError as error:
             if error.errno not in READ_ONLY:
                 _log.warning("%s cannot be written: %s", note, error)
@@ -254,33 +261,63 @@ class Ledger:
         return LedgerCorrupt(f"{self.path}, line {line}, is not what was written; {_ADVICE}")
 
 
-def ledger_of(folder: Path, root: Path) -> Ledger | None:
+class Noted(NamedTuple):
+    """What an artifacts folder says of its ledger: its id, and how many lines of erasures it has at least."""
+
+    id: str
+    n_erased: int
+
+
+def ledger_of(folder: Path, root: Path, *, to_erase: bool = False) -> Ledger | None:
     """The ledger of a folder of live events, by which the users of an artifacts folder are erased.
 
     Args:
         folder: of live events.
         root: the artifacts folder.
+        to_erase: users are to be erased by it: then it has to be the one that is noted, erased anybody or not.
 
     Returns:
         None where nobody was ever erased and nothing is live.
 
     Raises:
-        LedgerCorrupt: as ``Ledger``; or users of these artifacts were erased by another.
+        LedgerCorrupt: as ``Ledger``; or users of these artifacts were erased by another, or by more of this one.
     """
-    ledger, note = Ledger.of(folder), root / NOTE
-    try:
-        noted = note.read_text("utf-8", errors="backslashreplace").strip()
-    except (FileNotFoundError, NotADirectoryError):
+    ledger, noted = Ledger.of(folder), _noted(root)
+    if noted is None or (ledger is None and not noted.n_erased and not to_erase):
         return ledger
-    except OSError as error:
-        raise LedgerCorrupt(f"{note}, which names the ledger of erasures, cannot be read ({error.strerror})") from error
-    if ledger is None or ledger.id != noted:
+    path, note = (folder / FILE).absolute(), (root / NOTE).absolute()
+    if ledger is not None and ledger.id == noted.id:
+        if len(ledger) < noted.n_erased:
+            raise LedgerCorrupt(
+                f"{path} tells of {len(ledger):,} erasures, and users of {root} were erased by {noted.n_erased:,} of "
+                f"this ledger: it is an older copy, and without the others they come back. Put the newest one back; if "
+                f"it is lost for good, remove {note} and erase them again"
+            )
+    elif noted.n_erased or to_erase:
+        there = "not there" if ledger is None else f"the ledger {ledger.id}"
+        did, price = ("were", "without it they come back") if noted.n_erased else ("are", "by another, nobody would be")
         raise LedgerCorrupt(
-            f"{folder / FILE} is {'not there' if ledger is None else f'the ledger {ledger.id}'}, and users of {root} "
-            f"were erased by the ledger {noted}: without it they come back. Set LURM_LIVE_DIR to where it is, or put "
-            f"it back; if it is lost for good, and they may come back, remove {note}"
+            f"{path} is {there}, and users of {root} {did} erased by the ledger {noted.id}: {price}. Set LURM_LIVE_DIR "
+            f"to where it is, or put it back, and erase by it whom another erased; if it is lost for good, remove "
+            f"{note} and erase again whoever was erased"
         )
     return ledger
+
+
+def _noted(root: Path) -> Noted | None:
+    note = root / NOTE
+    try:
+        words = note.read_text("utf-8", errors="backslashreplace").split()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise LedgerCorrupt(f"{note}, which names the ledger of erasures, cannot be read ({error.strerror})") from error
+    if len(words) != 2 or not words[1].isdecimal():
+        raise LedgerCorrupt(
+            f"{note} holds {' '.join(words)!r}, expected the id of the ledger of erasures and a number; restore it, or "
+            "remove it if LURM_LIVE_DIR is the folder in which users are erased"
+        )
+    return Noted(words[0], int(words[1]))
 
 
 def _line(erasure: Erasure, before: str) -> bytes:

@@ -30,7 +30,7 @@ from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
 from lurm.live import letters, segments
-from lurm.live.place import open_live
+from lurm.live.place import is_begun, open_live
 from lurm.phrases import counted
 from lurm.progress import Reporter, in_bytes
 from lurm.release import (
@@ -180,7 +180,7 @@ class Erasing:
             erase: whether anybody is erased; else it is only said who is meant.
 
         Raises:
-            UsageError: one of them can be no user's id; then nobody is erased.
+            UsageError: one of them can be no user's id, or there is nothing to erase anybody from; then nobody is.
             Unavailable: live events or the ledger cannot be written.
             ArtifactError, DataError: as ``purge``.
         """
@@ -191,8 +191,12 @@ class Erasing:
                     f"id {nth:,} of {len(user_ids):,} has {n_bytes:,} bytes, expected 1 to {MAX_ID_BYTES}; "
                     "nobody was erased"
                 )
-        if (was := ledger_of(self._live_folder, self._root)) is not None:  # asked before another is begun
-            was.note_in(self._root)
+        ledger_of(self._live_folder, self._root, to_erase=erase)  # asked before another is begun
+        if current(self._root) is None and not is_begun(self._live_folder, self._live_url):
+            raise UsageError(
+                f"there is no release in {self._root.absolute()}, and nothing was ever sent live or erased here; set "
+                "LURM_ARTIFACTS_DIR, and LURM_LIVE_DIR where servers have it set"
+            )
         held = functools.partial(held_through, self._root)
         async with open_live(self._live_folder, self._live_url, held) as live:
             events, ledger = live.written_to()
@@ -206,8 +210,10 @@ class Erasing:
                 for user_id, at in meant.items() if erase else ():
                     erased_at = max(int(self._clock() * 1000), at or 0)
                     erased.append(ledger.record(user_id, erased_at, by="command"))
-                    ledger.note_in(self._root)
+                    if len(erased) == 1:
+                        ledger.note_in(self._root)
                     await events.erase(user_id, erased_at)
+            ledger.note_in(self._root)
             if not purge:
                 if erased:
                     try:

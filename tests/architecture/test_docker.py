@@ -96,12 +96,14 @@ def test_every_service_is_locked_down(compose: dict[str, Any], repository: Path)
 
 
 def test_what_a_server_writes_is_mounted_writable_and_no_more(compose: dict[str, Any]) -> None:
-    mounts = [one for one in compose["services"]["lurm"]["volumes"] if isinstance(one, dict)]
+    mounts = compose["services"]["lurm"]["volumes"]
     assert {one["target"]: one.get("read_only", False) for one in mounts} == {
         "/artifacts": True,
         f"/artifacts/{definitions.FOLDER}": False,
         f"/artifacts/{jobs.FOLDER}": False,
+        "/live": False,  # where commands on the host look for the ledger by default, or a build brings the erased back
     }
+    assert Settings(artifacts_dir=Path("somewhere")).live_folder == Path("somewhere/live")
     for one in mounts:
         assert one["source"] == "${ARTIFACTS:-../artifacts}" + one["target"].removeprefix("/artifacts")
 

@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from lurm.definitions import Definitions
-from lurm.erasure import FILE, Ledger, LedgerCorrupt, ledger_of
-from lurm.errors import ArtifactCorrupt
+from lurm.erasure import FILE, NOTE, Ledger, LedgerCorrupt, ledger_of
+from lurm.errors import ArtifactCorrupt, UsageError
 from lurm.events import Event
 from lurm.live.arriving import Arriving
 from lurm.live.place import is_begun, open_live
@@ -74,18 +74,21 @@ def test_half_a_line_of_a_killed_process_is_written_over(tmp_path: Path) -> None
     )
 
 
-def test_an_artifacts_folder_notes_its_ledger_from_the_first_erasure_on(tmp_path: Path) -> None:
+def test_an_artifacts_folder_notes_its_ledger(tmp_path: Path) -> None:
     root, live, other = tmp_path / "artifacts", tmp_path / "live", tmp_path / "other"
-    assert ledger_of(live, root) is None
+    assert ledger_of(live, root, to_erase=True) is None
     ledger = Ledger.open(live)
     ledger.note_in(root)  # there is no such folder
     root.mkdir()
     ledger.note_in(root)
-    assert list(root.iterdir()) == []
+    assert (root / NOTE).read_text() == f"{ledger.id} 0\n"
+    assert ledger_of(other, root) is None  # nobody is lost with it
+    with pytest.raises(LedgerCorrupt, match=f"is not there, and users of .* are erased by the ledger {ledger.id}: by"):
+        ledger_of(other, root, to_erase=True)
     ledger.record("u", 1, by="test")
     ledger.note_in(root)
     ledger.record("v", 2, by="test")
-    again = ledger_of(live, root)
+    again = ledger_of(live, root, to_erase=True)
     assert again is not None
     assert (again.id, len(again)) == (ledger.id, 2)
     with pytest.raises(LedgerCorrupt, match=f"erasures.jsonl is not there, .* by the ledger {ledger.id}: without it"):
@@ -95,6 +98,38 @@ def test_an_artifacts_folder_notes_its_ledger_from_the_first_erasure_on(tmp_path
     unlike.note_in(root)
     with pytest.raises(LedgerCorrupt, match=f"is the ledger {unlike.id}, .* by the ledger {ledger.id}: without it"):
         ledger_of(other, root)
+
+
+def test_where_nobody_was_erased_another_ledger_takes_the_place(tmp_path: Path) -> None:
+    first, second = Ledger.open(tmp_path / "first"), Ledger.open(tmp_path / "second")
+    for ledger in (first, second):
+        ledger.note_in(tmp_path)
+        assert ledger_of(ledger.path.parent, tmp_path, to_erase=True) is not None
+    assert ledger_of(first.path.parent, tmp_path) is not None
+
+
+def test_an_older_copy_of_a_ledger_is_told(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    ledger.record("u", 1, by="test")
+    copy = ledger.path.read_bytes()
+    ledger.record("v", 2, by="test")
+    ledger.note_in(tmp_path)
+    ledger.path.write_bytes(copy)
+    with pytest.raises(LedgerCorrupt, match=r"tells of 1 erasures, .* erased by 2 of this ledger: it is an older copy"):
+        ledger_of(tmp_path / "live", tmp_path)
+    Ledger(ledger.path).note_in(tmp_path)
+    assert (tmp_path / NOTE).read_text().endswith(" 2\n")
+
+
+@pytest.mark.parametrize("words", ["", "222e", "222e many", "222e 1 2"])
+def test_a_note_that_is_none_is_refused(tmp_path: Path, words: str, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    (tmp_path / NOTE).write_text(words)
+    with pytest.raises(LedgerCorrupt, match="expected the id of the ledger of erasures and a number"):
+        ledger_of(tmp_path / "live", tmp_path)
+    ledger.note_in(tmp_path)
+    assert (tmp_path / NOTE).read_text() == words
+    assert "expected the id" in caplog.text
 
 
 def test_many_writers_make_one_chain(tmp_path: Path) -> None:
@@ -176,8 +211,8 @@ def test_a_ledger_that_never_was_sound_is_not_logged(tmp_path: Path, caplog: pyt
 def test_of_nobody_known_each_id_is_erased_as_it_is_written_whatever_came_before(
     tmp_path: Path, written: tuple[str, str]
 ) -> None:
-    asyncio.run(Erasing(tmp_path, tmp_path / "live", None, Silent()).run(written, purge=False))
     ledger = Ledger.open(tmp_path / "live")
+    asyncio.run(Erasing(tmp_path, tmp_path / "live", None, Silent()).run(written, purge=False))
     assert len(ledger) == 2
     assert ledger.erased_at("u")
     assert ledger.erased_at(" u")
@@ -235,8 +270,17 @@ def test_beside_live_events_a_missing_ledger_is_not_begun_anew(tmp_path: Path) -
     asyncio.run(opened())
 
 
+def test_where_there_is_nothing_nobody_is_erased(tmp_path: Path) -> None:
+    root, live = tmp_path / "artifacts", tmp_path / "live"
+    with pytest.raises(UsageError, match=f"no release in {root}, and nothing was ever sent live or erased here"):
+        asyncio.run(Erasing(root, live, None, Silent()).run(["u"], purge=True))
+    assert not root.exists()
+    assert not live.exists()
+
+
 def test_a_damaged_audience_keeps_nobody_from_being_erased(tmp_path: Path) -> None:
     Definitions(tmp_path, None).put("damaged", Listed(["somebody"]))
     (tmp_path / "audiences/damaged/definition.json").write_bytes(b"{}")
+    Ledger.open(tmp_path / "live")
     done = asyncio.run(Erasing(tmp_path, tmp_path / "live", None, Silent()).run(["a stranger"], purge=False))
     assert len(done.erased) == 1
