@@ -11,6 +11,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from lurm.artifacts import alone, replacing, sync, write_durably
 from lurm.erasure import Ledger
+from lurm.errors import UsageError
 from lurm.live.stream import Entry
 
 FILE = "dead-letter.jsonl"
@@ -46,9 +48,16 @@ class DeadLetters:
         path: of the file; made, for its owner alone, when there is something to write.
         stream: whose entries they are.
         folder: of live events, where a file that lies elsewhere is noted; None: that of the file.
+
+    Raises:
+        UsageError: what is there is no file, so that nobody could be taken out of it again.
     """
 
     def __init__(self, path: Path, stream: str, folder: Path | None = None) -> None:
+        if path.exists() and not path.is_file():
+            raise UsageError(
+                f"{path} is no file; dead letters are written to one, for erased users are taken out of it"
+            )
         self.path, self._stream, self._folder = path, stream, folder or path.parent
         self._is_noted = False
 
@@ -77,7 +86,7 @@ class DeadLetters:
         if self._is_noted:
             return
         with alone(self._folder, ".letters.lock"):
-            there, own = files(self._folder), self.path.absolute()
+            there, own = files(self._folder), self.path.resolve()
             if own not in there:
                 noted = "".join(f"{path}\n" for path in [*there[1:], own])
                 write_durably(self._folder / _NOTED, noted.encode("utf-8", "surrogateescape"))
@@ -118,13 +127,14 @@ def files(folder: Path) -> list[Path]:
     """All files that dead letters were ever written to beside these live events: the one there, and those elsewhere."""
     noted = folder / _NOTED
     text = noted.read_text("utf-8", errors="surrogateescape") if noted.exists() else ""
-    return [(folder / FILE).absolute(), *map(Path, text.splitlines())]
+    return [(folder / FILE).absolute(), *(Path(line) for line in text.split("\n") if line)]
 
 
 def expunge(path: Path, ledger: Ledger) -> int:
     """Take the letters of erased users out of a file, where it can be told whose they are; how many are gone."""
     if not path.exists():
         return 0
+    path = path.resolve()
     with _held(path) as file:
         file.seek(0)
         lines = file.readall().splitlines(keepends=True)
@@ -138,9 +148,26 @@ def expunge(path: Path, ledger: Ledger) -> int:
 
 
 def _is_of_erased(line: bytes, ledger: Ledger) -> bool:
-    try:
-        fields = json.loads(line)["fields"] or {}
-        named = [fields.get("user_id"), json.loads(fields["event"]).get("user_id") if "event" in fields else None]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return False
-    return any(one is not None and ledger.erased_at(str(one)) for one in named)
+    """Whose it says it is decides; where it does not say, any word of it may be whose it is."""
+    whose = set(_named(line)) or set(_words(line.decode("utf-8", "surrogateescape")))
+    return any(ledger.erased_at(one) or ledger.erased_at(one.strip()) for one in whose)
+
+
+def _named(line: bytes) -> Iterator[str]:
+    """The ids by which a letter says whose it is."""
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        fields = json.loads(line)["fields"]
+        if fields.get("user_id") is not None:
+            yield str(fields["user_id"])
+        if (user_id := json.loads(fields["event"]).get("user_id")) is not None:
+            yield str(user_id)
+
+
+def _words(text: str) -> Iterator[str]:
+    """Whatever stands between quotes, whole and in words, and what stands bare, however deep it is quoted."""
+    for quoted, bare in re.findall(r'"((?:[^"\\]|\\.)*)"?|([^\s"{}\[\],:]+)', text):
+        yield quoted or bare
+        yield from re.findall(r'[^\s"{}\[\],:;=&|\\]+', quoted)
+        if "\\" in quoted:
+            with contextlib.suppress(ValueError):
+                yield from _words(json.loads(f'"{quoted}"'))

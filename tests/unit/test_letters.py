@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from lurm.erasure import Ledger
-from lurm.errors import Unfulfillable
-from lurm.live.letters import FILE, DeadLetter, DeadLetters, expunge
+from lurm.errors import Unfulfillable, UsageError
+from lurm.live.letters import FILE, DeadLetter, DeadLetters, expunge, files
 from lurm.live.stream import Entry
 from lurm.progress import Silent
 from lurm.purge import Erasing
@@ -58,6 +58,49 @@ def test_a_letter_that_waits_until_the_erased_are_taken_out_stays(tmp_path: Path
     assert expunge(path, ledger) == 1
     ledger.adds.join(PATIENCE_S)
     assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ["2-0", "3-0"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"userId": "gone"},
+        {"user_id": " gone "},
+        {"event": '{"user":{"id":"gone"}}'},
+        {"event": '["gone", 3]'},
+        {"event": '{"customer":"gone","it'},
+        {"event": "user=gone"},
+        {"user": '"x"', "name": "gone"},
+    ],
+)
+def test_whoever_is_named_anyhow_is_taken_out(tmp_path: Path, fields: dict[str, str]) -> None:
+    path, ledger = tmp_path / FILE, Ledger.open(tmp_path)
+    others = {key: one.replace("gone", "else") for key, one in fields.items()}
+    entries = [fields, {**fields, "user_id": "other"}, others]
+    letters = DeadLetters(path, "clicks")
+    for nth, entry in enumerate(entries):
+        letters.add([DeadLetter(Entry(f"{nth}-0", {k.encode(): v.encode() for k, v in entry.items()}), "odd")])
+    ledger.record("gone", 5, by="test")
+    assert expunge(path, ledger) == 1
+    assert [json.loads(line)["id"] for line in path.read_bytes().splitlines()] == ["1-0", "2-0"]
+
+
+def test_a_link_leads_to_the_letters(tmp_path: Path) -> None:
+    live, real, link = (tmp_path / name for name in ("live", "real.jsonl", "link.jsonl"))
+    real.touch()
+    link.symlink_to(real)
+    DeadLetters(link, "clicks", live).add([letter("1-0", b"gone")])
+    ledger = Ledger.open(live)
+    ledger.record("gone", 5, by="test")
+    assert files(live)[1:] == [real]
+    assert expunge(link, ledger) == 1
+    assert link.is_symlink()
+    assert real.read_bytes() == b""
+
+
+def test_what_is_no_file_takes_no_letters(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null")):
+        with pytest.raises(UsageError, match="is no file"):
+            DeadLetters(path, "clicks")
 
 
 def test_the_file_stays_its_owners_alone(tmp_path: Path) -> None:
