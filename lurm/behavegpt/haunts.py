@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, PLACE, Steps
 
-_SMOOTHED_BY = 20.0  # steps as all gaps together have it
+_SMOOTHED_BY = 5.0  # steps as all gaps together have it
 _ROUNDS = 300
 
 
@@ -41,13 +41,15 @@ class Haunts:
 
     @classmethod
     def likeliest(cls, chances_nk: NDArray[np.float64], gap_n: NDArray[np.int64], n_gaps: int) -> Haunts:
-        """Shares by which n places that came are likeliest, by expectation and maximisation.
+        """Shares by which n places that came are likeliest, by expectation and maximisation; of none, as ``unknown``.
 
         Args:
             chances_nk: (n, 3) of the place that came, by the network, the last place, and all so far.
             gap_n: (n,) buckets of the gaps before.
             n_gaps: G.
         """
+        if not len(chances_nk):
+            return cls.unknown(n_gaps)
         pooled_k, shares_gk = np.full(3, 1 / 3), np.full((n_gaps, 3), 1 / 3)
         prior_gk = np.zeros((n_gaps, 3))
         for step in range(2 * _ROUNDS):

@@ -81,7 +81,7 @@ def test_shares_are_found_at_each_gap() -> None:
     found = Haunts.likeliest(chances_3l[:, came_n].T, gap_n, 3)
     assert np.abs(found.shares_gk - truth_gk).max() < 0.03
     nobody = Haunts.likeliest(np.empty((0, 3)), np.empty(0, np.int64), 3)
-    assert np.allclose(nobody.shares_gk, 1 / 3)
+    assert np.array_equal(nobody.shares_gk, Haunts.unknown(3).shares_gk)
 
 
 @pytest.mark.parametrize(
