@@ -361,12 +361,14 @@ class BehaveTrainer:
         return found
 
     def haunts(self) -> Haunts:
-        """How far places lean on where users have been."""
-        network = self._network
+        """Where users go who train, and how far places lean on that and on where users have been."""
+        network, n_gaps = self._network, self._network.n_codes[GAP] - FIRST
         if not (self._config.counted and self._config.gap_weight and network.n_codes[PLACE] > FIRST):
-            return Haunts.unknown(network.n_codes[GAP] - FIRST)
+            return Haunts.unknown(n_gaps)
+        parts = (self._steps(rows) for rows in chunks(self._train_rows, 1024))
+        found = Haunts.of(parts, n_gaps, network.n_codes[PLACE] - 1)
         network.to(self._device).eval()
-        found = at_their_haunts(network, self._held_steps())
+        found = at_their_haunts(network, found, self._held_steps())
         network.cpu()
         return found
 

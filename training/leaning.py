@@ -33,18 +33,18 @@ def at_their_pace(network: BehaveGpt, pace: Pace, held: Iterable[Steps]) -> Pace
 
 
 @torch.no_grad()
-def at_their_haunts(network: BehaveGpt, held: Iterable[Steps]) -> Haunts:
-    """By what places are drawn, so that those of held-out users are likeliest."""
-    chances, gaps = [np.empty((0, 3))], [np.empty(0, np.int64)]
+def at_their_haunts(network: BehaveGpt, haunts: Haunts, held: Iterable[Steps]) -> Haunts:
+    """The same haunts, with the shares by which held-out users' places are likeliest."""
+    chances, gaps = [np.empty((0, 4))], [np.empty(0, np.int64)]
     for hidden_nd, steps, at in _followed(network, held):
         target = steps.streams[:4, at + 1].copy()
         place_n = target[PLACE] - 1
         target[PLACE] = 0
         said_nl = _chances(network.place_scores(hidden_nd, torch.from_numpy(target).to(hidden_nd.device)))
-        counted = [one[at + 1] for one in at_haunts(steps)]
+        counted = [*(one[at + 1] for one in at_haunts(steps)), haunts.near_ll[steps.streams[PLACE, at] - 1, place_n]]
         chances.append(np.column_stack([said_nl[np.arange(len(at)), place_n], *counted]))
         gaps.append(target[GAP] - FIRST)
-    return Haunts.likeliest(np.concatenate(chances), np.concatenate(gaps), network.n_codes[GAP] - FIRST)
+    return haunts.likeliest(np.concatenate(chances), np.concatenate(gaps))
 
 
 def _followed(network: BehaveGpt, parts: Iterable[Steps]) -> Iterator[tuple[Tensor, Steps, NDArray[np.int64]]]:

@@ -21,7 +21,7 @@ from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import gaps_after, rollout
-from lurm.behavegpt.steps import EVENT, FIRST, GAP, Codebook
+from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook
 from lurm.behavegpt.successors import Successors
 from lurm.errors import ArtifactCorrupt, ArtifactError
 from lurm.history import HistoryBatch
@@ -106,6 +106,8 @@ class BehaveGptModel:
             haunts = Haunts.from_arrays(load_arrays(folder / HAUNTS))
             if len(haunts.shares_gk) != n_gaps:
                 raise ValueError(f"{HAUNTS} is of {len(haunts.shares_gk)} gaps, not {n_gaps}")
+            if len(haunts.near_ll) not in (0, n_places := network.n_codes[PLACE] - 1):
+                raise ValueError(f"{HAUNTS} is of {len(haunts.near_ll)} places, not {n_places}")
         except ArtifactError:
             raise
         except Exception as error:
