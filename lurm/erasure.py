@@ -11,13 +11,16 @@ are sent once more. What a user does afterwards is a new life.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
+import re
 import secrets
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,6 +188,12 @@ class Ledger:
             self._read()
         return erasure
 
+    def is_named_in(self, text: str) -> bool:
+        """Whether any word of a text, JSON in JSON and cut off or not, is the id of somebody who was ever erased."""
+        if not len(self):
+            return False
+        return any(self.digest(id_) in self._erased_at for word in set(_words(text)) for id_ in {word, word.strip()})
+
     def keep(self, batch: pl.DataFrame) -> pl.DataFrame:
         """The rows of a batch of events that no erasure covers.
 
@@ -318,6 +327,16 @@ def _noted(root: Path) -> Noted | None:
             "remove it if LURM_LIVE_DIR is the folder in which users are erased"
         )
     return Noted(words[0], int(words[1]))
+
+
+def _words(text: str) -> Iterator[str]:
+    """Whatever stands between quotes, whole and in words, and what stands bare, however deep it is quoted."""
+    for quoted, bare in re.findall(r'"((?:[^"\\]|\\.)*)"?|([^\s"{}\[\],:]+)', text):
+        yield quoted or bare
+        yield from re.findall(r'[^\s"{}\[\],:;=&|\\]+', quoted)
+        if "\\" in quoted:
+            with contextlib.suppress(ValueError):
+                yield from _words(json.loads(f'"{quoted}"'))
 
 
 def _line(erasure: Erasure, before: str) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from lurm.identifiers import MAX_ID_BYTES
 MOST_VALUE = 1e15
 """Of either sign: what is larger is an amount of nothing, and sums of it are no longer numbers of 32 bits."""
 _MAX_DETAIL, _FLUSH_ROWS = 500, 50_000
+_WITHHELD = "withheld: it names a user who was erased"
 
 
 class Reason(StrEnum):
@@ -75,6 +76,7 @@ class Quarantine:
 
     Args:
         path: columns file, row, reason, detail; created with the first bad row. None: nothing is written.
+        withheld: whether what a row holds may not be kept: that of whoever was erased; its file and row are.
         max_examples: rows of each reason kept in memory.
 
     Attributes:
@@ -84,8 +86,10 @@ class Quarantine:
 
     _SCHEMA = pa.schema({"file": pa.string(), "row": pa.int64(), "reason": pa.string(), "detail": pa.string()})
 
-    def __init__(self, path: Path | None, *, max_examples: int = 5) -> None:
-        self._path = path
+    def __init__(
+        self, path: Path | None, *, withheld: Callable[[str], bool] = lambda _: False, max_examples: int = 5
+    ) -> None:
+        self._path, self._withheld = path, withheld
         self._max_examples = max_examples
         self._writer: pq.ParquetWriter | None = None
         self._pending: list[pa.Table] = []
@@ -114,7 +118,7 @@ class Quarantine:
         """
         if not len(rows):
             return
-        details = [detail[:_MAX_DETAIL] for detail in details]
+        details = [_WITHHELD if self._withheld(detail) else detail[:_MAX_DETAIL] for detail in details]
         self.counts[reason] = self.counts.get(reason, 0) + len(rows)
         examples = self.examples.setdefault(reason, [])
         n = self._max_examples - len(examples)

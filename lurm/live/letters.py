@@ -11,7 +11,6 @@ import fcntl
 import io
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -149,8 +148,9 @@ def expunge(path: Path, ledger: Ledger) -> int:
 
 def _is_of_erased(line: bytes, ledger: Ledger) -> bool:
     """Whose it says it is decides; where it does not say, any word of it may be whose it is."""
-    whose = set(_named(line)) or set(_words(line.decode("utf-8", "surrogateescape")))
-    return any(ledger.erased_at(one) or ledger.erased_at(one.strip()) for one in whose)
+    if whose := list(_named(line)):
+        return any(ledger.erased_at(one) or ledger.erased_at(one.strip()) for one in whose)
+    return ledger.is_named_in(line.decode("utf-8", "surrogateescape"))
 
 
 def _named(line: bytes) -> Iterator[str]:
@@ -161,13 +161,3 @@ def _named(line: bytes) -> Iterator[str]:
             yield str(fields["user_id"])
         if (user_id := json.loads(fields["event"]).get("user_id")) is not None:
             yield str(user_id)
-
-
-def _words(text: str) -> Iterator[str]:
-    """Whatever stands between quotes, whole and in words, and what stands bare, however deep it is quoted."""
-    for quoted, bare in re.findall(r'"((?:[^"\\]|\\.)*)"?|([^\s"{}\[\],:]+)', text):
-        yield quoted or bare
-        yield from re.findall(r'[^\s"{}\[\],:;=&|\\]+', quoted)
-        if "\\" in quoted:
-            with contextlib.suppress(ValueError):
-                yield from _words(json.loads(f'"{quoted}"'))

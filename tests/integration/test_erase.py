@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -191,6 +193,24 @@ def test_with_another_ledger_nobody_comes_back_in_silence(tiny: Path, tmp_path: 
     assert lurm(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "somebody meant it"
     lurm(root, "erase", "nobody", LURM_LIVE_DIR=str(elsewhere))
     assert lurm(root, "embed", gone, code=4), "by now it is the other that counts"
+
+
+def test_bad_rows_of_the_erased_stay_out_of_the_next_quarantine(tiny: Path, tmp_path: Path) -> None:
+    world, root = tmp_path / "world", tmp_path / "artifacts"
+    shutil.copytree(tiny, world)
+    (part,) = (world / "events").glob("*.parquet")
+    events = pl.read_parquet(part)
+    gone, other = events["user_id"].unique(maintain_order=True)[:2]
+    bad = events.filter(pl.col("user_id").is_in([gone, other])).unique("user_id", keep="first")
+    pl.concat([events, bad.with_columns(timestamp=pl.lit(None, events["timestamp"].dtype))]).write_parquet(part)
+    rebuilt(world, root)
+    lurm(root, "erase", gone, "--purge")
+    rebuilt(world, root)
+    (file,) = (root / "quarantine").glob("*.parquet")
+    kept, withheld = sorted(pl.read_parquet(file)["detail"], reverse=True)
+    assert withheld == "withheld: it names a user who was erased"
+    assert json.loads(kept)["user_id"] == other
+    assert lurm(root, "erase", gone, "--verify")["remains"] == []
 
 
 def test_whom_to_erase_must_be_said(tmp_path: Path) -> None:

@@ -270,6 +270,27 @@ def test_beside_live_events_a_missing_ledger_is_not_begun_anew(tmp_path: Path) -
     asyncio.run(opened())
 
 
+@pytest.mark.parametrize(
+    ("text", "is_named"),
+    [
+        ('{"user_id":"u 5","timestamp":"?"}', True),
+        ('{"id":7}', True),
+        ("2024,u1,u 5", False),
+        ("2024, 7 ,view", True),
+        ('{"a":"{\\"b\\":\\" u 5 \\"}"}', True),
+        ('{"user_id":"u 5', True),
+        ('{"user_id":"u 55","n":77}', False),
+        ("", False),
+    ],
+)
+def test_a_text_that_names_the_erased_is_known(tmp_path: Path, text: str, is_named: bool) -> None:
+    ledger = Ledger.open(tmp_path)
+    assert not ledger.is_named_in(text)
+    for user_id in ("u 5", "7"):
+        ledger.record(user_id, 1, by="test")
+    assert ledger.is_named_in(text) == is_named
+
+
 def test_where_there_is_nothing_nobody_is_erased(tmp_path: Path) -> None:
     root, live = tmp_path / "artifacts", tmp_path / "live"
     with pytest.raises(UsageError, match=f"no release in {root}, and nothing was ever sent live or erased here"):
