@@ -35,10 +35,11 @@ def test_what_programs_write_is_promised(moment: datetime, between: str, exact: 
     assert re.search(PATTERN, moment.replace(tzinfo=UTC).isoformat(between, exact).replace("+00:00", "Z"))
 
 
-@given(st.dates(date(1970, 1, 1), date(9999, 12, 31)))
-def test_every_day_is_promised(day: date) -> None:
-    assert re.search(PATTERN, day.isoformat())
-    assert re.search(PATTERN, f"{day}T23:59:59.999Z")
+def test_every_day_is_promised() -> None:
+    days = [date(1970, 1, 1) + timedelta(days=n) for n in range((date(9999, 12, 31) - date(1970, 1, 1)).days + 1)]
+    promised = re.compile(PATTERN).search
+    assert all(promised(day.isoformat()) for day in days)
+    assert all(promised(f"{day}T23:59:59.999Z") for day in days[::31])
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,9 @@ def test_every_day_is_promised(day: date) -> None:
         "2024-02-29",
         "2000-02-29T00:00:00.123456789Z",
         "2011-12-31",
+        "9900-01-01T00:00:00+00:00",
+        "9996-02-29T23:59+14:00",
+        "9998-12-31T23:59:59-14:00",
     ],
 )
 def test_usual_ways_to_write_a_moment_are_promised_and_taken(written: str) -> None:
