@@ -361,7 +361,7 @@ class BehaveTrainer:
         return found
 
     def haunts(self) -> Haunts:
-        """Where users go who train, and how far places lean on that and on where users have been."""
+        """Where users go who train, and how far places lean on that and on where users have been; even if all train."""
         network, n_gaps = self._network, self._network.n_codes[GAP] - FIRST
         if not (self._config.counted and self._config.gap_weight and network.n_codes[PLACE] > FIRST):
             return Haunts.unknown(n_gaps)
