@@ -25,7 +25,7 @@ from lurm.artifacts import alone, changing, digest_of, discard, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactCorrupt, Unfulfillable, UnknownName, UsageError
 from lurm.meant import Meant
-from lurm.phrases import quoted
+from lurm.phrases import first_of, quoted
 from lurm.rules import (
     NAME,
     Alike,
@@ -196,8 +196,7 @@ class Definitions:
             if name not in there and name not in damaged:
                 raise UnknownName(f"there is no saved audience {quoted(name)}")
             if users := sorted(one.name for one in there.values() if name in one.uses):
-                named = ", ".join(users[:_NAMED]) + (f" and {n:,} more" if (n := len(users) - _NAMED) > 0 else "")
-                raise Unfulfillable(f"other audiences are made of it ({named}); delete those first")
+                raise Unfulfillable(f"other audiences are made of it ({first_of(users, _NAMED)}); delete those first")
             with alone(self.folder / name, MAKING):
                 (self.folder / name / FILE).unlink()
                 shutil.rmtree(self.folder / name, ignore_errors=True)

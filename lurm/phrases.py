@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,13 +41,18 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def first_of(words: Sequence[str], most: int, say: Callable[[str], str] = str) -> str:
+    """The first words of a list, each as it is to be said, and how many more there are."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return f"{', '.join(map(say, words[:most]))}{more}"
+
+
 def likest(text: str, there: Sequence[str]) -> str:
     """What somebody may have meant: the name nearest to what they wrote, where there are not too many; or the first."""
     folded = {name.casefold(): name for name in reversed(there)} if len(there) <= NEAR_AMONG else {}
     if near := difflib.get_close_matches(text.casefold(), folded, n=1):
         return f"did you mean {quoted(folded[near[0]])}?"
-    more = f" and {len(there) - _TOLD:,} more" if len(there) > _TOLD else ""
-    return f"there are: {', '.join(map(quoted, there[:_TOLD]))}{more}"
+    return f"there are: {first_of(there, _TOLD, quoted)}"
 
 
 def document_of(text: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
 from lurm.live import letters, segments
 from lurm.live.place import is_begun, open_live
-from lurm.phrases import counted
+from lurm.phrases import counted, first_of
 from lurm.progress import Reporter, in_bytes
 from lurm.release import (
     EmbeddingsWriter,
@@ -113,9 +113,8 @@ class Erased:
             of_whom = f", of whom {self.n_known:,} {'was' if self.n_known == 1 else 'were'} known"
             lines.append(f"erased {counted(n, 'user')}{of_whom if self.unknown else ''}")
         if self.erased and self.unknown:
-            more = f" and {n:,} more" if (n := len(self.unknown) - _SHOWN) > 0 else ""
             lines.append(
-                f"there is nothing of {', '.join(map(repr, self.unknown[:_SHOWN]))}{more}: unless they were erased "
+                f"there is nothing of {first_of(self.unknown, _SHOWN, repr)}: unless they were erased "
                 "before, see whether they are known by these ids; events of theirs up to now will count nowhere"
             )
         if self.purged is not None:
