@@ -8,11 +8,14 @@ import numpy as np
 import torch
 
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
+from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import Codebook, StepConfig
 from lurm.events import Event
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
+from lurm.progress import Silent
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest
+from training.behave import BehaveTrainConfig, BehaveTrainer
 
 HOUR_MS = DAY_MS // 24
 N_GROUPS = 5
@@ -69,3 +72,17 @@ def small(
     with torch.no_grad():
         network.gap_head.bias[-1] = -30  # nobody stays away
     return network, codebook
+
+
+def taught(
+    folder: Path, events: list[Event]
+) -> tuple[HistoryBase, InterestVocabulary, BehaveTrainer, BehaveGpt, Codebook]:
+    """The base of a log, its interests, and who has taught a small network one pass over it; a fifth is held out."""
+    history, _ = ingest(folder / "base", [clean_batch(events)])
+    vocabulary = group_vocabulary(folder / "interests", history, n_groups=N_GROUPS)
+    network, codebook = small(history, vocabulary)
+    plain = ObjectiveConfig("plain")
+    config = BehaveTrainConfig(batch_events=512, epochs=1, objective=plain, holdout=0.2)
+    trainer = BehaveTrainer(network, codebook, vocabulary, history, config, None, Silent())
+    trainer.fit()
+    return history, vocabulary, trainer, network, codebook

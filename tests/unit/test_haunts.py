@@ -14,14 +14,11 @@ from numpy.typing import NDArray
 
 from lurm.behavegpt.haunts import Haunts, at_haunts, visits
 from lurm.behavegpt.model import BehaveGptModel
-from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, PLACE, Steps
 from lurm.events import Event
-from lurm.progress import Silent
 from lurm.prospect import Plan
-from tests.chains import BEGIN_AT, N_GROUPS, small
-from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest
-from training.behave import BehaveTrainConfig, BehaveTrainer
+from tests.chains import BEGIN_AT, N_GROUPS, taught
+from tests.worlds import DAY_MS
 
 G, L = 6, 5
 lives = st.lists(st.lists(st.integers(1, L), max_size=12), min_size=1, max_size=6)
@@ -126,13 +123,7 @@ def test_futures_stay_in_the_shop_of_a_visit_and_come_back_to_ones_own(tmp_path:
             for _ in range(4):  # things bought at once
                 item = f"i{int(rng.integers(N_GROUPS * 12)):03d}"
                 events.append(Event(f"u{user:03d}", item, "buy", at, location=f"shop {place}"))
-    history, _ = ingest(tmp_path / "base", [clean_batch(events)])
-    vocabulary = group_vocabulary(tmp_path / "interests", history, n_groups=N_GROUPS)
-    network, codebook = small(history, vocabulary)
-    plain = ObjectiveConfig("plain")
-    config = BehaveTrainConfig(batch_events=512, epochs=1, objective=plain, holdout=0.2)
-    trainer = BehaveTrainer(network, codebook, vocabulary, history, config, None, Silent())
-    trainer.fit()
+    history, vocabulary, trainer, network, codebook = taught(tmp_path, events)
     batch = history.batch(np.arange(40))
 
     def like_life(haunts: Haunts | None) -> tuple[float, float, float]:

@@ -13,15 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lurm.behavegpt.model import BehaveGptModel
-from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.pace import Pace, gaps_so_far
 from lurm.behavegpt.steps import FIRST, GAP, Steps
 from lurm.events import Event
-from lurm.progress import Silent
 from lurm.prospect import Plan
-from tests.chains import BEGIN_AT, N_GROUPS, small
-from tests.worlds import DAY_MS, clean_batch, group_vocabulary, ingest
-from training.behave import BehaveTrainConfig, BehaveTrainer
+from tests.chains import BEGIN_AT, N_GROUPS, taught
+from tests.worlds import DAY_MS
 
 G = 12
 lives = st.lists(st.lists(st.integers(0, G), max_size=9), min_size=1, max_size=6)  # G: a gap that is not known
@@ -102,13 +99,7 @@ def test_futures_of_the_busy_are_busy_before_a_network_has_learned_it(tmp_path: 
             at += 1 + int(rng.exponential((0.2 if user % 2 else 4.0) * DAY_MS))
             item = int(rng.integers(N_GROUPS * 12))
             events.append(Event(f"u{user:03d}", f"i{item:03d}", "view", at))
-    history, _ = ingest(tmp_path / "base", [clean_batch(events)])
-    vocabulary = group_vocabulary(tmp_path / "interests", history, n_groups=N_GROUPS)
-    network, codebook = small(history, vocabulary)
-    plain = ObjectiveConfig("plain")
-    config = BehaveTrainConfig(batch_events=512, epochs=1, objective=plain, holdout=0.2)
-    trainer = BehaveTrainer(network, codebook, vocabulary, history, config, None, Silent())
-    trainer.fit()
+    history, vocabulary, trainer, network, codebook = taught(tmp_path, events)
     pace = trainer.pace()
     assert pace.share > 0.3
     batch = history.batch(np.arange(60))
