@@ -148,15 +148,6 @@ def test_nothing_is_written_without_a_bad_row_and_examples_are_few(parquet, tmp_
     assert pl.read_parquet(path)["row"].to_list() == [0, 1, 2, 10, 11, 12, 7]
 
 
-def test_many_bad_rows_are_streamed(tmp_path):
-    path = tmp_path / "quarantine.parquet"
-    with Quarantine(path) as quarantine:
-        for start in range(0, 120_000, 30_000):
-            quarantine.reject("f", np.arange(start, start + 30_000), Reason.NO_USER, ["{}"] * 30_000)
-    assert pq.ParquetFile(path).metadata.num_row_groups == 2
-    assert pl.read_parquet(path)["row"].to_list() == list(range(120_000))
-
-
 def test_items_and_repeats_are_left_for_the_history_to_judge(parquet):
     columns = {"user_id": ["u"] * 4, "item_id": [None, "", " ", "i"], "timestamp": [MOMENT] * 4}
     clean = drained(opened(parquet(columns)))
