@@ -25,6 +25,7 @@ from lurm.history import HistoryBatch
 from lurm.progress import Silent
 from lurm.release import Release, activate, current, list_releases, rollback, verify, withdraw
 from lurm.smen import encoder as smen
+from tests.hearing import Hearing
 from tests.integration.conftest import Built, build
 
 STAGES = ["history", "attributes", "items", "interests", "encoder", "embeddings", "index"]
@@ -433,18 +434,8 @@ def test_a_users_table_changes_attributes_alone_and_a_name_makes_a_release(small
     assert Release.open(root).name == "another name"
 
 
-class Lines(Silent):
-    """Keeps what a build says."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.said.append(line)
-
-
 def test_a_build_says_of_attributes_what_validate_says(small: Built, tmp_path: Path) -> None:
-    world, root, lines = tmp_path / "world", tmp_path / "artifacts", Lines()
+    world, root, lines = tmp_path / "world", tmp_path / "artifacts", Hearing()
     shutil.copytree(small.dataset, world)
     shutil.copytree(small.root, root)
     users = pl.read_parquet(world / "users.parquet").with_row_index("age").cast({"age": pl.String})
@@ -455,7 +446,7 @@ def test_a_build_says_of_attributes_what_validate_says(small: Built, tmp_path: P
     build(world, root, reporter=lines)
     told = list(Dataset.open(world).people().in_words())
     assert len(told) == 2 and "age: 1 of" in told[0] and "of users named before" in told[1]
-    assert [line.strip() for line in lines.said if line.strip() in told] == told
+    assert [line.strip() for line in lines.lines if line.strip() in told] == told
     assert Release.open(root).attributes["age"].kind == "number"
 
 

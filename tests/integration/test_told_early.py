@@ -12,6 +12,7 @@ from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
 from lurm.progress import Silent
 from lurm.validate import Held, validate
+from tests.hearing import Hearing
 from tests.integration.conftest import FAST, build
 from training import pipeline
 from training.recipes import Recipe
@@ -29,21 +30,13 @@ def test_a_log_that_until_cuts_whole_is_refused_with_its_span(tmp_path: Path) ->
 _SOLD = {"name": "sold", "kind": "count", "days": 7, "behaviors": ["byu"]}
 
 
-class _Listener(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 @pytest.mark.slow
 def test_more_interests_than_items_are_told_and_a_behavior_that_is_none_ends_it_early(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     rows = [(f"u{u}", f"i{(u + n) % 4}", 1_600_000_000 + n, "buy") for u in range(5) for n in range(3)]
     schema = ["user_id", "item_id", "timestamp", "behavior"]
     pl.DataFrame(rows, schema=schema, orient="row").write_parquet(tmp_path / "log" / "events.parquet")
-    root, listener = tmp_path / "artifacts", _Listener()
+    root, listener = tmp_path / "artifacts", Hearing()
 
     def built(**tables: object) -> None:
         recipe = Recipe.of({**FAST, "interests": {"n_interests": 1_000}, **tables})

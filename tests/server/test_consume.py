@@ -29,13 +29,13 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing, SettingsError, UsageError
 from lurm.live import Arrived, Unavailable
 from lurm.live.place import open_live
-from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import activate, current
 from lurm.settings import environment_of
 from service import consumer as consuming
 from service.__main__ import register
 from tests.conftest import RedisServer
+from tests.hearing import Hearing
 from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.slow  # servers of their own
@@ -264,14 +264,6 @@ def test_what_was_erased_is_not_written_down_again(
     assert "user 1" not in (live_dir / "dead-letter.jsonl").read_text()
 
 
-class Heard(Silent):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def test_letters_that_lie_elsewhere_are_found_when_somebody_is_erased(
     drain: Callable[..., dict[str, Any]],
     producer: redis.Redis,
@@ -280,17 +272,14 @@ def test_letters_that_lie_elsewhere_are_found_when_somebody_is_erased(
     tmp_path: Path,
 ) -> None:
     file, gone = tmp_path / "elsewhere" / "dead", tmp_path / "gone"
-    add(
-        producer,
-        stream,
-        *(as_json(number, user_id=who, colour="red") for number, who in enumerate(("leaver", "other"))),
-    )
+    for number, who in enumerate(("leaver", "other")):
+        add(producer, stream, as_json(number, user_id=who, colour="red"))
     drain(stream, "--dead-letter", str(file))
     assert b"leaver" in file.read_bytes()
     add(producer, stream, as_json(7, colour="red"))
     drain(stream, "--dead-letter", str(gone))
     gone.unlink()
-    heard = Heard()
+    heard = Hearing()
     erasing = Erasing(tmp_path / "artifacts", live_dir, None, heard)
     assert erasing.remains(["leaver"]).files == [file]
     asyncio.run(erasing.run(["leaver"], purge=True))

@@ -20,6 +20,7 @@ from lurm.history import HistoryBatch
 from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
 from lurm.sequences import life
+from tests.hearing import Hearing
 from tests.worlds import DAY_MS, clean_batch, grouped_events, ingest, vocabulary_of
 from training.diagnostics import Diagnostics, examine
 from training.diagnostics.gate import breaches, requirements
@@ -30,16 +31,6 @@ from training.subject import Subject
 
 N_USERS, N_INTERESTS, NEW = 300, 16, 40
 NOTHING = GateConfig(min_effective_rank_share=None, max_near_duplicates=None, min_anchor_usage=None)
-
-
-class Saying(Silent):
-    """Remembers what it is told to say."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -145,7 +136,7 @@ def test_half_of_the_users_collapsed_is_half_near_duplicates(subject: Subject, r
 
 def test_users_with_the_same_interests_may_have_the_same_vector(tmp_path: Path) -> None:
     events = [Event(f"u{u}", f"i{i:03d}", "view", 1_600_000_000_000 + u * 7 + i) for u in range(6) for i in (0, 4, 9)]
-    said = Saying()
+    said = Hearing()
     diagnostics = examine(subject_of(tmp_path, events, halves()), before=None, seed=3, reporter=said)
     assert said.lines[0].startswith("all 6 users have one and the same vector")
     assert (diagnostics.near_duplicates, diagnostics.effective_rank.share) == (0, 1)

@@ -15,6 +15,7 @@ from lurm.meanings import Meaning
 from lurm.progress import Silent
 from lurm.smen.config import SmenConfig
 from lurm.smen.network import Smen
+from tests.hearing import Hearing
 from tests.lively import CONFIG, World, lively_world, trainer
 from training.checkpoint import Checkpoint
 from training.loop import TrainConfig, Trainer, contrastive_loss
@@ -235,13 +236,10 @@ class Sampled(Smen):
 DAMAGED = "  the checkpoint is damaged; training starts anew"
 
 
-class Listener(Silent):
+class Listener(Hearing):
     def __init__(self) -> None:
-        self.lines: list[str] = []
+        super().__init__()
         self.totals: list[int | None] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
 
     def task(self, title: str, total: int | None, unit: str):  # type: ignore[no-untyped-def]
         self.totals.append(total)
