@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from lurm.behavegpt.hours import Hours
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
 from lurm.behavegpt.steps import Codebook, StepConfig
@@ -72,6 +75,13 @@ def small(
     with torch.no_grad():
         network.gap_head.bias[-1] = -30  # nobody stays away
     return network, codebook
+
+
+def at_hours(codebook: Codebook, events_ws: NDArray[np.int64] | None = None) -> Codebook:
+    """The same of a log with so many events in each hour of the week; None: with as many in all."""
+    book = copy.copy(codebook)
+    book.hours = Hours(np.ones((7, 24), np.int64) if events_ws is None else events_ws)
+    return book
 
 
 def taught(

@@ -33,7 +33,7 @@ WEIGHTS, CODES, COUNTS = "behavegpt.safetensors", "codebook.safetensors", "succe
 PACES, HAUNTS = "pace.safetensors", "haunts.safetensors"
 SHAPE = "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 8
+REVISION = 9
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -163,9 +163,10 @@ class BehaveGptModel:
 
     def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
         """(C,) chances, after a silence, ms, of what comes if anything does: a mean over moments."""
-        chances_g = torch.softmax(self.network.gap_scores(hidden_1d).double(), dim=1)[0].numpy()
-        chances_g[-1] = 0
-        gap_n = gaps_after(silence, chances_g, self.codebook, (np.arange(_ROWS_AT_ONCE) + 0.5) / _ROWS_AT_ONCE)
+        chances_1g = torch.softmax(self.network.gap_scores(hidden_1d).double(), dim=1).numpy()
+        chances_1g[:, -1] = 0
+        quantiles = (np.arange(_ROWS_AT_ONCE) + 0.5) / _ROWS_AT_ONCE
+        gap_n = gaps_after(silence, np.array([last_at]), chances_1g, self.codebook, quantiles)
         weekday, slot = self.codebook.calendar(last_at + gap_n)
         context = np.stack([weekday, slot, self.codebook.gap_code(gap_n), np.full_like(gap_n, place)])
         scores_nc = self.network.scores(hidden_1d.expand(_ROWS_AT_ONCE, -1), torch.from_numpy(context))

@@ -6,7 +6,7 @@ fill the window, its later half is read anew.
 
 Who was last seen a while ago is known to have done nothing since: the first gap is drawn from those that are no shorter
 than this silence. One of the gaps is "never", with which a path ends. The others lean on how soon those came back who
-had come back at such a pace; places, on where the user has been.
+had come back at such a pace, and on the hours in which there are events; places, on where the user has been.
 
 Paper: BehaveGPT, long-term generation. Departures: the silence and the end, of which the paper says nothing.
 """
@@ -118,11 +118,10 @@ def rollout(
     at_r = np.full(plan.paths, steps.times[-1] if has_begun else start_at, np.int64)
     until = NEVER if plan.until is None else plan.until
     rng_r = [np.random.default_rng([plan.seed, path, lot]) for path in range(plan.paths)]
-    chance_rn = np.stack([rng.random((plan.steps, 4)) for rng in rng_r])
+    chance_rn = np.stack([rng.random((plan.steps, 3)) for rng in rng_r])
     futures = Futures(*(np.full((plan.paths, plan.steps), -1, np.int64) for _ in range(3)))
-    values_gs = np.vstack([codebook.values_gs, np.full_like(codebook.values_gs[:1], NEVER)])
     rows = np.arange(plan.paths)  # still under way
-    silence = int(start_at - at_r[0])
+    silence = max(int(start_at - at_r[0]), 0)
     pace = pace or Pace.of([], network.n_codes[GAP] - FIRST)
     haunts = haunts or Haunts.unknown(network.n_codes[GAP] - FIRST)
     sum_r, known_r = (np.full(plan.paths, so_far[-1]) for so_far in gaps_so_far(steps))
@@ -133,11 +132,7 @@ def rollout(
         gap_chances_rg = pace.mixed(_probabilities(network.gap_scores(known.hidden_rd)), sum_r, known_r)
         if nth == 0 and not has_begun:
             gap_chances_rg[:, -1] = 0
-        if nth == 0 and silence > 0:
-            value_r = gaps_after(silence, gap_chances_rg[0], codebook, chance[:, 0])
-        else:
-            gap = _drawn(gap_chances_rg, chance[:, 0])
-            value_r = values_gs[gap, (chance[:, 1] * values_gs.shape[1]).astype(np.int64)]
+        value_r = gaps_after(silence if nth == 0 else 0, at_r, gap_chances_rg, codebook, chance[:, 0])
         at_r = at_r + value_r
         alive = (value_r < NEVER) & (at_r <= until)
         if not alive.all():
@@ -152,12 +147,12 @@ def rollout(
         sum_r, known_r = sum_r + context[GAP] - FIRST, known_r + 1
         if network.n_codes[PLACE] > FIRST:
             place_chances_rl = _probabilities(network.place_scores(hidden, _tensor(context, hidden)))
-            last_r = _drawn(haunts.mixed(place_chances_rl, context[GAP], last_r, visits_rl), chance[:, 2])
+            last_r = _drawn(haunts.mixed(place_chances_rl, context[GAP], last_r, visits_rl), chance[:, 1])
             visits_rl[np.arange(len(rows)), last_r] += 1
         context[PLACE] = last_r + 1
         scores_rc = network.scores(hidden, _tensor(context, hidden))
         chances_rc = _probabilities(scores_rc / plan.temperature)
-        event = _drawn(_likeliest(chances_rc, plan), chance[:, 3])
+        event = _drawn(_likeliest(chances_rc, plan), chance[:, 2])
         futures.at_rn[rows, nth], futures.place_rn[rows, nth], futures.event_rn[rows, nth] = at_r, context[PLACE], event
         if nth + 1 < plan.steps:
             known.add(_tensor(np.concatenate([context, event[None] + FIRST]), hidden))
@@ -165,16 +160,22 @@ def rollout(
 
 
 def gaps_after(
-    silence: int, chances_g: NDArray[np.float64], codebook: Codebook, chance_n: NDArray[np.float64]
+    silence: int,
+    last_at_n: NDArray[np.int64],
+    chances_ng: NDArray[np.float64],
+    codebook: Codebook,
+    chance_n: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """(n,) ms between a user's last event and the next one, given that it was not within a silence; ``NEVER``: none.
 
-    A bucket's gaps are as likely as each other. In the last one, where few gaps and then none are longer, the wait has
-    no memory (see ``Codebook.tail``), so the longer the silence, the likelier it is that nothing comes.
+    A bucket's gaps are as likely as events are in the hours they lead to. In the last one, where few gaps and then none
+    are longer, the wait has no memory (see ``Codebook.tail``), so the longer the silence, the likelier it is that
+    nothing comes.
 
     Args:
-        silence: ms since the last event, above 0.
-        chances_g: (G+1,) of the buckets and of never, before anything is known of the silence.
+        silence: ms since the last event.
+        last_at_n: (n,) epoch ms of the last events; or (1,): the same for all, as are chances.
+        chances_ng: (n, G+1) of the buckets and of never, before anything is known of the silence.
         codebook: of the buckets.
         chance_n: (n,) in [0, 1) which gap, in order of length; even ones give quantiles.
     """
@@ -182,13 +183,13 @@ def gaps_after(
     values_gs = codebook.values_gs.copy()
     if silence > edge:
         values_gs[-1] = silence + beyond
-    is_later_gs = values_gs >= silence
-    later_g = chances_g[:-1] * codebook.lasting(np.array([silence]))[0]
-    weight_gs = is_later_gs * (later_g / np.maximum(is_later_gs.sum(1), 1))[:, None]
-    if not weight_gs.any() and not chances_g[-1]:
-        weight_gs[-1] = 1  # a silence so long that its chance is no number
-    values, weights = np.append(values_gs, NEVER), np.append(weight_gs, chances_g[-1])
-    gap_n: NDArray[np.int64] = values[_drawn(np.broadcast_to(weights, (len(chance_n), len(values))), chance_n)]
+    later_ng = chances_ng[:, :-1] * codebook.lasting(np.array([silence]))
+    weight_ngs = codebook.hours.among(later_ng, last_at_n, values_gs, values_gs >= silence)
+    for row in np.flatnonzero((weight_ngs.max((1, 2)) == 0) & (chances_ng[:, -1] == 0)):
+        weight_ngs[row, -1] = 1  # a silence so long that its chance is no number
+    values = np.append(values_gs, NEVER)
+    weight_nx = np.column_stack([weight_ngs.reshape(len(weight_ngs), -1), chances_ng[:, -1]])
+    gap_n: NDArray[np.int64] = values[_drawn(np.broadcast_to(weight_nx, (len(chance_n), len(values))), chance_n)]
     return gap_n
 
 

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lurm.behavegpt.hours import Hours, calendar
 from lurm.bounds import AT_LEAST_ONE, Bound, check
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS, MONDAY
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.interests import InterestVocabulary
 
@@ -127,6 +127,8 @@ class Codebook:
         location_p: (P,) int64 the location row of each place.
         edges_g: (G-1,) int64 ms: bucket g holds gaps from edge g-1 on and below edge g; the first one none at all.
         values_gs: (G, 32) int64 ms, quantiles of the gaps in each bucket.
+        events_ws: (7, S) int64 how many events were in each slot of each weekday.
+        hours: the same, as gaps lean on it.
     """
 
     def __init__(
@@ -138,10 +140,12 @@ class Codebook:
         place_l: NDArray[np.int32],
         edges_g: NDArray[np.int64],
         values_gs: NDArray[np.int64],
+        events_ws: NDArray[np.int64],
     ) -> None:
         self.config, self.types = config, tuple(types)
         self.class_vk, self.counts_c, self.place_l = class_vk, counts_c, place_l
         self.edges_g, self.values_gs = edges_g, values_gs
+        self.events_ws, self.hours = events_ws, Hours(events_ws)
         of_place = np.flatnonzero(place_l >= 0)
         self.location_p = of_place[np.argsort(place_l[of_place])]
         kind, column = np.nonzero(class_vk >= 0)
@@ -168,6 +172,7 @@ class Codebook:
         n_types = len(history.behaviors)
         n_columns = len(vocabulary) + 1 if config.behavior == "interest" else 1
         counts_x, counts_l = np.zeros(n_types * n_columns, np.int64), np.zeros(len(history.locations), np.int64)
+        events_ws = np.zeros((7, config.slots), np.int64)
         gaps: list[NDArray[np.int64]] = []
         n_users = 0
         for batch in history.scan(named=False):
@@ -176,6 +181,7 @@ class Codebook:
             place = _cells(batch, vocabulary, n_columns)[known]
             counts_x += np.bincount(place, minlength=len(counts_x))
             counts_l += np.bincount(batch.location_rows[batch.location_rows >= 0], minlength=len(counts_l))
+            np.add.at(events_ws, calendar(batch.timestamps, config.slots), 1)
             if n_users < _SAMPLE:
                 gaps.append(_gaps(batch))
             n_users += len(batch)
@@ -194,7 +200,7 @@ class Codebook:
         edges_g, values_gs = _buckets(np.concatenate(gaps or [np.empty(0, np.int64)]), config.gaps)
         types = history.behaviors.ids.to_pylist()
         class_vk = class_x.reshape(n_types, n_columns)
-        return cls(config, types, class_vk, counts_x[frequent], place_l, edges_g, values_gs)
+        return cls(config, types, class_vk, counts_x[frequent], place_l, edges_g, values_gs, events_ws)
 
     def without(self, rows: NDArray[np.int64]) -> Codebook:
         """The same less some behaviours, which are then known to happen and not foretold; the others close ranks."""
@@ -229,7 +235,8 @@ class Codebook:
         return self._with(self.class_vk, counts_c)
 
     def _with(self, class_vk: NDArray[np.int32], counts_c: NDArray[np.int64]) -> Codebook:
-        return Codebook(self.config, self.types, class_vk, counts_c, self.place_l, self.edges_g, self.values_gs)
+        kept = self.place_l, self.edges_g, self.values_gs, self.events_ws
+        return Codebook(self.config, self.types, class_vk, counts_c, *kept)
 
     @property
     def n_behaviors(self) -> int:
@@ -272,8 +279,8 @@ class Codebook:
 
     def calendar(self, at: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Weekday and slot codes of moments in epoch ms, UTC."""
-        day, within = np.divmod(at, DAY_MS)
-        return FIRST + (day + MONDAY) % 7, FIRST + within * self.config.slots // DAY_MS
+        weekday, slot = calendar(at, self.config.slots)
+        return FIRST + weekday, FIRST + slot
 
     def gap_code(self, gap: NDArray[np.int64]) -> NDArray[np.int64]:
         """The codes of times between two events, ms."""
@@ -329,7 +336,7 @@ class Codebook:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything but the configuration and the names, to be kept."""
-        names = ("class_vk", "counts_c", "place_l", "edges_g", "values_gs")
+        names = ("class_vk", "counts_c", "place_l", "edges_g", "values_gs", "events_ws")
         return {name: np.ascontiguousarray(getattr(self, name)) for name in names}
 
 

@@ -14,6 +14,7 @@ from lurm.behavegpt.pace import Pace
 from lurm.behavegpt.rollout import NEVER, Futures, rollout
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, PLACE, Codebook, Steps
 from lurm.behavegpt.successors import Successors
+from lurm.events import DAY_MS
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.prospect import Plan
@@ -38,6 +39,7 @@ class Realism:
         returning: share of users who do anything beyond that of those who did; below 0: too small.
         moves: share of events at another place than the one before, beyond that in life; a chain draws places by how
             frequent they are.
+        hours: total variation of hours of the day, UTC.
         copied: share of runs of 8 behaviours that occur in training.
         copied_by_life: the same share of what happened.
         distinct_2: difference of the share of pairs of behaviours that are distinct.
@@ -50,6 +52,7 @@ class Realism:
     busier: float
     returning: float
     moves: float
+    hours: float
     copied: float
     copied_by_life: float
     distinct_2: float
@@ -230,6 +233,9 @@ def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[n
         moved = np.concatenate([one[1:] != one[:-1] for one in of.places])
         return float(moved.mean()) if len(moved) else 0.0
 
+    def hours(of: _Lives) -> NDArray[np.float64]:
+        return _shares(np.bincount(np.concatenate(of.times) % DAY_MS // (DAY_MS // 24), minlength=24))
+
     def distinct(of: _Lives) -> float:
         paths = len(of.events) // len(life.events)  # one at a time: of more pairs, fewer are distinct
         shares = []
@@ -246,6 +252,7 @@ def _compared(lives: _Lives, life: _Lives, n_behaviors: int, frequent: NDArray[n
         busier=float(counts(lives).mean()) / max(float(counts(life).mean()), 1e-9) - 1,
         returning=float((counts(lives) > 0).mean() - (counts(life) > 0).mean()),
         moves=moves(lives) - moves(life),
+        hours=_variation(hours(lives), hours(life)),
         distinct_2=abs(distinct(lives) - distinct(life)),
         copied=_copied(lives, runs),
         copied_by_life=_copied(life, runs),
