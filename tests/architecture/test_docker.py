@@ -103,7 +103,7 @@ def test_what_a_server_writes_is_mounted_writable_and_no_more(compose: dict[str,
         f"/artifacts/{jobs.FOLDER}": False,
         "/live": False,  # where commands on the host look for the ledger by default, or a build brings the erased back
     }
-    assert Settings(artifacts_dir=Path("somewhere")).live_folder == Path("somewhere/live")
+    assert Settings.model_validate({"artifacts_dir": "somewhere"}).live_folder == Path("somewhere/live")
     for one in mounts:
         assert one["source"] == "${ARTIFACTS:-../artifacts}" + one["target"].removeprefix("/artifacts")
 
@@ -126,7 +126,7 @@ def cache(start_redis: Callable[..., Any], compose: dict[str, Any], repository: 
 
 def test_redis_is_a_bounded_cache_that_writes_nothing(cache: redis.Redis, compose: dict[str, Any]) -> None:
     def configured(name: str) -> str:
-        return cache.config_get(name)[name]
+        return str(cache.config_get(name)[name])
 
     assert configured("maxmemory-policy") == "allkeys-lru"
     assert int(configured("maxmemory")) == 256 * 2**20

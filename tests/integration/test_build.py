@@ -25,6 +25,7 @@ from lurm.history import HistoryBatch
 from lurm.progress import Silent
 from lurm.release import Release, activate, current, list_releases, rollback, verify, withdraw
 from lurm.smen import encoder as smen
+from lurm.smen.config import REVISION
 from tests.hearing import Hearing
 from tests.integration.conftest import Built, build
 
@@ -453,7 +454,7 @@ def test_a_build_says_of_attributes_what_validate_says(small: Built, tmp_path: P
 def test_a_release_of_another_arithmetic_is_refused(
     small: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = smen.REVISION
+    trained = REVISION
     monkeypatch.setattr(smen, "REVISION", trained + 1)
     with pytest.raises(
         ArtifactError,

@@ -13,8 +13,8 @@ import pytest
 
 from lurm.errors import LurmError
 from training.bench.load import arrivals, drive, get, post
-from training.bench.serve import JSON, answer
-from training.bench.served import peer
+from training.bench.serve import JSON
+from training.bench.served import answer, peer
 
 WORDS = {"/a": b"a", "/bb": b"bb", "/empty": b"", "/large": b"x" * 3_000_000}
 

@@ -74,7 +74,7 @@ class Clockwork(asyncio.SelectorEventLoop):
 class Visitor:
     """A client without a network: takes what it is sent when it likes, and may leave."""
 
-    def __init__(self, on_piece: Callable[[int], Awaitable[None]] | None = None) -> None:
+    def __init__(self, on_piece: Callable[[int], Awaitable[object]] | None = None) -> None:
         self.messages: list[Message] = []
         self.left = asyncio.Event()
         self._on_piece = on_piece

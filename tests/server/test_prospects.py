@@ -237,7 +237,7 @@ def test_what_arrives_while_the_model_is_busy_is_answered_together(release: Rele
     def history(user_id: str) -> Any:
         return release.history.inline(user_id, [])
 
-    async def ask() -> list[object]:
+    async def ask() -> list[list[Any]]:
         async with Foreteller(Counting(), queue_users=20) as foreteller:
             asked = [foreteller.next(history(f"u{n}"), Occasion(), 1 + n % 3) for n in range(16)]
             asked += [foreteller.next(history("bad"), Occasion(), 1)]

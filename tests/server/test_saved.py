@@ -356,9 +356,8 @@ def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, rel
         assert get(asked, "/v1/audiences/kept")["definition"] == good["definition"]
     later = {"seeds": ["nobody yet"], "size": {"percent": 2}}
     answer = asked.put("/v1/audiences/kept", json={"like": later})
-    assert problem(answer, 409, "unfulfillable")["detail"].startswith(
-        "it is saved, and cannot be answered of this release: "
-    )
+    told = str(problem(answer, 409, "unfulfillable")["detail"])
+    assert told.startswith("it is saved, and cannot be answered of this release: ")
     assert asked.delete("/v1/audiences/kept").status_code == 200
 
 

@@ -69,7 +69,7 @@ def recipe_of(variant: Variant) -> Recipe:
     return Recipe.of(variant.tables)
 
 
-@pytest.fixture(scope="module", params=RECIPES.values(), ids=RECIPES)
+@pytest.fixture(scope="module", params=list(RECIPES.values()), ids=list(RECIPES))
 def tables(request: pytest.FixtureRequest) -> dict[str, Any]:
     return request.param
 

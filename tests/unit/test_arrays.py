@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from lurm.arrays import aligned, map_tensors, streamed
@@ -13,7 +15,7 @@ from lurm.errors import ArtifactCorrupt
 
 
 def test_tensors_are_mapped_as_they_were_written(tmp_path: Path, rng: np.random.Generator) -> None:
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "weights_hd": rng.standard_normal((7, 3)).astype(np.float32),
         "rows_n": rng.integers(0, 9, 5).astype(np.int32),
         "counts_n": rng.integers(0, 9, 4),

@@ -14,7 +14,7 @@ from lurm.definitions import Definitions
 from lurm.erasure import FILE, NOTE, Ledger, LedgerCorrupt, ledger_of
 from lurm.errors import ArtifactCorrupt, UsageError
 from lurm.events import Event
-from lurm.live.arriving import Arriving
+from lurm.live import Arriving
 from lurm.live.place import is_begun, open_live
 from lurm.live.sqlite import SqliteLiveEvents
 from lurm.progress import Silent

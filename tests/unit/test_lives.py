@@ -55,7 +55,7 @@ def lives_of(made: Facts, hashes: np.ndarray, checks: np.ndarray, *, drop: bool,
     return [settle(part, pl.concat([users, users]), RECODE, drop=drop) for part in parts]
 
 
-def by_hand(made: Facts, user: int, *, drop: bool) -> list[tuple[float, ...]]:
+def by_hand(made: Facts, user: int, *, drop: bool) -> list[tuple[int, int, int, float, int]]:
     """Sorted events of one user, those left out that lack an item or repeat."""
     events = []
     for row in np.flatnonzero(made["user"] == user):

@@ -16,7 +16,7 @@ from lurm.definitions import Definitions
 from lurm.erasure import Ledger
 from lurm.events import Event
 from lurm.identifiers import Identifiers
-from lurm.live.arriving import Arriving
+from lurm.live import Arriving
 from lurm.live.letters import FILE, DeadLetter, DeadLetters
 from lurm.live.sqlite import SqliteLiveEvents
 from lurm.live.stream import Entry

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lurm.moments import iso_of
 from service.problems import Malformed
-from service.schemas import SeedsOfAudience, iso_of, validated
+from service.schemas import SeedsOfAudience, validated
 
 EPOCH = datetime(1970, 1, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from lurm.stack import Stack, aligned
 from lurm.transformer import Transformer, TransformerShape, seen_keys
 
-CLOSE = {"atol": 3e-5, "rtol": 3e-5}
+CLOSE: dict[str, Any] = {"atol": 3e-5, "rtol": 3e-5}
 
 
 def stacks(shape: TransformerShape, *, crossed: bool = False) -> tuple[Transformer, Stack]:

@@ -143,7 +143,7 @@ def test_many_are_counted_in_blocks_whatever_an_event_takes(
     """Events of several blocks, most of them repeated; with 200 windows they no longer fit 32 bits."""
     made = write_log(tmp_path, LogSize(150_000, 300, 5_000, 70_000))
     vocabulary = bench_vocabulary(made, tmp_path)
-    edges = np.linspace(*month_edges()[[0, -1]], n_windows + 1).astype(np.int64)
+    edges = np.linspace(month_edges()[0], month_edges()[-1], n_windows + 1).astype(np.int64)
     boi = BagOfInterests(vocabulary, BagConfig(grains=False))
     log = EventLog.open(made.events, EventsConfig())
     items = pl.read_parquet(made.items)
