@@ -23,13 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lurm.calendars import WEEKDAYS, Calendar
+from lurm.calendars import WEEKDAYS
 from lurm.days import summed
 from lurm.events import DAY_MS
-from lurm.history import HistoryBase
 from lurm.lumos import Inputs, Lumos
-from lurm.targets import Questions
-from lurm.tokens import Reader, Tokens
+from lurm.tokens import Tokens
+from training.lessons import Lessons
 from training.rates import likelihood
 
 _MOST_USERS = 4000
@@ -124,26 +123,17 @@ class Responses(NamedTuple):
     reach: tuple[float, float]
 
 
-def remeasured(
-    network: Lumos,
-    reader: Reader,
-    questions: Questions,
-    calendar: Calendar,
-    history: HistoryBase,
-    *,
-    first_day: int,
-    until_day: int,
-) -> None:
+def remeasured(network: Lumos, lessons: Lessons, *, first_day: int, until_day: int) -> None:
     """Move what a trained network says of plain days, and of what events do, by the days first_day <= d < until_day."""
     if network.config.head != "sequence":
         return
-    past = _Past(network, reader, questions, calendar, history, until_day)
-    horizon = reader.horizon
+    past = _Past(network, lessons, until_day)
+    horizon = lessons.reader.horizon
     n_cuts = max(_YEAR // horizon, _FEWEST_STRETCHES)
     cuts = [cut for n in range(1, n_cuts + 1) if (cut := until_day - n * horizon) >= first_day + horizon]
     stretches = [past.stretch(cut) for cut in cuts if (past.grid.born_b < cut).any()]
     with torch.no_grad():
-        for channel in range(questions.n_channels if stretches else 0):
+        for channel in range(lessons.questions.n_channels if stretches else 0):
             _remeasured(network, stretches, channel)
         if stretches and network.reads_ahead:
             network.unheard_fk.copy_(torch.from_numpy(unheard(stretches)))
@@ -334,34 +324,25 @@ class _Past:
         until_day: by when events of the calendar are known, if ever.
     """
 
-    def __init__(
-        self,
-        network: Lumos,
-        reader: Reader,
-        questions: Questions,
-        calendar: Calendar,
-        history: HistoryBase,
-        until_day: int,
-    ) -> None:
+    def __init__(self, network: Lumos, lessons: Lessons, until_day: int) -> None:
+        calendar, history = lessons.calendar, lessons.history
         is_known_n = calendar.known_at_n <= until_day * DAY_MS
         self._always = replace(calendar, known_at_n=np.where(is_known_n, np.iinfo(np.int64).min, calendar.known_at_n))
-        self._calendar, self._history = calendar, history
-        self._network, self._stacks, self._reader, self._questions = network, network.compiled(), reader, questions
-        self.grid = reader.view.grid(history.batch(np.arange(min(len(history), _MOST_USERS))))
+        self._network, self._stacks, self._lessons = network, network.compiled(), lessons
+        self.grid = lessons.reader.view.grid(history.batch(np.arange(min(len(history), _MOST_USERS))))
 
     def stretch(self, cut_day: int) -> Stretch:
         """Of users who had begun by a day, the days from then on: as if all events had always been known."""
-        rows, horizon = np.flatnonzero(self.grid.born_b < cut_day), self._reader.horizon
-        acts_bfh = summed(self.grid, self._questions.channels_fc, cut_day, horizon)[rows] > 0
-        days, heard = (
-            one.days(rows, cut_day, horizon, as_of=cut_day * DAY_MS) for one in (self._always, self._calendar)
-        )
-        n_heard = len(self._calendar.kinds) if self._network.reads_ahead else 0
+        reader, calendar = self._lessons.reader, self._lessons.calendar
+        rows, horizon = np.flatnonzero(self.grid.born_b < cut_day), reader.horizon
+        acts_bfh = summed(self.grid, self._lessons.questions.channels_fc, cut_day, horizon)[rows] > 0
+        days, heard = (one.days(rows, cut_day, horizon, as_of=cut_day * DAY_MS) for one in (self._always, calendar))
+        n_heard = len(calendar.kinds) if self._network.reads_ahead else 0
         kinds, weekday_f7 = slice(days.contexts_uwc.shape[2] - n_heard, None), days.contexts_uwc[0, :, :WEEKDAYS]
         logs, statics, habits = [], [], []
         for at in range(0, len(rows), _USERS_AT_ONCE):
             some = rows[at : at + _USERS_AT_ONCE]
-            tokens = self._reader.read(self._history.batch(some), some, self._always, cut_day)
+            tokens = reader.read(self._lessons.history.batch(some), some, self._always, cut_day)
             logs.append(self._log_rates(tokens))
             statics.append(tokens.static_bs)
             habits.append(np.einsum("fw,bwx->bfx", weekday_f7, tokens.habit_bwx))
@@ -372,7 +353,7 @@ class _Past:
 
     @torch.no_grad()
     def _log_rates(self, tokens: Tokens) -> NDArray[np.float32]:
-        inputs = self._network.seen(Inputs.of(tokens, self._questions))
+        inputs = self._network.seen(Inputs.of(tokens, self._lessons.questions))
         foretold = self._network.foretell(inputs, self._network.remember(inputs, self._stacks), self._stacks)
         assert foretold.days is not None, "its head tells of single days"
         log_bfh: NDArray[np.float32] = foretold.days.rate_bfh.numpy()

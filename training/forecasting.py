@@ -42,6 +42,7 @@ from lurm.validate import Held
 from training.amending import own_lines
 from training.calibrating import calibrations_of
 from training.effects import remeasured
+from training.lessons import Lessons
 from training.passes import finite, passes, schedule, set_rate, step_seed
 from training.ranks import ALONE
 from training.rates import beginning
@@ -164,7 +165,7 @@ class Pupil:
 
     Args:
         network: of the shape and questions that follow.
-        reader, questions, calendar, history: what it reads.
+        lessons: what it reads.
         recipe: how.
         first_day, until_day: epoch days first_day <= d < until_day are trained on; the horizon after them decides when
             to stop.
@@ -175,10 +176,7 @@ class Pupil:
     def __init__(
         self,
         network: Lumos,
-        reader: Reader,
-        questions: Questions,
-        calendar: Calendar,
-        history: HistoryBase,
+        lessons: Lessons,
         recipe: LumosRecipe,
         *,
         first_day: int,
@@ -186,24 +184,23 @@ class Pupil:
         rows: NDArray[np.int64] | None = None,
         reporter: Reporter,
     ) -> None:
-        self._rows = np.arange(len(history)) if rows is None else rows
-        self._network, self._reader, self._questions = network, reader, questions
-        self._calendar, self._history, self._recipe, self._reporter = calendar, history, recipe, reporter
+        n_users = len(lessons.history)
+        self._rows = np.arange(n_users) if rows is None else rows
+        self._network, self._lessons, self._recipe, self._reporter = network, lessons, recipe, reporter
         self._first_day, self._until_day = first_day, until_day
         self.parts: Mapping[str, nn.Module] = {"network": network}
         rate, decay = recipe.learning_rate, recipe.weight_decay
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=decay),
         )
-        self._units_q = torch.tensor(questions.unit_q, dtype=torch.float32)
-        self.epochs = recipe.epochs_for(len(history))
+        self._units_q = torch.tensor(lessons.questions.unit_q, dtype=torch.float32)
+        self.epochs = recipe.epochs_for(n_users)
 
     def start(self) -> None:
         """Initialise."""
         begin = None
         if self._recipe.start == "rates" and self._network.config.head == "sequence":
-            span = {"first_day": self._first_day, "until_day": self._until_day}
-            begin = beginning(self._history, self._reader, self._questions, self._calendar, **span)
+            begin = beginning(self._lessons, first_day=self._first_day, until_day=self._until_day)
         self._network.start(self._recipe.seed, begin)
 
     def train(self, epoch: int) -> None:
@@ -234,20 +231,16 @@ class Pupil:
 
     def held_out_loss(self) -> float:
         """The losses of all targets, added up, in the stretch after the training."""
-        users = np.arange(min(len(self._history), _LOOKED_AT))
+        users = np.arange(min(len(self._lessons.history), _LOOKED_AT))
         totals, counts = 0.0, 0
         with torch.no_grad():
             for at in range(0, len(users), 512):
-                inputs, labels = self.pair(users[at : at + 512], self._until_day)
+                inputs, labels = self._lessons.of(users[at : at + 512], self._until_day)
                 losses, daily = self._network.losses(self._network(inputs), labels, self._units_q)
                 n = len(inputs.group_b)
                 totals += n * float(losses.nansum() + self._recipe.daily_weight * daily)
                 counts += n
         return self._finite(totals / counts, "held-out stretch")
-
-    def pair(self, rows: NDArray[np.int64], cut_day: int) -> tuple[Inputs, Labels]:
-        """Users as of a day, and what they did from it on."""
-        return pair_of(self._history, self._reader, self._questions, self._calendar, rows, cut_day)
 
     def _steps(self, epoch: int, batches: list[NDArray[np.int64]]) -> Generator[tuple[Inputs, Labels], None, None]:
         last = self._until_day - self._network.config.horizon
@@ -255,7 +248,7 @@ class Pupil:
 
         def prepare(at: int) -> tuple[Inputs, Labels]:
             cut_day = int(np.random.default_rng([self._recipe.seed, epoch, at]).integers(first, last + 1))
-            return self.pair(np.sort(batches[at]), cut_day)
+            return self._lessons.of(np.sort(batches[at]), cut_day)
 
         return ahead(map(prepare, range(len(batches))))
 
@@ -268,20 +261,6 @@ def step_loss(network: Lumos, inputs: Inputs, labels: Labels, units_q: Tensor, d
     """What a step lowers: the losses of targets, weighed, and of single days."""
     losses, daily = network.losses(network(inputs), labels, units_q)
     return network.weighed(losses) + daily_weight * daily
-
-
-def pair_of(
-    history: HistoryBase,
-    reader: Reader,
-    questions: Questions,
-    calendar: Calendar,
-    rows: NDArray[np.int64],
-    cut_day: int,
-) -> tuple[Inputs, Labels]:
-    """Users of a base as of a day, and what they did from it on."""
-    batch = history.batch(rows)
-    tokens = reader.read(batch, rows, calendar, cut_day)
-    return Inputs.of(tokens, questions), questions.labels(reader.view.grid(batch), tokens.ahead, cut_day)
 
 
 def train(
@@ -325,24 +304,15 @@ def train(
     statics = StaticFeatures.of(attributes, some_lives(view, history, first_day, learn_until))
     reader = Reader(view, statics, attributes, network_config.days, network_config.horizon)
     network = Lumos(network_config, questions, (features.width, reader.static_width, calendar.n_features))
-    pupil = Pupil(
-        network,
-        reader,
-        questions,
-        calendar,
-        history,
-        recipe,
-        first_day=first_day,
-        until_day=learn_until,
-        reporter=reporter,
-    )
+    lessons = Lessons(history, reader, questions, calendar)
+    pupil = Pupil(network, lessons, recipe, first_day=first_day, until_day=learn_until, reporter=reporter)
     # products this small gain little by threads, and lose fiftyfold where those wait for a core
     with threadpool_limits(limits=1, user_api="blas"):
         passed = passes(
             pupil, epochs=pupil.epochs, patience=recipe.patience, folder=checkpoint, reporter=reporter, ranks=ALONE
         )
         network.load_state_dict(dict(passed.best))
-        remeasured(network, reader, questions, calendar, history, first_day=first_day, until_day=learn_until)
+        remeasured(network, lessons, first_day=first_day, until_day=learn_until)
         raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
         before, after = own_lines(raw, history, learn_until)
         network.amend(before)  # the stretch that calibrates them must be new to them

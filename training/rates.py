@@ -20,12 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.beginnings import Beginning
-from lurm.calendars import WEEKDAYS, Calendar, Days
+from lurm.calendars import WEEKDAYS, Days
 from lurm.days import signed_log, summed
 from lurm.events import DAY_MS
-from lurm.history import HistoryBase
-from lurm.targets import Questions
-from lurm.tokens import Reader
+from training.lessons import Lessons
 
 _MOST_USERS = 4000
 _BLOCK = 28  # days that share a level of their own
@@ -41,38 +39,20 @@ _MOST_PACES, _MOST_STRATA = 8, 512
 Matrix = NDArray[np.float64]
 
 
-def beginning(
-    history: HistoryBase, reader: Reader, questions: Questions, calendar: Calendar, *, first_day: int, until_day: int
-) -> Beginning:
-    """The linear part of a LUMOS, from the days first_day <= d < until_day.
-
-    Args:
-        history: of whose users a sample is looked at.
-        reader: of the network.
-        questions: of the network.
-        calendar: known at the end of these days.
-        first_day, until_day: epoch days.
-    """
-    rows = np.arange(min(len(history), _MOST_USERS))
-    event_hc, doubt_hcc, swell_a = _by_day(history, rows, reader, questions, calendar, first_day, until_day)
-    static_xs, bias_x = _by_user(history, rows, reader, questions, calendar, event_hc, swell_a, first_day, until_day)
+def beginning(lessons: Lessons, *, first_day: int, until_day: int) -> Beginning:
+    """The linear part of a LUMOS, from the epoch days first_day <= d < until_day of a sample of users."""
+    rows = np.arange(min(len(lessons.history), _MOST_USERS))
+    event_hc, doubt_hcc, swell_a = _by_day(lessons, rows, first_day, until_day)
+    static_xs, bias_x = _by_user(lessons, rows, event_hc, swell_a, first_day, until_day)
     arrays = (array.astype(np.float32) for array in (event_hc, static_xs, bias_x, doubt_hcc, swell_a))
     return Beginning(*arrays)
 
 
-def _by_day(
-    history: HistoryBase,
-    rows: NDArray[np.int64],
-    reader: Reader,
-    questions: Questions,
-    calendar: Calendar,
-    first_day: int,
-    until_day: int,
-) -> tuple[Matrix, Matrix, Matrix]:
+def _by_day(lessons: Lessons, rows: NDArray[np.int64], first_day: int, until_day: int) -> tuple[Matrix, Matrix, Matrix]:
     """(H, C) log factors by what is on, the covariance of each channel's, and (A,) how amounts of days grow."""
-    n_days = until_day - first_day
-    days = calendar.days(rows, first_day, n_days, as_of=until_day * DAY_MS)
-    grid = reader.view.grid(history.batch(rows).before(until_day * DAY_MS))
+    questions, n_days = lessons.questions, until_day - first_day
+    days = lessons.calendar.days(rows, first_day, n_days, as_of=until_day * DAY_MS)
+    grid = lessons.reader.view.grid(lessons.history.batch(rows).before(until_day * DAY_MS))
     acts_bwc: NDArray[np.bool_] = summed(grid, questions.channels_fc, first_day, n_days) > 0
     at_risk_bw: NDArray[np.bool_] = first_day + np.arange(n_days) > grid.born_b[:, None]
     n_paces = int(np.clip(_MOST_STRATA // len(days.contexts_uwc), 1, _MOST_PACES))
@@ -279,25 +259,18 @@ def likelihood(log_rate: Matrix, n: Matrix, acts: Matrix) -> tuple[Matrix, Matri
 
 
 def _by_user(
-    history: HistoryBase,
-    rows: NDArray[np.int64],
-    reader: Reader,
-    questions: Questions,
-    calendar: Calendar,
-    event_hc: Matrix,
-    swell_a: Matrix,
-    first_day: int,
-    until_day: int,
+    lessons: Lessons, rows: NDArray[np.int64], event_hc: Matrix, swell_a: Matrix, first_day: int, until_day: int
 ) -> tuple[Matrix, Matrix]:
     """(X, S') log factors of rates by what users are, and signed logs of amounts; and where they begin."""
+    reader, questions = lessons.reader, lessons.questions
     horizon, n_channels, n_amounts = reader.horizon, questions.n_channels, questions.n_amounts
     last = until_day - horizon
     earliest = min(first_day + max(reader.n_days // 2, 28), last)
     cuts = [cut for cut in range(last, last - _CUTS * horizon, -horizon) if cut >= earliest]
-    batch = history.batch(rows)
+    batch = lessons.history.batch(rows)
     statics, acted, logs, amounts = [], [], [], []
     for cut in cuts:
-        tokens = reader.read(batch, rows, calendar, cut)
+        tokens = reader.read(batch, rows, lessons.calendar, cut)
         ahead = tokens.days.contexts_uwc[:, reader.n_days :].astype(np.float64)
         grid = reader.view.grid(batch)
         lived = tokens.real_bt.any(1)

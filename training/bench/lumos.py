@@ -29,6 +29,7 @@ from lurm.tokens import Reader, StaticFeatures
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
 from training.forecasting import LumosRecipe, Pupil, some_lives, step_loss
+from training.lessons import Lessons
 
 _SIZES = {
     "tiny": LogSize(5_000, 300, 200, 20),
@@ -60,11 +61,12 @@ def bench(track: Track, scale: str) -> Figures:
     network.start(0)
     days = {"first_day": first_day, "until_day": learn_until}
     learners = np.arange(min(_TRAINED[scale], len(base)))
-    pupil = Pupil(network, reader, questions, calendar, base, recipe, **days, rows=learners, reporter=Silent())
+    lessons = Lessons(base, reader, questions, calendar)
+    pupil = Pupil(network, lessons, recipe, **days, rows=learners, reporter=Silent())
 
     n_steps = -(-len(learners) // recipe.batch_users)
-    ready = [pupil.pair(np.arange(recipe.batch_users), learn_until - n) for n in range(8)]
-    everybody = [pupil.pair(rows, end_day)[0] for rows in np.array_split(np.arange(len(base)), -(-len(base) // 64))]
+    ready = [lessons.of(np.arange(recipe.batch_users), learn_until - n) for n in range(8)]
+    everybody = [lessons.of(rows, end_day)[0] for rows in np.array_split(np.arange(len(base)), -(-len(base) // 64))]
 
     units_q = torch.tensor(questions.unit_q, dtype=torch.float32)
 
@@ -96,7 +98,7 @@ def bench(track: Track, scale: str) -> Figures:
     timings = race(track, len(learners), learning)[0]
     forecaster = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), base)
     timings |= race(track, len(base), foretelling)[0]
-    one, alone = base.batch(np.array([0])), pupil.pair(np.array([0]), end_day)[0]
+    one, alone = base.batch(np.array([0])), lessons.of(np.array([0]), end_day)[0]
     request, forward = _median(lambda: forecaster.forecast(one, end_day)), _median(lambda: network(alone))
     best = {name: timing.best for name, timing in timings.items()}
     return Figures(
