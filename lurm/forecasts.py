@@ -250,17 +250,22 @@ class Forecaster:
             slopes_qc += part.slopes_bqc.sum(0)
         return _joined(scenarios), Change(added_up(planned), added_up(changes), pulled_q, slopes_qc)
 
-    def totals(self, together_q: NDArray[np.float64]) -> Interval:
+    def totals(self, together_q: NDArray[np.float64], n_asked_q: NDArray[np.int64]) -> Interval:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
 
-        Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training. Of
-        what is counted it is not below 0; a sum that is NaN stays so.
+        Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training. What
+        is counted is not below 0, and no more users do something than are asked about; a sum that is NaN stays so.
+
+        Args:
+            together_q: (Q,) the sums.
+            n_asked_q: (Q,) users of whom the question arises.
         """
         by = self._corrected
         spread_q = np.sqrt(by.dispersion_q * np.abs(together_q) + (by.shock_q * together_q) ** 2)
         around = Interval.around(together_q, spread_q)
-        is_counted_q = [target.kind != "spend" for target in self.targets]
-        return around._replace(low=np.where(is_counted_q, np.maximum(around.low, 0.0), around.low))
+        low_q = np.where([one.kind != "spend" for one in self.targets], np.maximum(around.low, 0.0), around.low)
+        high_q = np.where([one.is_amount for one in self.targets], around.high, np.minimum(around.high, n_asked_q))
+        return around._replace(low=low_q, high=high_q)
 
     def together(self, parts: Sequence[Change]) -> Interval:
         """The change of all parts, and its interval: users differ, but what events do is in doubt for all alike."""

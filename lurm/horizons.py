@@ -64,6 +64,12 @@ class Forecast(NamedTuple):
         """(Q,) what is expected of all of whom a question arises; NaN where it does of nobody."""
         return added_up(self.expected)
 
+    @property
+    def n_asked_q(self) -> NDArray[np.int64]:
+        """(Q,) of how many a question arises."""
+        n_asked_q: NDArray[np.int64] = (~np.isnan(self.expected)).sum(0)
+        return n_asked_q
+
 
 class Horizons:
     """How what is told of own days carries over to other ones.

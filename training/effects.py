@@ -191,9 +191,12 @@ def unheard(stretches: Sequence[Stretch]) -> Array:
     shares_fk = np.zeros((horizon, n_kinds))
     for at in range(0, horizon, _WEEK):
         week = slice(at, at + _WEEK)
-        silent_rk = np.concatenate([~one.heard_bfk[:, week].reshape(-1, n_kinds) for one in stretches])
-        on_rk = np.concatenate([(one.on_ufk[one.group_b, week] != 0).reshape(-1, n_kinds) for one in stretches])
-        shares_fk[week] = (on_rk & silent_rk).sum(0) / np.maximum(silent_rk.sum(0), 1)
+        silent_k, on_k = np.zeros(n_kinds), np.zeros(n_kinds)
+        for one in stretches:
+            silent_bfk = ~one.heard_bfk[:, week]
+            silent_k += silent_bfk.sum((0, 1))
+            on_k += (silent_bfk & (one.on_ufk[one.group_b, week] != 0)).sum((0, 1))
+        shares_fk[week] = on_k / np.maximum(silent_k, 1)
     return shares_fk
 
 

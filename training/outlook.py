@@ -132,6 +132,7 @@ def foretell(
     (rows, n_unknown), first_day = _cohort(release, users, ledger), forecaster.day_for(0)
     forecaster.edited(edits, first_day)
     expected: list[NDArray[np.float64]] = []
+    n_asked_q = np.zeros(len(forecaster.targets), np.int64)
     changes: list[Change] = []
     with (
         replacing(destination) as aside,
@@ -147,12 +148,13 @@ def foretell(
                 part = forecaster.forecast(batch, first_day)
             file.write_table(_table(forecaster, batch.user_ids, part))
             expected.append(part.together_q)
+            n_asked_q += part.n_asked_q
             task.advance(len(batch))
-    totals = forecaster.interval_as_json(forecaster.totals(added_up(expected)))
+    totals = forecaster.interval_as_json(forecaster.totals(added_up(expected), n_asked_q))
     if not edits:
         return Outlook(len(rows), n_unknown, totals, [], [])
     difference = forecaster.interval_as_json(forecaster.together(changes))
-    planned = forecaster.totals(added_up([change.planned_q for change in changes]))
+    planned = forecaster.totals(added_up([change.planned_q for change in changes]), n_asked_q)
     return Outlook(len(rows), n_unknown, totals, difference, forecaster.interval_as_json(planned))
 
 

@@ -327,11 +327,13 @@ def test_a_calendar_without_an_edit_changes_no_number(forecaster, batch, today):
 
 def test_a_cohort_is_the_sum_of_its_users(forecaster, batch, today):
     found = forecaster.forecast(batch, today)
-    totals = forecaster.totals(found.together_q)
+    totals = forecaster.totals(found.together_q, found.n_asked_q)
     assert np.isnan(found.expected[:, FESTIVAL]).all() and np.isnan(totals.value[FESTIVAL])
     assert np.allclose(totals.value[:FESTIVAL], np.nansum(found.expected, axis=0)[:FESTIVAL])
     assert (totals.low <= totals.value)[:FESTIVAL].all() and (totals.value <= totals.high)[:FESTIVAL].all()
-    few = forecaster.totals(np.where(np.arange(len(TARGETS)) == CHURN, np.nan, 0.1))
+    few = forecaster.totals(np.where(np.arange(len(TARGETS)) == CHURN, np.nan, 0.1), found.n_asked_q)
+    everybody = forecaster.totals(found.n_asked_q.astype(float), found.n_asked_q)
+    assert (everybody.high <= found.n_asked_q)[:VIEWS].all(), "no more users do something than there are"
     assert np.isnan([few.value[CHURN], few.low[CHURN]]).all(), "what nobody is asked is not 0"
     assert (np.delete(few.low, [CHURN, SPEND]) == 0).all() and few.low[SPEND] < 0
     start = (today + 2) * DAY
@@ -372,7 +374,7 @@ def test_churn_is_foretold_of_those_alone_who_acted_before(forecaster, release, 
         found = forecaster.forecast(batch, today, days=days)
         assert np.array_equal(~np.isnan(found.probability[:, CHURN]), acted)
         alone = HistoryBatch.of([release.history.at(int(row)) for row in np.flatnonzero(acted)])
-        total = forecaster.totals(found.together_q).value[CHURN]
+        total = forecaster.totals(found.together_q, found.n_asked_q).value[CHURN]
         assert total == pytest.approx(forecaster.forecast(alone, today, days=days).expected[:, CHURN].sum(), rel=1e-5)
         edit = Edit("add", kind="sale", start=today * DAY, end=(today + 4) * DAY)
         whole, some = (forecaster.changed(who, today, [edit], days=days)[1] for who in (batch, alone))
@@ -425,6 +427,14 @@ def test_every_switch_trains_and_foretells(release, calendar, batch, today, chan
     found = trained(release, calendar, recipe).forecast(batch.part(0, 20), today)
     assert np.isfinite(found.probability[:, ACTIVE]).all()
     assert np.isfinite(found.expected[:, SPEND]).all()
+
+
+@pytest.mark.parametrize("targets", [(), TARGETS[:-1]])
+def test_a_log_needs_no_calendar(release, batch, today, targets):
+    nothing = Calendar.of(None, release.history.users, release.attributes)
+    found = trained(release, nothing, replace(RECIPE, epochs=1, targets=targets))
+    foretold = found.forecast(batch.part(0, 20), today)
+    assert (foretold.expected >= 0).any() and np.isfinite(foretold.probability[:, 0]).all()
 
 
 @pytest.mark.parametrize("context", ["past", "future", "none"])
