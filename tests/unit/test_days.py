@@ -33,6 +33,9 @@ EVENTS = [
 ]
 
 
+PRICES = {"renewal": 9.99, "refund": -1.0, "view": 1.0, "empty": 0.0}
+
+
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[HistoryBase, InterestVocabulary]:
     folder = tmp_path_factory.mktemp("days")
@@ -42,6 +45,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> tuple[HistoryBase, Interest
 
 def features_of(log, **options) -> DayFeatures:
     return DayFeatures.of(*log, **{"n_groups": 2, "until": (START + 50) * DAY, "seed": 0, **options})
+
+
+def test_what_always_costs_the_same_has_a_value(tmp_path):
+    """A subscription's one price is summed up; a column of marks that something happened is not."""
+    events = [event("ann", "i001", kind, day, value) for kind, value in PRICES.items() for day in (1, 2)]
+    history, _ = ingest(tmp_path / "history", [clean_batch(events)], catalog=[f"i{n:03}" for n in range(24)])
+    features = features_of((history, group_vocabulary(tmp_path / "interests", history, n_groups=2)))
+    assert sorted(features.valued) == ["refund", "renewal"]
 
 
 def test_days_hold_counts_sums_and_groups(log):
