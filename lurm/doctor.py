@@ -185,7 +185,7 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
     try:
         # Here, since it loads the libraries whose absence a doctor must survive.
         from lurm.erasure import LedgerCorrupt, ledger_of
-        from lurm.live.place import is_begun, open_live
+        from lurm.live.place import is_begun, left_behind, open_live
         from lurm.release import held_through
 
         held = functools.partial(held_through, root)
@@ -211,6 +211,8 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
         refused = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"
     if refused:
         return Check("live", "warn", refused, "until then a service takes neither events nor erasures")
+    if behind := left_behind(folder, url, held):
+        return Check("live", "warn", *behind)
     return Check("live", "ok", found)
 
 

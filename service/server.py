@@ -23,7 +23,8 @@ import lurm
 from lurm.allocator import keep_freed_memory
 from lurm.console import emit
 from lurm.errors import UsageError
-from lurm.release import Release
+from lurm.live.place import left_behind
+from lurm.release import Release, held_through
 from lurm.settings import Settings
 from service import logs
 from service.app import create_app
@@ -81,6 +82,9 @@ def run(settings: Settings, *, as_json: bool = False) -> None:
 
 async def _live_store(settings: Settings) -> str:
     """The store of live events, begun here for all; what is wrong with it, or with the ledger, is said here, too."""
+    held = functools.partial(held_through, settings.artifacts_dir)
+    if behind := left_behind(settings.live_folder, settings.live_url, held):
+        _log.warning("%s; %s", *behind)
     async with live_of(settings) as live:
         return live.events.store_id
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 
 from lurm import release
 from lurm.erasure import ledger_of
 from lurm.live import REPEATS_S, segments
-from lurm.live.place import is_begun, open_live
+from lurm.live.place import is_begun, left_behind, open_live
 from lurm.live.segments import Living
 from lurm.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 def living(config: Settings, *, take: bool = False) -> Living:
@@ -27,8 +30,11 @@ def living(config: Settings, *, take: bool = False) -> Living:
     if ledger is not None and take:
         ledger.note_in(root)
 
+    held = functools.partial(release.held_through, root)
+    if take and (behind := left_behind(folder, config.live_url, held)):
+        _log.warning("%s; %s", *behind)
+
     async def taken() -> Living:
-        held = functools.partial(release.held_through, root)
         async with open_live(folder, config.live_url, held) as live:
             events, ledger = live.written_to()
             kept = release.live_through(root, events.store_id)

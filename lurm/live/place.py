@@ -13,7 +13,8 @@ from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.live import LiveEvents, Unavailable, segments
 from lurm.live.absent import AbsentLiveEvents
 from lurm.live.redis import RedisLiveEvents
-from lurm.live.sqlite import SqliteLiveEvents
+from lurm.live.sqlite import SqliteLiveEvents, events_beyond
+from lurm.phrases import counted
 
 FILE = "live.sqlite"
 _log = logging.getLogger(__name__)
@@ -112,15 +113,39 @@ async def open_live(
         yield Live(AbsentLiveEvents(known, why, has_some=has_some), known, why)
         return
 
-    def anywhere(store_id: str) -> int:
-        return max(held(store_id), dict(segments.living(folder, None).through).get(store_id, 0))
-
     live: LiveEvents
     if url is None:
-        live = SqliteLiveEvents(folder / FILE, ledger, held=anywhere)
+        live = SqliteLiveEvents(folder / FILE, ledger, held=_anywhere(folder, held))
     else:
-        live = await RedisLiveEvents.open(url, ledger, held=anywhere, store_id=store_id, lookup_s=lookup_s)
+        beyond = _anywhere(folder, held)
+        live = await RedisLiveEvents.open(url, ledger, held=beyond, store_id=store_id, lookup_s=lookup_s)
     try:
         yield Live(live, ledger)
     finally:
         await live.close()
+
+
+def left_behind(folder: Path, url: str | None, held: Callable[[str], int]) -> tuple[str, str] | None:
+    """Where Redis keeps live events, and the SQLite file has some that no build has taken: what is so, and what to do.
+
+    Args:
+        folder, url, held: as of ``open_live``.
+    """
+    path = folder / FILE
+    if url is None or not path.exists():
+        return None
+    try:
+        if not (n_events := events_beyond(path, _anywhere(folder, held))):
+            return None
+        has = f"has {counted(n_events, 'live event')} that no release holds"
+    except Unavailable as error:
+        has = f"may have live events that no release holds ({error})"
+    return (
+        f"{path} {has}: with LURM_LIVE_URL they are in no answer and no build",
+        "run `lurm build` once without LURM_LIVE_URL, which takes them in for good; or move the file away",
+    )
+
+
+def _anywhere(folder: Path, held: Callable[[str], int]) -> Callable[[str], int]:
+    """The last arrival of a store that any release or segment holds."""
+    return lambda store_id: max(held(store_id), dict(segments.living(folder, None).through).get(store_id, 0))

@@ -280,6 +280,25 @@ class SqliteLiveEvents:
         return self._n_caught_up + len(further)
 
 
+def events_beyond(path: Path, held: Callable[[str], int]) -> int:
+    """How many events a file has that nobody else holds; it is looked at, and stays as it is.
+
+    Args:
+        path: of a store.
+        held: the last arrival of a store that is held elsewhere.
+
+    Raises:
+        Unavailable: it cannot be read.
+    """
+    with (
+        _unavailable(),
+        contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True)) as reader,
+    ):
+        query = "SELECT count(*) FROM events WHERE arrival > ?"
+        (n_events,) = reader.execute(query, (held(fact_of(reader, "store_id")),)).fetchone()
+        return int(n_events)
+
+
 class _Tails:
     """The tails of users, remembered for as long as nobody writes anything, and nobody is erased.
 

@@ -7,12 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lurm import doctor
 from lurm.erasure import Ledger
 from lurm.errors import UnknownUser
 from lurm.events import Event
@@ -22,13 +23,14 @@ from lurm.live import Arrived, Arriving, identity_of
 from lurm.live.place import FILE, open_live
 from lurm.live.segments import living
 from lurm.release import Release, held_through, rollback
+from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.slow
 
 
-def rebuild(dataset: Path, root: Path) -> str:
+def rebuild(dataset: Path, root: Path, **settings: str) -> str:
     """``lurm build``, as a user runs it; what it says."""
-    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1"}
+    environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1", **settings}
     command = [sys.executable, "-m", "lurm", "build", str(dataset)]
     done = subprocess.run(command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, text=True)
     assert done.returncode == 0, done.stderr
@@ -166,3 +168,30 @@ def test_a_store_put_back_to_before_a_build_takes_events_that_the_next_build_fin
     third = rebuilt(tiny, root)
     assert third.history.n_events == second.history.n_events + 2
     assert seen(root, third, [user, "newcomer"]) == before
+
+
+def test_events_that_a_move_to_redis_leaves_behind_are_told_until_a_build_has_taken_them(
+    tiny: Path, tmp_path: Path, start_redis: Callable[..., RedisServer]
+) -> None:
+    root, url = tmp_path / "artifacts", start_redis().url
+    first = rebuilt(tiny, root)
+    user, live = first.history.users[0], root / "live"
+    send(root, first, [Event(user, first.history.items[n], "view", first.history.watermark + n) for n in (1, 2)])
+    told = f"{live / FILE} has 2 live events that no release holds"
+    found = doctor.check_live(live, url, root)
+    assert (found.verdict, found.found.startswith(told), "without LURM_LIVE_URL" in found.advice) == (
+        "warn",
+        True,
+        True,
+    )
+    assert told in rebuild(tiny, root, LURM_LIVE_URL=url)
+    n_before = len(first.history.history(user))
+    assert len(Release.open(root).history.history(user)) == n_before, "no build with Redis sees them"
+
+    assert len(rebuilt(tiny, root).history.history(user)) == n_before + 2
+    assert "live event" not in rebuild(tiny, root, LURM_LIVE_URL=url)
+    assert doctor.check_live(live, url, root).verdict == "ok"
+    assert len(Release.open(root).history.history(user)) == n_before + 2
+    (live / FILE).write_text("nonsense\n" * 500)
+    found = doctor.check_live(live, url, root)
+    assert (found.verdict, f"{live / FILE} may have live events" in found.found) == ("warn", True)

@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from lurm.erasure import Ledger
+from lurm.live.place import FILE
 from lurm.live.redis import PREFIX
 from lurm.release import Release
 from lurm.settings import environment_of
@@ -300,3 +301,15 @@ def test_a_redis_that_would_drop_events_is_not_taken(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "noeviction" in done.stderr
+
+
+def test_a_server_tells_of_events_that_a_move_to_redis_leaves_behind(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path
+) -> None:
+    folder = tmp_path / "live"
+    for settings, n_told in (({}, 0), (live_in(start_redis(*SYNCED)), 1)):
+        server = start_server(live_dir=folder, **settings)
+        assert sum(f"{folder / FILE} has 1 live event that no release holds" in line for line in server.log) == n_told
+        with server.client() as client:
+            send(client, event("u", "i", AT))
+        stop(server)
