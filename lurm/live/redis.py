@@ -94,7 +94,7 @@ class RedisLiveEvents:
         self._asking: asyncio.Task[None] | None = None
         self._store_id = self._lineage = ""
         self._run: bytes | None = b""
-        self._held = 0
+        self._held = self._n_caught_up = 0
         self._is_other = self._is_ready = self._syncs_on_demand = False
 
     @classmethod
@@ -199,7 +199,9 @@ class RedisLiveEvents:
 
     async def erase(self, user_id: str, erased_at: int) -> LiveTail:
         """As ``LiveEvents``."""
-        return await self._erase_digest(self._digest(user_id), erased_at)
+        await self._wake()
+        (answer,) = await self._written([(scripts.ERASE, [self._digest(user_id), erased_at])])
+        return _tail(self._unless_failed(answer))
 
     async def scrub(self) -> None:
         """As ``LiveEvents``: the append-only file, if there is one, is written anew."""
@@ -239,13 +241,24 @@ class RedisLiveEvents:
                 "Redis does not sync what it acknowledges, so a power cut can lose events; set appendonly yes and "
                 "appendfsync always, or use Redis 7.2 or later"
             )
-        erased = list(self._ledger.all_erased().items())
-        _, *known = await self._tails_of([user.hex() for user, _ in erased])
-        for (user, erased_at), tail in zip(erased, known, strict=True):
-            if _tail(tail).erased_at < erased_at:
-                (answer,) = await self._written([(scripts.ERASE, [user.hex(), erased_at])])
-                self._unless_failed(answer)
+        await self._catch_up()
         self._is_ready = True
+
+    async def _catch_up(self) -> None:
+        """Give Redis the erasures that the ledger alone has: they were recorded while it was away, or elsewhere."""
+        n_seen = self._n_caught_up
+        if not (further := self._ledger.after(n_seen)):
+            return
+        moments = {one.user: 0 for one in further}
+        for one in further:
+            moments[one.user] = max(moments[one.user], one.erased_at)
+        _, *known = await self._tails_of(list(moments))
+        lacking = [one for one, tail in zip(moments.items(), known, strict=True) if _tail(tail).erased_at < one[1]]
+        for start in range(0, len(lacking), _USERS_PER_TRIP):
+            some = lacking[start : start + _USERS_PER_TRIP]
+            for answer in await self._written([(scripts.ERASE, one) for one in some]):
+                self._unless_failed(answer)
+        self._n_caught_up = max(self._n_caught_up, n_seen + len(further))
 
     async def _always_syncs(self) -> bool:
         try:
@@ -275,7 +288,9 @@ class RedisLiveEvents:
 
     async def _append(self, batches: Sequence[Sequence[Arriving]]) -> list[list[Receipt] | Exception]:
         """Keep the events of some requests; the receipts of each, or how it failed."""
-        answers = await self._kept([(scripts.APPEND, self._arguments(one)) for one in batches])
+        await self._wake()
+        await self._catch_up()
+        answers = await self._written([(scripts.APPEND, self._arguments(one)) for one in batches])
         return [self._receipts(one) for one in answers]
 
     def _arguments(self, arriving: Sequence[Arriving]) -> list[Any]:
@@ -292,20 +307,19 @@ class RedisLiveEvents:
         except Unavailable as error:
             return error
 
-    async def _kept(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
-        """What scripts answer, or how each fails, once Redis has synced what they wrote, where it can be asked to.
-
-        Raises:
-            Unavailable: it was kept, but may not be on disk; sent once more, it is a duplicate.
-        """
+    async def _wake(self) -> None:
         if not self._is_ready:
             try:
                 await self._make_ready()
             except SettingsError as error:
                 raise Unavailable(str(error)) from error
-        return await self._written(calls)
 
     async def _written(self, calls: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """What scripts answer, or how each fails, once Redis has synced what they wrote, where it can be asked to.
+
+        Raises:
+            Unavailable: it was kept, but may not be on disk; sent once more, it is a duplicate.
+        """
         trip = self._redis.pipeline(transaction=False)
         for script, arguments in calls:
             trip.eval(script, 1, PREFIX, self._store_id, self._held, *arguments)
@@ -382,10 +396,6 @@ class RedisLiveEvents:
                 trip.hmget(f"{PREFIX}u:{user}", "seq", "erased_at", "erased_seq")
             found += await self._trip(trip.execute(raise_on_error=False))
         return found
-
-    async def _erase_digest(self, user: str, erased_at: int) -> LiveTail:
-        (answer,) = await self._kept([(scripts.ERASE, [user, erased_at])])
-        return _tail(self._unless_failed(answer))
 
     async def _command(self, *words: str | int) -> Any:
         return await self._trip(self._redis.execute_command(*words))  # type: ignore[no-untyped-call]

@@ -64,14 +64,18 @@ for at = 3, #ARGV do
 end
 return answers
 """
+# By the ledger it may be done already, and a new life have begun.
 ERASE = f"""{_AWAKE}
 local user, moment = ARGV[3], tonumber(ARGV[4])
+local key = P .. 'u:' .. user
+local known = redis.call('HMGET', key, 'seq', 'erased_at', 'erased_seq')
+if known[2] and tonumber(known[2]) >= moment then
+    return {{forgotten, known}}
+end
 for _, arrival in ipairs(redis.call('LRANGE', P .. 'e:' .. user, 0, -1)) do
     redis.call('XDEL', P .. 'log', arrival .. '-0')
 end
 redis.call('DEL', P .. 'e:' .. user)
-local key = P .. 'u:' .. user
-moment = math.max(moment, tonumber(redis.call('HGET', key, 'erased_at') or '0'))
 local arrival = redis.call('INCR', P .. 'arrival')
 local text = string.format('%.0f', moment)
 redis.call('HSET', key, 'seq', arrival, 'newest_at', 0, 'erased_at', text, 'erased_seq', arrival)
