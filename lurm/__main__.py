@@ -354,7 +354,8 @@ def erase(
 
     Events up to now count nowhere again, neither when they are sent once more nor in the next build. The ledger of
     erasures keeps a keyed digest of each id, when, and who asked. Servers that run see it at once. Blanks around an id
-    are left out, unless somebody is known by it as it stands. It says of which ids there is nothing.
+    are left out, unless somebody is known by it as it stands. It says of which ids there is nothing. While Redis, if it
+    keeps live events, is away, the erasure is recorded and holds; once more, and it is complete.
 
     --purge also writes the active release anew without them, removes other releases that have anything of theirs,
     stages, quarantined rows and evaluations, and scrubs the live events. --verify looks for the ids in every file.

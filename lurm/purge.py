@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +29,9 @@ from lurm.histories import WhoIsKnown, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
-from lurm.live import letters, segments
-from lurm.live.place import is_begun, open_live
+from lurm.live import STILL_HELD, Unavailable, letters, segments
+from lurm.live.absent import AbsentLiveEvents
+from lurm.live.place import Live, is_begun, open_live
 from lurm.phrases import counted, first_of
 from lurm.progress import Reporter, in_bytes
 from lurm.release import (
@@ -180,7 +181,7 @@ class Erasing:
 
         Raises:
             UsageError: one of them can be no user's id, or there is nothing to erase anybody from; then nobody is.
-            Unavailable: live events or the ledger cannot be written.
+            Unavailable: live events or the ledger cannot be written; erasures may be recorded, which it then says.
             ArtifactError, DataError: as ``purge``.
         """
         for nth, user_id in enumerate(user_ids, 1):
@@ -190,41 +191,62 @@ class Erasing:
                     f"id {nth:,} of {len(user_ids):,} has {n_bytes:,} bytes, expected 1 to {MAX_ID_BYTES}; "
                     "nobody was erased"
                 )
-        ledger_of(self._live_folder, self._root, to_erase=erase)  # asked before another is begun
+        there = ledger_of(self._live_folder, self._root, to_erase=erase)  # asked before another is begun
         if current(self._root) is None and not is_begun(self._live_folder, self._live_url):
             raise UsageError(
                 f"there is no release in {self._root.absolute()}, and nothing was ever sent live or erased here; set "
                 "LURM_ARTIFACTS_DIR, and LURM_LIVE_DIR where servers have it set"
             )
         held = functools.partial(held_through, self._root)
-        async with open_live(self._live_folder, self._live_url, held) as live:
-            events, ledger = live.written_to()
-            known = WhoIsKnown(self._base(), events, ledger)
-            users, erased, unknown, n_known = dict[str, int | None](), list[Erasure](), list[str](), 0
-            for written in user_ids:
-                meant = await known.meant(written, users)
-                users |= meant
-                n_known += (n := sum(at is not None for at in meant.values()))
-                unknown += [written] if meant and not n else []
-                for user_id, at in meant.items() if erase else ():
-                    erased_at = max(int(self._clock() * 1000), at or 0)
-                    erased.append(ledger.record(user_id, erased_at, by="command"))
-                    if len(erased) == 1:
-                        ledger.note_in(self._root)
-                    await events.erase(user_id, erased_at)
+        may_be_away = bool(user_ids) and erase and there is not None
+        async with open_live(self._live_folder, self._live_url, held, or_without=may_be_away) as live:
+            _, ledger = live.written_to()
+            found, away = await self._recorded(user_ids, live, erase=erase, may_be_away=may_be_away)
             ledger.note_in(self._root)
-            if not purge:
-                if erased:
-                    try:
-                        Definitions(self._root, ledger).forget_erased()
-                    except (Unfulfillable, ArtifactCorrupt) as error:  # what is read is without them all the same
-                        self._reporter.say(f"saved audiences still name who was erased: {error}")
-                return Erased(list(users), erased, unknown, n_known, None)
+            if purge and away is None:
+                try:
+                    return replace(found, purged=_purge(self._root, self._live_folder, ledger, self._reporter))
+                finally:
+                    await live.events.scrub()
+            if found.erased:
+                try:
+                    Definitions(self._root, ledger).forget_erased()
+                except (Unfulfillable, ArtifactCorrupt) as error:  # what is read is without them all the same
+                    self._reporter.say(f"saved audiences still name who was erased: {error}")
+        if away is not None:
+            n_users, stays = found.n_known + len(found.unknown), ", and nothing has left the disk" if purge else ""
+            raise Unavailable(f"the erasure of {counted(n_users, 'user')} is {STILL_HELD}{stays} ({away})")
+        return found
+
+    async def _recorded(
+        self, user_ids: Sequence[str], live: Live, *, erase: bool, may_be_away: bool
+    ) -> tuple[Erased, Unavailable | None]:
+        """Whom ids mean, and their erasures, recorded; and why the store of live events still has to be given them."""
+        events, ledger = live.written_to()
+        known, away = WhoIsKnown(self._base(), events, ledger), None
+        users, erased, unknown, n_known = dict[str, int | None](), list[Erasure](), list[str](), 0
+        for written in user_ids:
             try:
-                purged = _purge(self._root, self._live_folder, ledger, self._reporter)
-            finally:
-                await events.scrub()
-        return Erased(list(users), erased, unknown, n_known, purged)
+                meant = await known.meant(written, users)
+            except Unavailable as error:
+                if not may_be_away:
+                    raise
+                known, away = WhoIsKnown(self._base(), AbsentLiveEvents(ledger, ""), ledger), error
+                meant = await known.meant(written, users)
+            users |= meant
+            n_known += (n := sum(at is not None for at in meant.values()))
+            unknown += [written] if meant and not n else []
+            for user_id, at in meant.items() if erase else ():
+                erased_at = max(int(self._clock() * 1000), at or 0)
+                erased.append(ledger.record(user_id, erased_at, by="command"))
+                if len(erased) == 1:
+                    ledger.note_in(self._root)
+                try:
+                    if away is None:
+                        await events.erase(user_id, erased_at)
+                except Unavailable as error:
+                    away = error
+        return Erased(list(users), erased, unknown, n_known, None), away
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
         """Files below both folders, and of dead letters elsewhere, that hold an id."""

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.errors import ArtifactCorrupt, Unfulfillable
-from lurm.live import Arriving, Receipt, Status, Unavailable
+from lurm.live import STILL_HELD, Arriving, Receipt, Status, Unavailable
 from lurm.moments import iso_of
 from service.answers import ErasureAnswer, EventsAnswer
 from service.bootstrap import serving_of
@@ -81,12 +81,17 @@ async def erase(request: Request, user_id: UserId) -> Response:
     """Erase a user, known or not: gone from every answer at once, and for good.
 
     Events up to this moment count nowhere again, neither when they are sent once more nor in the next build. The bytes
-    leave the disk with `lurm erase --purge`.
+    leave the disk with `lurm erase --purge`. After a 503 that calls the erasure recorded, it holds; what is live of
+    the user leaves the store once that is back.
     """
     serving = serving_of(request)
     known_id(user_id)
     live, ledger = serving.live.written_to()
-    n_events, newest_at = await serving.histories.extent(user_id)
+    away: Unavailable | None = None
+    try:
+        n_events, newest_at = await serving.histories.extent(user_id)
+    except Unavailable:
+        n_events, newest_at = 0, 0
     erased_at = max(int(time.time() * 1000), newest_at)
     # The ledger first: what follows can be done again from it, and is when a store is opened.
     request_id = request.scope["state"]["request_id"]
@@ -101,12 +106,17 @@ async def erase(request: Request, user_id: UserId) -> Response:
             await serving.threads.run(record)
         except OSError as error:
             raise Unavailable(f"the ledger of erasures cannot be written now ({error.strerror}); try again") from error
-        await live.erase(user_id, erased_at)
+        try:
+            await live.erase(user_id, erased_at)
+        except Unavailable as error:
+            away = error
         try:
             await serving.audience_thread.run(serving.audiences.definitions.forget_erased)
         except (Unfulfillable, ArtifactCorrupt) as error:  # what is read of the files is without them all the same
             _log.warning("saved audiences still name a user who was erased: %s", error)
         except OSError as error:
             raise Unavailable(f"saved audiences cannot be written now ({error.strerror}); try again") from error
-    serving.telemetry.erased()
+        serving.telemetry.erased()
+        if away is not None:
+            raise Unavailable(f"the erasure is {STILL_HELD} ({away})") from away
     return as_json({"erased_at": iso_of(erased_at), "n_events": n_events})

@@ -73,6 +73,12 @@ class Receipt:
 
 ERASED = Receipt(Status.REJECTED, reason="the user was erased, and this event is no later than what went with them")
 
+STILL_HELD = (
+    "recorded, and no answer and no build has anything of theirs; what is live of them leaves the store when it is "
+    "back: with the next event that it takes, or when they are erased once more"
+)
+"""What became of an erasure that the ledger has, and the store of live events could not be given."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arriving:

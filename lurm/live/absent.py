@@ -77,4 +77,4 @@ class AbsentLiveEvents:
         return LiveTail(erased_at, erased_at, erased_at) if erased_at else NOTHING
 
     def _refuse(self) -> NoReturn:
-        raise Unavailable(f"this server takes no live events: {self._why}")
+        raise Unavailable(f"no live events are taken here: {self._why}")

@@ -86,6 +86,7 @@ async def open_live(
     *,
     store_id: str | None = None,
     lookup_s: float | None = None,
+    or_without: bool = False,
 ) -> AsyncIterator[Live]:
     """The store of live events and the ledger of erasures; begun where there are none.
 
@@ -96,6 +97,7 @@ async def open_live(
         url: of the Redis that keeps live events; None: SQLite does.
         held: the last arrival of a store that any release holds.
         store_id, lookup_s: see ``RedisLiveEvents.open``.
+        or_without: where Redis does not answer, the ledger alone is written to.
 
     Raises:
         SettingsError: the URL cannot be used.
@@ -118,7 +120,12 @@ async def open_live(
         live = SqliteLiveEvents(folder / FILE, ledger, held=_anywhere(folder, held))
     else:
         beyond = _anywhere(folder, held)
-        live = await RedisLiveEvents.open(url, ledger, held=beyond, store_id=store_id, lookup_s=lookup_s)
+        try:
+            live = await RedisLiveEvents.open(url, ledger, held=beyond, store_id=store_id, lookup_s=lookup_s)
+        except Unavailable as error:
+            if not or_without:
+                raise
+            live = AbsentLiveEvents(ledger, str(error), has_some=True)
     try:
         yield Live(live, ledger)
     finally:

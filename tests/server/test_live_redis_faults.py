@@ -313,3 +313,39 @@ def test_a_server_tells_of_events_that_a_move_to_redis_leaves_behind(
         with server.client() as client:
             send(client, event("u", "i", AT))
         stop(server)
+
+
+def test_an_erasure_is_recorded_while_redis_is_away_and_complete_when_it_is_back(
+    start_server: Start, start_redis: StartRedis, tmp_path: Path, release_root: Path, release: Release
+) -> None:
+    """By either door, of users whom a release knows and of others."""
+    store, folder = start_redis(*SYNCED), tmp_path / "live"
+    asked, named = ("newcomer one", release.history.users[1]), ("newcomer two", release.history.users[2])
+    server = start_server(live_dir=folder, **live_in(store))
+    command = [sys.executable, "-m", "lurm", "erase", *named, "--artifacts-dir", str(release_root)]
+
+    def erase(*options: str) -> subprocess.CompletedProcess[str]:
+        environment = environment_of(live_dir=folder, **live_in(store))
+        return subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+
+    with server.client() as client, redis.Redis.from_url(store.url) as plain:
+        at = int(release.history.watermark)
+        send(client, *(event(user, "i", at) for user in (*asked, *named)))
+        store.process.send_signal(signal.SIGSTOP)
+        for user in asked:
+            told = problem(client.delete(f"/v1/users/{user}"), 503, "live-events-unavailable")
+            assert "the erasure is recorded" in str(told["detail"])
+        done = erase("--purge")
+        assert done.returncode == 1
+        assert "the erasure of 2 users is recorded" in done.stderr
+        assert "nothing has left the disk" in done.stderr
+        ledger = Ledger.open(folder)
+        assert [bool(ledger.erased_at(user)) for user in (*asked, *named)] == [True] * 4
+        store.process.send_signal(signal.SIGCONT)
+        assert len(plain.keys(f"{PREFIX}e:*")) == 4
+        until(lambda: post(client, event("another", "i", at)).status_code == 200)
+        assert len(plain.keys(f"{PREFIX}e:*")) == 1, "whoever was erased has left with what was written next"
+        for user in (*asked, *named):
+            problem(client.get(f"/embed/{user}"), 404, "unknown-user")
+        assert client.delete(f"/v1/users/{asked[0]}").status_code == 200
+        assert erase().returncode == 0
