@@ -31,6 +31,7 @@ from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
 from lurm.index import write_index
 from lurm.live import STILL_HELD, Unavailable, letters, segments
 from lurm.live.absent import AbsentLiveEvents
+from lurm.live.place import FILE as SQLITE
 from lurm.live.place import Live, is_begun, open_live
 from lurm.phrases import counted, first_of
 from lurm.progress import Reporter, in_bytes
@@ -208,6 +209,9 @@ class Erasing:
                     return replace(found, purged=_purge(self._root, self._live_folder, ledger, self._reporter))
                 finally:
                     await live.events.scrub()
+                    if self._live_url is not None and (self._live_folder / SQLITE).exists():  # left behind
+                        async with open_live(self._live_folder, None, held) as behind:  # which takes over erasures
+                            await behind.events.scrub()
             if found.erased:
                 try:
                     Definitions(self._root, ledger).forget_erased()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from lurm.live.stream import Entry
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release, list_releases, rollback, verify
-from tests.integration.test_living import rebuilt, seen, send
+from tests.conftest import RedisServer
+from tests.integration.test_living import kept, rebuilt, seen, send
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +170,18 @@ def test_without_a_release_who_is_known_live_is_meant(tiny: Path, tmp_path: Path
     assert said.startswith(
         "erased 8 users, of whom 0 were known\nthere is nothing of ' newcomer', '0', '1', '2', '3' and 3 more: unless"
     )
+
+
+def test_a_purge_finds_what_a_move_to_redis_left_behind(
+    tiny: Path, tmp_path: Path, start_redis: Callable[..., RedisServer]
+) -> None:
+    root, url = tmp_path / "artifacts", start_redis().url
+    release = rebuilt(tiny, root)
+    newcomers = ("newcomer-1234567", "newcomer-7654321")
+    send(root, release, [Event(user, "i", "view", release.history.watermark + 1) for user in newcomers])
+    lurm(root, "erase", newcomers[0], "--purge", LURM_LIVE_URL=url)
+    assert lurm(root, "erase", newcomers[0], "--verify", LURM_LIVE_URL=url)["remains"] == []
+    assert [one.event.user_id for one in kept(root)] == [newcomers[1]]
 
 
 def test_with_another_ledger_nobody_comes_back_in_silence(tiny: Path, tmp_path: Path) -> None:
