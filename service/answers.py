@@ -211,7 +211,8 @@ class ReadyAnswer(BaseModel):
 
     status: Literal["ready"]
     live_events: Literal["up", "away"] = Field(
-        description="away: their store does not answer, so answers are without the newest events, and none are taken."
+        description="away: their store does not answer or cannot be written to, so none are taken, and answers may be "
+        "without the newest."
     )
 
 

@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 import lurm
 from service.answers import InfoAnswer, LimitsAnswer, LiveAnswer, ReadyAnswer
-from service.bootstrap import serving_of
+from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.drain import Drain
 from service.keys import needs, public
@@ -62,7 +62,8 @@ async def live(request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """200 when a release is open and embeddings are being computed; a cache that is away does not matter.
 
-    Nor do live events: answers go on without the newest, as `X-Lurm-Stale` says in each, and `live_events` here.
+    Nor do live events: answers go on without the newest, as `X-Lurm-Stale` says in each, and `live_events` here. Where
+    their folder cannot be written to, they are `away` as well, for none are taken.
     503 from the first signal to end on, while requests are still answered; and while the ledger of erasures is damaged
     or away, when nobody is.
     """
@@ -74,7 +75,7 @@ async def ready(request: Request) -> Response:
         raise NotReady("the encoder has stopped; restart the process")
     if serving.live.ledger is not None:
         serving.live.ledger.check()
-    return as_json({"status": "ready", "live_events": "up" if await serving.histories.are_fresh() else "away"})
+    return as_json({"status": "ready", "live_events": "up" if await _are_live(serving) else "away"})
 
 
 @router.get(
@@ -87,8 +88,13 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Counters and histograms of all worker processes."""
     serving = serving_of(request)
-    serving.telemetry.live_up(is_up=await serving.histories.are_fresh())
+    serving.telemetry.live_up(is_up=await _are_live(serving))
     return Response(serving.telemetry.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _are_live(serving: Serving) -> bool:
+    """Whether live events are taken, where their folder can be written to, and are in answers."""
+    return serving.live.why_not is None and await serving.histories.are_fresh()
 
 
 def add_docs(app: FastAPI) -> None:

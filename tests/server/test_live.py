@@ -28,7 +28,7 @@ from lurm.history import HistoryBatch
 from lurm.release import Release
 from service import answers
 from tests.conftest import RedisServer
-from tests.server.conftest import SYNCED, RunningServer, live_in, problem, running_server
+from tests.server.conftest import SYNCED, RunningServer, live_in, metric, problem, running_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # servers of their own
@@ -268,6 +268,8 @@ def test_where_nothing_can_be_written_everything_can_be_read(
         problem(refused, 503, "live-events-unavailable")
         assert refused.headers["retry-after"]
         problem(client.delete("/v1/users/u"), 503, "live-events-unavailable")
+        assert client.get("/health/ready").json() == {"status": "ready", "live_events": "away"}
+        assert metric(client, "lurm_live_up ") == 0
     assert any("LURM_LIVE_DIR" in line for line in server.log)
 
 
