@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+import json
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,10 +22,14 @@ from hypothesis import strategies as st
 from lurm.erasure import Ledger
 from lurm.errors import Overloaded
 from lurm.events import Event
+from lurm.history import HistoryBase
 from lurm.live import Arriving, LiveEvents, LiveTail, Receipt, Status, Unavailable, identity_of
 from lurm.live.redis import RedisLiveEvents
 from lurm.live.sqlite import SqliteLiveEvents
+from service.problems import Malformed
+from service.schemas import all_checked, parse_events
 from tests.conftest import RedisServer
+from tests.worlds import clean_batch, grouped_events, ingest
 
 T = TypeVar("T")
 NOW = 1_700_000_000.0
@@ -73,6 +79,12 @@ def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     opened = Stores(request.param, tmp_path, url)
     opened.fresh()
     return opened
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> HistoryBase:
+    """Of users whom nobody else names."""
+    return ingest(tmp_path_factory.mktemp("base") / "base", [clean_batch(grouped_events()[0])])[0]
 
 
 def event(user: str = "u", at: int = 0, item: str | None = "i", event_id: str = "", **more: object) -> Event:
@@ -410,6 +422,37 @@ def test_however_events_are_batched_the_same_ones_are_kept(stores: Stores, batch
         return stores.using(body)
 
     assert kept(events) == kept([[one] for batch in events for one in batch])
+
+
+Letters = st.characters(exclude_categories=())
+Text = st.text(Letters, min_size=1, max_size=6) | st.sampled_from(["\0", "\ud800", "é" * 256, "é" * 257])
+Number = st.integers() | st.floats() | st.sampled_from([-0.0, 1e-300, 1e15, 3.5e38, 2**53, 2**64 - 1, 2**64])
+Document = st.fixed_dictionaries(
+    {"user_id": Text, "item_id": Text | st.integers(), "timestamp": st.integers(AT - 10**9, AT)},
+    optional={"behavior": Text, "value": Number | st.none(), "location": Text | st.none(), "event_id": Text},
+) | st.fixed_dictionaries(dict.fromkeys(("user_id", "item_id", "timestamp", "value"), Text | Number))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(documents=st.lists(st.tuples(Document, st.booleans()), min_size=20, max_size=40))
+def test_whatever_is_let_in_is_kept_word_for_word(
+    stores: Stores, base: HistoryBase, documents: list[tuple[dict[str, object], bool]]
+) -> None:
+    """One event that a store cannot write would fail all that travel with it."""
+    let_in = []
+    for document, escaped in documents:
+        body = json.dumps({"events": [document]}, ensure_ascii=escaped).encode("utf-8", "surrogatepass")
+        with contextlib.suppress(Malformed):
+            checked = all_checked(base, stores.ledger, parse_events(body), AT)
+            let_in += [one for one in checked if isinstance(one, Arriving)]
+
+    async def kept(store: LiveEvents) -> None:
+        before = await store.last()
+        receipts = await store.append(let_in)
+        found = [one.event for one in await store.scan(after=before, upto=await store.last(), most=999)]
+        assert found == [one.event for one, receipt in zip(let_in, receipts, strict=True) if receipt.seq is not None]
+
+    stores.using(kept)
 
 
 def test_a_redis_that_was_begun_anew_is_not_pruned_or_read_for_the_store_before(
