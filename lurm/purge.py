@@ -257,7 +257,8 @@ class Erasing:
         wanted = Wanted(user_ids, Ledger.of(self._live_folder))
         folders = (self._root, self._live_folder)
         below = {path.absolute(): path for folder in folders for path in folder.rglob("*")}
-        below = {path: path for path in letters.files(self._live_folder)} | below
+        noted = letters.files(self._live_folder)
+        below = {path: path for one in noted for path in (one, *letters.rotated(one))} | below
         files = sorted(path for path in below.values() if path.is_file())
         return Remains([path for path in files if wanted.stand_in(path)], wanted.short)
 
@@ -324,30 +325,13 @@ def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) ->
             shutil.rmtree(folder, ignore_errors=True)
         kept = segments.living(live_folder, ledger)
         n_events = sum(segments.rewrite(path, ledger) for path in kept.segments)
-        stuck = _expunge_letters(live_folder, ledger, reporter)
+        stuck = letters.purge(live_folder, ledger, reporter)
         Definitions(root, ledger).expunge()  # after all else: it may find a damaged one
         if left := [*(folder for folder in gone if folder.exists()), *stuck]:
             raise Unfulfillable(
                 f"{left[0]} cannot be removed or written anew, and may hold ids of erased users; do it as its owner"
             )
     return Purged(active, n_users, removed, n_events)
-
-
-def _expunge_letters(live_folder: Path, ledger: Ledger, reporter: Reporter) -> list[Path]:
-    """Take the dead letters of erased users out of every file they were written to; the files where that fails."""
-    own, *others = letters.files(live_folder)
-    stuck = []
-    for path in (own, *others):
-        try:
-            if path.exists():
-                letters.expunge(path, ledger)
-            elif path != own:
-                reporter.say(
-                    f"{path}, which dead letters were written to, is not here; erased users may be in it elsewhere"
-                )
-        except OSError:
-            stuck.append(path)
-    return stuck
 
 
 def _holds_erased(root: Path, release_id: str, ledger: Ledger) -> bool:

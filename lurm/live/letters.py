@@ -2,15 +2,18 @@
 
 <folder>/dead-letter.jsonl    beside live events, where no other file is asked for
 <folder>/dead-letter.files    other files that were written, one a line, so that erasures find them
+<file>.1, <file>-20240301     what rotation makes of a file, and erasures find as well; <file>.1.gz is packed
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import io
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,9 +23,12 @@ from lurm.artifacts import alone, replacing, sync, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
 from lurm.live.stream import Entry
+from lurm.progress import Reporter
 
 FILE = "dead-letter.jsonl"
 _NOTED = "dead-letter.files"
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_ROTATED = re.compile(r"([.-]\d[\d.:T_-]*)?(\.(gz|bz2|xz|zst))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +64,6 @@ class DeadLetters:
                 f"{path} is no file; dead letters are written to one, for erased users are taken out of it"
             )
         self.path, self._stream, self._folder = path, stream, folder or path.parent
-        self._is_noted = False
 
     def add(self, letters: Sequence[DeadLetter]) -> None:
         """Add some; when this returns, they are on disk. Several processes may write one file.
@@ -70,8 +75,8 @@ class DeadLetters:
             return
         lines = b"".join(map(self._line, letters))
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._note()
         with _held(self.path) as file:
+            self._note()  # with the file there, for a note of one that is gone may go at any time
             size = file.seek(0, os.SEEK_END)
             if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
                 lines = b"\n" + lines  # somebody was stopped within a line
@@ -82,14 +87,9 @@ class DeadLetters:
             sync(self.path.parent)
 
     def _note(self) -> None:
-        if self._is_noted:
-            return
-        with alone(self._folder, ".letters.lock"):
-            there, own = files(self._folder), self.path.resolve()
-            if own not in there:
-                noted = "".join(f"{path}\n" for path in [*there[1:], own])
-                write_durably(self._folder / _NOTED, noted.encode("utf-8", "surrogateescape"))
-        self._is_noted = True
+        with _noting(self._folder) as noted:
+            if (own := self.path.resolve()) not in (*noted, (self._folder / FILE).absolute()):
+                noted.append(own)
 
     def _line(self, letter: DeadLetter) -> bytes:
         fields = {_text(name): _text(value) for name, value in letter.entry.fields.items()}
@@ -122,11 +122,61 @@ def _for_its_owner(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
+@contextlib.contextmanager
+def _noting(folder: Path) -> Iterator[list[Path]]:
+    """The files that are noted, to be changed within."""
+    with alone(folder, ".letters.lock"):
+        _, *before = files(folder)
+        noted = list(before)
+        yield noted
+        if noted != before:
+            write_durably(folder / _NOTED, "".join(f"{path}\n" for path in noted).encode("utf-8", "surrogateescape"))
+
+
 def files(folder: Path) -> list[Path]:
     """All files that dead letters were ever written to beside these live events: the one there, and those elsewhere."""
     noted = folder / _NOTED
     text = noted.read_text("utf-8", errors="surrogateescape") if noted.exists() else ""
     return [(folder / FILE).absolute(), *(Path(line) for line in text.split("\n") if line)]
+
+
+def rotated(path: Path) -> list[Path]:
+    """Files that a file of letters was moved to since by whoever rotates files, by their names."""
+    beside = path.parent.glob(f"{glob.escape(path.name)}[.-]*")
+    return sorted(one for one in beside if _ROTATED.fullmatch(one.name.removeprefix(path.name)) and one.is_file())
+
+
+def purge(folder: Path, ledger: Ledger, reporter: Reporter) -> list[Path]:
+    """Take the letters of erased users out of every file they were written to; the files where that fails.
+
+    Args:
+        folder: of live events.
+        ledger: says who was erased.
+        reporter: told of files that cannot be looked into: of one that is gone once, and then its note goes.
+    """
+    stuck = []
+    for path in files(folder):
+        try:
+            there = [*filter(Path.exists, [path]), *rotated(path)]
+        except OSError:
+            stuck.append(path)
+            continue
+        for one in there:
+            if one != path and one.suffix in _PACKED:
+                reporter.say(f"{one} is packed, and erased users may be in it; delete it, or unpack it and purge again")
+                continue
+            try:
+                expunge(one, ledger)
+            except OSError:
+                stuck.append(one)
+        if not there and path != (folder / FILE).absolute():
+            reporter.say(
+                f"{path}, which dead letters were written to, is not here; erased users may be in it elsewhere. It is "
+                "not looked for again until letters are written to it"
+            )
+            with _noting(folder) as noted:
+                noted[:] = [one for one in noted if one != path or one.exists()]
+    return stuck
 
 
 def expunge(path: Path, ledger: Ledger) -> int:

@@ -17,6 +17,7 @@ from lurm.live.letters import FILE, DeadLetter, DeadLetters, expunge, files
 from lurm.live.stream import Entry
 from lurm.progress import Silent
 from lurm.purge import Erasing
+from tests.hearing import Hearing
 
 PATIENCE_S = 30.0
 OPEN_FILES = Path("/proc/self/fd")
@@ -111,6 +112,39 @@ def test_the_file_stays_its_owners_alone(tmp_path: Path) -> None:
     assert expunge(path, ledger) == 1
     assert path.stat().st_mode == before
     assert before & 0o077 == 0
+
+
+def test_what_was_rotated_is_found_and_what_is_packed_is_told(tmp_path: Path) -> None:
+    live, path, heard = tmp_path / "live", tmp_path / "odd[1].jsonl", Hearing()
+    letters = DeadLetters(path, "clicks", live)
+    for name in ("odd[1].jsonl.1", "odd[1].jsonl-20240301", "odd[1].jsonl.2.gz", "odd[1].jsonl.notes"):
+        letters.add([letter("1-0", b"the leaver"), letter("2-0", b"other")])
+        path.rename(tmp_path / name)
+    Ledger.open(live).record("the leaver", 5, by="test")
+    erasing = Erasing(tmp_path / "artifacts", live, None, heard)
+    assert {one.name[12:] for one in erasing.remains(["the leaver"]).files} >= {".1", "-20240301"}
+    asyncio.run(erasing.run([], purge=True))
+    n_lines = {one.name[12:]: one.read_bytes().count(b"\n") for one in tmp_path.glob("odd*")}
+    assert n_lines == {".1": 1, "-20240301": 1, ".2.gz": 2, ".notes": 2}
+    (line,) = heard.lines
+    assert line.startswith(f"{path}.2.gz is packed")
+    assert files(live)[1:] == [path], "for what was rotated is found by it"
+
+
+def test_of_a_file_that_is_gone_is_told_once_until_it_is_written_again(tmp_path: Path) -> None:
+    live, path, heard = tmp_path / "live", tmp_path / "elsewhere", Hearing()
+    letters, erasing = DeadLetters(path, "clicks", live), Erasing(tmp_path / "artifacts", live, None, heard)
+    letters.add([letter("1-0", b"gone")])
+    Ledger.open(live).record("gone", 5, by="test")
+    path.unlink()
+    for _ in range(2):
+        asyncio.run(erasing.run([], purge=True))
+    (line,) = heard.lines
+    assert line.startswith(f"{path}, which dead letters were written to, is not here")
+    letters.add([letter("2-0", b"gone")])
+    asyncio.run(erasing.run([], purge=True))
+    assert path.read_bytes() == b""
+    assert len(heard.lines) == 1
 
 
 def test_a_file_that_cannot_be_written_anew_keeps_nobody_in_the_others(tmp_path: Path) -> None:
