@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -188,11 +188,15 @@ class Ledger:
             self._read()
         return erasure
 
-    def is_named_in(self, text: str) -> bool:
-        """Whether any word of a text, JSON in JSON and cut off or not, is the id of somebody who was ever erased."""
+    def are_named_in(self, texts: Sequence[str]) -> list[bool]:
+        """Of each text, JSON in JSON and cut off or not, whether any word is the id of somebody who was ever erased.
+
+        The file is looked at once for all of them.
+        """
         if not len(self):
-            return False
-        return any(self.digest(id_) in self._erased_at for word in set(_words(text)) for id_ in {word, word.strip()})
+            return [False] * len(texts)
+        erased, of = self._erased_at, self.digest
+        return [any(of(id_) in erased for word in set(_words(one)) for id_ in {word, word.strip()}) for one in texts]
 
     def keep(self, batch: pl.DataFrame) -> pl.DataFrame:
         """The rows of a batch of events that no erasure covers.

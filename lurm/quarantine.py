@@ -76,7 +76,8 @@ class Quarantine:
 
     Args:
         path: columns file, row, reason, detail; created with the first bad row. None: nothing is written.
-        withheld: whether what a row holds may not be kept: that of whoever was erased; its file and row are.
+        withheld: of some rows, whether what each holds may not be kept: that of whoever was erased; its file and row
+            are. None: all may.
         max_examples: rows of each reason kept in memory.
 
     Attributes:
@@ -87,7 +88,11 @@ class Quarantine:
     _SCHEMA = pa.schema({"file": pa.string(), "row": pa.int64(), "reason": pa.string(), "detail": pa.string()})
 
     def __init__(
-        self, path: Path | None, *, withheld: Callable[[str], bool] = lambda _: False, max_examples: int = 5
+        self,
+        path: Path | None,
+        *,
+        withheld: Callable[[Sequence[str]], Sequence[bool]] | None = None,
+        max_examples: int = 5,
     ) -> None:
         self._path, self._withheld = path, withheld
         self._max_examples = max_examples
@@ -118,7 +123,10 @@ class Quarantine:
         """
         if not len(rows):
             return
-        details = [_WITHHELD if self._withheld(detail) else detail[:_MAX_DETAIL] for detail in details]
+        gone = self._withheld(details) if self._withheld is not None else [False] * len(details)
+        details = [
+            _WITHHELD if is_gone else detail[:_MAX_DETAIL] for detail, is_gone in zip(details, gone, strict=True)
+        ]
         self.counts[reason] = self.counts.get(reason, 0) + len(rows)
         examples = self.examples.setdefault(reason, [])
         n = self._max_examples - len(examples)

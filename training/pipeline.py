@@ -252,7 +252,7 @@ class _Build:
         log, living, n_live = self._dataset.events, self._living, 0
         quarantine_file.parent.mkdir(parents=True, exist_ok=True)
         with (
-            Quarantine(quarantine_file, withheld=living.names_erased) as quarantine,
+            Quarantine(quarantine_file, withheld=living.name_erased) as quarantine,
             tempfile.TemporaryDirectory(prefix=".spill.", suffix=".draft", dir=self._stages) as spill,
         ):
             builder = HistoryBuilder(

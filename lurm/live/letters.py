@@ -187,7 +187,7 @@ def expunge(path: Path, ledger: Ledger) -> int:
     with _held(path) as file:
         file.seek(0)
         lines = file.readall().splitlines(keepends=True)
-        kept = [line for line in lines if not _is_of_erased(line, ledger)]
+        kept = [line for line, is_gone in zip(lines, _are_of_erased(lines, ledger), strict=True) if not is_gone]
         if len(kept) < len(lines):
             with replacing(path) as aside:
                 aside.touch(0o600)
@@ -196,11 +196,15 @@ def expunge(path: Path, ledger: Ledger) -> int:
     return len(lines) - len(kept)
 
 
-def _is_of_erased(line: bytes, ledger: Ledger) -> bool:
-    """Whose it says it is decides; where it does not say, any word of it may be whose it is."""
-    if whose := list(_named(line)):
-        return any(ledger.erased_at(one) or ledger.erased_at(one.strip()) for one in whose)
-    return ledger.is_named_in(line.decode("utf-8", "surrogateescape"))
+def _are_of_erased(lines: Sequence[bytes], ledger: Ledger) -> list[bool]:
+    """Whose each says it is decides; where it does not say, any word of it may be whose it is."""
+    said = [list(_named(line)) for line in lines]
+    unsaid = [line.decode("utf-8", "surrogateescape") for line, whose in zip(lines, said, strict=True) if not whose]
+    by_any_word = iter(ledger.are_named_in(unsaid))
+    return [
+        any(ledger.erased_at(one) or ledger.erased_at(one.strip()) for one in whose) if whose else next(by_any_word)
+        for whose in said
+    ]
 
 
 def _named(line: bytes) -> Iterator[str]:

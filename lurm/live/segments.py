@@ -102,9 +102,9 @@ class Living:
                     canonical = canonical.filter(pl.col("timestamp") < until)
                 yield self.without_erased(canonical)
 
-    def names_erased(self, text: str) -> bool:
-        """Whether any word of a text is the id of somebody who was erased."""
-        return self.ledger is not None and self.ledger.is_named_in(text)
+    def name_erased(self, texts: Sequence[str]) -> list[bool]:
+        """Of each text, whether any word of it is the id of somebody who was erased."""
+        return [False] * len(texts) if self.ledger is None else self.ledger.are_named_in(texts)
 
     def without_erased(self, batch: pl.DataFrame) -> pl.DataFrame:
         """The rows of a batch of events that no erasure covers."""

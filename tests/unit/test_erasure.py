@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -285,10 +286,25 @@ def test_beside_live_events_a_missing_ledger_is_not_begun_anew(tmp_path: Path) -
 )
 def test_a_text_that_names_the_erased_is_known(tmp_path: Path, text: str, is_named: bool) -> None:
     ledger = Ledger.open(tmp_path)
-    assert not ledger.is_named_in(text)
+    assert ledger.are_named_in([text]) == [False]
     for user_id in ("u 5", "7"):
         ledger.record(user_id, 1, by="test")
-    assert ledger.is_named_in(text) == is_named
+    assert ledger.are_named_in([text, "7", text]) == [is_named, True, is_named]
+
+
+def test_the_ledger_is_looked_at_once_for_many_texts(tmp_path: Path) -> None:
+    class Removing(list[str]):
+        """Takes the ledger away from whoever has begun to read the texts."""
+
+        def __iter__(self) -> Iterator[str]:
+            ledger.path.unlink()
+            return super().__iter__()
+
+    ledger = Ledger.open(tmp_path)
+    ledger.record("gone", 1, by="test")
+    assert ledger.are_named_in(Removing(["gone", "here"])) == [True, False]
+    with pytest.raises(LedgerCorrupt):
+        ledger.are_named_in(["gone"])
 
 
 def test_where_there_is_nothing_nobody_is_erased(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_many_bad_rows_are_streamed(tmp_path: Path) -> None:
 
 def test_what_may_not_be_kept_is_counted_and_neither_written_nor_shown(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.parquet"
-    with Quarantine(path, withheld=lambda detail: "gone" in detail) as quarantine:
+    with Quarantine(path, withheld=lambda details: ["gone" in one for one in details]) as quarantine:
         quarantine.reject("f", np.arange(2), Reason.UNPARSABLE, ["x" * 600 + "gone", "other"])
     told = ["withheld: it names a user who was erased", "other"]
     assert pl.read_parquet(path)["detail"].to_list() == told
