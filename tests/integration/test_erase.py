@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from lurm import __main__ as front_door
 from lurm.artifacts import read_manifest
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing
@@ -41,6 +42,22 @@ def lurm(root: Path, *words: str, code: int = 0, **settings: str) -> Any:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
+
+
+@pytest.fixture
+def lurm_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """As ``lurm``, in this process: many commands in the time of one."""
+
+    def run(root: Path, *words: str, code: int = 0, **settings: str) -> Any:
+        with monkeypatch.context() as environment, pytest.raises(SystemExit) as ending:
+            for name, setting in ({"LURM_ARTIFACTS_DIR": str(root)} | settings).items():
+                environment.setenv(name, setting)
+            front_door.main([*words, "--json"])
+        told = capsys.readouterr()
+        assert ending.value.code == code, told.err
+        return json.loads(told.out)
+
+    return run
 
 
 def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back(tiny: Path, tmp_path: Path) -> None:
@@ -184,29 +201,31 @@ def test_a_purge_finds_what_a_move_to_redis_left_behind(
     assert [one.event.user_id for one in kept(root)] == [newcomers[1]]
 
 
-def test_with_another_ledger_nobody_comes_back_in_silence(tiny: Path, tmp_path: Path) -> None:
+def test_with_another_ledger_nobody_comes_back_in_silence(
+    tiny: Path, tmp_path: Path, lurm_here: Callable[..., Any]
+) -> None:
     root, elsewhere, out = tmp_path / "artifacts", tmp_path / "elsewhere", str(tmp_path / "all.parquet")
     release = rebuilt(tiny, root)
     gone, other, *_ = release.history.users.ids.to_pylist()
-    assert lurm(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "nobody was erased yet"
-    assert lurm(root, "erase", gone)["n_known"] == 1
+    assert lurm_here(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "nobody was erased yet"
+    assert lurm_here(root, "erase", gone)["n_known"] == 1
     commands = (("embed", gone), ("export", out), ("build", str(tiny)), ("erase", other), ("audience", "list"))
     for make in (lambda: None, lambda: Ledger.open(elsewhere).record(other, 1, by="test")):
         make()
         for words in commands:
-            told = lurm(root, *words, code=4, LURM_LIVE_DIR=str(elsewhere))["error"]["message"]
+            told = lurm_here(root, *words, code=4, LURM_LIVE_DIR=str(elsewhere))["error"]["message"]
             assert str(elsewhere / "erasures.jsonl") in told
             assert str(root / "ledger") in told
-    checks = lurm(root, "doctor", code=1, LURM_LIVE_DIR=str(elsewhere))["checks"]
+    checks = lurm_here(root, "doctor", code=1, LURM_LIVE_DIR=str(elsewhere))["checks"]
     assert [check["name"] for check in checks if check["verdict"] == "fail"] == ["live"]
     assert len(Ledger.open(elsewhere)) == 1
     assert not (elsewhere / "live.sqlite").exists()
 
-    assert lurm(root, "embed", other, gone, code=3)["unknown"] == [gone]
+    assert lurm_here(root, "embed", other, gone, code=3)["unknown"] == [gone]
     (root / "ledger").unlink()
-    assert lurm(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "somebody meant it"
-    lurm(root, "erase", "nobody", LURM_LIVE_DIR=str(elsewhere))
-    assert lurm(root, "embed", gone, code=4), "by now it is the other that counts"
+    assert lurm_here(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "somebody meant it"
+    lurm_here(root, "erase", "nobody", LURM_LIVE_DIR=str(elsewhere))
+    assert lurm_here(root, "embed", gone, code=4), "by now it is the other that counts"
 
 
 def test_bad_rows_of_the_erased_stay_out_of_the_next_quarantine(tiny: Path, tmp_path: Path) -> None:
