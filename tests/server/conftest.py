@@ -58,10 +58,14 @@ def release(release_root: Path) -> Release:
 
 
 @pytest.fixture(autouse=True)
-def by_any_ledger(request: pytest.FixtureRequest) -> None:
-    """Tests share the release and nothing that is live, so each may erase by a ledger of its own."""
-    if "release_root" in request.fixturenames:
-        forget_ledger(request.getfixturevalue("release_root"))
+def by_any_ledger(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests share the release and nothing that is live, so each may erase by a ledger of its own, and leaves none."""
+    shared = [request.getfixturevalue(name) for name in ("release_root",) if name in request.fixturenames]
+    for root in shared:
+        forget_ledger(root)
+    yield
+    for root in shared:
+        forget_ledger(root)
 
 
 def forget_ledger(root: Path) -> None:
