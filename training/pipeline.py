@@ -76,7 +76,7 @@ _VERSIONS = {
     "encoder": 4,
     "embeddings": 1,
     "index": 1,
-    "lumos": 2,
+    "lumos": 3,
     "behavegpt": 3,
 }
 _OF_TRAINING = ("held_out", "recall_at_1", "anchor_usage", "alignment")  # what a release tells of it

@@ -143,10 +143,12 @@ class BehaveGptModel:
         """(B, C) probabilities of behaviours."""
         context_b = self._contexts(batch, occasions)
         chances_bc = np.empty((len(batch), self.n_behaviors), np.float32)
-        silence_b = [
-            0 if one.quiet_until is None or one.at is not None or not n else max(one.quiet_until - last_at, 0)
-            for one, last_at, n in zip(occasions, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
+        until_b = [one.quiet_until if one.at is None else one.at for one in occasions]
+        wait_b = [
+            0 if until is None or not n else max(until - last_at, 0)
+            for until, last_at, n in zip(until_b, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
         ]
+        silence_b = [wait if one.at is None else 0 for one, wait in zip(occasions, wait_b, strict=True)]
         for users, hidden_bd, code_b in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
             with torch.inference_mode(), UNDIVIDED():
@@ -158,7 +160,7 @@ class BehaveGptModel:
                         last_at, place = int(batch.last_at[user]), int(context_b[3, user])
                         after_c = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
                         chances_bc[user] = after_c.numpy()
-            chances_bc[users] = self.successors.mixed(chances_bc[users], code_b)
+            chances_bc[users] = self.successors.mixed(chances_bc[users], code_b, np.array(wait_b)[users])
         return chances_bc
 
     def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
