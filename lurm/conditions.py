@@ -34,7 +34,6 @@ from lurm import phrases
 from lurm.errors import UsageError
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import Moment, whole
-from lurm.phrases import likest, quoted
 
 PARTS_AT_MOST = 1000
 DEPTH_AT_MOST = 32
@@ -49,14 +48,13 @@ class _Part(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_more_than_its_fields(cls, document: object) -> object:
-        """Refuse unknown fields, be it a million, as one that stays unsaid, and what says nothing."""
+        """Refuse unknown fields, be it a million, in one complaint, and what says nothing."""
         if isinstance(document, dict):
             if not document:
                 raise PydanticCustomError("filter", _EXPECTED)
-            names = [entry.alias or name for name, entry in cls.model_fields.items()]
-            if not document.keys() <= set(names):
-                told = {"known": ", ".join(names), "names": names}
-                raise PydanticCustomError("unknown_field", "unknown field; there are {known}", told)
+            known = [entry.alias or name for name, entry in cls.model_fields.items()]
+            if told := phrases.strange_of(document, known):
+                raise PydanticCustomError("unknown_field", "{told}", {"told": told})
         return document
 
 
@@ -177,12 +175,7 @@ def filter_of(document: object) -> Filter:
         first = error.errors()[0]
         path = [part for part in first["loc"] if isinstance(part, int) or part in NAMES]
         where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
-        what = first["msg"]
-        if first["type"] == "unknown_field":
-            names = first["ctx"]["names"]
-            odd = next(str(name) for name in first["input"] if name not in names)
-            what = f"{quoted(odd)} is no part of this; {likest(odd, names)}"
-        raise UsageError(f"filter{where and ': '}{where}: {what}") from None
+        raise UsageError(f"filter{where and ': '}{where}: {first['msg']}") from None
 
 
 def document_of(wanted: Filter) -> dict[str, Any]:

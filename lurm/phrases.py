@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,6 +53,15 @@ def likest(text: str, there: Sequence[str]) -> str:
     if near := difflib.get_close_matches(text.casefold(), folded, n=1):
         return f"did you mean {quoted(folded[near[0]])}?"
     return f"there are: {first_of(there, _TOLD, quoted)}"
+
+
+def strange_of(document: Mapping[Any, Any], known: Sequence[str]) -> str:
+    """What is said of the fields of a document that nobody knows, be it a million: the first, and how many more."""
+    first = next((str(name) for name in document if name not in known), None)
+    if first is None:
+        return ""
+    n_more = len(document.keys() - set(known)) - 1
+    return f"unknown field {quoted(first)}{f' and {n_more:,} more' if n_more else ''}; {likest(first, known)}"
 
 
 def document_of(text: str) -> dict[str, Any]:

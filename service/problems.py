@@ -115,7 +115,7 @@ class Problem:
     """One kind of error.
 
     Attributes:
-        detail: what to say; None: the error's own words, which never hold input.
+        detail: what to say; None: the error's own words, which hold names that were sent, and no values.
     """
 
     status: int

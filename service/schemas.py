@@ -38,6 +38,7 @@ from lurm.live import Arriving, Receipt, Status
 from lurm.live.arriving import arriving
 from lurm.lookalikes import WEIGHT_AT_MOST
 from lurm.moments import Moment, iso_of, whole
+from lurm.phrases import strange_of
 from lurm.quarantine import MOST_VALUE
 from lurm.rules import NAME
 from service.problems import Malformed
@@ -101,22 +102,21 @@ class WireModel(BaseModel):
     """What comes over the wire: nothing it does not name, and no number that is none."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-    _names: ClassVar[frozenset[str]] = frozenset()
+    _names: ClassVar[dict[str, None]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **more: Any) -> None:
         """Know the fields of whatever is sent."""
         super().__pydantic_init_subclass__(**more)
-        cls._names = frozenset(entry.alias or name for name, entry in cls.model_fields.items())
+        cls._names = {entry.alias or name: None for name, entry in cls.model_fields.items()}
         _FIELDS.update(cls._names)
 
     @model_validator(mode="before")
     @classmethod
     def _no_more_than_its_fields(cls, document: object) -> object:
-        """Refuse unknown fields, be it a million, as one that stays unsaid, and tell which there are."""
-        if isinstance(document, dict) and not document.keys() <= cls._names:
-            known = ", ".join(entry.alias or name for name, entry in cls.model_fields.items())
-            raise PydanticCustomError("unknown_field", "unknown field; there are {known}", {"known": known})
+        """Refuse unknown fields, be it a million, in one complaint, and tell which there are."""
+        if isinstance(document, dict) and not document.keys() <= cls._names.keys():
+            raise PydanticCustomError("unknown_field", "{told}", {"told": strange_of(document, list(cls._names))})
         return document
 
 
@@ -433,7 +433,7 @@ def events_of(inline: InlineHistory, within: Sequence[str | int]) -> list[Event]
 def in_words(
     errors: Sequence[ErrorDetails], within: Sequence[str | int] = (), offset: int = 0, *, ours: Iterable[str] = ()
 ) -> str:
-    """What is wrong and where, without repeating anything that was sent.
+    """What is wrong and where; of what was sent, it repeats the name of an unknown field alone.
 
     Args:
         errors: as pydantic reports them.
@@ -492,7 +492,7 @@ def validated(model: type[Model], document: object, within: Sequence[str | int] 
     """A document as a request.
 
     Raises:
-        Malformed: it is none; what is wrong is said in words that repeat nothing of it.
+        Malformed: it is none; what is wrong is said in words that repeat no value of it.
     """
     try:
         return model.model_validate(document)

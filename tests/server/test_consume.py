@@ -198,7 +198,7 @@ def test_what_is_no_event_is_a_dead_letter_and_harms_no_other(
         ({"event": "[1]"}, "expected an object"),
         ({"event": '{"user_id": "u"}'}, "item_id: Field required"),
         (as_json(1, value="much"), "value: Input should be a valid number"),
-        (as_json(1, colour="red"), "unknown field"),
+        (as_json(1, colour="red"), "unknown field 'colour'; there are: 'item_id', "),
         (as_json(1, timestamp=5), "timestamp: lies before 1980"),
         (as_json(1, timestamp=int(time.time() * 1000) + 2 * 86_400_000), "timestamp: more than a day in the future"),
         (as_json(1, item_id=None), "item_id: events of this behavior name an item"),
