@@ -458,7 +458,8 @@ def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np
         if n_given is not None:
             found = f"{n_given:,} ids are given and {n_known:,} different users of them known"
         raise Unfulfillable(
-            f"{what}: {found}, expected at least {k_min:,}; with fewer, an audience would tell who they are"
+            f"{what}: {found}, expected at least {k_min:,} (LURM_AUDIENCE_SEEDS), as with fewer an audience would tell "
+            "who they are; give more"
         )
     if weights_s is not None:
         weights = weights_s.astype(np.float64)
@@ -466,7 +467,7 @@ def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np
         if not effective >= k_min:
             raise Unfulfillable(
                 f"{what}: their weights make {n_known:,} users count as much as {effective:,.0f} alike would, expected "
-                f"at least {k_min:,}; let them differ less"
+                f"at least {k_min:,} (LURM_AUDIENCE_SEEDS); let them differ less"
             )
 
 

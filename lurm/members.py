@@ -251,7 +251,7 @@ class Making:
             Unfulfillable: there are so few that it would tell who they are.
         """
         if 0 < n_users < self._k_min:
-            few = f"fewer than {self._k_min:,} users are in it, which would tell who they are"
+            few = f"fewer than {self._k_min:,} users (LURM_AUDIENCE_SEEDS) are in it, which would tell who they are"
             raise Unfulfillable(f"{few}; {instead}")
 
     def _alike(self, rule: Alike) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
