@@ -116,7 +116,6 @@ def save(
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
     from lurm.rules import Alike, Combined, Filtered, Listed
-    from lurm.saved import already_saved
 
     n_rules = sum(one is not None for one in (users, like, combine))
     if n_rules > 1 or (not n_rules and where is None):
@@ -147,10 +146,9 @@ def save(
     elif isinstance(rule, Alike):
         rule = Alike(all_meant(rule.asked, known))
     audiences.put(name, rule)
-    with already_saved():
-        found = audiences.members(name, TerminalReporter()).facts
-    told = {**found, **audiences.told(name)}
-    emit(told, as_json=as_json, text="\n".join([f"{name}: {told['n_users']:,} users", *known_in_words(told["known"])]))
+    told = audiences.told_once_saved(name, TerminalReporter())
+    found = f"saved, but of this release: {told['why_not']}" if told["why_not"] else f"{told['n_users']:,} users"
+    emit(told, as_json=as_json, text="\n".join([f"{name}: {found}", *known_in_words(told["known"])]))
 
 
 @app.command("list")

@@ -41,15 +41,6 @@ _OF_SEEDS = ("n_eligible", "n_missing", "health", "reach", "reach_of", "expected
 
 
 @contextmanager
-def already_saved() -> Iterator[None]:
-    """Who has just saved an audience, and asks who is in it, is told that it is saved where that cannot be said."""
-    try:
-        yield
-    except Unfulfillable as error:
-        raise Unfulfillable(f"it is saved, and cannot be answered of this release: {error}") from error
-
-
-@contextmanager
 def about(name: str) -> Iterator[None]:
     """Whoever asks for more than one audience is told which of them cannot be made."""
     try:
@@ -209,15 +200,30 @@ class Audiences:
             UnknownName, Unfulfillable: as ``members``.
         """
         one = self.some([name], reporter)[name]
-        facts = one.there.facts
+        return self._told(one, one.there.facts)
+
+    def told_once_saved(self, name: str, reporter: Reporter | None = None) -> dict[str, Any]:
+        """The same for whoever has just saved it; why it cannot be made of this release is told then, and no error.
+
+        Raises:
+            UnknownName: it was deleted meanwhile.
+        """
+        one = self.some([name], reporter)[name]
+        if not isinstance(one.members, Unfulfillable):
+            return self._told(one, one.members.facts)
+        known = known_of(self.release, one.rule, self._who_is_alive.now()[0])
+        return self._told(one, {"known": known}, str(one.members))
+
+    def _told(self, one: Made, facts: Mapping[str, Any], why_not: str | None = None) -> dict[str, Any]:
         return {
-            "name": name,
+            "name": one.definition.name,
             "kind": one.definition.kind,
             "saved_at": iso_of(one.definition.saved_at),
             "release": self.release.release_id,
             "space_id": self.release.space_id,
-            "n_users": facts["n_users"],
-            "churn": facts["churn"],
+            "n_users": facts.get("n_users"),
+            "churn": facts.get("churn"),
+            "why_not": why_not,
             "known": facts.get("known", {}),
             "definition": sent_of(one.rule),
             "filter_interests": [asdict(interest) for interest in one.interests],

@@ -128,12 +128,13 @@ class AudienceAnswer(BaseModel):
     saved_at: str
     release: str
     space_id: str
-    n_users: int
+    n_users: int | None = Field(description="Members; null where it is saved and cannot be made of this release.")
     churn: Churn | None
+    why_not: str | None = Field(description="Why it cannot be made; whoever asks for it later is told so by 409.")
     known: ListsKnown
     definition: dict[str, Any] = Field(description="The request that saves it, by numbers of this release.")
     filter_interests: list[FilterInterest] = Field(description="Which its filters name, in the order of `saved_as`.")
-    n_eligible: int | None = Field(description="This, and what follows: null where there are no seeds.")
+    n_eligible: int | None = Field(description="This, and what follows: null where there are no seeds, or `why_not`.")
     n_missing: int | None
     health: SeedHealth | None
     reach: list[ReachPoint] | None

@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from lurm.rules import NAME
-from lurm.saved import already_saved
 from service.bootstrap import Serving, serving_of
 from service.direct import STALE_HEADER, UserId, as_json, in_body, problems, stale_of
 from service.keys import needs
@@ -53,15 +52,14 @@ async def save(request: Request, name: Name) -> Response:
     """Save who is meant, in the place of an audience of the same name, and find the members.
 
     An audience is some users, whoever is like some, whoever passes a filter, or others put together. What is saved is
-    the question: with each release it is answered anew. If it cannot be answered of this one (409), it is saved
-    nevertheless if it may be of another: too few seeds are known now, or too few users pass; but not if it names
-    audiences, attributes, values or interests that are not there: then what was saved before stays.
+    the question: with each release it is answered anew. Where too few seeds are known now, or too few users pass, it is
+    saved, and `why_not` says why it cannot be answered of this release. What names audiences, attributes, values or
+    interests that are not there is not saved (409), and what was saved before stays.
     """
     serving = serving_of(request)
     rule = parse_audience(await request.body())
     await _slow(serving, functools.partial(serving.audiences.put, name, rule))
-    with already_saved():
-        return as_json(await _slow(serving, functools.partial(serving.audiences.told, name)))
+    return as_json(await _slow(serving, functools.partial(serving.audiences.told_once_saved, name)))
 
 
 @router.get(

@@ -217,7 +217,7 @@ class AudienceMethods(ABC):
 
     @Method
     def save_audience(self, name: str, rule: Mapping[str, object]) -> Steps[Audience]:
-        """Save an audience, in the place of one of the same name.
+        """Save an audience, in the place of one of the same name; why_not says if this release cannot answer it.
 
         Args:
             name: lower-case letters, digits, _ and -.
@@ -226,7 +226,7 @@ class AudienceMethods(ABC):
 
         Raises:
             UsageError: the service does not take what it is asked.
-            DataError: it cannot be made of this release, or is made of audiences that are not there.
+            DataError: it names what is not there, as an attribute or an audience; nothing is saved.
             LurmError: the service refused, or did not answer.
         """
         body = in_json(rule, "rule", 0, _listed)

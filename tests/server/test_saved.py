@@ -127,8 +127,7 @@ def test_the_command_says_what_the_service_says(
     put(asked, "crowd", users=some(release, 90, 120))
     put(asked, "most", users=some(release, 91, 120))
     put(asked, "acted", like={"seeds": seeds, "size": {"count": 20}, "filter": {"interest": interest}})
-    few = {"like": {"seeds": some(release, 90, 90 + K_MIN - 1)}}
-    problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
+    put(asked, "few", like={"seeds": some(release, 90, 90 + K_MIN - 1)})
     for name in ("crowd", "acted"):
         told = json.loads(said(release_root, tmp_path, "show", name, "--json").stdout)
         assert told == get(asked, f"/v1/audiences/{name}")
@@ -153,7 +152,13 @@ def test_the_command_says_what_the_service_says(
     assert lines[3:] == [f"? {shared['why_not']}"]
     own = said(release_root, tmp_path, "of", some(release, 0, 1)[0]).stdout
     assert f"{K_MIN - 1} ids are given and" in " ".join(own.split())
-    for name in ("acted", "few", "crowd", "most"):
+    (tmp_path / "few.txt").write_text("nobody yet")
+    save = ("save", "none", "--like", str(tmp_path / "few.txt"), "--percent", "2")
+    few = said(release_root, tmp_path, *save).stdout
+    assert few.startswith("none: saved, but of this release: seeds: 1 ids are given and 0 different users of them")
+    told = AudienceAnswer.model_validate_json(said(release_root, tmp_path, *save, "--json").stdout)
+    assert (told.n_users, told.definition) == (None, {"like": {"seeds": ["nobody yet"], "size": {"percent": 2.0}}})
+    for name in ("acted", "few", "none", "crowd", "most"):
         assert asked.delete(f"/v1/audiences/{name}").status_code == 200
 
 
@@ -220,8 +225,10 @@ def test_what_cannot_be_made_says_why(asked: httpx.Client, release: Release) -> 
     told = problem(asked.put("/v1/audiences/turned", json=turned), 409, "unfulfillable")["detail"]
     assert "'registered_at' cannot be at least 2024-02-01 and at most 2024-01-01" in str(told)
     problem(asked.get("/v1/audiences/turned"), 404, "unknown-name")
-    few = {"like": {"seeds": some(release, 0, K_MIN - 1)}}
-    problem(asked.put("/v1/audiences/few", json=few), 409, "unfulfillable")
+    told = put(asked, "few", like={"seeds": [*some(release, 0, K_MIN - 1), "nobody yet"]})
+    why_not = problem(asked.get("/v1/audiences/few"), 409, "unfulfillable")["detail"]
+    assert (told["n_users"], told["health"], told["why_not"]) == (None, None, why_not)
+    assert told["known"] == {"seeds": {"n_given": K_MIN, "n_known": K_MIN - 1}}
     (own,) = [one for one in get(asked, "/v1/audiences")["audiences"] if one["name"] == "few"]
     assert (own["n_users"], str(K_MIN) in own["why_not"]) == (None, True)
     asked.delete("/v1/audiences/few").raise_for_status()
@@ -354,10 +361,9 @@ def test_a_misspelt_name_leaves_what_was_saved_as_it_is(asked: httpx.Client, rel
     for wrong in ({"attribute": "cuntry"}, {"attribute": "star_sign", "in": ["x"]}, {"behavior": "x"}):
         problem(asked.put("/v1/audiences/kept", json={"filter": wrong}), 409, "unfulfillable")
         assert get(asked, "/v1/audiences/kept")["definition"] == good["definition"]
-    later = {"seeds": ["nobody yet"], "size": {"percent": 2}}
-    answer = asked.put("/v1/audiences/kept", json={"like": later})
-    told = str(problem(answer, 409, "unfulfillable")["detail"])
-    assert told.startswith("it is saved, and cannot be answered of this release: ")
+    later = put(asked, "kept", like={"seeds": ["nobody yet"], "size": {"percent": 2}})
+    assert later["definition"]["like"]["seeds"] == ["nobody yet"]
+    assert later["why_not"].startswith("seeds: 1 ids are given and 0 different users of them known")
     assert asked.delete("/v1/audiences/kept").status_code == 200
 
 
