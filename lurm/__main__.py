@@ -439,7 +439,7 @@ def activate(
 
 @releases.command()
 def rollback(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
-    """Go back to the release that was active before.
+    """Go back to the release that was active before, or where it cannot be used to the newest older one that can.
 
     Run twice, it goes forth again.
 
@@ -448,8 +448,9 @@ def rollback(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> Non
       lurm release rollback
     """
     from lurm import release, settings
+    from lurm.progress import TerminalReporter
 
-    release_id = release.rollback(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir)
+    release_id = release.rollback(settings.load({"artifacts_dir": artifacts_dir}).artifacts_dir, TerminalReporter())
     emit({"active": release_id}, as_json=as_json, text=f"active: {release_id}")
 
 

@@ -7,10 +7,11 @@ without them, in the same vector space, and other releases that have anything of
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from lurm.arrays import ArrayWriter, map_array
 from lurm.artifacts import digest_of, discard, draft, exclusive, open_artifact, read_manifest, remove_drafts
 from lurm.definitions import Definitions
 from lurm.erasure import Erasure, Ledger, ledger_of
-from lurm.errors import ArtifactCorrupt, DataError, LurmError, Unfulfillable, UsageError
+from lurm.errors import ArtifactCorrupt, ArtifactError, DataError, LurmError, Unfulfillable, UsageError
 from lurm.histories import WhoIsKnown, erased_up_to
 from lurm.history import COLUMNS, HistoryBase, HistoryBatch, shortage
 from lurm.identifiers import MAX_ID_BYTES, Identifiers, can_be_id, hash_ids
@@ -36,6 +37,8 @@ from lurm.live.place import Live, is_begun, open_live
 from lurm.phrases import counted, first_of
 from lurm.progress import Reporter, in_bytes
 from lurm.release import (
+    OPTIONAL,
+    PARTS,
     EmbeddingsWriter,
     Release,
     current,
@@ -43,12 +46,12 @@ from lurm.release import (
     list_releases,
     older,
     publish,
-    unused_stages,
     withdraw,
 )
 from lurm.remains import SHORTEST_ID, Wanted
 
 _SHOWN = 5  # ids of whom there is nothing
+_STAGE = re.compile(rf"({'|'.join((*PARTS, *OPTIONAL, 'items'))})-[0-9a-f]{{16}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,15 @@ def prune(root: Path, keep: int, *, dry_run: bool = False) -> Pruned:
     return Pruned(old, [stage.name for stage in stages], n_bytes, dry_run)
 
 
+def unused_stages(root: Path, used: Container[str]) -> list[Path]:
+    """Stages whose fingerprints are not among these, and torn ones; other things in the folder are none of ours."""
+    return [
+        folder
+        for folder in sorted((root / "stages").glob("*"))
+        if _STAGE.fullmatch(folder.name) and _fingerprint(folder) not in used
+    ]
+
+
 def _purge(root: Path, live_folder: Path, ledger: Ledger, reporter: Reporter) -> Purged:
     """Take erased users out of everything on disk but the store of live events, which does so itself (``scrub``).
 
@@ -384,6 +396,13 @@ def _without_erased(root: Path, release_id: str, ledger: Ledger, reporter: Repor
         made["behavegpt"] = open_artifact(release.path / "behavegpt", "behavegpt", verify=False)
     metrics = {**release.metrics, "n_users": facts["n_users"], "n_events": facts["n_events"]}
     return publish(root, made, name=release.name, metrics=metrics), n_users
+
+
+def _fingerprint(folder: Path) -> str | None:
+    try:
+        return read_manifest(folder).fingerprint
+    except ArtifactError:
+        return None
 
 
 def _made_of(releases: Iterable[Path]) -> set[str]:

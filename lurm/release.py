@@ -11,7 +11,6 @@ The release id is its time of publication and the head of its fingerprint, so id
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -41,12 +40,15 @@ from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, Unfulfi
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.index import UserIndex
 from lurm.interests import InterestVocabulary
+from lurm.phrases import first_of
+from lurm.progress import Reporter
 from lurm.prospect import NextModel
 
 if TYPE_CHECKING:
     from lurm.forecasts import Forecaster
 
 KIND = "release"
+_TOLD = 3  # releases that cannot be used
 _VERIFIED_USERS = 256
 _SAME = 1e-5  # as far as vectors of one user may be apart, say on another processor
 
@@ -54,7 +56,6 @@ PARTS = ("history", "interests", "encoder", "embeddings", "index")
 MODELS = ("behavegpt", "lumos")
 """Beside the encoder."""
 OPTIONAL = ("attributes", *MODELS)
-_STAGE = re.compile(rf"({'|'.join((*PARTS, *OPTIONAL, 'items'))})-[0-9a-f]{{16}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,21 +306,37 @@ def activate(root: Path, release_id: str) -> None:
         write_durably(root / "current", "".join(f"{id_}\n" for id_ in (release_id, was) if id_).encode())
 
 
-def rollback(root: Path) -> str:
-    """Activate the release that was active before the current one; returns its id.
+def rollback(root: Path, reporter: Reporter | None = None) -> str:
+    """Activate the release that was active before, or, where it cannot be used, the newest older one that can.
+
+    Args:
+        root: the artifacts folder.
+        reporter: told which are passed over, and why.
+
+    Returns:
+        its id.
 
     Raises:
-        ArtifactMissing: nothing was active before, or it has been removed.
+        ArtifactMissing: no release is active, or none of those before can be used; the message says why.
     """
-    before = _pointer(root)[1]
-    if before is None:
-        raise ArtifactMissing(f"no earlier release is recorded in {root}; `lurm release list` shows what there is")
-    if before not in _ids(root):
-        raise ArtifactMissing(
-            f"{before}, which was active before, is no longer in {root}; `lurm release list` shows what there is"
-        )
-    activate(root, before)
-    return before
+    (active, before), there = _pointer(root), _ids(root)
+    if active not in there:
+        raise ArtifactMissing(f"no release is active in {root}; `lurm release activate ID` makes one so")
+    earlier = [id_ for id_ in reversed(there) if id_ < active and id_ != before]
+    passed = []
+    for id_ in [before, *earlier] if before else earlier:
+        try:
+            Release.open(root, id_, verify=False)
+        except ArtifactError as error:
+            was = f"{id_}, which was active before," if id_ == before else id_
+            passed.append(f"{was} {f'cannot be used ({error})' if id_ in there else f'is no longer in {root}'}")
+            continue
+        if reporter and passed:
+            reporter.say("; ".join(passed))
+        activate(root, id_)
+        return id_
+    why = f": {first_of(passed, _TOLD)}" if passed else ""
+    raise ArtifactMissing(f"there is no earlier release to go back to in {root}{why}; see `lurm release list`")
 
 
 def left_behind(root: Path) -> list[str]:
@@ -424,15 +441,6 @@ def referenced(root: Path) -> set[str]:
     return {fingerprint for id_ in _ids(root) for fingerprint in read_manifest(_folder(root, id_)).parents.values()}
 
 
-def unused_stages(root: Path, used: Container[str]) -> list[Path]:
-    """Stages whose fingerprints are not among these, and torn ones; other things in the folder are none of ours."""
-    return [
-        folder
-        for folder in sorted((root / "stages").glob("*"))
-        if _STAGE.fullmatch(folder.name) and _fingerprint(folder) not in used
-    ]
-
-
 def verify(root: Path, release_id: str | None = None) -> str:
     """Open a release with every byte checked and some of its vectors computed again; returns its id.
 
@@ -447,13 +455,6 @@ def verify(root: Path, release_id: str | None = None) -> str:
             f"{release.path}: vectors computed now are up to {apart:.1g} apart from those published; build it anew"
         )
     return release.release_id
-
-
-def _fingerprint(folder: Path) -> str | None:
-    try:
-        return read_manifest(folder).fingerprint
-    except ArtifactError:
-        return None
 
 
 def _parts(there: Container[str]) -> list[str]:

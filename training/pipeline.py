@@ -53,8 +53,9 @@ from lurm.live.segments import Living
 from lurm.meanings import name_interests
 from lurm.phrases import counted
 from lurm.progress import Reporter, resident_at_most
+from lurm.purge import unused_stages
 from lurm.quarantine import Quarantine
-from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced, unused_stages
+from lurm.release import Embeddings, EmbeddingsWriter, Release, current, publish, referenced
 from lurm.smen.config import KIND, REVISION
 from lurm.smen.network import write_encoder
 from training import forecasting

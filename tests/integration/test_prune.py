@@ -8,9 +8,10 @@ import pytest
 
 from lurm import __main__ as front_door
 from lurm.artifacts import exclusive, open_artifact
-from lurm.errors import ArtifactCorrupt, ArtifactError
+from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
 from lurm.purge import prune
-from lurm.release import Release, activate, current, list_releases, publish, rollback, verify
+from lurm.release import Release, activate, current, list_releases, publish, rollback, verify, withdraw
+from tests.hearing import Hearing
 from tests.integration.conftest import build
 
 pytestmark = pytest.mark.slow
@@ -56,6 +57,28 @@ def test_the_newest_the_active_and_the_one_before_it_stay(root: Path) -> None:
     assert before - n_bytes(root) == done.n_bytes > 0
     assert (rollback(root), verify(root)) == (fourth, fourth)
     assert prune(root, 1).releases == []
+
+
+def test_who_goes_back_comes_to_the_newest_older_release_that_can_be_used(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third, fourth = there(root)
+    withdraw(root, third)
+    vectors = root / "releases" / second / "embeddings" / "vectors.npy"
+    vectors.unlink()
+    vectors.write_bytes(b"")
+    with pytest.raises(SystemExit, match="0"):
+        front_door.main(["release", "rollback", "--artifacts-dir", str(root), "--json"])
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"active": first}
+    assert f"{third}, which was active before, is no longer in {root}; {second} cannot be used (" in said.err
+    hearing = Hearing()
+    assert (rollback(root, hearing), hearing.lines) == (fourth, [])
+    withdraw(root, first)
+    why = f"{first}, which was active before, is no longer in {root}, {second} cannot be used"
+    with pytest.raises(ArtifactMissing, match=f"there is no earlier release to go back to in {root}: {why}"):
+        rollback(root)
+    assert current(root) == fourth
 
 
 def test_stages_go_that_nothing_left_is_made_of_and_the_next_build_skips_all_others(root: Path, tiny: Path) -> None:
