@@ -117,10 +117,11 @@ class Erased:
             n = self.n_known + len(self.unknown)
             of_whom = f", of whom {self.n_known:,} {'was' if self.n_known == 1 else 'were'} known"
             lines.append(f"erased {counted(n, 'user')}{of_whom if self.unknown else ''}")
-        if self.erased and self.unknown:
+        if self.unknown:
+            counted_out = "; events of theirs up to now will count nowhere" if self.erased else ""
             lines.append(
-                f"there is nothing of {first_of(self.unknown, _SHOWN, repr)}: unless they were erased "
-                "before, see whether they are known by these ids; events of theirs up to now will count nowhere"
+                f"there is nothing of {first_of(self.unknown, _SHOWN, repr)}: unless they were erased before, see "
+                f"whether they are known by these ids{counted_out}"
             )
         if self.purged is not None:
             users, events = counted(self.purged.n_users, "user"), counted(self.purged.n_events, "live event")

@@ -315,6 +315,15 @@ def test_where_there_is_nothing_nobody_is_erased(tmp_path: Path) -> None:
     assert not live.exists()
 
 
+def test_who_only_looks_is_told_whom_nobody_knows(tmp_path: Path) -> None:
+    ledger = Ledger.open(tmp_path / "live")
+    looking = Erasing(tmp_path, tmp_path / "live", None, Silent()).run(["a stranger"], purge=False, erase=False)
+    assert str(asyncio.run(looking)) == (
+        "there is nothing of 'a stranger': unless they were erased before, see whether they are known by these ids"
+    )
+    assert len(ledger) == 0
+
+
 def test_a_damaged_audience_keeps_nobody_from_being_erased(tmp_path: Path) -> None:
     Definitions(tmp_path, None).put("damaged", Listed(["somebody"]))
     (tmp_path / "audiences/damaged/definition.json").write_bytes(b"{}")
