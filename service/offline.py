@@ -66,6 +66,8 @@ def histories_now(release: Release, user_ids: Sequence[str], config: Settings) -
     """
     folder, url = config.live_folder, config.live_url
     ledger_of(folder, config.artifacts_dir)
+    if not user_ids:
+        return [], []  # of nobody, nothing live is needed
 
     async def read() -> list[Standing | LurmError | History]:
         async with contextlib.AsyncExitStack() as opened:

@@ -91,6 +91,20 @@ def test_nothing_is_embedded_without_live_events_that_cannot_be_read(
         histories_now(release, [known, other], config)
 
 
+def test_events_of_a_file_need_nothing_of_what_came_live(
+    release_root: Path, release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LURM_LIVE_DIR", str(tmp_path / "live"))
+    monkeypatch.setenv("LURM_LIVE_URL", "redis://127.0.0.1:1")  # where nobody answers
+    words = ("--artifacts-dir", str(release_root), "--json")
+    known = release.history.users[0]
+    told = json.loads(run("embed", "--events", str(events_file(tmp_path, release, known, "new")), *words).stdout)
+    assert [one["user_id"] for one in told["embeddings"]] == ["new"]
+    assert not (tmp_path / "live").exists()
+    with pytest.raises(Unavailable):
+        run("embed", known, *words)
+
+
 def test_why_live_events_cannot_be_read_is_said(release_root: Path, release: Release, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     live = {"live_dir": tmp_path / "file" / "live", "live_url": "redis://127.0.0.1:1"}  # which is never asked
