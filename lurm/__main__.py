@@ -226,6 +226,7 @@ def export(
     from lurm import settings
     from lurm.erasure import ledger_of
     from lurm.errors import UsageError
+    from lurm.histories import all_meant
     from lurm.progress import TerminalReporter
     from lurm.release import Release
 
@@ -234,15 +235,15 @@ def export(
     exports.check(destination)
     config = settings.load({"artifacts_dir": artifacts_dir})
     opened, ledger = Release.open(config.artifacts_dir, release), ledger_of(config.live_folder, config.artifacts_dir)
-    wanted = None if users is None else opened.history.users.meant(audiences.ids_in(users))
     reporter, dim = TerminalReporter(), opened.encoder.dim
+    live: Any = {"live_folder": config.live_folder, "live_url": config.live_url}
+    wanted = None if users is None else asyncio.run(all_meant(opened.history, audiences.ids_in(users), **live))
     result = {"path": destination, "release": opened.release_id, "space_id": opened.space_id, "dim": dim}
     if as_of is None:
         n_users = exports.export(opened, destination, reporter, ledger, users=wanted)
         n_unknown = 0 if wanted is None else len(set(wanted)) - n_users
         said, result["n_users"] = f"{n_users:,} users × {dim}; of the list unknown: {n_unknown:,}", n_users
     else:
-        live: Any = {"live_folder": config.live_folder, "live_url": config.live_url}
         told = exports.export_moments(opened, as_of, destination, reporter, **live, threads=config.threads)
         result["n_rows"], n_unknown, n_strangers = asyncio.run(told)
         said = f"{result['n_rows']:,} rows × {dim}; nothing was known yet: {n_unknown - n_strangers:,}"

@@ -115,10 +115,6 @@ async def export_moments(
     with tempfile.TemporaryDirectory(prefix=".export.", suffix=".draft", dir=destination.parent) as folder:
         n_rows = max(asked.n_rows, n_arrivals(parts.segments))
         then = BackThen(release, ledger, Path(folder), n_rows)
-        with reporter.task("read table", asked.n_rows, "rows") as task:
-            for batch in asked.batches():
-                then.ask(batch)
-                task.advance(len(batch))
         for store_id, batch in arrivals(parts.segments):
             then.learn(batch, store_id)
         if is_begun(live_folder, live_url):
@@ -126,6 +122,10 @@ async def export_moments(
                 store = live.events
                 async for batch in arriving_since(store, dict(parts.through).get(store.store_id, 0)):
                     then.learn(batch, store.store_id)
+        with reporter.task("read table", asked.n_rows, "rows") as task:
+            for batch in asked.batches():
+                then.ask(batch)
+                task.advance(len(batch))
         n_unknown = n_strangers = 0
 
         def rows() -> Iterator[pa.RecordBatch]:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from lurm.events import Event
 from lurm.history import History, HistoryBase
 from lurm.live import NOTHING, Arrived, Damaged, LiveEvents, LiveTail, Unavailable
 from lurm.live.absent import AbsentLiveEvents
+from lurm.live.place import is_begun, open_live
 
 _LOOKED_AT = 2**15  # users
 _EVERYTHING = 2**63
@@ -301,6 +303,34 @@ class WhoIsKnown:
     def _has_row(self, user_id: str) -> bool:
         """Whether the release names a user, erased by now or not."""
         return self._base is not None and self._base.users.row(user_id) >= 0
+
+
+async def all_meant(base: HistoryBase, ids: Sequence[str], live_folder: Path, live_url: str | None) -> list[str]:
+    """Ids that people wrote, without blanks around them, but for those by which somebody is known, live as well.
+
+    Args:
+        base: of the release.
+        ids: as they were written.
+        live_folder, live_url: where live events are. They are asked where it makes a difference alone.
+
+    Raises:
+        Unavailable: whether somebody is known by an id as it stands cannot be read.
+    """
+    bare = base.users.meant(ids)
+    is_known = (base.users.rows(bare) >= 0).tolist()
+    odd = [written for written, one, known in zip(ids, bare, is_known, strict=True) if known and written != one]
+    if not odd or not is_begun(live_folder, live_url):
+        return bare
+    as_written = set[str]()
+    async with open_live(live_folder, live_url, base.live_through) as live:
+        histories = Histories(base, live.events, live.ledger)
+        for start in range(0, len(odd), _LOOKED_AT):
+            for one in await histories.standings(odd[start : start + _LOOKED_AT]):
+                if isinstance(one, Standing):
+                    as_written.add(one.user_id)
+                elif not isinstance(one, UnknownUser):
+                    raise one
+    return [written if written in as_written else one for written, one in zip(ids, bare, strict=True)]
 
 
 class Alive:

@@ -158,7 +158,7 @@ class Known:
 
 
 class BackThen:
-    """Answers a table: ``ask``, and ``learn`` what arrived, in any order; then ``all``.
+    """Answers a table: ``learn`` what arrived, then ``ask``, then ``all``.
 
     Args:
         release: whose base, encoder and space.
@@ -173,12 +173,15 @@ class BackThen:
         self._ledger = ledger
         bits = min(max(int(np.ceil(np.log2(max(n_rows / _PART_ROWS, 1)))), 0), _MOST_BITS)
         self._asked, self._arrived = (_Scattered(folder, name, bits) for name in ("asked", "arrived"))
+        self._with_blanks = set[str]()  # around their ids: of those who came live
 
     def ask(self, batch: pl.DataFrame) -> None:
-        """Add rows of the table, as ``Moments.batches`` gives them; ids as ``Identifiers.meant`` has them."""
+        """Add rows of the table, as ``Moments.batches`` gives them; blanks around ids as in ``histories.all_meant``."""
         written = batch["user_id"]
         if (written != written.str.strip_chars()).any():
-            batch = batch.with_columns(pl.Series("user_id", self._base.users.meant(written.to_list()), pl.String))
+            ids = zip(written.to_list(), self._base.users.meant(written.to_list()), strict=True)
+            meant = [as_written if as_written in self._with_blanks else bare for as_written, bare in ids]
+            batch = batch.with_columns(pl.Series("user_id", meant, pl.String))
         self._asked.add(batch)
 
     def learn(self, batch: pl.DataFrame, store_id: str) -> None:
@@ -192,6 +195,8 @@ class BackThen:
         batch = batch.with_columns((pl.col("arrival") <= through).alias("in_base"))
         if self._ledger is not None:
             batch = self._ledger.keep(batch)
+        users = batch["user_id"]
+        self._with_blanks.update(users.filter(users != users.str.strip_chars()))
         self._arrived.add(batch.select(pl.col(name).cast(kind) for name, kind in _ARRIVED.items()))
 
     def all(self, threads: int) -> Iterator[Known]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from lurm.erasure import Ledger, ledger_of
 from lurm.errors import DataError, UsageError
 from lurm.export import PARQUET
 from lurm.forecasts import Forecaster
-from lurm.histories import erased_up_to
+from lurm.histories import all_meant, erased_up_to
 from lurm.horizons import Forecast, added_up
 from lurm.progress import Reporter
 from lurm.release import Release
@@ -86,19 +87,22 @@ def asked(config: Settings, out: Path, users: Path | None, edits: Path | None, r
     Args:
         config: where releases and erasures are.
         out: Parquet file to write.
-        users: see ``lurm.audiences.ids_in`` and ``Identifiers.meant``; None: everybody.
+        users: see ``lurm.audiences.ids_in`` and ``lurm.histories.all_meant``; None: everybody.
         edits: see ``read_edits``; None: none.
         reporter: told about the users.
 
     Raises:
         UsageError: a file cannot be read.
         Unfulfillable, DataError: as ``foretell``.
+        Unavailable: as ``lurm.histories.all_meant``.
     """
-    release = Release.open(config.artifacts_dir)
+    release, wanted = Release.open(config.artifacts_dir), None
+    if users is not None:
+        wanted = asyncio.run(all_meant(release.history, ids_in(users), config.live_folder, config.live_url))
     return foretell(
         release,
         out,
-        users=None if users is None else release.history.users.meant(ids_in(users)),
+        users=wanted,
         edits=[] if edits is None else read_edits(edits),
         ledger=ledger_of(config.live_folder, config.artifacts_dir),
         reporter=reporter,

@@ -174,6 +174,26 @@ def test_ids_are_meant_without_the_blanks_around_them_and_nobody_is_missed_in_si
     assert (exported["n_users"], exported["n_unknown"]) == (1, 1)
 
 
+def test_who_came_live_by_an_id_with_blanks_is_not_taken_for_another(tiny: Path, tmp_path: Path) -> None:
+    root, file, out = tmp_path / "artifacts", tmp_path / "cohort.txt", tmp_path / "some.parquet"
+    release = rebuilt(tiny, root)
+    users, end = release.history.users.ids.to_pylist(), release.history.watermark
+    file.write_text("".join(f" {user}\n" for user in (*users[:2], "stranger")))
+    send(root, release, [Event(f" {one}", release.history.items[3], "view", end + 9) for one in (users[0], "live")])
+    told = lurm(root, "export", str(out), "--users", str(file))
+    assert (told["n_users"], told["n_unknown"]) == (1, 2), "the release does not know who came live"
+    assert pq.read_table(out)["user_id"].to_pylist() == [users[1]]
+
+    table, soon = tmp_path / "table.csv", int(time.time()) + 60
+    asked = (f" {users[0]}", f" {users[1]}", " live")
+    table.write_text("user_id,timestamp\n" + "".join(f"{one},{soon}\n" for one in asked))
+    told = lurm(root, "export", str(out), "--as-of", str(table))
+    assert (told["n_rows"], told["n_strangers"]) == (3, 0)
+    known = pq.read_table(out).sort_by("row")
+    assert known["user_id"].to_pylist() == [f" {users[0]}", users[1], " live"]
+    assert known["n_events"].to_pylist() == [1, release.history.tail(users[1]), 1]
+
+
 def test_without_a_release_who_is_known_live_is_meant(tiny: Path, tmp_path: Path) -> None:
     root = tmp_path / "artifacts"
     release = rebuilt(tiny, tmp_path / "other")

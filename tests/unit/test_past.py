@@ -55,9 +55,9 @@ class World:
         )
         with tempfile.TemporaryDirectory() as folder:
             then = BackThen(release, ledger, Path(folder), len(asked))
-            then.ask(table)
             for store_id, frame in learnt.items():
                 then.learn(frame, store_id)
+            then.ask(table)
             return in_order(list(then.all(threads=1)))
 
 
