@@ -354,7 +354,9 @@ def _prospects(row: dict[str, Any]) -> str:
     ]
     for number, path in enumerate(row.get("paths", ()), 1):
         lines.append(f"  future {number}:" + ("" if path else " nothing"))
-        lines += [f"    {one['at']}  {one['behavior']}  {one['description'] or ''}".rstrip() for one in path]
+        for one in path:
+            place = "" if one["location"] is None else f" at {one['location']}"
+            lines.append(f"    {one['at']}  {one['behavior']}{place}  {one['description'] or ''}".rstrip())
     return "\n".join(lines)
 
 

@@ -210,8 +210,16 @@ def test_the_command_prints_what_the_service_answers(release_root: Path, without
     user = release.history.users[3]
     (row,) = lurm(release_root, user, "-k", "4")["users"]
     assert row["next"] == foretold(release, 3, k=4)
-    (row,) = lurm(release_root, user, "--rollout", "5", "--paths", "16")["users"]
+    drawn = (user, "--rollout", "5", "--paths", "16")
+    (row,) = lurm(release_root, *drawn)["users"]
     assert len(row["paths"]) == 16 and max(map(len, row["paths"])) <= 5
+    folder = ("--artifacts-dir", str(release_root))
+    said = subprocess.run([sys.executable, "-m", "lurm", "next", *drawn, *folder], capture_output=True, text=True)
+    steps = [step for path in row["paths"] for step in path]
+    assert any(step["location"] for step in steps)
+    for step in steps:
+        place = f" at {step['location']}" if step["location"] else ""
+        assert f"    {step['at']}  {step['behavior']}{place}  {step['description'] or ''}".rstrip() in said.stdout
     assert "--model behavegpt" in lurm(without, user, code=3)["error"]["message"]
     assert lurm(release_root, "nobody", code=3)["unknown"] == ["nobody"]
     nowhere = lurm(release_root, user, "--rollout", "3", "--days", "0", code=2)["error"]["message"]
