@@ -308,6 +308,12 @@ def unreadable(format: str) -> str | None:
     return None if is_day else "it tells no day; expected year, month and day"
 
 
+def tells_days(format: str) -> bool:
+    """Whether what is written so names a whole day, and no time of it."""
+    of_a_day = pl.Series([datetime(2011, 12, 9), datetime(2011, 12, 9, 20, 26, 5)]).dt.replace_time_zone("UTC")
+    return of_a_day.dt.strftime(format).n_unique() == 1
+
+
 def _written_ms(text: pl.Series, format: str, timezone: str) -> pl.Series:
     """Text in a format as epoch ms, null where it is in another."""
     moments = text.str.strip_chars().str.to_datetime(format, time_unit="ms", strict=False)

@@ -300,14 +300,15 @@ class Dataset:
             less the notice of its kind); target_column and target_value String, null where it is for everybody.
 
         Raises:
-            DataError: the table cannot be read, or a row of it has no start, or ends before it starts.
+            DataError: the table cannot be read, or a row of it has no start, ends before it starts, or has a moment
+                that is not written as told.
         """
         if "calendar" not in self.tables:
             return None
         table = self.tables["calendar"]
-        timezone, notice_days = self.config.events.timezone, self.config.calendar.notice_days
+        config, timezone = self.config.calendar, self.config.events.timezone
         frames = [
-            happenings(chunk, table.columns, where=table.path, timezone=timezone, notice_days=notice_days)
+            happenings(chunk, table.columns, config, where=table.path, timezone=timezone)
             for chunk in self._chunks(table, list(table.columns.values()))
         ]
         return pl.concat(frames or [pl.DataFrame(schema=SCHEMA)])
@@ -424,14 +425,17 @@ def _table(name: str, path: Path, config: ItemsConfig | UsersConfig | CalendarCo
     files = files_of(path)
     layouts = [layout_of(file, _format(file)) for file in files]
     found = list(dict.fromkeys(column for layout in layouts for column in layout.columns))
-    wanted = config.model_dump(exclude={"path", "text", "notice_days", "attributes"})
+    wanted = config.model_dump(exclude={"path", "text", "notice_days", "attributes", "timestamp_format"})
     columns = columns_of(path, name, wanted, found=found, aliases=TABLE_ALIASES[name], required=_REQUIRED[name])
     text = config.text if isinstance(config, ItemsConfig) else None
     for column in text or ():
         columns_of(path, name, {"text": column}, found=found, aliases={}, required=())
     stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     kinds = config.attributes if isinstance(config, UsersConfig) else {}
-    as_read = {"files": stamps, "columns": columns, "text": text, **({"attributes": kinds} if kinds else {})}
+    format = config.timestamp_format if isinstance(config, UsersConfig | CalendarConfig) else None
+    told = {"attributes": kinds or None, "timestamp_format": format}
+    as_read: dict[str, Any] = {"files": stamps, "columns": columns, "text": text}
+    as_read |= {name: what for name, what in told.items() if what is not None}
     opened = Table(
         path=path,
         columns={name: column for name, column in columns.items() if column},

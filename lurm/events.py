@@ -89,6 +89,9 @@ def _possible_format(format: str | None, info: ValidationInfo) -> str | None:
     return format
 
 
+TimestampFormat = Annotated[str | None, AfterValidator(_possible_format)]
+
+
 class EventColumns(BaseModel):
     """What the columns of the log are called. None: found by its name or an alias. "": the log has none.
 
@@ -139,7 +142,7 @@ class EventsConfig(BaseModel):
     columns: EventColumns = EventColumns()
     timezone: Annotated[str, AfterValidator(_known_timezone)] = "UTC"
     timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "yyyymmdd"] = "auto"
-    timestamp_format: Annotated[str | None, AfterValidator(_possible_format)] = None
+    timestamp_format: TimestampFormat = None
     default_behavior: Annotated[str, Field(min_length=1)] = "event"
     earliest: datetime = datetime(1980, 1, 1, tzinfo=UTC)
     latest: datetime | None = None

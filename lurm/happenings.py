@@ -10,10 +10,11 @@ import polars as pl
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from lurm.columns import Unit, as_text, as_timestamps, is_text, unit_of
+from lurm.columns import Unit, as_text, as_timestamps, is_text, tells_days, unit_of, with_values
 from lurm.errors import DataError
-from lurm.events import DAY_MS
+from lurm.events import DAY_MS, TimestampFormat
 from lurm.moments import EARLIEST, LATEST
+from lurm.phrases import quoted
 from lurm.readers import Chunk
 
 SCHEMA = {
@@ -40,6 +41,7 @@ class CalendarConfig(BaseModel):
         known_at: since when it is known; see ``notice_days``.
         target_column: the attribute by which its users are told; empty where it is for everybody.
         target_value: what that attribute is of the users it is for.
+        timestamp_format: how moments of text are written, as under ``[events]``.
         notice_days: by kind, how long before its start an event was known whose ``known_at`` is not told; kinds that
             are not named are known when they start.
     """
@@ -54,6 +56,7 @@ class CalendarConfig(BaseModel):
     known_at: str | None = None
     target_column: str | None = None
     target_value: str | None = None
+    timestamp_format: TimestampFormat = None
     notice_days: dict[str, Annotated[float, Field(ge=0, le=_LONGEST_NOTICE, allow_inf_nan=False)]] = {}
 
 
@@ -74,33 +77,44 @@ class LinksConfig(BaseModel):
 
 
 def happenings(
-    chunk: Chunk, columns: Mapping[str, str], *, where: Path, timezone: str, notice_days: Mapping[str, float]
+    chunk: Chunk, columns: Mapping[str, str], config: CalendarConfig, *, where: Path, timezone: str
 ) -> pl.DataFrame:
     """Rows of a calendar's file as ``SCHEMA`` has them.
 
     Args:
         chunk: of the file.
         columns: canonical name -> column, those there are.
+        config: how it is to be read.
         where: the file is, for messages.
         timezone: of moments that name none.
-        notice_days: see ``CalendarConfig``.
 
     Raises:
-        DataError: a row has no start, ends before it starts, or is in another unit than the others.
+        DataError: a row has no start, ends before it starts, is in another unit than the others, or has a moment that
+            cannot be read.
     """
+    format = config.timestamp_format
 
     def moments(name: str, *, is_end: bool = False) -> pl.Series:
         array = chunk.columns.get(columns.get(name, ""), pa.nulls(len(chunk.rows)))
-        unit = unit_of(array, name)
-        told = as_timestamps(array, name, unit, timezone)
+        unit = unit_of(array, name) if format is None else None
+        told = as_timestamps(array, name, unit, timezone, format=format)
+        written = with_values(as_text(array, name))
+        if len(odd := (told.is_null() & written.is_not_null()).arg_true()):
+            how = "in ISO 8601" if format is None else f"as {format!r} has it"
+            raise DataError(
+                f"{where}, row {chunk.rows[odd[0]]}: {name} is {quoted(written[odd[0]])}, no moment {how}; "
+                "timestamp_format under [calendar] says how moments are written, such as "
+                'timestamp_format = "%d/%m/%Y %H:%M"'
+            )
         if name != "known_at" and unit in ("ms", "us", "ns") and len(odd := (told < EARLIEST).arg_true()):
             raise DataError(
                 f"{where}, row {chunk.rows[odd[0]]}: {name} lies before 1980, as seconds among milliseconds do; "
                 "write all moments in one unit, or in ISO 8601"
             )
-        if not is_end or not (are_days := _are_days(array, unit)).any():
+        if not is_end or not (are_days := _are_days(array, unit, format)).any():
             return told
-        days = as_timestamps(array, name, unit, "UTC").set(~are_days, None).clip(upper_bound=LATEST - DAY_MS)
+        days = as_timestamps(array, name, unit, "UTC", format=format).set(~are_days, None)
+        days = days.clip(upper_bound=LATEST - DAY_MS)
         next_days = as_timestamps((days + DAY_MS).cast(pl.Datetime("ms")).to_arrow(), name, None, timezone)
         return next_days.clip(upper_bound=LATEST).zip_with(are_days, told)
 
@@ -112,7 +126,7 @@ def happenings(
     named = {name: texts(name) for name in ("event_id", "kind")}
     at = {name: moments(name, is_end=name == "end") for name in ("start", "end", "known_at")}
     targets = {name: texts(name) for name in ("target_column", "target_value")}
-    notice = pl.col("kind").replace_strict(dict(notice_days), default=0.0, return_dtype=pl.Float64) * DAY_MS
+    notice = pl.col("kind").replace_strict(dict(config.notice_days), default=0.0, return_dtype=pl.Float64) * DAY_MS
     frame = (
         pl.DataFrame({**named, **at, **targets}, schema_overrides=SCHEMA)
         .with_columns(
@@ -136,8 +150,10 @@ def _day_after(column: str) -> pl.Expr:
     return (pl.col(column) + DAY_MS).clip(upper_bound=LATEST)
 
 
-def _are_days(array: pa.Array, unit: Unit | None) -> pl.Series:
+def _are_days(array: pa.Array, unit: Unit | None, format: str | None) -> pl.Series:
     """Which cells of a column of moments name whole days."""
+    if format is not None and not pa.types.is_temporal(array.type):
+        return pl.repeat(tells_days(format), len(array), dtype=pl.Boolean, eager=True)
     if is_text(array.type) and unit is None:
         return pl.Series(pl.from_arrow(array)).str.contains(r"^\s*\d{4}[-/]\d\d[-/]\d\d\s*$").fill_null(value=False)
     are_days = unit == "yyyymmdd" or bool(pa.types.is_date(array.type))

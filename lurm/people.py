@@ -8,6 +8,7 @@ Nearly all cells of numbers and a few of text are a category, and hardly meant a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from lurm.columns import Separators, as_numbers, as_text, as_timestamps, unit_of, with_separators, with_values
 from lurm.errors import DataError
+from lurm.events import TimestampFormat
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.phrases import counted, likest, quoted
 
@@ -37,8 +39,9 @@ class UsersConfig(BaseModel):
     Attributes:
         path: file or folder.
         user_id: the user, as the log names them.
-        attributes: by name, of what kind an attribute is: "number", "category" or "moment", ISO 8601; cells that are
-            not of it are as if empty, and counted. The kind of one that is not named is told by its cells.
+        attributes: by name, of what kind an attribute is: "number", "category" or "moment"; cells that are not of it
+            are as if empty, and counted. The kind of one that is not named is told by its cells.
+        timestamp_format: how moments of text are written, where not in ISO 8601, as under ``[events]``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +49,7 @@ class UsersConfig(BaseModel):
     path: Path | None = None
     user_id: str | None = None
     attributes: dict[str, Kind] = {}
+    timestamp_format: TimestampFormat = None
 
     def check(self, place: Path, names: Sequence[str]) -> None:
         """Refuse to be told of an attribute that there is not.
@@ -89,9 +93,10 @@ class Strays:
         such = ", ".join(map(quoted, self.examples)) + (", …" if self.n_cells > len(self.examples) else "")
         what = _PLURAL[self.kind]
         if self.is_declared:
-            return (
-                f"{self.name}: {self.n_cells:,} of {counted(self.n_known, 'cell')} taken for empty, no {what}: {such}"
-            )
+            of_all = f"{self.n_cells:,} of {counted(self.n_known, 'cell')}"
+            is_none = self.kind == "moment" and self.n_cells == self.n_known
+            hint = "; timestamp_format under [users] says how they are written" if is_none else ""
+            return f"{self.name}: {of_all} taken for empty, no {what}: {such}{hint}"
         return (
             f"{self.name}: a category, for {self.n_cells:,} of {counted(self.n_known, 'cell')} are no {what}: {such}; "
             f'under [users.attributes] "{self.kind}" takes these for empty, and "category" says that it is meant'
@@ -133,7 +138,8 @@ class People:
         repeated = named.filter(pl.col("user_id").is_first_distinct().not_())["user_id"].unique(maintain_order=True)
         columns, strays = [first["user_id"]], []
         for column in first.get_columns()[1:]:
-            cells, odd = _settled(column, config.attributes.get(column.name), is_text=is_text)
+            kind = config.attributes.get(column.name)
+            cells, odd = _settled(column, kind, is_text=is_text, format=config.timestamp_format)
             columns.append(cells)
             strays += [odd] if odd else []
         return cls(
@@ -178,18 +184,23 @@ def cells_of(array: pa.Array, name: str, kind: Kind | None) -> pl.Series:
     return pl.Series(pl.from_arrow(array)) if is_plain else as_text(array, name)
 
 
-def _settled(cells: pl.Series, kind: Kind | None, *, is_text: bool) -> tuple[pl.Series, Strays | None]:
+def _settled(
+    cells: pl.Series, kind: Kind | None, *, is_text: bool, format: str | None
+) -> tuple[pl.Series, Strays | None]:
     """An attribute of its kind, and which cells are not of it, or keep it from being of another."""
     if cells.dtype == pl.String:
         cells = with_values(cells)
     if kind == "number" and not cells.dtype.is_numeric():
         return _of_kind(cells, kind, _numbers)
     if kind == "moment" and not cells.dtype.is_temporal():
-        return _of_kind(cells, kind, _moments)
+        return _of_kind(cells, kind, functools.partial(_moments, format=format))
     if kind is not None or cells.dtype != pl.String:
         return cells, None
     found = _as_number(cells) if is_text else cells
-    return found, _suspects(found) if found.dtype == pl.String else None
+    if format is not None and found.dtype == pl.String:
+        moments = _moments(found, format)
+        found = moments if moments.null_count() == found.null_count() < len(found) else found
+    return found, _suspects(found, format) if found.dtype == pl.String else None
 
 
 def _of_kind(cells: pl.Series, kind: Kind, read: Callable[[pl.Series], pl.Series]) -> tuple[pl.Series, Strays | None]:
@@ -197,7 +208,7 @@ def _of_kind(cells: pl.Series, kind: Kind, read: Callable[[pl.Series], pl.Series
     return found, _strays(cells, found.is_null() & ~_is_nothing(cells), kind, is_declared=True)
 
 
-def _suspects(texts: pl.Series) -> Strays | None:
+def _suspects(texts: pl.Series, format: str | None) -> Strays | None:
     """The few cells without which a column of text would be one of numbers, or of moments."""
     plain, nothing = texts.str.strip_chars(), _is_nothing(texts)
     n_least = _NEARLY * (len(texts) - int(nothing.sum()))
@@ -206,10 +217,12 @@ def _suspects(texts: pl.Series) -> Strays | None:
         is_number = _numbers(texts.set(plain.str.to_lowercase().is_in(BOOLEAN), None)).is_not_null()
         if odd := _strays(texts, ~is_number & ~nothing, "number", is_declared=False):
             return odd
-    is_day = plain.str.contains(ISO_DAY).fill_null(value=False)
-    if int(is_day.sum()) < n_least:
+    is_day = plain.str.contains(ISO_DAY).fill_null(value=False) & _moments(texts).is_not_null()
+    is_written = _moments(texts, format).is_not_null() if format is not None else is_day
+    is_moment = is_written if is_written.sum() > is_day.sum() else is_day
+    if int(is_moment.sum()) < n_least:
         return None
-    return _strays(texts, ~(is_day & _moments(texts).is_not_null()) & ~nothing, "moment", is_declared=False)
+    return _strays(texts, ~is_moment & ~nothing, "moment", is_declared=False)
 
 
 def _strays(cells: pl.Series, stray: pl.Series, kind: Kind, *, is_declared: bool) -> Strays | None:
@@ -234,10 +247,10 @@ def _numbers(cells: pl.Series) -> pl.Series:
     return numbers.set(~numbers.is_finite(), None)
 
 
-def _moments(cells: pl.Series) -> pl.Series:
+def _moments(cells: pl.Series, format: str | None = None) -> pl.Series:
     """As moments, null where a cell is none."""
     array = cells.to_arrow()
-    stamps = as_timestamps(array, cells.name, unit_of(array, cells.name), "UTC")
+    stamps = as_timestamps(array, cells.name, unit_of(array, cells.name), "UTC", format=format)
     return stamps.cast(pl.Datetime("ms")).alias(cells.name)
 
 

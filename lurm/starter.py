@@ -12,6 +12,8 @@ from typing import Any
 from lurm.dataset import Dataset
 from lurm.events import EventsConfig
 
+_NO_COLUMNS = {"path", "text", "notice_days", "attributes", "timestamp_format"}
+
 
 def starter_config(dataset: Dataset) -> str:
     """A TOML config that says all that was found or told: opening it gives the same dataset, from anywhere."""
@@ -30,6 +32,7 @@ def starter_config(dataset: Dataset) -> str:
         more = {"text": list(config.text)} if name == "items" and config.text is not None else {}
         more |= {"attributes": config.attributes} if name == "users" and config.attributes else {}
         more |= {"notice_days": config.notice_days} if name == "calendar" and config.notice_days else {}
+        more |= _told(config, "timestamp_format") if name in ("users", "calendar") else {}
         entries[name] = {"path": str(table.path.resolve()), **_columns(config, table.columns), **more}
     return "# What lurm found; edit it and give it to lurm in place of the dataset.\n" + _toml(
         {**entries, **dataset.extra}
@@ -42,7 +45,7 @@ def _told(config: Any, *names: str) -> dict[str, Any]:
 
 def _columns(told: Any, resolved: Mapping[str, str | None]) -> dict[str, str]:
     """The columns there are, and those told not to be."""
-    names = [name for name in type(told).model_fields if name not in {"path", "text", "notice_days", "attributes"}]
+    names = [name for name in type(told).model_fields if name not in _NO_COLUMNS]
     return {name: resolved.get(name) or "" for name in names if resolved.get(name) or getattr(told, name) == ""}
 
 
