@@ -109,6 +109,36 @@ class AttributeFacts:
     high: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class ValueCount:
+    """A value of a category, and how many users have it."""
+
+    value: str
+    n_users: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How an attribute is spread over users; nothing of it counts some of them, and fewer than ``k_min``.
+
+    Attributes:
+        n_known: users of whom it is known; None: some, and too few to tell.
+        n_values: of a category, that somebody has; 0 of other kinds.
+        values: of a category, that enough users have, the most frequent first.
+        low, median, high: of numbers and moments (epoch ms): 98 % lie between low and high, or fewer where fewer than
+            ``k_min`` would lie beyond either; None: there are too few.
+    """
+
+    name: str
+    kind: Kind
+    n_known: int | None
+    n_values: int
+    values: tuple[ValueCount, ...]
+    low: float | None
+    median: float | None
+    high: float | None
+
+
 class Attributes:
     """All attributes of the users of a base, opened.
 
@@ -287,6 +317,38 @@ def _facts_of(column: Attribute) -> AttributeFacts:
     if column.kind != "category" and n_known:
         low, high = (float(one) for one in np.quantile(column.cells_u[known_u], [0.01, 0.99], method="nearest"))
     return AttributeFacts(column.name, column.kind, n_known, len(values), values[:_VALUES_TOLD], low, high)
+
+
+def spread(column: Attribute, alive_u: NDArray[np.bool_], *, k_min: int, most: int) -> Spread:
+    """How an attribute is spread over some users.
+
+    Args:
+        column: the attribute.
+        alive_u: (U,) over whom.
+        k_min: fewest users who are counted, among values that are told and among all that are not.
+        most: at most so many values.
+    """
+    cells_n = column.cells_u[column.known_u & alive_u]
+    n_known: int | None = None if 0 < len(cells_n) < k_min else len(cells_n)
+    if column.kind != "category":
+        ends = _ends(cells_n, max(k_min - 1, len(cells_n) // 100))
+        return Spread(column.name, column.kind, n_known, 0, (), *ends)
+    counts = np.bincount(cells_n, minlength=len(column.values) + 1)[1:]
+    order = np.argsort(-counts, kind="stable")
+    n_told = int((counts >= max(k_min, 1)).sum())
+    while n_told and 0 < counts[order[n_told:]].sum() < k_min:  # or they were what is missing from the sum
+        n_told -= 1
+    told = [ValueCount(column.values[at], int(counts[at])) for at in order[: min(n_told, most)].tolist()]
+    return Spread(column.name, column.kind, n_known, int((counts > 0).sum()), tuple(told), None, None, None)
+
+
+def _ends(cells_n: NDArray[Any], beyond: int) -> tuple[float | None, float | None, float | None]:
+    """The numbers with so many below, with half below, and with so many above."""
+    at = np.array([beyond, len(cells_n) // 2, len(cells_n) - 1 - beyond])
+    if at[0] > at[2]:
+        return None, None, None
+    low, median, high = np.partition(cells_n, at)[at].tolist()
+    return low, median, high
 
 
 def left_out_in_words(names: Iterable[str]) -> str:

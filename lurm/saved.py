@@ -22,6 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm.artifacts import READ_ONLY, alone, digest_of, discard
+from lurm.attributes import Spread, spread
 from lurm.definitions import MAKING, Definition, Definitions, in_order
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Unfulfillable, UnknownName, UnknownUser, UsageError
@@ -229,6 +230,11 @@ class Audiences:
             "filter_interests": [asdict(interest) for interest in one.interests],
             **{fact: facts.get(fact) for fact in _OF_SEEDS},
         }
+
+    def spread(self, most: int) -> list[Spread]:
+        """How each attribute is spread over the users who are not erased, with at most so many values."""
+        alive_u = self._who_is_alive.now()[0]
+        return [spread(one, alive_u, k_min=self.k_min, most=most) for one in self.release.attributes]
 
     def find(self, asked: Asked, reporter: Reporter) -> Found:
         """An audience that is asked for and not saved; see ``lookalikes.find``.

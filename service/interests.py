@@ -1,23 +1,26 @@
-"""The endpoints that find interests of the vocabulary: ``GET /v1/interests`` and ``GET /v1/interests/{number}``."""
+"""What filters may name: ``GET /v1/interests`` and ``GET /v1/interests/{number}`` find interests of the vocabulary,
+``GET /v1/attributes`` what is known of users beside what they do.
+"""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lurm.attributes import VALUES_AT_MOST
 from lurm.glossary import AT_MOST, DEFAULT, QUERY_AT_MOST
 from lurm.identifiers import MAX_ID_BYTES
 from service.bootstrap import serving_of
 from service.direct import as_json, problems
 from service.keys import needs
 
-router = APIRouter(prefix="/v1/interests", tags=["interests"])
+router = APIRouter()
 
 
 class VocabularyInterest(BaseModel):
@@ -53,6 +56,33 @@ class VocabularyInterestAnswer(VocabularyInterest):
     items: list[CatalogItem] = Field(description="The most frequent first.")
 
 
+class AttributeValue(BaseModel):
+    """A value of a category."""
+
+    value: str
+    n_users: int
+
+
+class SpreadItem(BaseModel):
+    """An attribute of users, and how it is spread over them."""
+
+    name: str = Field(description="By which filters name it.")
+    kind: Literal["category", "number", "moment"]
+    n_known: int | None = Field(description="Users of whom it is known; null: some, and too few to tell.")
+    n_values: int = Field(description="Of a category, that somebody has; 0 of other kinds.")
+    values: list[AttributeValue] = Field(description="Of a category, that enough users have, the most frequent first.")
+    low: float | None = Field(description="98 % of all lie from here, or fewer; of moments, epoch ms. null: too few.")
+    median: float | None
+    high: float | None = Field(description="98 % of all lie up to here, or fewer.")
+
+
+class AttributesAnswer(BaseModel):
+    """All attributes of users, in the order of the users table."""
+
+    release: str
+    attributes: list[SpreadItem]
+
+
 Q = Annotated[
     str,
     Query(
@@ -66,11 +96,13 @@ OfItem = Annotated[
     Query(min_length=1, max_length=MAX_ID_BYTES, description="Id of an item: the interest it is of, if that says q."),
 ]
 K = Annotated[int, Query(ge=1, le=AT_MOST, description="At most so many.")]
+Most = Annotated[int, Query(ge=1, le=VALUES_AT_MOST, description="At most so many values of each.")]
 Number = Annotated[int, Path(description="Of an interest, from 0 on.")]
 
 
 @router.get(
-    "",
+    "/v1/interests",
+    tags=["interests"],
     summary="Interests found by words, by an item, or by size",
     response_model=VocabularyAnswer,
     responses=problems(404, 422, 429, 503),
@@ -89,7 +121,8 @@ async def find(request: Request, q: Q | None = None, item: OfItem | None = None,
 
 
 @router.get(
-    "/{number}",
+    "/v1/interests/{number}",
+    tags=["interests"],
     summary="One interest",
     response_model=VocabularyInterestAnswer,
     responses=problems(404, 422, 429, 503),
@@ -99,3 +132,22 @@ async def one(request: Request, number: Number) -> Response:
     """What an interest is about, and its most frequent items."""
     serving = serving_of(request)
     return as_json(asdict(await serving.threads.run(functools.partial(serving.glossary.one, number))))
+
+
+@router.get(
+    "/v1/attributes",
+    tags=["attributes"],
+    summary="Attributes of users, and their values",
+    response_model=AttributesAnswer,
+    responses=problems(422, 429, 503),
+)
+@needs("read")
+async def all_attributes(request: Request, k: Most = 100) -> Response:
+    """What filters may ask of users: each attribute of the release, the values of a category, the range of numbers.
+
+    Values that fewer than `LURM_AUDIENCE_SEEDS` users have are not told, nor others by which these could be counted,
+    and no number beyond which fewer lie. Who was erased is not counted.
+    """
+    serving = serving_of(request)
+    told = await serving.threads.run(functools.partial(serving.audiences.spread, k))
+    return as_json({"release": serving.release.release_id, "attributes": [asdict(one) for one in told]})

@@ -29,7 +29,7 @@ from lurm.client.answers import (
     Receipt,
     Receipts,
 )
-from lurm.client.audiences import Audience, Job, Lookalikes, Member, Overlap, Place
+from lurm.client.audiences import Attribute, Audience, Job, Lookalikes, Member, Overlap, Place
 from lurm.client.clients import AsyncClient, Client
 from lurm.client.exchange import with_event_ids
 from lurm.client.users import (
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AsyncClient",
+    "Attribute",
     "Audience",
     "CatalogItem",
     "Client",

@@ -85,6 +85,28 @@ class Audience:
 
 
 @dataclass(frozen=True, slots=True)
+class Attribute:
+    """What is known of users beside what they do, as filters name it.
+
+    Attributes:
+        kind: "category", "number" or "moment".
+        n_known: users of whom it is known; None: some, and too few to tell.
+        n_values: of a category, that somebody has.
+        values: of a category, the most frequent first, each with value and n_users; those of too few are left out.
+        low, median, high: of numbers and moments (epoch ms); None: there are too few.
+    """
+
+    name: str
+    kind: str
+    n_known: int | None
+    n_values: int
+    values: list[dict[str, Any]]
+    low: float | None
+    median: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a user stands in a saved audience.
 
@@ -152,6 +174,16 @@ class AudienceMethods(ABC):
 
     @abstractmethod
     def _exchange(self, request: Send, user_id: str = "") -> Steps[httpx.Response]: ...
+
+    @Method
+    def attributes(self, k: int = 100) -> Steps[list[Attribute]]:
+        """The attributes of users that filters may ask for, with at most k values of each.
+
+        Raises:
+            LurmError: the service refused, or did not answer.
+        """
+        response = yield from self._exchange(Send("GET", f"/v1/attributes?k={count_of(k, 'k')}"))
+        return read(response, lambda it: [record(Attribute, one) for one in orjson.loads(it.content)["attributes"]])
 
     @Method
     def lookalikes(self, /, seeds: object, **asked: object) -> Steps[Lookalikes]:

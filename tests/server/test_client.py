@@ -349,8 +349,8 @@ def test_a_key_may_stay_out_of_what_is_shown_and_saved() -> None:
 
 @pytest.fixture
 def whole(start_server: Callable[..., RunningServer], tmp_path: Path) -> str:
-    """A service of the page's own, whose users may be erased."""
-    return start_server(live_dir=tmp_path / "live").url
+    """A service of the page's own, whose users, who are few, may be erased."""
+    return start_server(live_dir=tmp_path / "live", audience_seeds=20).url
 
 
 def test_the_page_about_the_client_is_true(repository: Path, whole: str) -> None:

@@ -35,6 +35,7 @@ TABLE = {
     "/v1/embeddings": "read",
     "/v1/users/{user_id}/interests": "read",
     "/v1/users/{user_id}/neighbors": "read",
+    "/v1/attributes": "read",
     "/v1/interests": "read",
     "/v1/interests/{number}": "read",
     "/v1/users/{user_id}/next": "read",

@@ -23,6 +23,7 @@ from lurm.artifacts import open_artifact
 from lurm.audience import Size
 from lurm.audiences import app
 from lurm.balance import Balance
+from lurm.client import Client
 from lurm.definitions import Definitions
 from lurm.jobs import Jobs
 from lurm.lookalikes import Asked
@@ -30,6 +31,7 @@ from lurm.members import Members
 from lurm.release import Release, current, publish
 from lurm.rules import Alike, Combined, Listed
 from lurm.saved import Audiences
+from service.interests import AttributesAnswer
 from service.lists import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server
 from tests.waiting import until
@@ -108,6 +110,24 @@ def test_what_is_saved_is_answered_by_every_worker(asked: httpx.Client, release:
     for name in ("both", "alike", "customers"):
         assert asked.delete(f"/v1/audiences/{name}").json() == {"deleted": name}
         problem(asked.get(f"/v1/audiences/{name}"), 404, "unknown-name")
+
+
+def test_attributes_are_listed_with_the_values_a_filter_takes(asked: httpx.Client, release: Release) -> None:
+    told = AttributesAnswer.model_validate(get(asked, "/v1/attributes"))
+    assert told.release == release.release_id
+    assert [one.name for one in told.attributes] == [column.name for column in release.attributes]
+    with Client(str(asked.base_url)) as client:
+        assert [asdict(one) for one in client.attributes()] == [one.model_dump() for one in told.attributes]
+        assert [len(one.values) for one in client.attributes(k=1)] == [
+            one.kind == "category" for one in told.attributes
+        ]
+    (sign,) = [one for one in told.attributes if one.name == "star_sign"]
+    assert all(one.n_users >= K_MIN for one in sign.values)
+    assert sum(one.n_users for one in sign.values) <= (sign.n_known or 0)
+    for one in sign.values[:2]:
+        made = put(asked, "of-sign", filter={"attribute": "star_sign", "in": [one.value]})
+        assert made["n_users"] == one.n_users
+    asked.delete("/v1/audiences/of-sign").raise_for_status()
 
 
 def said(root: Path, live_dir: Path, *words: str) -> Result:

@@ -10,9 +10,10 @@ import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from lurm.artifacts import draft
-from lurm.attributes import Attribute, Attributes, attributes_of
+from lurm.attributes import Attribute, Attributes, attributes_of, spread
 from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.identifiers import Identifiers, hash_ids
 from lurm.phrases import NEAR_AMONG, likest
@@ -176,6 +177,32 @@ def test_columns_of_another_length_are_refused(tmp_path: Path) -> None:
         np.save(work.path / "0.npy", made["country"].cells_u[:-1])
     with pytest.raises(ArtifactCorrupt, match="differ in length"):
         Attributes.open(tmp_path / "odd")
+
+
+def test_nothing_is_told_that_counts_some_users_and_fewer_than_k() -> None:
+    counts = {"UK": 40, "DE": 12, "FR": 10, "IT": 3, "ES": 1}
+    cells = [value for value, n in counts.items() for _ in range(n)] + [None] * 34
+    ids = [f"u{number:03d}" for number in range(len(cells))]
+    users = Identifiers.in_order(ids)
+    ages = [float(number) for number in range(len(cells))]
+    made, _ = attributes_of(pl.DataFrame({"user_id": ids, "country": cells, "age": ages}), users)
+    everybody = np.ones(len(ids), bool)
+
+    def told(name: str, k_min: int, alive_u: NDArray[np.bool_] = everybody, most: int = 100) -> tuple[object, ...]:
+        one = spread(made[name], alive_u, k_min=k_min, most=most)
+        return one.n_known, {each.value: each.n_users for each in one.values}, (one.low, one.median, one.high)
+
+    nothing = (None, None, None)
+    assert told("country", 1) == (66, counts, nothing)
+    assert told("country", 1, most=2) == (66, {"UK": 40, "DE": 12}, nothing)
+    assert told("country", 4) == (66, {"UK": 40, "DE": 12, "FR": 10}, nothing), "4 users have one of those left out"
+    assert told("country", 5) == (66, {"UK": 40, "DE": 12}, nothing), "or the sum would tell of the other 4"
+    assert told("country", 67) == (None, {}, nothing)
+    assert told("age", 1) == (100, {}, (1.0, 50.0, 98.0))
+    assert told("age", 10) == (100, {}, (9.0, 50.0, 90.0)), "10 have 9 or less, 10 have 90 or more"
+    assert told("age", 51) == (100, {}, nothing)
+    left = np.isin([users[row] for row in range(len(ids))], ids[1:])
+    assert told("country", 1, left)[:2] == (65, counts | {"UK": 39}), "who is erased is not counted"
 
 
 @given(
