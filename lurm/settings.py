@@ -168,8 +168,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=600,
-        description="How long requests are answered after SIGTERM while /health/ready says no, in seconds. "
-        "Default: 5, or 0 where LURM_HOST is a loopback address.",
+        description="How long requests are answered after SIGTERM, in seconds, while /health/ready says no and answers "
+        "close their connections. Default: 5, or 0 where LURM_HOST is a loopback address.",
     )
     shutdown_s: int = Field(
         20, ge=1, le=600, description="How long open requests may finish after SIGTERM and the drain, in seconds."

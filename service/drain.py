@@ -1,7 +1,8 @@
 """Between the signal to end and the end: not ready, but still answering.
 
 A load balancer goes on sending for as long as it takes to ask again whether a process is ready. So a first SIGTERM or
-SIGINT only turns /health/ready off; uvicorn hears of it when the time to drain is over. A second ends at once.
+SIGINT only turns /health/ready off, and answers close their connections, of which none that is in use is left when
+uvicorn hears of it: when the time to drain is over. A second signal ends at once.
 """
 
 from __future__ import annotations

@@ -1,17 +1,19 @@
 """What every connection passes before there is a request: a cap and a deadline for the head, one shape of error.
 
 Left alone, uvicorn waits for ever for the rest of a head, takes one of any size, answers a broken one in plain
-text, and goes on reading a body nobody wants.
+text, goes on reading a body nobody wants, and keeps connections until it ends, when all who ask by one lose a request.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.drain import Drain
 from service.problems import MEDIA_TYPE, BrokenRequest, HeadTooLarge, SlowRequest, body_of, new_request_id
 
 if TYPE_CHECKING:
@@ -85,7 +87,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
         else:
             super().on_headers_complete()
-            self.cycle.__class__ = _Cycle  # it has not begun: uvicorn names the class of its own
+            cycle: Any = self.cycle
+            cycle.__class__ = _Cycle  # it has not begun: uvicorn names the class of its own
+            cycle.behind = self.pipeline
             if self.cycle.scope["method"] != "HEAD":
                 self.cycle.transport = _Together(self.transport)
 
@@ -154,11 +158,20 @@ class GuardedProtocol(HttpToolsProtocol):
 
 
 class _Cycle(RequestResponseCycle):
-    """Puts the head of an ordinary answer together at once, and looks through it as a whole instead of by header."""
+    """Puts the head of an ordinary answer together at once, and looks through it as a whole instead of by header.
+
+    Attributes:
+        behind: requests on this connection that wait for this answer.
+    """
+
+    behind: Sized = ()
 
     async def send(self, message: ASGISendEvent) -> None:
         """As ASGI has it; names of headers are in lower case."""
         if message["type"] == "http.response.start" and not self.response_started:
+            drain: Drain | None = self.scope["state"].get("drain")
+            if drain is not None and drain.begun and not self.behind and not self.more_body:
+                self.keep_alive = False  # uvicorn says so, and closes; not before the whole request was read
             head = self._head(message)
             if head is not None:
                 self.response_started, self.waiting_for_100_continue = True, False

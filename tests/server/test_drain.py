@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import signal
 import socket
 import threading
@@ -116,6 +118,62 @@ def test_the_same_clients_fail_if_they_do_not_heed_readiness(start_server: Start
     assert len(load.failures) == N_CLIENTS
     assert load.n_after > 0
     assert load.server.process.wait(PATIENCE_S) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_whoever_keeps_a_connection_is_told_to_close_it_before_the_end(
+    start_server: StartServer, release: Release, workers: int
+) -> None:
+    """With every kind of answer; who then opens another one, to a server that stays, loses no request."""
+    ending, staying = start_server(drain_s=5, workers=workers), start_server()
+    known = f"/embed/{release.history.users[0]}"
+    paths = [known, "/embed/nobody", "/v1/export", "/v1/nothing", "/docs", "/health/ready"]
+    busy, told, lost = threading.Semaphore(0), [], []
+
+    def ask(path: str) -> None:
+        with contextlib.closing(http.client.HTTPConnection(*ending.address, timeout=20)) as connection:
+            try:
+                n_answers = 0
+                while not closes(connection, path):
+                    n_answers += 1
+                    if n_answers == 2:
+                        busy.release()
+                connection.close()
+                connection.host, connection.port = staying.address
+                assert not closes(connection, path)
+                told.append(path)
+            except (OSError, http.client.HTTPException) as error:
+                lost.append((path, repr(error)))
+                busy.release()
+
+    everybody = [threading.Thread(target=ask, args=(path,)) for path in paths * 2]
+    for one in everybody:
+        one.start()
+    for _ in everybody:
+        assert busy.acquire(timeout=PATIENCE_S)
+    ending.process.send_signal(signal.SIGTERM)
+    for one in everybody:
+        one.join(PATIENCE_S)
+    assert (lost, sorted(told)) == ([], sorted(paths * 2))
+    assert ending.process.wait(PATIENCE_S) == 0
+
+
+def closes(connection: http.client.HTTPConnection, path: str) -> bool:
+    """Whether the answer is the last one on its connection."""
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    answer.read()
+    return answer.getheader("connection") == "close"
+
+
+def test_a_pipeline_is_answered_to_its_end(start_server: StartServer, release: Release) -> None:
+    server = start_server(drain_s=600)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: any("draining for" in line for line in server.log), "the drain does not begin")
+    said = server.send(f"GET /embed/{release.history.users[0]} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 3)
+    assert said.count(b"HTTP/1.1 200 OK") == 3
+    assert said.count(b"connection: close") == 1
+    assert b"connection: close" in said.rpartition(b"HTTP/1.1 200 OK")[2]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
