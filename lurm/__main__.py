@@ -38,6 +38,7 @@ TERMINATED = 143
 _REFUSALS = {
     errno.ENOSPC: "free some space, or write to a larger disk; builds go to LURM_ARTIFACTS_DIR",
     errno.EDQUOT: "free some space, or write to a larger disk; builds go to LURM_ARTIFACTS_DIR",
+    errno.EFBIG: "allow larger files (ulimit -f unlimited), or write to a disk that does",
     errno.EROFS: "name a folder that can be written; builds go to LURM_ARTIFACTS_DIR",
     errno.EACCES: "change the permissions, or name another folder",
     errno.EPERM: "change the permissions, or name another folder",

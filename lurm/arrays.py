@@ -52,6 +52,14 @@ class ArrayWriter:
         np.lib.format.write_array_header_1_0(self._file, header)
 
 
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """A ``.npy`` file, as ``np.save`` writes it, which of a full disk says only how many numbers are missing."""
+    array = np.ascontiguousarray(array)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.reshape(-1).view(np.uint8).data)
+
+
 def map_array(path: Path, dtype: np.dtype[Any], n_dims: int = 1) -> NDArray[Any]:
     """The array of a ``.npy`` file, memory-mapped and read-only.
 

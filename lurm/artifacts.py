@@ -25,7 +25,15 @@ from typing import Any
 
 import orjson
 
-from lurm.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, SettingsError, Unfulfillable, UsageError
+from lurm.errors import (
+    ArtifactCorrupt,
+    ArtifactError,
+    ArtifactMissing,
+    LurmError,
+    SettingsError,
+    Unfulfillable,
+    UsageError,
+)
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -33,6 +41,7 @@ CHECKED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 """How Parquet is written: small, and so that a damaged page is found."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What is said of a folder that cannot be written to, however often it is tried."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +134,8 @@ def draft(
     folder.mkdir()
     work = Draft(folder)
     try:
-        yield work
+        with refusals(destination):
+            yield work
         files = _entries(folder)
         if MANIFEST in files:
             raise ArtifactError(f"a draft must not contain {MANIFEST}; it is written when the draft is published")
@@ -229,13 +239,35 @@ def replacing(path: Path) -> Iterator[Path]:
     """Where to write a file that then takes the place of ``path``, as atomically as ``write_durably``."""
     aside = _aside(path)
     try:
-        yield aside
+        with refusals(path):
+            yield aside
         sync(aside)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+@contextlib.contextmanager
+def refusals(path: Path) -> Iterator[None]:
+    """Within, a full disk is an ``OSError`` that says so, also where a library has an error of its own for it.
+
+    Args:
+        path: that is being written.
+
+    Raises:
+        OSError: there is no room.
+    """
+    try:
+        yield
+    except LurmError:
+        raise
+    except Exception as error:
+        for number in _NO_ROOM if getattr(error, "errno", None) is None else ():
+            if any(sign in str(error) for sign in (f"(os error {number})", f"({os.strerror(number)})")):
+                raise OSError(number, os.strerror(number), str(path)) from error
+        raise
 
 
 def check_replaceable(path: Path) -> None:

@@ -21,7 +21,7 @@ import orjson
 import polars as pl
 from numpy.typing import NDArray
 
-from lurm.arrays import map_array
+from lurm.arrays import map_array, write_array
 from lurm.artifacts import Artifact, open_artifact
 from lurm.columns import as_timestamps
 from lurm.errors import ArtifactCorrupt, Unfulfillable
@@ -228,7 +228,7 @@ class Attributes:
                 cells_u[unknown] = 0 if column.kind == "category" else np.nan
             kept = _without_unused(column.name, column.values, cells_u) if column.kind == "category" else None
             kept = kept or Attribute(column.name, column.kind, (), cells_u)
-            np.save(folder / f"{place}.npy", kept.cells_u, allow_pickle=False)
+            write_array(folder / f"{place}.npy", kept.cells_u)
             described.append({"facts": asdict(_facts_of(kept)), "values": kept.values, "dtype": kept.cells_u.dtype.str})
         n_users = self.n_users if rows is None else len(rows)
         (folder / FILE).write_bytes(orjson.dumps({"n_users": n_users, "columns": described}))

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.arrays import map_array
+from lurm.arrays import map_array, write_array
 from lurm.artifacts import discard, draft, open_artifact
 from lurm.audience import Likeness
 from lurm.conditions import Filter
@@ -183,7 +183,7 @@ class Making:
         }
         with draft(folder, kind=KIND, key=key, config=config) as work:
             for name, array in arrays.items():
-                np.save(work.path / f"{name}.npy", array, allow_pickle=False)
+                write_array(work.path / f"{name}.npy", array)
             work.metrics.update(told)
 
     def in_memory(self, own: Path) -> Members:

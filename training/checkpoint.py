@@ -17,7 +17,7 @@ import orjson
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lurm.artifacts import digest_of_file, write_durably
+from lurm.artifacts import digest_of_file, refusals, write_durably
 from lurm.progress import Reporter
 
 
@@ -96,7 +96,8 @@ class Checkpoint:
 def _write(folder: Path, standing: Standing) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"pass-{standing.epoch}.safetensors"
-    save_file({name: tensor.contiguous() for name, tensor in standing.tensors.items()}, file)
+    with refusals(file):
+        save_file({name: tensor.contiguous() for name, tensor in standing.tensors.items()}, file)
     with file.open("rb") as written:
         os.fsync(written.fileno())  # before done.json names it, so that a power cut leaves one or the other
     done = {"epoch": standing.epoch, "held_out": standing.held_out, "sha256": digest_of_file(file)}

@@ -28,6 +28,7 @@ from threadpoolctl import threadpool_limits
 import lurm
 from lurm.ahead import ahead
 from lurm.alignment import ROTATION
+from lurm.arrays import write_array
 from lurm.artifacts import (
     Artifact,
     Draft,
@@ -404,7 +405,7 @@ class _Build:
             rotation_ee, alignment = align(encoder, history, vocabulary, old, self._known(history))
             for file in trained.manifest.files:
                 link_or_copy(trained.path / file, work.path / file)
-            np.save(work.path / ROTATION, rotation_ee, allow_pickle=False)
+            write_array(work.path / ROTATION, rotation_ee)
             work.metrics.update(trained.manifest.metrics, alignment=asdict(alignment))
             self._reporter.say(f"  {alignment}")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its name everywhere
 
 from lurm.activity import MOST_SPREADS, spread_of
+from lurm.arrays import write_array
 from lurm.boi import BagOfInterests, unit_rows
 from lurm.inference import NO_LENGTH, InferenceWeights, Table
 from lurm.interests import VocabularyConfig, cluster
@@ -308,4 +309,4 @@ def write_encoder(folder: Path, network: Smen, behaviors: Sequence[str]) -> None
     save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, folder / WEIGHTS)
     table = network.table()
     for name, array in ((TABLE, table.steps_hp), (STEPS, table.step_h)):
-        np.save(folder / name, array, allow_pickle=False)
+        write_array(folder / name, array)

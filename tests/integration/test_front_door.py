@@ -1,14 +1,17 @@
 """The commands as a person runs them: results on stdout, progress on stderr, exit codes, nothing half-done."""
 
 import contextlib
+import errno
 import json
 import os
+import resource
 import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +19,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from lurm import __main__ as front_door
+from lurm.artifacts import discard
 from lurm.console import own_command
-from tests.integration.conftest import Built
+from tests.integration.conftest import Built, build
 
 pytestmark = pytest.mark.slow
+
+BEHAVE = {"network": {"window": 32, "steps": {"least_events": 1}}, "training": {"epochs": 1, "batch_events": 256}}
+LUMOS = {"epochs": 1, "network": {"width": 16, "n_heads": 2, "encoder_blocks": 1, "days": 42, "horizon": 14}}
 
 
 def lurm(*words: str | Path, root: Path | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -194,3 +201,25 @@ def test_the_demo_shows_a_person_and_recovers_the_planted_truth(tmp_path: Path) 
     assert len(answers["neighbors"]) == 6
     assert all(interest["words"] for interest in answers["interests"][:3])
     assert f"Who is {answers['user_id']}?" in ran.stderr, "with --json the story goes to stderr"
+
+
+def test_what_does_not_fit_on_the_disk_is_told_as_such_by_every_stage(tiny: Path, tmp_path: Path) -> None:
+    models = {"behavegpt": BEHAVE, "lumos": LUMOS, "models": ["behavegpt", "lumos"]}
+    whole = build(tiny, tmp_path, **models)
+    stages = sorted(stage for stage in (tmp_path / "stages").glob("[a-z]*") if not stage.name.startswith("history"))
+    for stage in stages:
+        discard(stage)
+        with files_of_at_most(512), pytest.raises(OSError) as refused:
+            build(tiny, tmp_path, **models)
+        assert refused.value.errno == errno.EFBIG, f"{stage.name}: {refused.value}"
+        assert build(tiny, tmp_path, **models).release_id == whole.release_id
+
+
+@contextlib.contextmanager
+def files_of_at_most(n_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from lurm.arrays import aligned, map_tensors, streamed
+from lurm.arrays import aligned, map_tensors, streamed, write_array
 from lurm.errors import ArtifactCorrupt
 
 
@@ -61,3 +61,13 @@ def test_aligned_numbers_begin_where_a_line_does(shape: tuple[int, ...]) -> None
         numbers = aligned(shape, dtype)
         assert (numbers.shape, numbers.dtype) == (shape, np.dtype(dtype))
         assert numbers.ctypes.data % 64 == 0 and numbers.flags.c_contiguous and numbers.flags.writeable
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (0, 3), (5, 3), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", ["<f4", "<i8", "|b1", "|u1"])
+def test_an_array_is_written_as_numpy_writes_it(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.save(tmp_path / "numpy.npy", array)
+    for own in (array, np.repeat(array, 2, axis=0)[::2]):
+        write_array(tmp_path / "own.npy", own)
+        assert (tmp_path / "own.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()

@@ -246,6 +246,46 @@ def test_killed_at_any_step_a_reader_sees_all_or_nothing_and_the_next_writer_goe
     assert seen == {(False, b"old"), (True, b"old"), (True, b"new")}
 
 
+# Files of this child may have 10,000 bytes. Whatever writes them fails in words of its own, as on a full disk.
+CRAMPED = """
+import errno, resource, sys
+from pathlib import Path
+import numpy as np, polars as pl
+from safetensors.numpy import save_file
+from lurm.artifacts import draft, replacing
+from lurm.arrays import write_array
+from lurm.index import write_index
+
+folder = Path(sys.argv[1])
+numbers_ue = np.random.default_rng(0).standard_normal((500, 32)).astype(np.float32)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+for write in (
+    lambda path: path.write_bytes(numbers_ue),
+    lambda path: write_array(path, numbers_ue),
+    lambda path: save_file({"a": numbers_ue}, path),
+    lambda path: write_index(path.parent, numbers_ue),
+    lambda path: pl.DataFrame({"a": np.arange(5000)}).write_ipc(path, compression="uncompressed"),
+    lambda path: pl.DataFrame({"a": np.arange(5000)}).write_parquet(path, compression="uncompressed"),
+):
+    for begin in (
+        lambda: draft(folder / "items", kind="items", key="k", config={}),
+        lambda: replacing(folder / "current"),
+    ):
+        try:
+            with begin() as work:
+                write(getattr(work, "path", folder) / "file")
+        except OSError as error:
+            assert error.errno == errno.EFBIG, error
+            print("refused")
+"""
+
+
+def test_a_full_disk_is_told_alike_whatever_library_meets_it(tmp_path: Path) -> None:
+    told = subprocess.run([sys.executable, "-c", CRAMPED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert (told.stdout.split(), told.stderr) == (["refused"] * 12, "")
+    assert not (tmp_path / "items").exists()
+
+
 HOLDER = """
 import sys
 from pathlib import Path

@@ -384,6 +384,7 @@ def ending_with(error: BaseException) -> str:
         (ArtifactCorrupt("why"), 4),
         (Overloaded("why"), 1),
         (OSError(errno.ENOSPC, "why"), 1),
+        (OSError(errno.EFBIG, "why"), 1),
         (PermissionError(errno.EACCES, "why"), 1),
     ],
     ids=lambda case: type(case).__name__,
