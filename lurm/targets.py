@@ -31,6 +31,8 @@ _ENTRIES: dict[str, tuple[str, ...]] = {
     "response": ("behaviors", "event_kind"),
 }
 AMOUNTS = ("count", "spend")
+_OF_DAYS = r"(?<![^\W_])(?<!\d[.,])(){}(?=[ _-]?d(?:ays?)?(?![^\W_]))"  # 7 days, 7-day, 7d
+_ALONE = r"(?<![^\W_])(?<!\d[.,])(d?){}(?![^\W_])(?![.,]\d)"  # active 7, spend_7, D7
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,11 @@ class Target:
 
     def over(self, days: int) -> Target:
         """The same question about so many days; where the name tells how many, it tells these."""
-        name = re.sub(rf"\b{self.days}(?=[ -]days?\b)", str(days), self.name)
+        of_days, alone = (re.compile(one.format(self.days), re.IGNORECASE) for one in (_OF_DAYS, _ALONE))
+        name, n_found = of_days.subn(rf"\g<1>{days}", self.name)
+        says_what = any(map(alone.search, (self.interest, self.event_kind, *self.behaviors)))  # as "group 7" does
+        if not n_found and not says_what and len(alone.findall(self.name)) == 1:
+            name = alone.sub(rf"\g<1>{days}", self.name)
         return replace(self, name=name, days=days)
 
 
