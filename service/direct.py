@@ -7,6 +7,7 @@ the request and the parameters of its path as they are; what else it needs it ta
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, get_origin
@@ -36,6 +37,9 @@ STALE_HEADER: dict[str, Any] = {
     }
 }
 
+_WEIGHT = re.compile(rb"q=(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)")
+_JSON = (b"application/json", b"application/*", b"*/*")  # by what names it: the closest counts
+
 UserId = Annotated[str, Path(description="Percent-encoded UTF-8.", examples=["u0000042"])]
 
 
@@ -44,13 +48,23 @@ def stale_of(*standings: Standing) -> list[tuple[bytes, bytes]]:
     return [] if all(one.is_fresh for one in standings) else [STALE]
 
 
-def accepts(header: bytes, media_type: bytes) -> bool:
-    """Whether an Accept header names a media type, and does not refuse it (``q=0``)."""
-    for one in header.lower().split(b","):
-        kind, *parameters = one.replace(b" ", b"").split(b";")
-        if kind == media_type:
-            return not any(part.rstrip(b".0") == b"q=" for part in parameters)
-    return False
+def prefers(header: bytes, media_type: bytes) -> bool:
+    """Whether an Accept header names a media type, does not refuse it (``q=0``), and likes JSON no better.
+
+    Args:
+        header: its value (RFC 9110, 12.5.1); what is no weight counts as none given, which is 1.
+        media_type: in lower case.
+    """
+    header = header.lower()
+    if media_type not in header:
+        return False
+    weights: dict[bytes, float] = {}
+    for one in header.split(b","):
+        kind, *parameters = one.translate(None, b" \t").split(b";")
+        weight = next(filter(None, map(_WEIGHT.fullmatch, parameters)), None)
+        weights[kind] = max(weights.get(kind, 0.0), float(weight[1]) if weight else 1.0)
+    of_json = next((weights[kind] for kind in _JSON if kind in weights), 0.0)
+    return weights.get(media_type, 0.0) > 0 and weights[media_type] >= of_json
 
 
 class _Id(Convertor[str]):

@@ -21,7 +21,7 @@ from lurm.errors import DataError, LurmError
 from lurm.history import History, HistoryBase
 from service.answers import EmbeddingAnswer, EmbeddingsAnswer
 from service.bootstrap import serving_of
-from service.direct import STALE_HEADER, Answer, DirectRoute, UserId, accepts, as_json, in_body, problems, stale_of
+from service.direct import STALE_HEADER, Answer, DirectRoute, UserId, as_json, in_body, prefers, problems, stale_of
 from service.embedder import Embedded, Known, Seen
 from service.keys import charge, needs
 from service.problems import Malformed, body_of, problem_of
@@ -80,7 +80,7 @@ async def embed(request: Request, user_id: UserId) -> Response:
         return Answer(headers, None, status=304)
     answer = await embedder.embed_one(known)
     vector_e, n_events, as_of = answer.embedding.vector_e, answer.embedding.n_events, iso(answer.embedding)
-    if accepts(sent.get(b"accept", b""), BINARY):
+    if prefers(sent.get(b"accept", b""), BINARY):
         headers += [
             (b"x-lurm-user-id", quote(user_id).encode()),
             (b"x-lurm-dim", b"%d" % len(vector_e)),
@@ -135,7 +135,7 @@ async def embeddings(request: Request) -> Response:
     embedded = iter(await serving.embedder.embed([one for one in sources if not isinstance(one, LurmError)]))
     outcomes = [one if isinstance(one, LurmError) else next(embedded) for one in sources]
 
-    if asked.encoding_format == "arrow" or accepts(dict(request.scope["headers"]).get(b"accept", b""), ARROW):
+    if asked.encoding_format == "arrow" or prefers(dict(request.scope["headers"]).get(b"accept", b""), ARROW):
         return Answer(
             headers, _as_arrow(inputs, outcomes, serving.release.encoder.dim, serving.release.space_id), ARROW
         )

@@ -389,14 +389,20 @@ def test_a_direct_route_says_which_paths_it_cannot_take() -> None:
     ("accept", "is_bytes"),
     [
         ("application/octet-stream", True),
-        ("application/json, Application/Octet-Stream ; q=0.5", True),
+        ("application/json, Application/Octet-Stream", True),
+        ("application/octet-stream;q=0.1, application/json;q=0.9", False),
+        ("application/json;q=0.9, Application/Octet-Stream ; Q=0.95", True),
+        ("application/octet-stream;q=0.5, */*", False),
+        ("application/octet-stream, */*;q=0.8", True),
+        ("application/octet-stream;q=0.5, application/json;q=0.4, application/*, */*", True),
+        ("application/octet-stream;v=1;q=0.5", True),
         ("application/octet-stream;q=0, application/json", False),
         ("application/octet-stream; q=0.000", False),
         ("application/octet-streams", False),
         ("*/*", False),
     ],
 )
-def test_bytes_come_where_they_are_named_and_not_refused(
+def test_bytes_come_where_they_are_named_and_json_is_liked_no_better(
     client: httpx.Client, release: Release, accept: str, is_bytes: bool
 ) -> None:
     answer = client.get(f"/embed/{somebody(release)}", headers={"accept": accept})
