@@ -26,6 +26,12 @@ BEHAVE = {
     "network": {"window": 32, "dropout": 0.0, "steps": {"least_events": 1}},
     "training": {"epochs": 2, "batch_events": 256},
 }
+LUMOS = {
+    "epochs": 3,
+    "patience": 3,
+    "learning_rate": 3e-4,
+    "network": {"width": 16, "n_heads": 2, "encoder_blocks": 1, "days": 42, "horizon": 14},
+}
 
 
 def test_a_release_carries_what_comes_next_and_an_erasure_leaves_it(tiny: Path, tmp_path: Path) -> None:
@@ -56,35 +62,34 @@ def test_a_release_carries_what_comes_next_and_an_erasure_leaves_it(tiny: Path, 
     assert left.next.rollout(kept, Plan(steps=3), 0) == release.next.rollout(batch.part(0, 2), Plan(steps=3), 0)
 
 
-def test_a_training_that_is_stopped_goes_on_and_gives_the_same_release(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("model", "moment"), [("behavegpt", "train 2/3"), ("lumos", "lumos 3/3")])
+def test_a_training_that_is_stopped_goes_on_and_gives_the_same_release(
+    tiny: Path, tmp_path: Path, model: str, moment: str
+) -> None:
     class Stop(Exception):
         pass
 
-    class StopsInPass2(Silent):
+    class StopsThen(Silent):
         def task(self, title: str, total: int, unit: str):
-            if title == "train 2/3":
+            if title == moment:
                 raise Stop
             return super().task(title, total, unit)
 
     behave = {**BEHAVE, "training": {"epochs": 3, "batch_events": 256}}
-    opened = Dataset.open(tiny)
-    tables = {**opened.extra, "models": ["behavegpt"], "behavegpt": behave}
+    tables = {"models": [model], "behavegpt": behave, "lumos": LUMOS}
     root = tmp_path / "stopped"
     with pytest.raises(Stop):
-        pipeline.build(
-            opened, root, recipe=Recipe.of(tables), memory_limit_bytes=2**30, threads=1, reporter=StopsInPass2()
-        )
-    assert list((root / "stages").glob(".behavegpt-*.checkpoint"))
+        build(tiny, root, reporter=StopsThen(), **tables)
+    assert list((root / "stages").glob(f".{model}-*.checkpoint"))
     assert not (root / "current").exists()
     build(tiny, root)
-    assert list((root / "stages").glob(".behavegpt-*.checkpoint")), "a build without the model ends no other's training"
-    build(tiny, root, models=["behavegpt"], behavegpt=behave)
-    build(tiny, tmp_path / "whole", models=["behavegpt"], behavegpt=behave)
-    one, other = (
-        read_manifest(Release.open(folder).path / "behavegpt").fingerprint for folder in (root, tmp_path / "whole")
-    )
-    assert one == other
-    assert not list((root / "stages").glob(".behavegpt-*.checkpoint"))
+    assert list((root / "stages").glob(f".{model}-*.checkpoint")), "a build without the model ends no other's training"
+    build(tiny, root, **tables)
+    build(tiny, tmp_path / "whole", **tables)
+    one, other = (read_manifest(Release.open(folder).path / model) for folder in (root, tmp_path / "whole"))
+    assert np.argmin(other.metrics["held_out"]) > 0, "what is kept was trained"
+    assert one.fingerprint == other.fingerprint
+    assert not list((root / "stages").glob(f".{model}-*.checkpoint"))
 
 
 def test_a_build_starts_from_what_the_one_before_has_learned(tiny: Path, tmp_path: Path) -> None:
