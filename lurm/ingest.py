@@ -94,11 +94,13 @@ class HistoryBuilder:
             rows than that take longer, not more memory.
         memory_limit_bytes: what sorting may hold; a single user is sorted whole, however long the history.
         files: names of the log's files, by the ``file`` column of the batches.
+        live_files: likewise, of what was sent live; they are numbered after those of the log.
         quarantine: where repeats and item-less rows go.
         max_bad_share: above this share of bad rows ``write`` refuses; repeats do not count.
         duplicates: "drop", "keep", or "auto": keep when every timestamp is a whole day, since a repeat cannot
             be told from a second act there, else drop.
-        event_ids: whether any row may have one; without them less is written.
+        event_ids: whether any row of the log may have one; without them less is written. What was sent live is told
+            apart by its own ids either way.
         threads: that sort; what they make does not depend on how many they are.
         why_empty: asked what to say where there is no event.
     """
@@ -110,6 +112,7 @@ class HistoryBuilder:
         n_rows: int,
         memory_limit_bytes: int,
         files: Sequence[str],
+        live_files: Sequence[str] = (),
         quarantine: Quarantine,
         max_bad_share: float = 0.01,
         duplicates: str = "auto",
@@ -122,11 +125,12 @@ class HistoryBuilder:
         self._spill = spill
         written_at_once = min(max(memory_limit_bytes // _SHARE_OF_BUFFERS >> bits, 2**13), _MOST_AT_ONCE)
         self._partitions = _Partitions(spill, bits, rows_at_once, written_at_once)
-        self._files = files
+        self._files, self._n_log_files = [*files, *live_files], len(files)
         self._quarantine = quarantine
         self._max_bad_share = max_bad_share
         self._duplicates = duplicates
-        self._event_ids, self._threads, self._why_empty = event_ids, threads, why_empty
+        self._log_has_ids, self._event_ids = event_ids, event_ids or bool(live_files)
+        self._threads, self._why_empty = threads, why_empty
         self._users = Dictionary(memory_limit_bytes // _SHARE_OF_SEEN)
         self._items, self._behaviors, self._locations = _Names(), _Names(), _Names()
         self._rows_by_behavior = np.zeros(0, np.int64)
@@ -168,7 +172,7 @@ class HistoryBuilder:
             item=item,
             behavior=behavior,
             location=self._locations.encode(batch["location"]),
-            event=Texts.of(batch["event_id"]).hashes()[0] if self._event_ids else None,
+            event=_hashes(batch["event_id"]) if self._event_ids else None,
             bits=self._partitions.bits,
         )
         users = {"hash": hashes[new], "check": checks[new].astype(np.uint16), "id": batch["user_id"].gather(new)}
@@ -193,7 +197,8 @@ class HistoryBuilder:
         item_row, items = self._items.sorted_with(catalog)
         behavior_row, behaviors = self._behaviors.sorted_with(())
         location_row, locations = self._locations.sorted_with(())
-        recode = Recode(item_row, behavior_row.astype(np.int16), location_row, itemless)
+        n_unnamed_files = 0 if self._log_has_ids else self._n_log_files
+        recode = Recode(item_row, behavior_row.astype(np.int16), location_row, itemless, n_unnamed_files)
 
         n_duplicates = 0
         with (
@@ -409,6 +414,11 @@ class _Columns:
             self.n_users, pa.py_buffer(users["id_ends"]), pa.py_buffer(users["id_bytes"])
         )
         Identifiers(ids, users["hashes"]).save(self._folder, "users")
+
+
+def _hashes(names: pl.Series) -> NDArray[np.uint64]:
+    """0 for null."""
+    return np.zeros(len(names), np.uint64) if names.null_count() == len(names) else Texts.of(names).hashes()[0]
 
 
 def _grown(counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:

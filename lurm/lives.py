@@ -1,6 +1,6 @@
 """Events as records of fixed size, and records grouped into lives: sorted, without repeats. Compiled.
 
-A record is six words of 64 bits, or five where the log knows no event ids:
+A record is six words of 64 bits, or five where neither the log nor live events have event ids:
 
     hash of the user | timestamp | item 32, value 32 | location 32, behavior 16, check 16 | file 24, row 40 | event
 
@@ -31,12 +31,15 @@ class Recode:
         item_rows, location_rows: int32, the row of each code.
         behavior_rows: int16, likewise.
         itemless: whether events of each behavior, by code, may name no item.
+        n_unnamed_files: the files before this one are of a log without event ids; 0: it has them. What comes after it
+            with an id, and says the same as an event of them, may be that event.
     """
 
     item_rows: NDArray[np.int32]
     behavior_rows: NDArray[np.int16]
     location_rows: NDArray[np.int32]
     itemless: NDArray[np.bool_]
+    n_unnamed_files: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ def settle(records: NDArray[np.uint64], users: pl.DataFrame, recode: Recode, *, 
         records: all of some users, in any order.
         users: hash, check and id of each of them, perhaps several times, and perhaps of others.
         recode: what becomes of codes.
-        drop: leave out repeats: events of an id that the user has already, or without ids the same in everything.
+        drop: leave out repeats: events of an id that the user has already, or without ids the same in everything;
+            and for each event of a log without ids, one that has an id and is the same in everything.
     """
     users = users.unique().sort("hash", "id")
     ids = users["id"]
@@ -125,7 +129,7 @@ def settle(records: NDArray[np.uint64], users: pl.DataFrame, recode: Recode, *, 
     repeat_e = np.zeros(len(words), np.bool_)
     _sort(words, offsets)
     if drop:
-        _find_repeats(words, offsets, repeat_e)
+        _find_repeats(words, offsets, recode.n_unnamed_files, repeat_e)
     n_events_u = np.zeros(n_users, np.int64)
     n_kept = len(words) - int(repeat_e.sum())
     columns = (
@@ -370,8 +374,13 @@ def _is_less(event: NDArray[np.uint64], words: NDArray[np.uint64], at: int) -> b
 
 
 @compiled
-def _find_repeats(words: NDArray[np.uint64], offsets: NDArray[np.int64], repeat_e: NDArray[np.bool_]) -> None:
-    """Mark events whose id an earlier one of the user has, or which have none and are the same as the one before."""
+def _find_repeats(
+    words: NDArray[np.uint64], offsets: NDArray[np.int64], n_unnamed_files: int, repeat_e: NDArray[np.bool_]
+) -> None:
+    """Mark events whose id an earlier one of the user has, or which have none and are the same as the one before.
+
+    Of those with ids that are the same as an event of a log without, one is marked too.
+    """
     slots = np.zeros(16, np.uint64)
     for user in range(len(offsets) - 1):
         first, end = offsets[user], offsets[user + 1]
@@ -385,7 +394,7 @@ def _find_repeats(words: NDArray[np.uint64], offsets: NDArray[np.int64], repeat_
                     and words[at, 1] == words[at - 1, 1]
                     and words[at, 2] == words[at - 1, 2]
                 )
-        if n_named < 2:
+        if not n_named or (n_named == 1 and not n_unnamed_files):
             continue
         n_slots = 16
         while n_slots < 2 * n_named:
@@ -395,15 +404,26 @@ def _find_repeats(words: NDArray[np.uint64], offsets: NDArray[np.int64], repeat_
         else:
             slots[:n_slots] = 0
         mask = _U64(n_slots - 1)
+        is_in_log = False  # an event like this one, which stands for none with an id yet
         for at in range(first, end):
+            if at == first or not (
+                words[at, 0] == words[at - 1, 0]
+                and words[at, 1] == words[at - 1, 1]
+                and words[at, 2] == words[at - 1, 2]
+            ):
+                is_in_log = False
             event = words[at, 3]
             if event == 0:
+                if np.int64(words[at, 4] >> _U64(_ROW_BITS)) < n_unnamed_files:
+                    is_in_log = True
                 continue
             slot = event & mask
             while slots[slot] != 0 and slots[slot] != event:
                 slot = (slot + _U64(1)) & mask
             repeat_e[at] = slots[slot] == event
             slots[slot] = event
+            if is_in_log and not repeat_e[at]:
+                repeat_e[at], is_in_log = True, False
 
 
 @compiled

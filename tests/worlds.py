@@ -51,18 +51,30 @@ def ingest(
     catalog: Sequence[str] = (),
     n_rows: int = 0,
     quarantine: Quarantine | None = None,
+    live: pl.DataFrame | None = None,
     live_through: Mapping[str, int] | None = None,
     **options: Any,
 ) -> tuple[HistoryBase, IngestSummary]:
-    """Build a history base in ``folder``; ``n_rows`` against a tiny memory limit forces many partitions."""
+    """Build a history base in ``folder``; ``n_rows`` against a tiny memory limit forces many partitions.
+
+    ``live`` is a batch of what was sent live.
+    """
     spill = folder.parent / f"{folder.name}-spill"
     spill.mkdir(parents=True)
     with quarantine or Quarantine(None) as bad:
         builder = HistoryBuilder(
-            spill, n_rows=n_rows, memory_limit_bytes=2**20, files=["events"], quarantine=bad, **options
+            spill,
+            n_rows=n_rows,
+            memory_limit_bytes=2**20,
+            files=["events"],
+            live_files=[] if live is None else ["live"],
+            quarantine=bad,
+            **options,
         )
         for batch in batches:
             builder.add(batch)
+        if live is not None:
+            builder.add(live.with_columns(file=pl.lit(1, pl.Int32)), live=True)
         with draft(folder, kind="history", key="test", config={}) as work:
             summary = builder.write(work.path, catalog, Silent())
             work.metrics.update(asdict(summary), live_through=dict(live_through or {}))

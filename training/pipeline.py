@@ -71,7 +71,7 @@ from training.subject import Subject, catalog_of, column_of, given_vectors, text
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {
-    "history": 2,
+    "history": 3,
     "attributes": 3,
     "items": 1,
     "interests": 4,
@@ -261,7 +261,8 @@ class _Build:
                 Path(spill),
                 n_rows=log.estimated_rows,
                 memory_limit_bytes=self._memory_limit_bytes,
-                files=[*log.names, *living.names],
+                files=log.names,
+                live_files=living.names,
                 quarantine=quarantine,
                 max_bad_share=log.config.max_bad_share,
                 duplicates=log.config.duplicates,
@@ -273,9 +274,7 @@ class _Build:
                 for batch in ahead(log.batches(quarantine)):
                     builder.add(living.without_erased(batch))
                     task.advance(len(batch))
-                for batch in living.batches(
-                    first_file=len(log.names), event_ids=bool(log.columns.event_id), until=log.until
-                ):
+                for batch in living.batches(first_file=len(log.names), until=log.until):
                     builder.add(batch, live=True)
                     n_live += len(batch)
                     task.advance(len(batch))

@@ -70,12 +70,11 @@ class Living:
         """Of the segments, as a quarantine shows them."""
         return [f"{FOLDER}/{path.name}" for path in self.segments]
 
-    def batches(self, *, first_file: int, event_ids: bool, until: int | None = None) -> Iterator[pl.DataFrame]:
+    def batches(self, *, first_file: int, until: int | None = None) -> Iterator[pl.DataFrame]:
         """The events of all segments, in the columns of ``EventLog.batches``; erased ones are left out.
 
         Args:
             first_file: number of the first segment in the ``file`` column.
-            event_ids: whether the log has any; if not, repeats are told by what they say.
             until: events at or after it are left out, epoch ms.
 
         Raises:
@@ -85,7 +84,6 @@ class Living:
             row = 0
             for batch in _read(path):
                 n_rows = len(batch)
-                event_id = pl.col("event_id") if event_ids else pl.lit(None, pl.String).alias("event_id")
                 canonical = batch.select(
                     "user_id",
                     "item_id",
@@ -93,7 +91,7 @@ class Living:
                     "timestamp",
                     "value",
                     "location",
-                    event_id,
+                    "event_id",
                     pl.lit(at, pl.Int32).alias("file"),
                     pl.int_range(row, row + n_rows, dtype=pl.Int64).alias("row"),
                 )

@@ -103,12 +103,13 @@ def test_events_move_into_the_next_base_with_no_gap_and_no_double_count(tiny: Pa
     )
     events = [Event(user, items[n], "view", end + 10 * n, event_id=f"{user}{n}") for user in users for n in range(4)]
     events += [Event("newcomer", items[n], "view", end + n) for n in range(6)]
-    erased, everybody = users[11], [*users, "newcomer", "stranger"]
+    events += [Event("twice", items[0], "view", end, event_id=id_) for id_ in ("one", "other")]
+    erased, everybody = users[11], [*users, "newcomer", "twice", "stranger"]
     send(root, first, [*events, repeat], erase=[erased])
 
     before = seen(root, first, everybody)
     assert before[erased] is before["stranger"] is None
-    assert len(before["newcomer"] or []) == 6
+    assert [len(before[user] or []) for user in ("newcomer", "twice")] == [6, 2]
     said = rebuild(tiny, root)
     assert f"  {len(kept(root))} events came live (LURM_LIVE_DIR, LURM_LIVE_URL), not with the log" in said
     second = Release.open(root)

@@ -290,6 +290,19 @@ def test_inline_events_that_cannot_be_are_refused(tmp_path: Path, event: Event) 
         base.inline("u", [event])
 
 
+def test_what_was_sent_live_is_told_apart_by_its_ids_and_what_the_log_holds_too_counts_once(tmp_path: Path) -> None:
+    logged = [Event("u", "i", "view", T), Event("u", "i", "view", T), Event("u", "i", "view", T + 1)]
+    ids_at = {T: "ab", T + 1: "c", T + 2: "de"}
+    live = [Event("u", "i", "view", at, event_id=event_id) for at, ids in ids_at.items() for event_id in ids]
+    live += [Event("u", "i", "view", T + 3)] * 2 + [Event("u", "i", "view", T)] + [Event("v", "i", "view", T)]
+    base, told = ingest(tmp_path / "base", [clean_batch(logged)], live=clean_batch(live), event_ids=False)
+    assert base.history("u").timestamps.tolist() == [T, T, T + 1, T + 2, T + 2, T + 3]
+    assert told.n_duplicates == 5
+    named = [replace(event, event_id=f"log{n}") for n, event in enumerate(logged)]
+    base, told = ingest(tmp_path / "named", [clean_batch(named)], live=clean_batch(live))
+    assert (told.n_events, told.n_duplicates) == (len(named) + len(live) - 1, 1)
+
+
 def test_columns_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", f"i{n}", "view", T + n) for n in range(3)])])
     np.save(base.artifact.path / "values.npy", np.ones(2, np.float32))

@@ -1,5 +1,6 @@
 """Records become lives: what a naive sort of tuples would make of them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,14 +31,15 @@ def facts(rng: np.random.Generator, n: int, n_users: int, n_ids: int) -> Facts:
         "value": rng.choice([-np.inf, -1.5, -0.0, 0.0, 1e-30, 2.5], n).astype(np.float32),
         "location": rng.integers(-1, 2, n).astype(np.int32),
         "event": np.where(rng.random(n) < 0.5, 0, rng.integers(1, n_ids + 1, n)).astype(np.uint64),
+        "file": np.sort(rng.integers(0, 3, n)).astype(np.int32),
     }
 
 
-def lives_of(made: Facts, hashes: np.ndarray, checks: np.ndarray, *, drop: bool, bits: int = 0) -> list[Lives]:
+def lives_of(
+    made: Facts, hashes: np.ndarray, checks: np.ndarray, *, drop: bool, bits: int = 0, recode: Recode = RECODE
+) -> list[Lives]:
     n = len(made["user"])
-    batch = pl.DataFrame(
-        {"timestamp": made["timestamp"], "value": made["value"], "file": np.zeros(n, np.int32), "row": np.arange(n)}
-    )
+    batch = pl.DataFrame({name: made[name] for name in ("timestamp", "value", "file")} | {"row": np.arange(n)})
     records, n_rows = records_of(
         batch,
         hashes=hashes[made["user"]],
@@ -52,12 +54,12 @@ def lives_of(made: Facts, hashes: np.ndarray, checks: np.ndarray, *, drop: bool,
         {"hash": hashes, "check": checks.astype(np.uint16), "id": [f"u{number}" for number in range(len(hashes))]}
     )
     parts = np.split(records, np.cumsum(n_rows)[:-1])
-    return [settle(part, pl.concat([users, users]), RECODE, drop=drop) for part in parts]
+    return [settle(part, pl.concat([users, users]), recode, drop=drop) for part in parts]
 
 
-def by_hand(made: Facts, user: int, *, drop: bool) -> list[tuple[int, int, int, float, int]]:
+def by_hand(made: Facts, user: int, *, drop: bool, n_unnamed: int) -> list[tuple[int, int, int, float, int]]:
     """Sorted events of one user, those left out that lack an item or repeat."""
-    events = []
+    events, in_log = [], set()
     for row in np.flatnonzero(made["user"] == user):
         item, behavior, location = (int(made[name][row]) for name in ("item", "behavior", "location"))
         if item < 0 and not RECODE.itemless[behavior]:
@@ -69,11 +71,16 @@ def by_hand(made: Facts, user: int, *, drop: bool) -> list[tuple[int, int, int, 
             -1 if location < 0 else int(RECODE.location_rows[location]),
         )
         events.append((int(made["timestamp"][row]), *rows, int(made["event"][row]), int(row)))
+        if made["file"][row] < n_unnamed:
+            in_log.add(events[-1][:5])
     kept, seen, before = [], set(), None
     for event in sorted(events):
         repeat = event[5] in seen if event[5] else event[:6] == before
         before = event[:6]
         seen.add(event[5] or None)
+        if event[5] and not repeat and event[:5] in in_log:
+            in_log.remove(event[:5])
+            repeat = True
         if not (drop and repeat):
             kept.append(event[:5])
     return kept
@@ -87,14 +94,19 @@ def by_hand(made: Facts, user: int, *, drop: bool) -> list[tuple[int, int, int, 
     n_ids=st.sampled_from([3, 300]),
     drop=st.booleans(),
     bits=st.integers(0, 3),
+    n_unnamed=st.integers(0, 2),
 )
-def test_lives_are_what_a_naive_sort_makes(seed: int, n: int, n_users: int, n_ids: int, drop: bool, bits: int) -> None:
+def test_lives_are_what_a_naive_sort_makes(
+    seed: int, n: int, n_users: int, n_ids: int, drop: bool, bits: int, n_unnamed: int
+) -> None:
     rng = np.random.default_rng(seed)
     made = facts(rng, n, n_users, n_ids)
+    made["event"][made["file"] < n_unnamed] = 0
     hashes = rng.integers(0, 2**64, n_users, np.uint64)
     hashes[: n_users // 2] = hashes[0]  # told apart by the second hash alone
     checks = rng.permutation(2**16)[:n_users].astype(np.uint32)
-    parts = lives_of(made, hashes, checks, drop=drop, bits=bits)
+    recode = replace(RECODE, n_unnamed_files=n_unnamed)
+    parts = lives_of(made, hashes, checks, drop=drop, bits=bits, recode=recode)
     found = {}
     for lives in parts:
         assert (np.diff(lives.hashes.astype(object)) >= 0).all()
@@ -103,7 +115,7 @@ def test_lives_are_what_a_naive_sort_makes(seed: int, n: int, n_users: int, n_id
             own = slice(end - count, end)
             columns = (lives.timestamps, lives.item_rows, lives.behavior_rows, lives.values, lives.location_rows)
             found[int(user[1:])] = list(zip(*(column[own].tolist() for column in columns), strict=True))
-    expected = {user: by_hand(made, user, drop=drop) for user in range(n_users)}
+    expected = {user: by_hand(made, user, drop=drop, n_unnamed=n_unnamed) for user in range(n_users)}
     assert found == {user: events for user, events in expected.items() if events}
     lacking = (made["item"] < 0) & ~RECODE.itemless[made["behavior"]]
     missing = pl.concat([lives.missing for lives in parts])
