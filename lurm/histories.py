@@ -240,7 +240,7 @@ def _standing_at(
 
 
 def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence[Event]) -> History:
-    """The history of a user had these events been in the log beside what the base has of them.
+    """The history of a user: what the base has of them, and live events, which are kept as they were taken.
 
     Args:
         base: whose rows and rules hold.
@@ -251,7 +251,7 @@ def merge(base: HistoryBase, user_id: str, own: History | None, events: Sequence
     if own is not None and base.drops_duplicates:
         events = [event for event in events if not base.repeats(own, event)]
     if own is None or not len(own):
-        return base.inline(user_id, events)
+        return base.placed(user_id, events, live=True)[0]
     return base.joined(own, events)[0]
 
 

@@ -345,15 +345,20 @@ class HistoryBase:
         """Whether its events may name no item: most of the log's name none, or there are none in it yet."""
         return behavior in self.itemless_behaviors or self.behaviors.row(behavior) < 0
 
-    def placed(self, user_id: str, events: Sequence[Event]) -> tuple[History, list[int]]:
-        """As ``inline``, and which of the events each of the history's is, by its place among those given."""
+    def placed(self, user_id: str, events: Sequence[Event], *, live: bool = False) -> tuple[History, list[int]]:
+        """As ``inline``, and which of the events each of the history's is, by its place among those given.
+
+        Args:
+            user_id, events: as there.
+            live: they were sent live, and may lack an item as what was taken then.
+        """
         for event in events:
             if why := fault_of(event):
                 raise DataError(f"an event's {why}")
         own = sorted(
             (as_logged(event), at)
             for at, event in enumerate(events)
-            if not is_blank(event.item_id) or self.may_lack_item(event.behavior)
+            if live or not is_blank(event.item_id) or self.may_lack_item(event.behavior)
         )
         if self.drops_duplicates:
             own = first_of_each(own)
@@ -370,12 +375,12 @@ class HistoryBase:
         return history, [at for _, at in own]
 
     def joined(self, own: History, events: Sequence[Event]) -> tuple[History, NDArray[np.int64]]:
-        """A history of this base and further events as one, and (T,) which each was: own ones first, then those given.
+        """A history of this base and live events as one, and (T,) which each was: own ones first, then those given.
 
         Raises:
             DataError: as ``inline``.
         """
-        added, places = self.placed(own.user_id, events)
+        added, places = self.placed(own.user_id, events, live=True)
         if not places:
             return own, np.arange(len(own))
         columns = {name: np.concatenate([getattr(own, name), getattr(added, name)]) for name in COLUMNS}

@@ -30,6 +30,7 @@ from lurm.events import DAY_MS
 from lurm.history import COLUMNS, shortage
 from lurm.identifiers import Identifiers
 from lurm.lives import Lives, Recode, records_of, settle
+from lurm.phrases import counted
 from lurm.progress import Reporter
 from lurm.quarantine import Quarantine, remedy
 from lurm.texts import Dictionary, Texts
@@ -54,10 +55,12 @@ class IngestSummary:
     """What went into a history base.
 
     Attributes:
-        n_rows: of the log, bad ones included.
+        n_rows: of the log and live, bad ones included.
         n_events: kept; users and item events are counted among them.
         n_items: of the catalog, those without an event included.
         n_item_events: events that name an item.
+        n_live: rows that were sent live.
+        n_live_without_item: those of them that name no item though events of their behavior do; they are kept.
         watermark, first_at: largest and smallest timestamp, epoch ms.
     """
 
@@ -73,6 +76,22 @@ class IngestSummary:
     first_at: int
     drops_duplicates: bool
     itemless_behaviors: list[str] = field(default_factory=list)
+    n_live: int = 0
+    n_live_without_item: int = 0
+
+    def in_words(self) -> Iterator[str]:
+        """Lines for people."""
+        yield (
+            f"{self.n_events:,} events of {self.n_users:,} users on {self.n_items:,} items; "
+            f"{self.n_bad:,} bad rows and {self.n_duplicates:,} duplicates set aside"
+        )
+        if self.n_live:
+            yield f"{counted(self.n_live, 'event')} came live (LURM_LIVE_DIR, LURM_LIVE_URL), not with the log"
+        if self.n_live_without_item:
+            yield (
+                f"{self.n_live_without_item:,} of them name no item, though most events of their behavior do; they "
+                "were accepted before that was known, and are kept"
+            )
 
 
 def check_usable(summary: IngestSummary) -> None:
@@ -96,7 +115,7 @@ class HistoryBuilder:
         files: names of the log's files, by the ``file`` column of the batches.
         live_files: likewise, of what was sent live; they are numbered after those of the log.
         quarantine: where repeats and item-less rows go.
-        max_bad_share: above this share of bad rows ``write`` refuses; repeats do not count.
+        max_bad_share: above this share of bad rows of the log ``write`` refuses; repeats do not count.
         duplicates: "drop", "keep", or "auto": keep when every timestamp is a whole day, since a repeat cannot
             be told from a second act there, else drop.
         event_ids: whether any row of the log may have one; without them less is written. What was sent live is told
@@ -133,9 +152,8 @@ class HistoryBuilder:
         self._threads, self._why_empty = threads, why_empty
         self._users = Dictionary(memory_limit_bytes // _SHARE_OF_SEEN)
         self._items, self._behaviors, self._locations = _Names(), _Names(), _Names()
-        self._rows_by_behavior = np.zeros(0, np.int64)
-        self._itemless_by_behavior = np.zeros(0, np.int64)
-        self._n_rows = 0
+        self._rows = _Rows()
+        self._live = _Rows()
         self._whole_days = True
 
     def add(self, batch: pl.DataFrame, *, live: bool = False) -> None:
@@ -143,7 +161,8 @@ class HistoryBuilder:
 
         Args:
             batch: of the log, or of what was sent live.
-            live: its timestamps do not tell how precise those of the log are.
+            live: it does not tell of the log how precise its timestamps are, which behaviors of it name no item, and
+                how many rows are bad.
 
         Raises:
             DataError: the log holds more distinct behaviors than a behavior column can.
@@ -157,11 +176,7 @@ class HistoryBuilder:
                 f"the behavior column holds more than {MAX_BEHAVIORS} distinct values; it names the kind of an act "
                 "(view, purchase, …): is it mapped to the right column?"
             )
-        n = len(self._behaviors)
-        self._rows_by_behavior = _grown(self._rows_by_behavior, n) + np.bincount(behavior, minlength=n)
-        itemless = np.bincount(behavior[item < 0], minlength=n)
-        self._itemless_by_behavior = _grown(self._itemless_by_behavior, n) + itemless
-        self._n_rows += len(batch)
+        (self._live if live else self._rows).add(behavior, item < 0, len(self._behaviors))
         self._whole_days &= live or bool((batch["timestamp"] % DAY_MS == 0).all())
         hashes, checks = Texts.of(batch["user_id"]).hashes()
         _, new = self._users.encode(hashes, checks)
@@ -190,20 +205,24 @@ class HistoryBuilder:
             DataError: the log has no usable row, or too many bad ones; nothing usable is left in ``folder``.
         """
         self._partitions.close()
-        itemless = self._itemless_by_behavior * 2 > self._rows_by_behavior
-        n_bad = self._quarantine.n_bad + int(self._itemless_by_behavior[~itemless].sum())
-        n_seen = self._n_rows + self._quarantine.n_bad
+        logged, live = self._rows.of(len(self._behaviors)), self._live.of(len(self._behaviors))
+        # what a behavior is like the log says, where it knows it
+        itemless = np.where(logged.n > 0, logged.n_itemless * 2 > logged.n, live.n_itemless * 2 > live.n)
+        n_bad = self._quarantine.n_bad + int(logged.n_itemless[~itemless].sum())
+        n_logged = int(logged.n.sum()) + self._quarantine.n_bad
         drop = self._duplicates == "drop" or (self._duplicates == "auto" and not self._whole_days)
         item_row, items = self._items.sorted_with(catalog)
         behavior_row, behaviors = self._behaviors.sorted_with(())
         location_row, locations = self._locations.sorted_with(())
         n_unnamed_files = 0 if self._log_has_ids else self._n_log_files
-        recode = Recode(item_row, behavior_row.astype(np.int16), location_row, itemless, n_unnamed_files)
+        recode = Recode(
+            item_row, behavior_row.astype(np.int16), location_row, itemless, self._n_log_files, n_unnamed_files
+        )
 
         n_duplicates = 0
         with (
             _Columns(folder, self._spill) as columns,
-            reporter.task("sort by user and time", self._n_rows, "rows") as task,
+            reporter.task("sort by user and time", int((logged.n + live.n).sum()), "rows") as task,
         ):
             for lives in self._settled(recode, drop):
                 self._set_aside(lives.missing, "item_id null or empty")
@@ -211,11 +230,11 @@ class HistoryBuilder:
                 n_duplicates += len(lives.repeats)
                 columns.append(lives)
                 task.advance(lives.n_rows)
-        if n_bad > self._max_bad_share * n_seen:
+        if n_bad > self._max_bad_share * n_logged:
             raise DataError(
-                f"{n_bad} of {n_seen} rows are bad ({n_bad / n_seen:.2%}), more than {self._max_bad_share:.2%}: "
+                f"{n_bad} of {n_logged} rows are bad ({n_bad / n_logged:.2%}), more than {self._max_bad_share:.2%}: "
                 f"{_told(self._quarantine)}. Nothing was published. `lurm validate` shows examples; "
-                f"{remedy(self._quarantine.counts, n_seen)}."
+                f"{remedy(self._quarantine.counts, n_logged)}."
             )
         if not columns.n_events:
             raise DataError(f"{self._why_empty()}; `lurm validate` says more")
@@ -223,7 +242,7 @@ class HistoryBuilder:
         Identifiers.in_order(behaviors).save(folder, "behaviors")
         Identifiers.in_order(locations).save(folder, "locations")
         return IngestSummary(
-            n_rows=n_seen,
+            n_rows=n_logged + int(live.n.sum()),
             n_events=columns.n_events,
             n_users=columns.n_users,
             n_items=len(items),
@@ -235,6 +254,8 @@ class HistoryBuilder:
             first_at=columns.first_at,
             drops_duplicates=drop,
             itemless_behaviors=[name for name, code in self._behaviors.items() if itemless[code]],
+            n_live=int(live.n.sum()),
+            n_live_without_item=int(live.n_itemless[~itemless].sum()),
         )
 
     def _settled(self, recode: Recode, drop: bool) -> Iterator[Lives]:
@@ -250,6 +271,23 @@ class HistoryBuilder:
         for (file,), group in rows.group_by("file", maintain_order=True):
             details = group.select(pl.struct("user_id", "timestamp", "value").struct.json_encode()).to_series()
             self._quarantine.reject(self._files[int(str(file))], group["row"].to_numpy(), reason, details.to_list())
+
+
+@dataclass(slots=True)
+class _Rows:
+    """How many there are of each behavior, by code, and how many of them name no item."""
+
+    n: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    n_itemless: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def add(self, behavior: NDArray[np.int32], is_itemless: NDArray[np.bool_], n_behaviors: int) -> None:
+        so_far = self.of(n_behaviors)
+        self.n = so_far.n + np.bincount(behavior, minlength=n_behaviors)
+        self.n_itemless = so_far.n_itemless + np.bincount(behavior[is_itemless], minlength=n_behaviors)
+
+    def of(self, n_behaviors: int) -> _Rows:
+        """The same of so many behaviors, 0 of those not met."""
+        return _Rows(*(np.pad(counts, (0, n_behaviors - len(counts))) for counts in (self.n, self.n_itemless)))
 
 
 class _Names:
@@ -419,10 +457,6 @@ class _Columns:
 def _hashes(names: pl.Series) -> NDArray[np.uint64]:
     """0 for null."""
     return np.zeros(len(names), np.uint64) if names.null_count() == len(names) else Texts.of(names).hashes()[0]
-
-
-def _grown(counts: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    return np.pad(counts, (0, n - len(counts)))
 
 
 def _told(quarantine: Quarantine) -> str:

@@ -31,6 +31,7 @@ class Recode:
         item_rows, location_rows: int32, the row of each code.
         behavior_rows: int16, likewise.
         itemless: whether events of each behavior, by code, may name no item.
+        n_log_files: the files from this one on are of live events; those need no item.
         n_unnamed_files: the files before this one are of a log without event ids; 0: it has them. What comes after it
             with an id, and says the same as an event of them, may be that event.
     """
@@ -39,6 +40,7 @@ class Recode:
     behavior_rows: NDArray[np.int16]
     location_rows: NDArray[np.int32]
     itemless: NDArray[np.bool_]
+    n_log_files: int = 2**24
     n_unnamed_files: int = 0
 
 
@@ -123,7 +125,7 @@ def settle(records: NDArray[np.uint64], users: pl.DataFrame, recode: Recode, *, 
     n, n_users = len(records), len(users)
     user_e, offsets = np.empty(n, np.int32), np.zeros(n_users + 1, np.int64)
     missing_e = np.empty(n, np.int64)
-    n_missing = _group(records, hashes, checks, recode.itemless, user_e, offsets, missing_e)
+    n_missing = _group(records, hashes, checks, recode.itemless, recode.n_log_files, user_e, offsets, missing_e)
     words = np.empty((int(offsets[-1]), 5), np.uint64)
     _spread(records, user_e, offsets, recode.item_rows, recode.behavior_rows, recode.location_rows, words)
     repeat_e = np.zeros(len(words), np.bool_)
@@ -232,6 +234,7 @@ def _group(
     hashes: NDArray[np.uint64],
     checks: NDArray[np.uint16],
     itemless: NDArray[np.bool_],
+    n_log_files: int,
     user_e: NDArray[np.int32],
     offsets: NDArray[np.int64],
     missing_e: NDArray[np.int64],
@@ -258,7 +261,8 @@ def _group(
             user = slots[slot]
         user_e[at] = user
         behavior = (records[at, 3] >> _U64(16)) & _U64(0xFFFF)
-        if np.int32(records[at, 2] >> _U64(32)) < 0 and not itemless[behavior]:
+        is_logged = np.int64(records[at, 4] >> _U64(_ROW_BITS)) < n_log_files
+        if np.int32(records[at, 2] >> _U64(32)) < 0 and is_logged and not itemless[behavior]:
             missing_e[n_missing] = at
             n_missing += 1
         else:

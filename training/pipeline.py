@@ -52,7 +52,6 @@ from lurm.interests import InterestVocabulary, cluster, grains, quality, rarity,
 from lurm.items import ItemEmbeddings, given_items, learn_items, write_items
 from lurm.live.segments import Living
 from lurm.meanings import name_interests
-from lurm.phrases import counted
 from lurm.progress import Reporter, resident_at_most
 from lurm.purge import unused_stages
 from lurm.quarantine import Quarantine
@@ -251,7 +250,7 @@ class _Build:
         self._used.add(found.manifest.fingerprint)
 
     def _history(self, work: Draft, quarantine_file: Path) -> None:
-        log, living, n_live = self._dataset.events, self._living, 0
+        log, living = self._dataset.events, self._living
         quarantine_file.parent.mkdir(parents=True, exist_ok=True)
         with (
             Quarantine(quarantine_file, withheld=living.name_erased) as quarantine,
@@ -276,20 +275,13 @@ class _Build:
                     task.advance(len(batch))
                 for batch in living.batches(first_file=len(log.names), until=log.until):
                     builder.add(batch, live=True)
-                    n_live += len(batch)
                     task.advance(len(batch))
             catalog = [] if self._items_table is None else self._items_table["item_id"].to_list()
             summary = builder.write(work.path, catalog, self._reporter)
         check_usable(summary)
         work.metrics.update(asdict(summary), live_through=dict(living.through))
-        self._reporter.say(
-            f"  {summary.n_events:,} events of {summary.n_users:,} users on {summary.n_items:,} items; "
-            f"{summary.n_bad:,} bad rows and {summary.n_duplicates:,} duplicates set aside"
-        )
-        if n_live:
-            self._reporter.say(
-                f"  {counted(n_live, 'event')} came live (LURM_LIVE_DIR, LURM_LIVE_URL), not with the log"
-            )
+        for line in summary.in_words():
+            self._reporter.say(f"  {line}")
 
     def _attributes(self, work: Draft, history: HistoryBase) -> None:
         people = self._dataset.people()

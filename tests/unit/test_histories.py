@@ -255,7 +255,7 @@ def test_events_of_one_moment_lie_alike_however_they_arrived(
         for of in (known, more)
     )
     base, _ = ingest(using.folder / f"ties-{next(using.numbers)}", [clean_batch([*FIRST, *logged])])
-    whole = base.inline("t", [*logged, *live])
+    whole = base.placed("t", [*logged, *live], live=True)[0]
     assert same(merge(base, "t", base.history("t"), live), whole)
 
 

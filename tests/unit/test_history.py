@@ -303,6 +303,19 @@ def test_what_was_sent_live_is_told_apart_by_its_ids_and_what_the_log_holds_too_
     assert (told.n_events, told.n_duplicates) == (len(named) + len(live) - 1, 1)
 
 
+def test_live_events_that_were_taken_without_an_item_are_kept_and_stop_no_build(tmp_path: Path) -> None:
+    """When they were taken nothing was known of the behavior; the log has come to know it since."""
+    logged = [Event("u", f"i{n}", "wish", T + n) for n in range(9)] + [Event("u", None, "wish", T)]
+    live = [Event("v", None, "wish", T + n) for n in range(30)] + [Event("v", None, "login", T + 50)]
+    base, told = ingest(tmp_path / "base", [clean_batch(logged)], live=clean_batch(live), max_bad_share=0.1)
+    assert (told.n_bad, told.n_events, told.itemless_behaviors) == (1, 9 + 31, ["login"])
+    assert any(line.startswith("30 of them name no item") for line in told.in_words())
+    taken = base.placed("new", [Event("new", None, "wish", T)], live=True)[0]
+    assert (len(base.history("v")), len(taken), len(base.inline("new", [Event("new", None, "wish", T)]))) == (31, 1, 0)
+    with pytest.raises(DataError, match="1 of 10 rows are bad"):
+        ingest(tmp_path / "no", [clean_batch(logged)], live=clean_batch(live), max_bad_share=0.05)
+
+
 def test_columns_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     base, _ = ingest(tmp_path / "base", [clean_batch([Event("u", f"i{n}", "view", T + n) for n in range(3)])])
     np.save(base.artifact.path / "values.npy", np.ones(2, np.float32))
