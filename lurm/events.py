@@ -56,6 +56,7 @@ costs is a fact of the item, and what was paid is price times quantity."""
 _TEXTS = ("user_id", "item_id", "behavior", "location", "event_id")
 _BATCH = ("user_id", "item_id", "behavior", "timestamp", "value", "location", "event_id", "file", "row")
 _ROWS, _SAMPLE_ROWS = 500_000, 10_000
+_OF_DAYS = 0.95  # of the stamps of a log of days are midnight at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class EventsConfig(BaseModel):
         earliest: stamps before it are impossible; without zone: in ``timezone``.
         latest: stamps after it are impossible; None: a day from now.
         until: events at or after it are left out, as if not yet written; without zone: in ``timezone``.
-        duplicates: "auto": kept where every stamp of the log is a whole UTC day, dropped elsewhere.
+        duplicates: "auto": kept where 95 % of stamps are days, midnight in ``timezone`` or UTC; dropped elsewhere.
         max_bad_share: a build stops above this share of bad rows; duplicates are not bad.
     """
 
@@ -149,6 +150,48 @@ class EventsConfig(BaseModel):
     until: datetime | None = None
     duplicates: Literal["auto", "drop", "keep"] = "auto"
     max_bad_share: Annotated[float, Field(ge=0, le=1)] = 0.01
+
+
+class Repeats:
+    """Whether the repeats of a log are left out, which is decided when all of its stamps were seen.
+
+    Args:
+        rule: as ``EventsConfig.duplicates``.
+        timezone: of the log.
+    """
+
+    def __init__(self, rule: str, timezone: str) -> None:
+        self._rule, self._timezone = rule, timezone
+        self._n = self._n_utc = self._n_own = 0
+
+    def see(self, timestamps: pl.Series) -> None:
+        """Take note of some stamps, epoch ms."""
+        if self._rule != "auto":
+            return
+        n_utc = n_own = int((timestamps % DAY_MS == 0).sum())
+        if self._timezone != "UTC" and n_utc < len(timestamps):
+            clocks = timestamps.cast(pl.Datetime("ms", "UTC")).dt.convert_time_zone(self._timezone)
+            n_own = int((clocks.dt.replace_time_zone(None).to_physical() % DAY_MS == 0).sum())
+        self._n, self._n_utc, self._n_own = self._n + len(timestamps), self._n_utc + n_utc, self._n_own + n_own
+
+    @property
+    def are_dropped(self) -> bool:
+        """Whether they are left out."""
+        return self._rule == "drop" or (self._rule == "auto" and self._share < _OF_DAYS)
+
+    @property
+    def why(self) -> str:
+        """The rule that says so, as a clause."""
+        if self._rule != "auto":
+            return f'duplicates = "{self._rule}" says so'
+        if self.are_dropped:
+            return f"{self._share:.1%} of timestamps are whole days, and the log tells moments"
+        share = "all" if self._share == 1 else f"{self._share:.1%} of"
+        return f"{share} timestamps are whole days, where a repeat cannot be told from a second act"
+
+    @property
+    def _share(self) -> float:
+        return max(self._n_utc, self._n_own) / self._n if self._n else 1.0
 
 
 @dataclass(frozen=True, slots=True)

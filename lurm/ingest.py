@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lurm.ahead import each
 from lurm.arrays import ArrayWriter, map_array
 from lurm.errors import DataError
-from lurm.events import DAY_MS
+from lurm.events import Repeats
 from lurm.history import COLUMNS, shortage
 from lurm.identifiers import Identifiers
 from lurm.lives import Lives, Recode, records_of, settle
@@ -62,6 +62,7 @@ class IngestSummary:
         n_live: rows that were sent live.
         n_live_without_item: those of them that name no item though events of their behavior do; they are kept.
         watermark, first_at: largest and smallest timestamp, epoch ms.
+        why_dropped: the rule by which duplicates are dropped or not, as a clause.
     """
 
     n_rows: int
@@ -78,13 +79,25 @@ class IngestSummary:
     itemless_behaviors: list[str] = field(default_factory=list)
     n_live: int = 0
     n_live_without_item: int = 0
+    why_dropped: str = ""
 
-    def in_words(self) -> Iterator[str]:
-        """Lines for people."""
+    def in_words(self, *, dropped_before: bool | None = None) -> Iterator[str]:
+        """Lines for people.
+
+        Args:
+            dropped_before: whether the base before dropped duplicates; None: there is none.
+        """
         yield (
             f"{self.n_events:,} events of {self.n_users:,} users on {self.n_items:,} items; "
             f"{self.n_bad:,} bad rows and {self.n_duplicates:,} duplicates set aside"
         )
+        yield f"duplicates are {'left out' if self.drops_duplicates else 'kept'}: {self.why_dropped}"
+        if dropped_before is not None and dropped_before != self.drops_duplicates:
+            was, rule = ("left out", "drop") if dropped_before else ("kept", "keep")
+            yield (
+                f"warning: of the base before they were {was}, so it holds another past; "
+                f'duplicates = "{rule}" under [events] keeps to that'
+            )
         if self.n_live:
             yield f"{counted(self.n_live, 'event')} came live (LURM_LIVE_DIR, LURM_LIVE_URL), not with the log"
         if self.n_live_without_item:
@@ -116,8 +129,7 @@ class HistoryBuilder:
         live_files: likewise, of what was sent live; they are numbered after those of the log.
         quarantine: where repeats and item-less rows go.
         max_bad_share: above this share of bad rows of the log ``write`` refuses; repeats do not count.
-        duplicates: "drop", "keep", or "auto": keep when every timestamp is a whole day, since a repeat cannot
-            be told from a second act there, else drop.
+        duplicates, timezone: of the log, by which repeats are dropped or not, see ``Repeats``.
         event_ids: whether any row of the log may have one; without them less is written. What was sent live is told
             apart by its own ids either way.
         threads: that sort; what they make does not depend on how many they are.
@@ -135,6 +147,7 @@ class HistoryBuilder:
         quarantine: Quarantine,
         max_bad_share: float = 0.01,
         duplicates: str = "auto",
+        timezone: str = "UTC",
         event_ids: bool = True,
         threads: int = 1,
         why_empty: Callable[[], str] = lambda: "the log holds no usable event",
@@ -147,14 +160,13 @@ class HistoryBuilder:
         self._files, self._n_log_files = [*files, *live_files], len(files)
         self._quarantine = quarantine
         self._max_bad_share = max_bad_share
-        self._duplicates = duplicates
+        self._repeats = Repeats(duplicates, timezone)
         self._log_has_ids, self._event_ids = event_ids, event_ids or bool(live_files)
         self._threads, self._why_empty = threads, why_empty
         self._users = Dictionary(memory_limit_bytes // _SHARE_OF_SEEN)
         self._items, self._behaviors, self._locations = _Names(), _Names(), _Names()
         self._rows = _Rows()
         self._live = _Rows()
-        self._whole_days = True
 
     def add(self, batch: pl.DataFrame, *, live: bool = False) -> None:
         """Scatter one clean batch (columns as ``EventLog.batches`` yields them).
@@ -177,7 +189,8 @@ class HistoryBuilder:
                 "(view, purchase, …): is it mapped to the right column?"
             )
         (self._live if live else self._rows).add(behavior, item < 0, len(self._behaviors))
-        self._whole_days &= live or bool((batch["timestamp"] % DAY_MS == 0).all())
+        if not live:
+            self._repeats.see(batch["timestamp"])
         hashes, checks = Texts.of(batch["user_id"]).hashes()
         _, new = self._users.encode(hashes, checks)
         records, n_rows = records_of(
@@ -210,7 +223,7 @@ class HistoryBuilder:
         itemless = np.where(logged.n > 0, logged.n_itemless * 2 > logged.n, live.n_itemless * 2 > live.n)
         n_bad = self._quarantine.n_bad + int(logged.n_itemless[~itemless].sum())
         n_logged = int(logged.n.sum()) + self._quarantine.n_bad
-        drop = self._duplicates == "drop" or (self._duplicates == "auto" and not self._whole_days)
+        drop = self._repeats.are_dropped
         item_row, items = self._items.sorted_with(catalog)
         behavior_row, behaviors = self._behaviors.sorted_with(())
         location_row, locations = self._locations.sorted_with(())
@@ -254,6 +267,7 @@ class HistoryBuilder:
             first_at=columns.first_at,
             drops_duplicates=drop,
             itemless_behaviors=[name for name, code in self._behaviors.items() if itemless[code]],
+            why_dropped=self._repeats.why,
             n_live=int(live.n.sum()),
             n_live_without_item=int(live.n_itemless[~itemless].sum()),
         )

@@ -23,7 +23,7 @@ from rich.text import Text
 from lurm.calendars import Calendar, checked, unmet
 from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
-from lurm.events import DAY_MS, EventLog
+from lurm.events import DAY_MS, EventLog, Repeats
 from lurm.history import shortage
 from lurm.moments import in_words
 from lurm.phrases import counted, quoted
@@ -193,7 +193,7 @@ def validate(
     )
     no_item = seen.itemless & ~itemless_behaviors[seen.behavior]
     repeats = _repeats(seen.key, ~no_item)
-    drops = log.config.duplicates == "drop" or (log.config.duplicates == "auto" and not seen.whole_days)
+    drops = seen.repeats.are_dropped
     kept = ~no_item
     if drops:
         kept[repeats] = False
@@ -274,7 +274,7 @@ class _Seen:
         items: hashes of the distinct items.
         begins: behavior -> its first event, epoch ms.
         first_at, last_at: epoch ms.
-        whole_days: whether every stamp is a whole UTC day.
+        repeats: whether they are left out.
     """
 
     user: NDArray[np.uint64]
@@ -286,7 +286,7 @@ class _Seen:
     begins: dict[str, int]
     first_at: int
     last_at: int
-    whole_days: bool
+    repeats: Repeats
 
     @classmethod
     def of(cls, dataset: Dataset, quarantine: Quarantine, reporter: Reporter) -> _Seen:
@@ -294,7 +294,8 @@ class _Seen:
         behaviors: dict[str, int] = {}
         begins: dict[str, int] = {}
         items = pl.Series([], dtype=pl.UInt64)
-        first_at, last_at, whole_days = 2**62, -(2**62), True
+        first_at, last_at = 2**62, -(2**62)
+        repeats = Repeats(dataset.events.config.duplicates, dataset.events.config.timezone)
         with reporter.task("read events", dataset.events.n_rows, "rows") as task:
             for batch in dataset.events.batches(quarantine):
                 users.append(batch["user_id"].hash().to_numpy())
@@ -310,7 +311,7 @@ class _Seen:
                     begins[name] = min(at, begins.get(name, at))
                 stamps = batch["timestamp"].to_numpy()
                 first_at, last_at = min(first_at, int(stamps.min())), max(last_at, int(stamps.max()))
-                whole_days &= not (stamps % DAY_MS).any()
+                repeats.see(batch["timestamp"])
                 task.advance(len(batch))
         return cls(
             user=np.concatenate([*users, np.zeros(0, np.uint64)]),
@@ -322,7 +323,7 @@ class _Seen:
             begins=begins,
             first_at=first_at,
             last_at=last_at,
-            whole_days=whole_days,
+            repeats=repeats,
         )
 
 
@@ -405,7 +406,7 @@ def _notes(
     if itemless:
         yield f"most events of these behaviors name no item, so those that do not are kept: {', '.join(itemless)}"
     if keeps and log.config.duplicates == "auto":
-        yield "duplicates are kept: all timestamps are whole days, where a repeat cannot be told from a second act"
+        yield f"duplicates are kept: {seen.repeats.why}"
     for name, table, known in (
         ("items", dataset.items(), seen.items),
         ("users", people, pl.Series(np.unique(seen.user))),

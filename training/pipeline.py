@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from lurm.artifacts import (
     exclusive,
     link_or_copy,
     open_artifact,
+    read_manifest,
     remove_drafts,
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
@@ -157,12 +159,11 @@ class _Build:
         align_to: str | None,
         start_from: str | None,
     ) -> None:
-        self._ranks, self._living = ranks, living
+        self._ranks, self._living, self._stages = ranks, living, root / "stages"
         self._old = Release.open(root, None if align_to == "current" else align_to) if align_to else None
         self._origin = Origin.found(start_from, root, dataset.name) if start_from else None
         self._dataset, self._root, self._recipe = dataset, root, recipe
         self._memory_limit_bytes, self._threads, self._reporter = memory_limit_bytes, threads, reporter
-        self._stages = root / "stages"
         self._done: dict[str, Artifact] = {}
         self._used: set[str] = set()  # fingerprints of all that was made or taken; an aligned encoder hides its own
         self._skipped: list[str] = []
@@ -265,6 +266,7 @@ class _Build:
                 quarantine=quarantine,
                 max_bad_share=log.config.max_bad_share,
                 duplicates=log.config.duplicates,
+                timezone=log.config.timezone,
                 event_ids=bool(log.columns.event_id),
                 threads=self._threads,
                 why_empty=self._dataset.why_empty,
@@ -280,8 +282,15 @@ class _Build:
             summary = builder.write(work.path, catalog, self._reporter)
         check_usable(summary)
         work.metrics.update(asdict(summary), live_through=dict(living.through))
-        for line in summary.in_words():
+        for line in summary.in_words(dropped_before=self._base_before_dropped_duplicates()):
             self._reporter.say(f"  {line}")
+
+    def _base_before_dropped_duplicates(self) -> bool | None:
+        release = self._root / "releases" / (current(self._root) or "none")
+        with suppress(ArtifactError):
+            if read_manifest(release).config["name"] == self._dataset.name:
+                return bool(read_manifest(release / "history").metrics["drops_duplicates"])
+        return None
 
     def _attributes(self, work: Draft, history: HistoryBase) -> None:
         people = self._dataset.people()

@@ -149,6 +149,22 @@ def test_without_live_events_a_rebuild_has_nothing_to_do(tiny: Path, tmp_path: P
     assert "history: nothing has changed, skipped" in rebuild(tiny, root)
 
 
+def test_a_log_of_days_that_comes_to_tell_moments_is_told_to_leave_repeats_out(tmp_path: Path) -> None:
+    acts = [(f"u{user}", f"i{(user * act) % 9}", act) for user in range(30) for act in range(20)]
+    log = tmp_path / "shop" / "events.csv"
+    log.parent.mkdir()
+    lines = [f"{user},{item},2024-{1 + act // 5:02d}-{1 + act % 5:02d}" for user, item, act in [*acts, *acts[:50]]]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    said = rebuild(log.parent, tmp_path / "artifacts")
+    assert "duplicates are kept: all timestamps are whole days" in said
+    assert "warning" not in said
+    lines += [f"{user},{item},2024-07-01 12:{act:02d}" for user, item, act in acts]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *lines]))
+    said = rebuild(log.parent, tmp_path / "artifacts")
+    assert "duplicates are left out: 52.0% of timestamps are whole days" in said
+    assert 'warning: of the base before they were kept, so it holds another past; duplicates = "keep"' in said
+
+
 def test_a_store_put_back_to_before_a_build_takes_events_that_the_next_build_finds(tiny: Path, tmp_path: Path) -> None:
     """The release holds arrivals that this store has not given yet; what gets them must not be taken for held."""
     root = tmp_path / "artifacts"

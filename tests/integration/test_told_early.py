@@ -46,7 +46,7 @@ def test_more_interests_than_items_are_told_and_a_behavior_that_is_none_ends_it_
     with pytest.raises(UsageError, match="behavior_weights names 'byu'; the log has buy"):
         built(encoder={"dim": 32, "bag": {"behavior_weights": {"byu": 0.0}}})
     assert [stage.name.split("-")[0] for stage in (root / "stages").iterdir()] == ["history"]
-    assert listener.lines[-1].startswith("  15 events")
+    assert listener.lines[-2].startswith("  15 events")
     with pytest.raises(UsageError, match="target 'sold' names 'byu'; the log has buy"):
         built(models=["lumos"], lumos={"targets": [_SOLD]})
     for _ in range(2):

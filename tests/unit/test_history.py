@@ -99,6 +99,22 @@ def test_repeats_of_a_log_by_day_are_kept(tmp_path: Path) -> None:
     assert (summary.n_duplicates, base.tail("u")) == (2, 1)
 
 
+def test_a_log_of_days_stays_one_with_a_few_moments_and_a_turn_of_the_rule_is_told(tmp_path: Path) -> None:
+    midnights = [(19_700 + n) * DAY_MS - 3_600_000 for n in range(40)]  # of a winter in Paris
+    days = [Event(f"u{n % 3}", "i", "view", midnight) for midnight in midnights for n in range(6)]
+    moments = [Event("u0", "i", "view", midnights[-1] + n) for n in range(1, 13)]
+    base, kept = ingest(tmp_path / "kept", [clean_batch([*days, *moments])], timezone="Europe/Paris")
+    assert (kept.drops_duplicates, base.tail("u0"), kept.n_duplicates) == (False, 80 + 12, 0)
+    words = list(kept.in_words(dropped_before=False))
+    assert words[1].startswith("duplicates are kept: 95.2% of timestamps are whole days")
+    assert not any(line.startswith("warning") for line in words)
+    moments += [Event("u1", "i", "view", midnights[-1] + n) for n in range(1, 13)]
+    dropped = ingest(tmp_path / "dropped", [clean_batch([*days, *moments])], timezone="Europe/Paris")[1]
+    assert (dropped.drops_duplicates, dropped.n_duplicates) == (True, 120)
+    said = "warning: of the base before they were kept"
+    assert [line.startswith(said) for line in dropped.in_words(dropped_before=False)] == [False, False, True]
+
+
 def test_a_behavior_that_never_names_an_item_is_no_error(tmp_path: Path) -> None:
     events = [Event("u", f"i{n}", "buy", T + n) for n in range(300)]
     events += [Event("u", None, "coupon", T + 1000 + n) for n in range(20)]

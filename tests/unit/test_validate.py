@@ -138,6 +138,17 @@ def test_in_a_log_of_days_repeats_are_kept(tmp_path):
     assert checked(tmp_path, rows, duplicates="drop").n_events == 1
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Paris", "America/New_York"])
+def test_a_log_of_days_stays_one_with_a_few_moments_in_any_zone(tmp_path, zone):
+    days = pl.datetime_range(datetime(2024, 1, 1), datetime(2024, 6, 1), "1d", time_zone=zone, eager=True)
+    stamps = [*(days.dt.epoch("ms").to_list() * 2), *(MOMENT + 7 * n for n in range(12))]
+    rows = [event(timestamp=stamp) for stamp in stamps]
+    report = checked(tmp_path, rows, timezone=zone)
+    assert (report.drops_duplicates, report.n_events) == (False, len(rows))
+    assert any(note.startswith("duplicates are kept: 96.2% of timestamps are whole days") for note in report.notes)
+    assert checked(tmp_path, [*rows, *rows[-12:]], timezone=zone).drops_duplicates
+
+
 def test_acts_that_name_no_item_are_accepted_where_most_do_not(tmp_path):
     redeem = [event(f"u{n}", None, behavior="redeem") for n in range(3)] + [event("u", "i", behavior="redeem")]
     half = [event("v1", None, behavior="half"), event("v2", "i", behavior="half")]
