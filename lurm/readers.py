@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,7 @@ BLOCK_BYTES = 8 * 2**20
 _HEAD_BYTES = 2**18
 _SAMPLE_BYTES = 2**19  # as stored; many times what a decompressor reads ahead
 _MAX_LINE_BYTES = 64 * 2**20
+_LARGEST_INTEGER = 2.0**63  # and what is beyond it may have been read as a float
 
 # Stand-ins while Arrow parses CSV: code points that Unicode promises never to occur in text
 _INVALID = "\uffff"
@@ -331,8 +333,10 @@ def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool) -> Iter
         if lists:
             cells = {name: [_joined_cell(value) for value in values] for name, values in cells.items()}
         broken = {i for i, record in enumerate(records) if record is None}
-        for values in cells.values():
+        for name, values in cells.items():
             kinds = set(map(type, values)) - {type(None)}
+            if float in kinds:
+                _keep_digits(values, name, lines)
             if refused := kinds & ({dict} if lists and kinds == {list} else {dict, list}):
                 broken.update(i for i, value in enumerate(values) if type(value) in refused)
         kept = [i for i in range(len(lines)) if i not in broken]
@@ -350,6 +354,13 @@ def _record(line: bytes) -> dict[str, Any] | None:
     except orjson.JSONDecodeError:
         return None
     return record if isinstance(record, dict) else None
+
+
+def _keep_digits(values: list[Any], name: str, lines: list[bytes]) -> None:
+    """Put whole numbers of more than 64 bits, which were rounded, as text in their place: ids have all their digits."""
+    for at, value in enumerate(values):
+        if type(value) is float and abs(value) >= _LARGEST_INTEGER:
+            values[at] = json.loads(lines[at], parse_int=str)[name]
 
 
 def _joined_cell(value: Any) -> Any:

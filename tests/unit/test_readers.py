@@ -158,6 +158,20 @@ def test_json_values_of_several_kinds_become_text(write):
     assert malformed == [(7, '{"a": ["x"]}')]
 
 
+def test_json_numbers_keep_all_their_digits_however_long_they_are(write):
+    written = [
+        "12345678901234567890123",
+        "12345678901234567890124",
+        "-9223372036854775809",
+        "1e30",
+        "18446744073709551616",
+    ]
+    file = write("\n".join(f'{{"a": {number}, "b": {number[:3]}}}' for number in [*written, "7.5"]), "log.jsonl")
+    rows, malformed = rows_of(file, "jsonl", ("a",))
+    assert [cell for _, cell in rows] == [*written[:3], "1e+30", written[4], "7.5"]
+    assert not malformed
+
+
 def test_json_that_is_not_utf8_is_malformed(write):
     file = write(b'{"a": 1}\n{"a": "\xff"}\n', "log.jsonl")
     assert rows_of(file, "jsonl", ("a",)) == ([(0, 1)], [(1, '{"a": "�"}')])
