@@ -316,10 +316,10 @@ def _told_apart(history: HistoryBase, batch: HistoryBatch) -> tuple[tuple[str, .
     names = history.behaviors.take(np.arange(len(history.behaviors)))
     counts = np.bincount(batch.behavior_rows[batch.behavior_rows >= 0], minlength=len(names))
     order = [row for row in np.argsort(-counts, kind="stable")[:MOST_BEHAVIORS].tolist() if counts[row]]
-    valued = [row for row in order if _has_values(batch.values[batch.behavior_rows == row])]
+    valued = [row for row in order if has_values(batch.values[batch.behavior_rows == row])]
     return tuple(names[row] for row in order), tuple(names[row] for row in valued)
 
 
-def _has_values(values: NDArray[np.float32]) -> bool:
+def has_values(values: NDArray[np.float32]) -> bool:
     """Whether values are more than marks that something happened: they differ, or are another number than 1 and 0."""
     return not np.isin(values, (0, 1)).all() or bool(values.min() != values.max())

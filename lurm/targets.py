@@ -85,6 +85,20 @@ class Target:
                 f"the calendar has {', '.join(kinds) or 'none'}"
             )
 
+    def check_values(self, valued: Sequence[str]) -> None:
+        """Whether a log whose events of these behaviors have values has any to sum up.
+
+        Raises:
+            UsageError: it has not.
+        """
+        if not valued:
+            raise UsageError(f"target {self.name!r} sums up values, and no behavior of the log has any")
+        if without := [name for name in self.behaviors if name not in valued]:
+            raise UsageError(
+                f"target {self.name!r} sums up values, and events of {without[0]!r} have none; "
+                f"there are values of {', '.join(valued)}"
+            )
+
     def over(self, days: int) -> Target:
         """The same question about so many days; where the name tells how many, it tells these."""
         of_days, alone = (re.compile(one.format(self.days), re.IGNORECASE) for one in (_OF_DAYS, _ALONE))

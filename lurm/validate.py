@@ -158,11 +158,13 @@ class Held(NamedTuple):
         begins: behavior -> the epoch day of its first event, most frequent first.
         last_day: epoch day of the last event.
         kinds: of the calendar's events; None: it cannot be used.
+        values: behavior -> the smallest and the largest value of its events.
     """
 
     begins: Mapping[str, int]
     last_day: int
     kinds: tuple[str, ...] | None
+    values: Mapping[str, tuple[float, float]]
 
 
 def validate(
@@ -213,7 +215,7 @@ def validate(
         obstacle = "; ".join(filter(None, [obstacle, str(error)]))
     behaviors = {seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
     begins = {name: seen.begins[name] // DAY_MS for name in behaviors}
-    held = Held(begins, seen.last_at // DAY_MS, None if calendar is None else calendar.kinds)
+    held = Held(begins, seen.last_at // DAY_MS, None if calendar is None else calendar.kinds, seen.values)
     obstacle = "; ".join(filter(None, [obstacle, _refusal(asks, held)])) or None
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     if (refused := _refusal(asks_of_lumos, held)) is not None:
@@ -273,6 +275,7 @@ class _Seen:
         behaviors: distinct behaviors, in order of arrival.
         items: hashes of the distinct items.
         begins: behavior -> its first event, epoch ms.
+        values: behavior -> the smallest and the largest value of its events.
         first_at, last_at: epoch ms.
         repeats: whether they are left out.
     """
@@ -284,6 +287,7 @@ class _Seen:
     behaviors: list[str]
     items: pl.Series
     begins: dict[str, int]
+    values: dict[str, tuple[float, float]]
     first_at: int
     last_at: int
     repeats: Repeats
@@ -293,6 +297,7 @@ class _Seen:
         users, keys, codes, itemless = [], [], [], []
         behaviors: dict[str, int] = {}
         begins: dict[str, int] = {}
+        values: dict[str, tuple[float, float]] = {}
         items = pl.Series([], dtype=pl.UInt64)
         first_at, last_at = 2**62, -(2**62)
         repeats = Repeats(dataset.events.config.duplicates, dataset.events.config.timezone)
@@ -307,8 +312,12 @@ class _Seen:
                 codes.append(batch["behavior"].replace_strict(names, rows, return_dtype=pl.Int32).to_numpy())
                 itemless.append(batch["item_id"].is_null().to_numpy())
                 items = pl.concat([items, batch["item_id"].drop_nulls().hash()]).unique()
-                for name, at in batch.group_by("behavior").agg(pl.col("timestamp").min()).iter_rows():
-                    begins[name] = min(at, begins.get(name, at))
+                at, value = pl.col("timestamp"), pl.col("value")
+                of_each = batch.group_by("behavior").agg(at.min(), value.min().alias("low"), value.max().alias("high"))
+                for name, first, low, high in of_each.iter_rows():
+                    begins[name] = min(first, begins.get(name, first))
+                    so_far = values.get(name, (low, high))
+                    values[name] = min(low, so_far[0]), max(high, so_far[1])
                 stamps = batch["timestamp"].to_numpy()
                 first_at, last_at = min(first_at, int(stamps.min())), max(last_at, int(stamps.max()))
                 repeats.see(batch["timestamp"])
@@ -321,6 +330,7 @@ class _Seen:
             behaviors=list(behaviors),
             items=items,
             begins=begins,
+            values=values,
             first_at=first_at,
             last_at=last_at,
             repeats=repeats,

@@ -27,7 +27,7 @@ from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, chec
 from lurm.calendars import Calendar, checked
 from lurm.calibrations import Calibration
 from lurm.dataset import Dataset
-from lurm.days import DayFeatures, DayView, day_of
+from lurm.days import DayFeatures, DayView, day_of, has_values
 from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster, with_calibrations
@@ -127,6 +127,8 @@ class LumosRecipe:
                 )
             if log.kinds is not None:
                 target.check_kind(log.kinds)
+            if target.kind == "spend":
+                target.check_values([name for name, ends in log.values.items() if has_values(np.array(ends))])
 
     def for_log(self, n_days: int) -> LumosRecipe:
         """The recipe with a network that a log of so many days can teach.

@@ -103,6 +103,7 @@ _UNLEARNABLE = [
     ),
     ({"behaviors": ["subscrib"]}, "'subscrib'; the log has"),
     ({"kind": "response", "event_kind": "ghost"}, "events of kind 'ghost'; the calendar has offer, sale"),
+    ({"kind": "spend", "behaviors": ["view"]}, "events of 'view' have none; there are values of purchase"),
 ]
 
 
@@ -124,14 +125,22 @@ def test_a_target_that_cannot_be_learned_is_told_by_validate(
     assert why in going_on.verdict
     assert "1 event of the calendar for users whose tier is 'platinum', and no user's is" in stopped.notes
     good = {**target, "kind": "active", "event_kind": "", "behaviors": ["view"]}
-    Recipe.of({**tables, "lumos": {"targets": [good]}}).lumos.check_log(Held({"view": 19_000}, 19_159, ()))
+    Recipe.of({**tables, "lumos": {"targets": [good]}}).lumos.check_log(Held({"view": 19_000}, 19_159, (), {}))
+
+
+def test_spend_in_a_log_without_values_is_told_by_validate(tmp_path: Path) -> None:
+    rows = {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1_600_000_000, 1_600_000_001]}
+    pl.DataFrame(rows).write_csv(tmp_path / "events.csv")
+    spend = Recipe.of({"lumos": {"targets": [{"name": "t", "kind": "spend"}]}, "models": ["lumos"]})
+    report = validate(Dataset.open(tmp_path), asks=spend.check_log)
+    assert "target 't' sums up values, and no behavior of the log has any" in report.verdict
 
 
 @pytest.mark.parametrize(
     ("kind", "behavior", "why"),
     [
         ("active", "subscribe", "no behavior that is learned of: .* 12 most frequent .* there are: purchase, view"),
-        ("spend", "purchase", "no behavior with values that is learned of.*; there are: none|has any"),
+        ("spend", "view", "'view', no behavior with values that is learned of.*; there are: purchase"),
     ],
 )
 def test_a_target_that_cannot_be_learned_ends_a_build_before_anything_is_trained(
