@@ -300,10 +300,8 @@ class _Build:
         attributes, left_out = attributes_of(table, history.users, self._dataset.config.users.attributes)
         attributes.write(work.path)
         work.metrics.update(attributes=[asdict(one) for one in attributes.facts], left_out=left_out)
-        self._reporter.say(f"  {', '.join(one.name for one in attributes) or 'none'}")
-        if left_out:
-            self._reporter.say(f"  {left_out_in_words(left_out)}")
-        for line in people.in_words():
+        names, why_not = ", ".join(one.name for one in attributes), [left_out_in_words(left_out)] if left_out else []
+        for line in [names or "none", *why_not, *people.in_words()]:
             self._reporter.say(f"  {line}")
 
     def _items(self, work: Draft, history: HistoryBase) -> None:
