@@ -254,7 +254,8 @@ class Forecaster:
         """What is expected of users together: their sum, and where it will lie in nine cases of ten.
 
         Users vary by chance, and all of them at once by what nobody foresaw; both as much as after the training. What
-        is counted is not below 0, and no more users do something than are asked about; a sum that is NaN stays so.
+        is counted, or was never below 0, is not below 0, and no more users do something than are asked about; a sum
+        that is NaN stays so.
 
         Args:
             together_q: (Q,) the sums.
@@ -263,7 +264,8 @@ class Forecaster:
         by = self._corrected
         spread_q = np.sqrt(by.dispersion_q * np.abs(together_q) + (by.shock_q * together_q) ** 2)
         around = Interval.around(together_q, spread_q)
-        low_q = np.where([one.kind != "spend" for one in self.targets], np.maximum(around.low, 0.0), around.low)
+        may_owe_q = np.array([one.kind == "spend" for one in self.targets]) & (by.least_q < 0)
+        low_q = np.where(may_owe_q, around.low, np.maximum(around.low, 0.0))
         high_q = np.where([one.is_amount for one in self.targets], around.high, np.minimum(around.high, n_asked_q))
         return around._replace(low=low_q, high=high_q)
 

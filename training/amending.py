@@ -9,18 +9,23 @@ as before, at any horizon. What habits say of the future moves on: the newer a s
     guess     the amount and its root, by the spread, with the weights of least relative error; learned of users by whom
               the ridges were not, for what was seen varies less than what comes
 
+What corrects answers is measured on the last stretch, which lines must not have seen; the lines that are used have.
+What both say of that stretch tells how the one's correction becomes the other's, or its level would count twice.
+
 Departure: LUMOS's heads share everything but their last layer, and learn all of it by gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lurm.beginnings import FINE, LEAST_SPREAD, Lines, bent, leaning
+from lurm.calibrations import Calibration
 from lurm.days import day_of, signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
@@ -35,6 +40,7 @@ _STEPS = 15  # of Newton
 _FARTHEST = 2.0  # that a step may move somebody's logit
 _FOLDS = 5  # of users
 _ROUNDS = 80  # of weighing anew
+_MOST_TIMES = 2.0  # that what is said is spread
 _NEAR = 0.02  # of the truth; errors below this count alike
 Array = NDArray[np.float64]
 
@@ -69,10 +75,36 @@ class Ridge(NamedTuple):
     crossed_b: Array
 
 
-def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Lines, Lines]:
+class Carry(NamedTuple):
+    """How what is said by some lines becomes what is said by others of the same answers, on average and in spread.
+
+    Attributes:
+        logit, log: times and plus; of amounts, signed logs of their typical ones.
+        spread: times.
+    """
+
+    logit: tuple[float, float]
+    log: tuple[float, float]
+    spread: float
+
+    def over(self, one: Calibration) -> Calibration:
+        """What corrects the one, of a correction of the others."""
+        return replace(
+            one,
+            slope=one.slope * self.logit[0],
+            intercept=one.intercept + one.slope * self.logit[1],
+            tilt=one.tilt * self.log[0],
+            shift=one.shift + one.tilt * self.log[1],
+            width=one.width * self.spread,
+            strays=tuple(stray * self.spread for stray in one.strays),
+        )
+
+
+def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Lines, Lines, list[Carry]]:
     """The lines of a forecaster that corrects nothing, and whose network has none.
 
-    First by what is known where the last stretch begins, so that this can be foretold by them; then by this as well.
+    First by what is known where the last stretch begins, so that this can be foretold by them; then by this as well;
+    and how what the second say becomes what the first do, in this stretch.
 
     Args:
         raw: see above.
@@ -92,7 +124,8 @@ def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Li
         happened_bq, amount_bq = labels.happened_bq[begun], labels.amount_bq[begun] / (questions.unit_q * growth_bq)
         stretches.append(Cut(begun, static_bs, logit_bq, log_bq, happened_bq, amount_bq))
     sizes = len(questions), raw.reader.static_width
-    return lines(stretches[1:], *sizes), lines(stretches[:_CUTS], *sizes)
+    before, after = lines(stretches[1:], *sizes), lines(stretches[:_CUTS], *sizes)
+    return before, after, carries(stretches[0], after, before)
 
 
 def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
@@ -116,6 +149,36 @@ def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
             rest = amounts_left_over(bent_bx, said_b, true_b, weight_b[some], row_b[some] % _FOLDS)
             found.typical_qx[at], found.spread_qx[at], found.lean_qk[at] = rest
     return found
+
+
+def carries(newest: Cut, said: Lines, to: Lines) -> list[Carry]:
+    """Of each target, how what is said by some lines of a stretch becomes what is said to be by others."""
+    level_b = np.ones((len(newest.static_bs), 1))
+    x_bs = np.hstack([newest.static_bs.astype(np.float64), level_b])
+    bent_bx = np.hstack([bent(x_bs[:, :-1]), level_b])
+    found = []
+    for at in range(len(said.own_qs)):
+        known = ~np.isnan(newest.happened_bq[:, at])
+        some = np.nan_to_num(newest.amount_bq[:, at]) != 0
+        logit_b, log_b = newest.logit_bq[known, at], newest.log_bq[some, at]
+        ones, others = (
+            (
+                logit_b + x_bs[known] @ one.own_qs[at],
+                log_b + bent_bx[some] @ one.typical_qx[at],
+                np.maximum(bent_bx[some] @ one.spread_qx[at], LEAST_SPREAD),
+            )
+            for one in (said, to)
+        )
+        wider = float(others[2].mean() / ones[2].mean()) if some.sum() >= _FEWEST else 1.0
+        found.append(Carry(_onto(ones[0], others[0]), _onto(ones[1], others[1]), wider))
+    return found
+
+
+def _onto(said_b: Array, to_b: Array) -> tuple[float, float]:
+    if len(said_b) < _FEWEST or not said_b.std():
+        return 1.0, 0.0
+    times = float(np.clip(to_b.std() / said_b.std(), 1 / _MOST_TIMES, _MOST_TIMES))
+    return times, float(to_b.mean() - times * said_b.mean())
 
 
 def left_over(x_bs: Array, logit_b: Array, did_b: Array, weight_b: Array) -> Array:

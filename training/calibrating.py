@@ -76,7 +76,7 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
             for x_bq in (probability_bq, plain.probability)
         )
         did_b = happened_bq[:, at].astype(np.float64)
-        one = Calibration(slope, intercept)
+        one = Calibration(slope, intercept, least=1.0) if target.kind == "count" else Calibration(slope, intercept)
         if target.is_amount:  # as on plain days; they grow as days do
             did_b, growth_b = amount_bq[:, at].astype(np.float64), often_bq[:, at] * plain_b / said_b
             spread_b = high_bq[:, at] - log_bq[:, at]

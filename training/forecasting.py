@@ -316,10 +316,11 @@ def train(
         network.load_state_dict(dict(passed.best))
         remeasured(network, lessons, first_day=first_day, until_day=learn_until)
         raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
-        before, after = own_lines(raw, history, learn_until)
+        before, after, carries = own_lines(raw, history, learn_until)
         network.amend(before)  # the stretch that calibrates them must be new to them
         calibrations = calibrations_of(raw, history, first_day, learn_until)
         network.amend(after)
+        calibrations = [carry.over(one) for one, carry in zip(calibrations, carries, strict=True)]
         return with_calibrations(raw, calibrations, history), Trained(passed.epochs, passed.held_out, passed.best_epoch)
 
 

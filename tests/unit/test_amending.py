@@ -7,8 +7,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lurm.beginnings import FINE, LEAST_SPREAD, Lines, bent, leaning
+from lurm.calibrations import Calibration, Calibrations
 from lurm.days import from_signed_log, signed_log
-from training.amending import Cut, amounts_left_over, lean, left_over, lines, ridge
+from training.amending import Carry, Cut, amounts_left_over, carries, lean, left_over, lines, ridge
 
 N = 60_000
 LINE = np.array([0.6, -0.4, 0.0, 0.0, -0.3])
@@ -154,3 +155,40 @@ def test_where_few_are_known_nothing_is_amended() -> None:
         assert not np.array_equal(some[1], nothing[1])
     for some, nothing in zip(lines([], 2, 3), none, strict=True):
         assert np.array_equal(some, nothing)
+
+
+def stretch(rng: np.random.Generator, level: float, n: int = 2000) -> Cut:
+    """Of one target, somebody acts as often as is said and this much oftener, and leaves as much more."""
+    static_bs = rng.normal(size=(n, 2)).astype(np.float32)
+    logit_b1, log_b1 = rng.normal(-1, 1, (n, 1)).astype(np.float32), rng.normal(4, 1, (n, 1)).astype(np.float32)
+    happened_b1 = (rng.random((n, 1)) < 1 / (1 + np.exp(-logit_b1 - level))).astype(np.float32)
+    amount_b1 = np.where(happened_b1 > 0, from_signed_log(log_b1 + level + rng.normal(0, 0.2, (n, 1))) / FINE, 0.0)
+    return Cut(np.arange(n), static_bs, logit_b1, log_b1, happened_b1, amount_b1)
+
+
+def test_what_lines_have_seen_is_not_corrected_once_more() -> None:
+    """Of late everybody acts more: lines that saw it say so; what corrects those that did not would add it again."""
+    rng = np.random.default_rng(11)
+    newest, older = stretch(rng, 1.0), [stretch(rng, 0.0) for _ in range(3)]
+    before, after = lines(older, 1, 2), lines([newest, *older], 1, 2)
+    x_bs = np.column_stack([newest.static_bs, np.ones(len(newest.static_bs))])
+    bent_bx = features(newest.static_bs.astype(float))
+    logits = [newest.logit_bq[:, 0] + x_bs @ one.own_qs[0] for one in (before, after)]
+    logs = [newest.log_bq[:, 0] + bent_bx @ one.typical_qx[0] for one in (before, after)]
+    assert logits[1].mean() - logits[0].mean() > 0.2 and logs[1].mean() - logs[0].mean() > 0.2
+    measured = Calibration(slope=1.0, intercept=1.0, tilt=0.95, shift=1.2, width=2.0, strays=(0.5,) * 16)
+    (carry,) = carries(newest, after, before)
+    carried = carry.over(measured)
+    corrected = (measured, logits[0]), (carried, logits[1]), (measured, logits[1])
+    was, now, twice = (float(Calibrations([one]).chances(x_b[:, None]).mean()) for one, x_b in corrected)
+    assert now == pytest.approx(was, abs=2e-3) and was == pytest.approx(newest.happened_bq.mean(), abs=0.02)
+    assert twice - was > 0.04
+    some = newest.amount_bq[:, 0] != 0
+    told = [one.tilt * log_b[some] + one.shift for one, log_b in ((measured, logs[0]), (carried, logs[1]))]
+    assert (told[1].mean(), told[1].std()) == pytest.approx((told[0].mean(), told[0].std()), rel=1e-6)
+    spreads = [np.maximum(bent_bx[some] @ one.spread_qx[0], LEAST_SPREAD) for one in (before, after)]
+    assert carried.width * spreads[1].mean() == pytest.approx(measured.width * spreads[0].mean())
+    same = carries(newest, before, before)[0]
+    assert (*same.logit, *same.log, same.spread) == pytest.approx((1, 0, 1, 0, 1), abs=1e-6)
+    few = Cut(*(part[:40] for part in newest))
+    assert carries(few, after, before) == [Carry((1.0, 0.0), (1.0, 0.0), 1.0)]
