@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -26,6 +26,8 @@ from lurm.events import DAY_MS, MONDAY
 from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
 from lurm.moments import LATEST, End, Moment, in_words
+from lurm.people import Kind
+from lurm.phrases import counted
 
 MOST_KINDS = 64
 WEEKDAYS = 7
@@ -105,6 +107,7 @@ class Calendar:
         users: Identifiers,
         attributes: Attributes,
         links: pl.DataFrame | None = None,
+        categories: Collection[str] = (),
     ) -> Calendar:
         """A calendar's table, its targets as rows of users.
 
@@ -113,6 +116,8 @@ class Calendar:
             users: by row.
             attributes: of users, those that ``target_column`` may name.
             links: event_id, user_id.
+            categories: of the users table; events by one that is no attribute are for nobody, for none of these users
+                has a value of it.
 
         Raises:
             DataError: there are too many kinds, two events of one name, or targets that cannot be told.
@@ -126,7 +131,7 @@ class Calendar:
             )
         if repeated := table.filter(pl.col("event_id").is_duplicated())["event_id"].head(1).to_list():
             raise DataError(f"two events of the calendar are called {repeated[0]!r}; give each an id of its own")
-        rows_of = _attribute_targets(table, attributes)
+        rows_of = _attribute_targets(table, attributes, categories)
         if links is not None:
             rows = pl.Series(users.rows(links["user_id"].to_list()), dtype=pl.Int64)
             linked = links.with_columns(row=rows).filter(pl.col("row") >= 0)
@@ -337,31 +342,67 @@ class Calendar:
         )
 
 
-def checked(dataset: Dataset) -> Calendar:
+def checked(dataset: Dataset, hashes: pl.Series | None = None) -> Calendar:
     """The calendar of a dataset for the users its own table names: what is wrong with it, before anything is built.
+
+    Args:
+        dataset: an opened dataset.
+        hashes: of all users of the log, each once; None: whoever the table names may be among them.
 
     Raises:
         DataError: one of its tables cannot be read, or ``Calendar.of`` cannot use it.
     """
     table, links = dataset.calendar(), dataset.calendar_targets()
-    known = None if table is None or table["target_column"].null_count() == len(table) else dataset.users()
-    users = Identifiers.in_order([] if known is None else known["user_id"].to_list())
-    attributes = Attributes(0) if known is None else attributes_of(known, users, dataset.config.users.attributes)[0]
-    return Calendar.of(table, users, attributes, links)
+    people, kinds = _asked(dataset, table), dataset.config.users.attributes
+    if people is None:
+        return Calendar.of(table, Identifiers.in_order([]), Attributes(0), links)
+    known = people if hashes is None else people.filter(people["user_id"].hash().is_in(hashes.implode()))
+    users = Identifiers.in_order(known["user_id"].to_list())
+    return Calendar.of(table, users, attributes_of(known, users, kinds)[0], links, _categories(people, users, kinds))
 
 
-def unmet(dataset: Dataset, calendar: Calendar) -> Counter[tuple[str, str]]:
-    """(attribute, value) that events of a dataset's calendar are for and no user has, and of how many events."""
+def of_dataset(dataset: Dataset, users: Identifiers, attributes: Attributes) -> Calendar:
+    """The calendar of a dataset, its targets as rows of the users of a base.
+
+    Raises:
+        DataError: one of its tables cannot be read, or ``Calendar.of`` cannot use it.
+    """
+    table, links = dataset.calendar(), dataset.calendar_targets()
+    people = _asked(dataset, table)
+    categories = set() if people is None else _categories(people, users, dataset.config.users.attributes)
+    return Calendar.of(table, users, attributes, links, categories)
+
+
+def _asked(dataset: Dataset, table: pl.DataFrame | None) -> pl.DataFrame | None:
+    """The users table, where events of a calendar are for users by an attribute."""
+    return None if table is None or table["target_column"].null_count() == len(table) else dataset.users()
+
+
+def _categories(people: pl.DataFrame, users: Identifiers, kinds: Mapping[str, Kind]) -> set[str]:
+    """The categories of a users table; without those whose texts, of these users, name them and do not describe."""
+    everybody = Identifiers.in_order(people["user_id"].to_list())
+    categories = {one.name for one in attributes_of(people, everybody, kinds)[0] if one.kind == "category"}
+    _, left_out = attributes_of(people, users, kinds)
+    own = people.filter(pl.Series(users.rows(people["user_id"].to_list())) >= 0)
+    return categories - {name for name in left_out if own[name].count()}
+
+
+def unmet(dataset: Dataset, calendar: Calendar) -> list[str]:
+    """What is said of events of a dataset's calendar that are for nobody, a line for each attribute and value."""
     table, links = dataset.calendar(), dataset.calendar_targets()
     linked = set() if links is None else set(links["event_id"].to_list())
     event_of = {name: event for event, name in enumerate(calendar.event_ids)}
     columns = "event_id", "target_column", "target_value"
     asked = [] if table is None else table.drop_nulls("target_column").select(columns).rows()
-    return Counter(
+    n_events = Counter(
         (name, value)
         for event_id, name, value in asked
         if event_id not in linked and not len(calendar.targets[event_of[event_id]])
     )
+    return [
+        f"{counted(n, 'event')} of the calendar for users whose {name} is {value!r}, and that of no user in the log is"
+        for (name, value), n in n_events.items()
+    ]
 
 
 _WRITTEN: dict[str, Any] = {"event_id": pl.String, "kind": pl.String}
@@ -393,12 +434,17 @@ def _plain(begins: NDArray[np.int64], has_seasons: bool) -> NDArray[np.float64]:
     return np.column_stack([weekday_wc, *waves])
 
 
-def _attribute_targets(table: pl.DataFrame, attributes: Attributes) -> dict[int, NDArray[np.int64]]:
+def _attribute_targets(
+    table: pl.DataFrame, attributes: Attributes, categories: Collection[str]
+) -> dict[int, NDArray[np.int64]]:
     """The rows of the users that each event is for that names an attribute and its value."""
     rows_of: dict[int, NDArray[np.int64]] = {}
     asked = table.select("event_id", "target_column", "target_value").iter_rows()
     for event, (event_id, name, value) in enumerate(asked):
         if name is None:
+            continue
+        if name not in attributes and name in categories:
+            rows_of[event] = np.zeros(0, np.int64)
             continue
         if name not in attributes or attributes[name].kind != "category":
             raise DataError(

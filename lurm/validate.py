@@ -210,7 +210,7 @@ def validate(
     obstacle = _obstacle(dataset, n_rows, bad, len(per_user), int((kept & ~seen.itemless).sum()))
     calendar = None
     try:
-        calendar = checked(dataset)
+        calendar = checked(dataset, pl.Series(np.unique(seen.user)))
     except DataError as error:
         obstacle = "; ".join(filter(None, [obstacle, str(error)]))
     behaviors = {seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
@@ -464,8 +464,7 @@ def _dates(dataset: Dataset, seen: _Seen, calendar: Calendar | None) -> Iterator
             f"{late:,} of {len(calendar):,} were not known before they started, and count in no forecast made earlier; "
             "known_at, or notice_days under [calendar], says since when they are"
         )
-    for (name, value), n in unmet(dataset, calendar).items():
-        yield f"{counted(n, 'event')} of the calendar for users whose {name} is {value!r}, and no user's is"
+    yield from unmet(dataset, calendar)
     if (links := dataset.calendar_targets()) is not None:
         events, users = links["event_id"], links["user_id"].hash()
         strange = int((~events.is_in(list(calendar.event_ids))).sum())

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lurm.ahead import ahead
 from lurm.attributes import Attributes
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
-from lurm.calendars import Calendar, checked
+from lurm.calendars import Calendar, checked, of_dataset, unmet
 from lurm.calibrations import Calibration
 from lurm.dataset import Dataset
 from lurm.days import DayFeatures, DayView, day_of, has_values
@@ -341,7 +341,7 @@ def some_lives(view: DayView, history: HistoryBase, first_day: int, until_day: i
 
 def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) -> Calendar:
     """The calendar of a dataset, its targets as rows of the users of a base."""
-    return Calendar.of(dataset.calendar(), history.users, attributes, dataset.calendar_targets())
+    return of_dataset(dataset, history.users, attributes)
 
 
 def check_history(history: HistoryBase, recipe: LumosRecipe) -> None:
@@ -368,6 +368,16 @@ def check_calendar(dataset: Dataset, recipe: LumosRecipe) -> None:
     kinds = checked(dataset).kinds
     for target in recipe.targets:
         target.check_kind(kinds)
+
+
+def check_targets(dataset: Dataset, history: HistoryBase, attributes: Attributes, reporter: Reporter) -> None:
+    """Whether it can be told whom of a base a calendar's events are for; says which are for nobody.
+
+    Raises:
+        DataError: it cannot.
+    """
+    for line in unmet(dataset, calendar_of(dataset, history, attributes)):
+        reporter.say(f"  {line}")
 
 
 def ingredients(dataset: Dataset, recipe: LumosRecipe) -> dict[str, Any]:

@@ -188,9 +188,10 @@ class _Build:
         if "users" in dataset.tables:
             known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}
             self._stage("attributes", known, ("history",), lambda work: self._attributes(work, history))
-        items = {**asdict(recipe.item_embeddings), **table}
+        if "lumos" in recipe.models:
+            forecasting.check_targets(dataset, history, self._known(history), self._reporter)
+        items, interests = ({**asdict(one), **table} for one in (recipe.item_embeddings, recipe.interests))
         self._stage("items", items, ("history",), lambda work: self._items(work, history))
-        interests = {**asdict(recipe.interests), **table}
         self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
         vocabulary = InterestVocabulary(self._done["interests"])
         if fewer := recipe.interests.fewer(len(vocabulary)):

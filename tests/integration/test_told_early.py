@@ -11,6 +11,7 @@ from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
 from lurm.progress import Silent
+from lurm.release import Release
 from lurm.validate import Held, validate
 from tests.hearing import Hearing
 from tests.integration.conftest import FAST, build
@@ -77,6 +78,7 @@ def test_what_a_recipe_names_and_the_log_lacks_is_told_before_anything_is_built(
 
 def _shop(folder: Path, n_days: int = 160) -> Dataset:
     """Views all the time, purchases of one price, and who subscribes does in the last week."""
+    folder.mkdir(exist_ok=True)
     rows = [
         (
             f"u{day % 20}",
@@ -123,9 +125,47 @@ def test_a_target_that_cannot_be_learned_is_told_by_validate(
         "a build would go on: 0 of 327 rows are bad; with --model lumos it would stop: target 't'" in going_on.verdict
     )
     assert why in going_on.verdict
-    assert "1 event of the calendar for users whose tier is 'platinum', and no user's is" in stopped.notes
+    assert (
+        "1 event of the calendar for users whose tier is 'platinum', and that of no user in the log is" in stopped.notes
+    )
     good = {**target, "kind": "active", "event_kind": "", "behaviors": ["view"]}
     Recipe.of({**tables, "lumos": {"targets": [good]}}).lumos.check_log(Held({"view": 19_000}, 19_159, (), {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ids", "tier"), [("0u1", "gold"), ("u1", "gold"), ("u1", "")])
+def test_events_by_a_category_of_nobody_in_the_log_are_for_nobody_and_the_build_goes_on(
+    tmp_path: Path, ids: str, tier: str
+) -> None:
+    _shop(tmp_path / "log")
+    users = pl.DataFrame({"user_id": [ids, "stranger"], "tier": [tier, "platinum"]})
+    users.write_csv(tmp_path / "log" / "users.csv")
+    told = "1 event of the calendar for users whose tier is 'platinum', and that of no user in the log is"
+    assert told in validate(Dataset.open(tmp_path / "log")).notes
+    network = {"days": 21, "horizon": 7}
+    lumos = {"targets": [{"name": "views", "kind": "active", "days": 7}], "epochs": 1, "network": network}
+    listener = Hearing()
+    build(tmp_path / "log", tmp_path / "artifacts", models=["lumos"], lumos=lumos, reporter=listener)
+    assert f"  {told}" in listener.lines
+    calendar = Release.open(tmp_path / "artifacts").foreteller.calendar
+    assert {calendar.event_ids[event]: len(rows) for event, rows in calendar.targets.items()} == {"p": 0}
+
+
+def test_events_by_what_names_users_of_the_log_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    """Of all that the table names it is a category: ten users share each text, of whom one is in the log."""
+    rows = [(f"u{user}", f"i{user % 5}", (19_000 + day) * DAY_MS) for user in range(150) for day in (0, 90)]
+    log = pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row")
+    log.write_parquet(tmp_path / "events.parquet")
+    (tmp_path / "calendar.csv").write_text(
+        "event_id,kind,start,target_column,target_value\np,offer,2022-02-01,town,t1\n"
+    )
+    users = {"user_id": [f"u{user}" for user in range(1500)], "town": [f"t{user % 150}" for user in range(1500)]}
+    pl.DataFrame(users).write_csv(tmp_path / "users.csv")
+    why = "event 'p' of the calendar is for users by 'town', which is no category"
+    assert why in validate(Dataset.open(tmp_path)).verdict
+    with pytest.raises(DataError, match=why):
+        build(tmp_path, tmp_path / "artifacts", models=["lumos"], lumos={"network": {"horizon": 7}})
+    assert not list((tmp_path / "artifacts" / "stages").glob("items-*"))
 
 
 def test_spend_in_a_log_without_values_is_told_by_validate(tmp_path: Path) -> None:
