@@ -119,6 +119,8 @@ class Identifiers:
             Unfulfillable: it is not; the message names what was meant by it ("item"), and the nearest.
         """
         row = self.row(id_)
+        if not len(self):
+            raise Unfulfillable(f"there is no {what} {quoted(id_)}; the log names no {what}s")
         if row < 0:
             near = likest(id_, self.take(np.arange(len(self)))) if len(self) <= NEAR_AMONG else "look it up"
             raise Unfulfillable(f"there is no {what} {quoted(id_)}; {near}")

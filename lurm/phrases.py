@@ -49,6 +49,8 @@ def first_of(words: Sequence[str], most: int, say: Callable[[str], str] = str) -
 
 def likest(text: str, there: Sequence[str]) -> str:
     """What somebody may have meant: the name nearest to what they wrote, where there are not too many; or the first."""
+    if not there:
+        return "there are none"
     folded = {name.casefold(): name for name in reversed(there)} if len(there) <= NEAR_AMONG else {}
     if near := difflib.get_close_matches(text.casefold(), folded, n=1):
         return f"did you mean {quoted(folded[near[0]])}?"

@@ -165,6 +165,7 @@ def test_a_near_name_is_sought_among_a_thousand_and_of_more_the_first_are_told()
     names = [f"town {number}" for number in range(NEAR_AMONG)]
     assert likest("Town 77", names) == "did you mean 'town 77'?"
     assert likest("Town 77", [*names, "one more"]).endswith("'town 18', 'town 19' and 981 more")
+    assert likest("Town 77", []) == "there are none"
     with pytest.raises(Unfulfillable, match="no attribute 'Town 77'; there are: 'town 0', "):
         many = [Attribute(name, "number", (), np.zeros(1)) for name in [*names, "one more"]]
         Attributes(1, many)["Town 77"]

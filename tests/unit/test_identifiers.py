@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lurm.errors import ArtifactCorrupt
+from lurm.errors import ArtifactCorrupt, Unfulfillable
 from lurm.identifiers import Identifiers, hash_ids
 
 IDS = ["tea", "Tea", "tea ", "00123", "123", "", "ünï", "🫖", "a" * 512]
@@ -94,6 +94,13 @@ def test_not_there_never_names_the_last_one() -> None:
 
 def test_an_id_no_file_could_hold_is_simply_unknown() -> None:
     assert Identifiers.in_order(["tea"]).row("\ud800") == -1
+
+
+def test_who_asks_for_an_unknown_id_is_told_the_nearest_or_that_there_is_none() -> None:
+    with pytest.raises(Unfulfillable, match="there is no item 'tae'; did you mean 'tea'"):
+        Identifiers.in_order(["tea", "coffee"]).known_row("tae", "item")
+    with pytest.raises(Unfulfillable, match=r"there is no location 'mars'; the log names no locations$"):
+        Identifiers.in_order([]).known_row("mars", "location")
 
 
 def test_an_id_that_stands_twice_is_refused() -> None:
