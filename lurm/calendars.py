@@ -7,7 +7,9 @@ copied per user. ``known_at`` is law: seen from a moment, a calendar has no row 
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +29,7 @@ from lurm.happenings import SCHEMA
 from lurm.identifiers import Identifiers
 from lurm.moments import LATEST, End, Moment, in_words
 from lurm.people import Kind
-from lurm.phrases import counted
+from lurm.phrases import counted, likest
 
 MOST_KINDS = 64
 WEEKDAYS = 7
@@ -446,9 +448,14 @@ def _attribute_targets(
         if name not in attributes and name in categories:
             rows_of[event] = np.zeros(0, np.int64)
             continue
-        if name not in attributes or attributes[name].kind != "category":
+        whose = f"event {event_id!r} of the calendar is for users by {name!r}"
+        if name not in attributes:
+            raise DataError(f"{whose}, which is no category of the users table; {likest(name, sorted(categories))}")
+        if (kind := attributes[name].kind) != "category":
+            key = name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)
             raise DataError(
-                f"event {event_id!r} of the calendar is for users by {name!r}, which is no category of the users table"
+                f"{whose}, which is a {kind} there, and no category; "
+                f'{key} = "category" under [users.attributes] says that it is one'
             )
         column = attributes[name]
         code = column.values.index(value) + 1 if value in column.values else -1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lurm.attributes import attributes_of
-from lurm.calendars import Calendar, Edit
+from lurm.calendars import Calendar, Edit, checked
 from lurm.dataset import Dataset
 from lurm.errors import DataError, Unfulfillable
 from lurm.happenings import SCHEMA
@@ -215,6 +215,31 @@ def test_targets_that_cannot_be_told_are_refused():
         Calendar.of(table(("feast", "festival", 1, 2, 0, "it")), USERS, nobody)
     with pytest.raises(DataError, match=r"two events .* are called 'x'"):
         calendar(("x", "a", 1, 2, 0, None), ("x", "a", 3, 4, 0, None))
+
+
+def test_events_by_a_number_or_moment_are_refused_with_the_way_out_and_go_by_it(tmp_path):
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\nann,i,2024-01-15T10:00:00\n")
+    (tmp_path / "users.csv").write_text("user_id,segment,first day\nann,1,2024-01-01\nben,2,2024-01-02\n")
+    header = "event_id,kind,start,target_column,target_value"
+
+    def opened(column: str, value: str, declared: str = "") -> Dataset:
+        (tmp_path / "calendar.csv").write_text(f"{header}\nmail,campaign,2024-03-01,{column},{value}\n")
+        (tmp_path / "dataset.toml").write_text(f"[users.attributes]\n{declared}\n")
+        return Dataset.open(tmp_path, clock=lambda: 1_750_000_000.0)
+
+    for column, value, kind, way in (
+        ("segment", "1", "number", 'segment = "category"'),
+        ("first day", "2024-01-01", "moment", '"first day" = "category"'),
+    ):
+        with pytest.raises(DataError, match=rf"a {kind} there, and no category; {way} under \[users\.attributes\]"):
+            checked(opened(column, value))
+        assert [len(rows) for rows in checked(opened(column, value, way)).targets.values()] == [1]
+    with pytest.raises(
+        DataError, match=r"'segmnet', which is no category of the users table; did you mean 'segment'\?"
+    ):
+        checked(opened("segmnet", "1", 'segment = "category"'))
+    with pytest.raises(DataError, match="'segmnet', which is no category of the users table; there are none"):
+        checked(opened("segmnet", "1"))
 
 
 def test_a_dataset_tells_targets_and_since_when_kinds_are_known(tmp_path):
