@@ -48,14 +48,15 @@ async def forecast(request: Request, user_id: UserId, days: Days = None, as_of: 
 
     A probability is calibrated; an amount is given that there is one, on average; half of them are above `typical`,
     nine of ten between `low` and `high`, and the error of `guess`, as a share of the truth, is least; `expected` is
-    probability × amount. `events` is what is on for this user, as far as it is known by then.
+    probability × amount. `events` is what is on for this user on the days that are told of, as far as it is known by
+    then.
     """
 
     def told(forecaster: Forecaster, history: History) -> dict[str, Any]:
         first_day = _first_day(forecaster, history, as_of)
         found = forecaster.forecast(HistoryBatch.of([history]), first_day, days=days)
         targets = forecaster.as_json(found, 0, days)
-        return {**_head(forecaster, history, first_day, ()), "targets": targets}
+        return {**_head(forecaster, history, first_day, (), days), "targets": targets}
 
     return await _answer(request, user_id, told)
 
@@ -93,15 +94,19 @@ def _compared(asked: ForecastRequest, forecaster: Forecaster, history: History) 
     baseline, scenario, changed = forecaster.compare(HistoryBatch.of([history]), first_day, edits, days=asked.days)
     difference = type(changed)(*(array_bq[0] for array_bq in changed))
     return {
-        **_head(forecaster, history, first_day, edits),
+        **_head(forecaster, history, first_day, edits, asked.days),
         "baseline": forecaster.as_json(baseline, 0, asked.days),
         "scenario": forecaster.as_json(scenario, 0, asked.days),
         "difference": forecaster.interval_as_json(difference, asked.days),
     }
 
 
-def _head(forecaster: Forecaster, history: History, first_day: int, edits: Sequence[Edit]) -> dict[str, Any]:
-    events = forecaster.events(history.user_id, first_day, edits)
+def _head(
+    forecaster: Forecaster, history: History, first_day: int, edits: Sequence[Edit], days: int | None
+) -> dict[str, Any]:
+    """Of whom is told, from when on, and what is on for them on the days that are told of."""
+    until = (first_day + (days or max(target.days for target in forecaster.targets))) * DAY_MS
+    events = [one for one in forecaster.events(history.user_id, first_day, edits) if one["start"] < until]
     return {
         "user_id": history.user_id,
         "from": iso_of(first_day * DAY_MS),

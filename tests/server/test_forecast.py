@@ -57,6 +57,22 @@ def test_a_scenario_says_what_an_edit_changes(client: httpx.Client, release: Rel
     assert nothing["baseline"] == nothing["scenario"]
 
 
+def test_events_are_those_of_the_days_that_are_told_of(client: httpx.Client, user_id: str) -> None:
+    path, named = f"/v1/users/{user_id}/forecast", "what if"
+    begin = datetime.fromisoformat(client.get(path).json()["from"])
+    for days in (1, 7, 14):
+        last = begin + timedelta(days=days - 1)
+        on_days = [f"{last + timedelta(days=later):%Y-%m-%d}" for later in (0, 1)]
+        edits = [
+            {"do": "add", "kind": "sale", "event_id": f"{named} {nth}", "start": day} for nth, day in enumerate(on_days)
+        ]
+        told = client.post(path, json={"edits": edits, "days": days}).json()["events"]
+        assert [one["event_id"] for one in told if one["event_id"].startswith(named)] == [f"{named} 0"]
+        asked = client.get(path, params={"days": days}).json()
+        assert [one for one in told if not one["event_id"].startswith(named)] == asked["events"]
+        assert all(datetime.fromisoformat(one["start"]) < last + timedelta(days=1) for one in asked["events"])
+
+
 def test_live_events_move_a_forecast(client: httpx.Client, release: Release) -> None:
     user_id = release.history.users[11]
     before = client.get(f"/v1/users/{user_id}/forecast").json()
