@@ -20,6 +20,7 @@ from lurm.bounds import AT_LEAST_ONE, check
 from lurm.calendars import Days
 from lurm.days import MOST_BEHAVIORS, DayFeatures, DayGrid, summed
 from lurm.errors import UsageError
+from lurm.phrases import counted
 
 TargetKind = Literal["active", "churn", "count", "spend", "interest", "response"]
 _ENTRIES: dict[str, tuple[str, ...]] = {
@@ -33,6 +34,7 @@ _ENTRIES: dict[str, tuple[str, ...]] = {
 AMOUNTS = ("count", "spend")
 _OF_DAYS = r"(?<![^\W_])(?<!\d[.,])(){}(?=[ _-]?d(?:ays?)?(?![^\W_]))"  # 7 days, 7-day, 7d
 _ALONE = r"(?<![^\W_])(?<!\d[.,])(d?){}(?![^\W_])(?![.,]\d)"  # active 7, spend_7, D7
+_APART = r"(?<![^\W_])(?<!\d[.,])({}[ _]day){}(?![^\W_])"  # 7 days, 7_days
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,20 @@ class Target:
 
     def over(self, days: int) -> Target:
         """The same question about so many days; where the name tells how many, it tells these."""
+        if days == self.days:
+            return self
         of_days, alone = (re.compile(one.format(self.days), re.IGNORECASE) for one in (_OF_DAYS, _ALONE))
         name, n_found = of_days.subn(rf"\g<1>{days}", self.name)
         says_what = any(map(alone.search, (self.interest, self.event_kind, *self.behaviors)))  # as "group 7" does
         if not n_found and not says_what and len(alone.findall(self.name)) == 1:
             name = alone.sub(rf"\g<1>{days}", self.name)
-        return replace(self, name=name, days=days)
+        if n_found and self.days == 1:
+            name = re.sub(_APART.format(days, ""), r"\1s", name, flags=re.IGNORECASE)
+        return replace(self, name=name if days > 1 else _of_one_day(name), days=days)
+
+    def in_one_way(self) -> Target:
+        """The same target, whose name says "1 day" where it says "1 days"."""
+        return replace(self, name=_of_one_day(self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +185,8 @@ class Questions:
     def over(self, days: int) -> Questions:
         """The same questions, all of them about so many days; some may then be one and the same."""
         asked = copy(self)
-        asked.targets, asked.place = tuple(target.over(days) for target in self.targets), {}
+        own = {target.in_one_way(): target for target in self.targets if target.days == days}  # "in 1 days", too
+        asked.targets, asked.place = tuple(own.get(one := target.over(days), one) for target in self.targets), {}
         for at, target in enumerate(asked.targets):
             nearest = self.targets[asked.place.setdefault(target, at)].days
             if abs(math.log(self.targets[at].days / days)) < abs(math.log(nearest / days)):
@@ -380,18 +391,24 @@ def usual_targets(features: DayFeatures, kinds: Sequence[str], horizon: int) -> 
         horizon: the longest, in days.
     """
     week = min(7, horizon)
-    targets = [Target(f"active in {days} days", "active", days) for days in sorted({week, horizon})]
-    targets += [Target(f"churn in {horizon} days", "churn", horizon)]
-    targets += [Target(f"events in {horizon} days", "count", horizon)]
+    in_all = f"in {counted(horizon, 'day')}"
+    targets = [Target(f"active in {counted(days, 'day')}", "active", days) for days in sorted({week, horizon})]
+    targets += [Target(f"churn {in_all}", "churn", horizon)]
+    targets += [Target(f"events {in_all}", "count", horizon)]
     if features.valued:
-        targets.append(Target(f"spend in {horizon} days", "spend", horizon))
+        targets.append(Target(f"spend {in_all}", "spend", horizon))
     if len(features.groups) > 1:
         targets += [
-            Target(f"acts in group {group} in {horizon} days", "interest", horizon, interest=str(group))
+            Target(f"acts in group {group} {in_all}", "interest", horizon, interest=str(group))
             for group in range(min(2, len(features.groups)))
         ]
     targets += [Target(f"responds to {kind}", "response", horizon, event_kind=kind) for kind in sorted(kinds)]
     return tuple(targets)
+
+
+def _of_one_day(name: str) -> str:
+    """A name, "1 day" where it says "1 days"."""
+    return re.sub(_APART.format(1, "s"), r"\1", name, flags=re.IGNORECASE)
 
 
 def _bounds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lurm.days import DayFeatures
-from lurm.targets import Questions, Target
+from lurm.targets import Questions, Target, usual_targets
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,9 @@ from lurm.targets import Questions, Target
     [
         (Target("active in 7 days", "active", 7), "active in 14 days"),
         (Target("active, 7-day", "active", 7), "active, 14-day"),
-        (Target("1 day", "active", 1), "14 day"),
+        (Target("1 day", "active", 1), "14 days"),
+        (Target("active_1_day", "active", 1), "active_14_days"),
+        (Target("active, 1-day", "active", 1), "active, 14-day"),
         (Target("7d active", "active", 7), "14d active"),
         (Target("active_7_days", "active", 7), "active_14_days"),
         (Target("active 7", "active", 7), "active 14"),
@@ -36,8 +38,27 @@ def test_a_number_that_is_the_horizon_follows_the_days_that_are_asked_and_no_oth
     assert target.over(target.days) == target
 
 
+@pytest.mark.parametrize(
+    ("name", "of_one"),
+    [
+        ("active in 7 days", "active in 1 day"),
+        ("active_7_days", "active_1_day"),
+        ("active, 7-day", "active, 1-day"),
+        ("7d active", "1d active"),
+        ("active 7", "active 1"),
+    ],
+)
+def test_one_day_is_a_day_and_no_days(name: str, of_one: str) -> None:
+    assert Target(name, "active", 7).over(1).name == of_one
+    names = [target.name for target in usual_targets(DayFeatures((), (), (), ()), (), 1)]
+    assert names == ["active in 1 day", "churn in 1 day", "events in 1 day"]
+
+
 def test_targets_that_differ_in_their_days_alone_are_one_about_other_days() -> None:
     features = DayFeatures(("buy",), ("buy",), (0,), ("shoes",))
     targets = [Target(f"{what} {days}", what, days) for what in ("active", "spend") for days in (7, 28)]
     asked = Questions(targets, features, ()).over(14)
     assert [(target.name, target.days) for target in asked.place] == [("active 14", 14), ("spend 14", 14)]
+    written = [Target(f"active in {days} days", "active", days) for days in (1, 7)]
+    for days, name in ((1, "active in 1 days"), (2, "active in 2 days"), (7, "active in 7 days")):
+        assert [target.name for target in Questions(written, features, ()).over(days).place] == [name]
