@@ -353,9 +353,14 @@ def columns_of(
         required: canonical names that must be found.
 
     Raises:
-        DataError: a column told is not there, or a required one cannot be found.
+        DataError: a column told is not there, or a required one is told not to be or cannot be found.
     """
     listed = f"Columns found: {', '.join(found) or 'none'}"
+    if without := [name for name in required if wanted[name] == ""]:
+        raise DataError(
+            f'[{table}] says {without[0]} = "", but {without[0]} is required: name its column, or leave the entry out '
+            f"where {place} calls it so. {listed}"
+        )
     plain = {_plain(column): column for column in reversed(found)}
     resolved: dict[str, str | None] = {}
     for name, source in wanted.items():

@@ -385,6 +385,12 @@ def test_columns_that_cannot_be_told_are_asked_for(parquet):
         opened(parquet(GOOD), columns=EventColumns(user_id="use_id"))
 
 
+@pytest.mark.parametrize("name", ["user_id", "item_id", "timestamp"])
+def test_a_required_column_cannot_be_told_not_to_be(parquet, name):
+    with pytest.raises(DataError, match=rf'^\[events\.columns\] says {name} = "", but {name} is required: name its'):
+        opened(parquet(GOOD), columns=EventColumns(**{name: ""}))
+
+
 def test_a_file_unlike_the_others_is_named(parquet, tmp_path):
     parquet(GOOD, "log/1.parquet")
     parquet({"user_id": ["a"], "product": ["b"], "timestamp": [1]}, "log/2.parquet")
