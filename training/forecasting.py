@@ -35,6 +35,7 @@ from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
 from lurm.moments import in_words
+from lurm.phrases import counted
 from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures, lives_of
@@ -138,10 +139,15 @@ class LumosRecipe:
         """
         horizon = self.network.horizon
         longest = max((target.days for target in self.targets), default=horizon)
+        if n_days < 4:
+            raise DataError(
+                f"the log covers {counted(n_days, 'day')}, and cannot be foretold yet: it takes at least 4 days to "
+                "foretell one; build without lumos until it is longer"
+            )
         if n_days < 4 * max(horizon, longest):
             raise DataError(
                 f"the log covers {n_days} days; to foretell {max(horizon, longest)} days it takes four times as many: "
-                "lower horizon under [lumos.network], and days of [[lumos.targets]]"
+                f"lower horizon under [lumos.network], and days of [[lumos.targets]], to at most {n_days // 4}"
             )
         days = max(min(self.network.days, n_days - 3 * horizon), 7)
         return replace(self, network=replace(self.network, days=days, horizon=max(horizon, longest)))

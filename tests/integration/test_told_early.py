@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -166,6 +167,28 @@ def test_events_by_what_names_users_of_the_log_are_refused_before_anything_is_tr
     with pytest.raises(DataError, match=why):
         build(tmp_path, tmp_path / "artifacts", models=["lumos"], lumos={"network": {"horizon": 7}})
     assert not list((tmp_path / "artifacts" / "stages").glob("items-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_days", "horizon", "why"),
+    [
+        (2, 28, r"covers 2 days, and cannot be foretold yet: it takes at least 4 days"),
+        (3, 1, r"covers 3 days, and cannot be foretold yet: it takes at least 4 days"),
+        (11, 3, r"covers 11 days; to foretell 3 days .* lower horizon under .*, to at most 2$"),
+        (4, 1, None),
+        (11, 2, None),
+    ],
+)
+def test_a_log_too_short_to_be_foretold_says_what_it_takes_and_with_that_it_is(
+    tmp_path: Path, n_days: int, horizon: int, why: str | None
+) -> None:
+    _shop(tmp_path / "log", n_days)
+    lumos = {"epochs": 1, "network": {"horizon": horizon}}
+    with nullcontext() if why is None else pytest.raises(DataError, match=why):
+        build(tmp_path / "log", tmp_path / "artifacts", models=["lumos"], lumos=lumos)
+    if why is None:
+        assert Release.open(tmp_path / "artifacts").foreteller.network.config.horizon == horizon
 
 
 def test_spend_in_a_log_without_values_is_told_by_validate(tmp_path: Path) -> None:
