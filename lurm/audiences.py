@@ -146,7 +146,7 @@ def save(
     elif isinstance(rule, Alike):
         rule = Alike(all_meant(rule.asked, known))
     audiences.put(name, rule)
-    told = audiences.told_once_saved(name, TerminalReporter())
+    told = audiences.told_once_saved(name, rule, TerminalReporter())
     found = f"saved, but of this release: {told['why_not']}" if told["why_not"] else f"{told['n_users']:,} users"
     emit(told, as_json=as_json, text="\n".join([f"{name}: {found}", *known_in_words(told["known"])]))
 

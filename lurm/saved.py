@@ -203,16 +203,22 @@ class Audiences:
         one = self.some([name], reporter)[name]
         return self._told(one, one.there.facts)
 
-    def told_once_saved(self, name: str, reporter: Reporter | None = None) -> dict[str, Any]:
+    def told_once_saved(self, name: str, given: Rule, reporter: Reporter | None = None) -> dict[str, Any]:
         """The same for whoever has just saved it; why it cannot be made of this release is told then, and no error.
+
+        Args:
+            name: of the audience.
+            given: the rule as it was given: ids of who was ever erased are not kept, and count among those given.
+            reporter: told about progress.
 
         Raises:
             UnknownName: it was deleted meanwhile.
         """
-        one = self.some([name], reporter)[name]
+        one, alive_u = self.some([name], reporter)[name], self._who_is_alive.now()[0]
+        kept, asked = (known_of(self.release, rule, alive_u) for rule in (one.rule, given))
+        known = {which: {**ids, "n_known": kept.get(which, {}).get("n_known", 0)} for which, ids in asked.items()}
         if not isinstance(one.members, Unfulfillable):
-            return self._told(one, one.members.facts)
-        known = known_of(self.release, one.rule, self._who_is_alive.now()[0])
+            return {**self._told(one, one.members.facts), "known": known}
         return self._told(one, {"known": known}, str(one.members))
 
     def _told(self, one: Made, facts: Mapping[str, Any], why_not: str | None = None) -> dict[str, Any]:

@@ -22,7 +22,9 @@ class AudienceUser(BaseModel):
 class KnownIds(BaseModel):
     """Of a list of ids, each counted once."""
 
-    n_given: int
+    n_given: int = Field(
+        description="Of an audience that was saved before: those that are kept, without who was erased."
+    )
     n_known: int = Field(description="Users of the release.")
 
 

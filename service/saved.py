@@ -59,7 +59,7 @@ async def save(request: Request, name: Name) -> Response:
     serving = serving_of(request)
     rule = parse_audience(await request.body())
     await _slow(serving, functools.partial(serving.audiences.put, name, rule))
-    return as_json(await _slow(serving, functools.partial(serving.audiences.told_once_saved, name)))
+    return as_json(await _slow(serving, functools.partial(serving.audiences.told_once_saved, name, rule)))
 
 
 @router.get(

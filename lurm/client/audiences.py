@@ -59,7 +59,8 @@ class Audience:
             (why_not); None where it was not made of one before.
         why_not: why it cannot be made.
         definition: the rule that saves it; None in a list, and so is what follows.
-        known: of each list of ids n_given, and how many of these are known, n_known.
+        known: of each list of ids n_given, and how many of these are known, n_known; of one that was saved before, of
+            those that are kept, without who was erased.
         filter_interests: which its filters name by number, and what these were when it was saved.
         n_eligible, health, reach, interests, mix, reach_of, expected, n_missing: as of ``Lookalikes``; None where there
             are no seeds.

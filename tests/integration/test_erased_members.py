@@ -138,3 +138,22 @@ def test_weights_that_were_saved_without_a_bound_still_count_beside_each_other(r
     weights = Asked.of_json(unbounded).weights
     assert weights is not None
     assert np.allclose(np.array(weights) / max(weights), np.arange(1, 41) / 40)
+
+
+def test_ids_of_the_erased_count_among_those_that_are_given(release: Release, tmp_path: Path) -> None:
+    ledger, ids = Ledger.open(tmp_path / "live"), release.history.users.take(np.arange(40))
+    ledger.record(ids[0], LATER, by="test")
+    audiences = saved(release, tmp_path, ledger)
+    enough, few = Asked(ids, Size(count=10)), Asked(ids[:2], Size(count=10))
+    for rule, which, n_given, n_known in (
+        (Listed(ids), "users", 40, 39),
+        (Listed(ids[:1]), "users", 1, 0),
+        (Alike(enough), "seeds", 40, 39),
+        (Alike(few), "seeds", 2, 1),
+    ):
+        audiences.put("some", rule)
+        told = audiences.told_once_saved("some", rule)
+        assert told["known"] == {which: {"n_given": n_given, "n_known": n_known}}
+        assert (told["why_not"] is not None) == (rule == Alike(few))
+        if n_known and told["why_not"] is None:
+            assert audiences.told("some")["known"] == {which: {"n_given": n_known, "n_known": n_known}}
