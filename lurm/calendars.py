@@ -297,7 +297,9 @@ class Calendar:
             raise Unfulfillable(f"event {edit.event_id!r} was removed by an edit before this one; move it instead")
         if self.known_at_n[event] > as_of:
             raise Unfulfillable(
-                f"event {edit.event_id!r} is not known yet when the forecast is made, so it cannot change"
+                f"event {edit.event_id!r} is known from {in_words(int(self.known_at_n[event]))} on, after "
+                f"{in_words(as_of)}, when the forecast is made, so it cannot change; known_at, or notice_days under "
+                "[calendar], says since when events are known"
             )
         known_at_n, start_n, end_n = self.known_at_n.copy(), self.start_n.copy(), self.end_n.copy()
         if edit.do == "remove":

@@ -171,7 +171,10 @@ def test_what_an_edit_has_removed_no_other_can_change(again):
         (Edit("move", "sale", start=9 * DAY, end=9 * DAY), "expected a later end"),
         (Edit("add", kind="sale", start=LATEST), "would end after the year 9999"),
         (Edit("remove", "sail"), "no event 'sail' to remove"),
-        (Edit("move", "late", start=DAY), "not known yet"),
+        (
+            Edit("move", "late", start=DAY),
+            r"'late' is known from 1970-01-10 on, after 1970-01-06, .* known_at, or notice_days under \[calendar\]",
+        ),
         (Edit("move", "sale", end=9 * DAY), "has no start; say when it would start"),
         (
             Edit("add", kind="sale", start=3 * DAY, end=DAY + 1500),
