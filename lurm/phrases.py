@@ -26,6 +26,7 @@ _TOKEN = re.compile(
     r"""\s*(?:"(?P<double>(?:[^"\\]|\\.)*)"|'(?P<single>(?:[^'\\]|\\.)*)'"""
     r"""|(?P<sign><=|>=|!=|==|[=<>(),])|(?P<word>[^\s=<>!(),"']+))"""
 )
+_A_FIELD = re.compile("[a-z_]{1,40}")
 _COMPARED = {"=": "in", "==": "in", "!=": "in", ">=": "min", "<=": "max", ">": "above", "<": "below"}
 _EVENT_WORDS = ("interest", "behavior", "item", "since", "until", "within")
 _EXAMPLE = "such as: country in (UK, DE) and age >= 18 and not interest 12 since 2011-06-01"
@@ -58,12 +59,16 @@ def likest(text: str, there: Sequence[str]) -> str:
 
 
 def strange_of(document: Mapping[Any, Any], known: Sequence[str]) -> str:
-    """What is said of the fields of a document that nobody knows, be it a million: the first, and how many more."""
+    """What is said of the fields of a document that nobody knows, be it a million: the first, and how many more.
+
+    One that does not look like the name of a field may be the id of somebody, and is not repeated.
+    """
     first = next((str(name) for name in document if name not in known), None)
     if first is None:
         return ""
     n_more = len(document.keys() - set(known)) - 1
-    return f"unknown field {quoted(first)}{f' and {n_more:,} more' if n_more else ''}; {likest(first, known)}"
+    what = f"unknown field {quoted(first)}" if _A_FIELD.fullmatch(first) else "unknown field (its name is not repeated)"
+    return f"{what}{f' and {n_more:,} more' if n_more else ''}; {likest(first, known)}"
 
 
 def document_of(text: str) -> dict[str, Any]:
