@@ -441,9 +441,9 @@ def activate(
 
 @releases.command()
 def rollback(artifacts_dir: ArtifactsDir = None, as_json: AsJson = False) -> None:
-    """Go back to the release that was active before, or where it cannot be used to the newest older one that can.
+    """Go back to the release that was active before.
 
-    Run twice, it goes forth again.
+    Where it cannot be used, as after a purge, to the newest older one that can. Run twice, it goes forth again.
 
     \b
     Example:
