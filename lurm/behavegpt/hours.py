@@ -35,8 +35,8 @@ class Hours:
         even_ws = np.outer(events_ws.sum(1) + _NONE, events_ws.sum(0) + _NONE)
         often_ws = events_ws + _EVEN * even_ws / even_ws.mean()
         self.often_w = often_ws.ravel() / often_ws.mean()
-        later = [np.roll(self.often_w, -lag) for lag in range(len(self.often_w))]
-        self._after_w = np.array([(self.often_w * later_w).mean() for later_w in later])
+        lags = range(len(self.often_w))
+        self._after_w = np.array([(self.often_w * np.roll(self.often_w, -lag)).mean() for lag in lags])
 
     def fits(self, at_n: NDArray[np.int64], gaps_gv: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, G, V) how much likelier gaps are, of V in each of G buckets, ms, for where they lead from n moments."""

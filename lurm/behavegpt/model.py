@@ -148,6 +148,7 @@ class BehaveGptModel:
             0 if until is None or not n else max(until - last_at, 0)
             for until, last_at, n in zip(until_b, batch.last_at.tolist(), batch.n_events.tolist(), strict=True)
         ]
+        wait_n = np.array(wait_b)
         silence_b = [wait if one.at is None else 0 for one, wait in zip(occasions, wait_b, strict=True)]
         for users, hidden_bd, code_b in self._states(batch):
             context = torch.from_numpy(context_b[:, users])
@@ -160,7 +161,7 @@ class BehaveGptModel:
                         last_at, place = int(batch.last_at[user]), int(context_b[3, user])
                         after_c = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
                         chances_bc[user] = after_c.numpy()
-            chances_bc[users] = self.successors.mixed(chances_bc[users], code_b, np.array(wait_b)[users])
+            chances_bc[users] = self.successors.mixed(chances_bc[users], code_b, wait_n[users])
         return chances_bc
 
     def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
