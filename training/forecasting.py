@@ -345,11 +345,6 @@ def some_lives(view: DayView, history: HistoryBase, first_day: int, until_day: i
     return np.concatenate(lives)
 
 
-def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes) -> Calendar:
-    """The calendar of a dataset, its targets as rows of the users of a base."""
-    return of_dataset(dataset, history.users, attributes)
-
-
 def check_history(history: HistoryBase, recipe: LumosRecipe) -> None:
     """Whether a log is long enough, and days of it tell what targets ask about; before anything is trained.
 
@@ -376,14 +371,16 @@ def check_calendar(dataset: Dataset, recipe: LumosRecipe) -> None:
         target.check_kind(kinds)
 
 
-def check_targets(dataset: Dataset, history: HistoryBase, attributes: Attributes, reporter: Reporter) -> None:
-    """Whether it can be told whom of a base a calendar's events are for; says which are for nobody.
+def calendar_of(dataset: Dataset, history: HistoryBase, attributes: Attributes, reporter: Reporter) -> Calendar:
+    """The calendar of a dataset for the users of a base; says which of its events are for nobody.
 
     Raises:
-        DataError: it cannot.
+        DataError: it cannot be told whom events are for.
     """
-    for line in unmet(dataset, calendar_of(dataset, history, attributes)):
+    calendar = of_dataset(dataset, history.users, attributes)
+    for line in unmet(dataset, calendar):
         reporter.say(f"  {line}")
+    return calendar
 
 
 def ingredients(dataset: Dataset, recipe: LumosRecipe) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from lurm.artifacts import (
 )
 from lurm.attributes import Attributes, attributes_of, left_out_in_words
 from lurm.behavegpt.model import BehaveGptModel, write_model
+from lurm.calendars import Calendar
 from lurm.dataset import Dataset
 from lurm.encoder import UserEncoder, embed_all, open_encoder
 from lurm.errors import ArtifactError, GateClosed
@@ -188,8 +189,9 @@ class _Build:
         if "users" in dataset.tables:
             known = {"users_table": dataset.tables["users"].fingerprint, "erasures": self._living.erasures}
             self._stage("attributes", known, ("history",), lambda work: self._attributes(work, history))
+        calendar = None
         if "lumos" in recipe.models:
-            forecasting.check_targets(dataset, history, self._known(history), self._reporter)
+            calendar = forecasting.calendar_of(dataset, history, self._known(history), self._reporter)
         items, interests = ({**asdict(one), **table} for one in (recipe.item_embeddings, recipe.interests))
         self._stage("items", items, ("history",), lambda work: self._items(work, history))
         self._stage("interests", interests, ("history", "items"), lambda work: self._interests(work, history))
@@ -205,10 +207,10 @@ class _Build:
         )
         vectors = Embeddings(self._done["embeddings"]).vectors_ue
         self._stage("index", {"seed": recipe.seed}, ("embeddings",), lambda work: self._index(work, vectors))
-        if "lumos" in recipe.models:
+        if calendar is not None:
             config = forecasting.ingredients(dataset, recipe.lumos)
             read = tuple(kind for kind in ("history", "interests", "attributes") if kind in self._done)
-            self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary))
+            self._stage("lumos", config, read, lambda work: self._lumos(work, history, vocabulary, calendar))
         for kind in self._done:  # one of a model that was not asked for stays: its build may go on
             self._forget_checkpoints(kind)
         catalog = pl.DataFrame({"item_id": history.items.ids})
@@ -411,10 +413,8 @@ class _Build:
         config = {**trained.manifest.config, "aligned_to": old.space_id, "by": old.release_id}
         self._stage("encoder", config, ("history", "interests", "encoder"), turned)
 
-    def _lumos(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary) -> None:
-        attributes = self._known(history)
-        calendar = forecasting.calendar_of(self._dataset, history, attributes)
-        parts, kept = (history, vocabulary, attributes, calendar, self._recipe.lumos), self._checkpoint(work)
+    def _lumos(self, work: Draft, history: HistoryBase, vocabulary: InterestVocabulary, calendar: Calendar) -> None:
+        parts, kept = (history, vocabulary, self._known(history), calendar, self._recipe.lumos), self._checkpoint(work)
         with threadpool_limits(limits=1, user_api="openmp"):
             forecaster, trained = forecasting.train(*parts, checkpoint=kept, reporter=self._reporter)
         forecaster.write(work.path)

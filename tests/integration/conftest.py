@@ -5,14 +5,13 @@ from pathlib import Path
 import pytest
 from threadpoolctl import threadpool_limits
 
-from lurm.calendars import Calendar
+from lurm.calendars import Calendar, of_dataset
 from lurm.dataset import Dataset
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
 from lurm.saved import Audiences
 from tests.asking import saved
 from training import pipeline
-from training.forecasting import calendar_of
 from training.recipes import Recipe
 from training.world import Truth, WorldConfig, simulate
 
@@ -56,7 +55,7 @@ def release(small: Built) -> Release:
 
 @pytest.fixture(scope="module")
 def calendar(small: Built, release: Release) -> Calendar:
-    return calendar_of(Dataset.open(small.dataset), release.history, release.attributes)
+    return of_dataset(Dataset.open(small.dataset), release.history.users, release.attributes)
 
 
 @pytest.fixture(scope="module")

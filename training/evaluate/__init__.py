@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 import lurm
 from lurm.artifacts import digest_of
 from lurm.bounds import SEED
+from lurm.calendars import of_dataset
 from lurm.dataset import Dataset
 from lurm.errors import UsageError
 from lurm.live.segments import Living
@@ -59,7 +60,6 @@ from training.evaluate.probe import (
     with_labels,
 )
 from training.evaluate.questions import Question, Window, profile_questions, window_of, window_questions
-from training.forecasting import calendar_of
 from training.foretold import Repeated, Trial, Verdict, judge_next
 from training.recipes import GateConfig, Recipe
 from training.subject import Subject
@@ -154,7 +154,7 @@ class Judge:
         """
         recipe, parts = self._recipe, (release.history, release.vocabulary)
         if name == "lumos":
-            calendar = calendar_of(self._dataset, release.history, release.attributes)
+            calendar = of_dataset(self._dataset, release.history.users, release.attributes)
             lumos = replace(recipe.lumos, seed=self._seed)
             how: dict[str, Any] = {"n_cuts": n_cuts, "n_seeds": n_seeds, "rivals": not quick, "axes": axes}
             return judge_days(*parts, release.attributes, calendar, lumos, **how, reporter=self._reporter)
