@@ -11,7 +11,8 @@ SHELL         := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check lint fast bench quality format clean redis python
 
-PYTEST := $(BIN)/pytest -n $(JOBS)
+# Whoever is done takes from what the others have still to do; handed out beforehand, the last share kept one alone.
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 # $(call need,PACKAGE,COMMAND) - Debian's PACKAGE, unless COMMAND already succeeds. Root installs it; others
 # are told how.
