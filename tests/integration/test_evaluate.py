@@ -86,12 +86,28 @@ def altered(events: pl.DataFrame, cut_at: int, how: str, rng: np.random.Generato
     return pl.concat([past, future.with_columns(item_id=pl.Series(items, dtype=pl.String))])
 
 
-@pytest.mark.parametrize("how", ["deleted", "shifted", "shuffled"])
-def test_what_comes_after_the_cut_changes_no_feature(
-    small: Built, tmp_path: Path, how: str, rng: np.random.Generator
-) -> None:
+@pytest.fixture(scope="module")
+def window(small: Built) -> Window:
     window = window_of(small.release().history, Recipe().evaluate)
     assert window is not None
+    return window
+
+
+@pytest.fixture(scope="module")
+def known(small: Built, window: Window, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The features of whatever comes after the cut as it did."""
+    return features_before(small.dataset, window, tmp_path_factory.mktemp("past"))
+
+
+@pytest.mark.parametrize("how", ["deleted", "shifted", "shuffled"])
+def test_what_comes_after_the_cut_changes_no_feature(
+    small: Built,
+    window: Window,
+    known: dict[str, np.ndarray],
+    tmp_path: Path,
+    how: str,
+    rng: np.random.Generator,
+) -> None:
     other = shutil.copytree(small.dataset, tmp_path / "other")
     (log,) = other.glob("events*")
     files = [log] if log.is_file() else sorted(log.glob("*.parquet"))
@@ -99,9 +115,7 @@ def test_what_comes_after_the_cut_changes_no_feature(
     for file in files:
         file.unlink()
     altered(events, window.cut_at, how, rng).write_parquet(files[0])
-    known, also = (
-        features_before(dataset, window, tmp_path / f"past {i}") for i, dataset in enumerate((small.dataset, other))
-    )
+    also = features_before(other, window, tmp_path / "past")
     assert list(known) == list(also)
     for name, row in known.items():
         assert np.array_equal(row, also[name]), name
