@@ -21,6 +21,8 @@ os.environ.setdefault("POLARS_MAX_THREADS", "1")
 # A thread that waits for others lets them have its core. By default it spins, and what takes two processes of two
 # threads 8 seconds on two cores takes more than 100.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Hundreds of processes load lurm: one compiles it for all of them, wherever else nothing is to be kept.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import numpy as np
 import pytest
