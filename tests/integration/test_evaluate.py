@@ -57,7 +57,8 @@ def test_a_release_is_judged_beside_its_controls(small: Built, tmp_path: Path) -
 
 
 def test_judging_twice_is_judging_once(small: Built, tmp_path: Path) -> None:
-    judge = judge_of(small.dataset, tmp_path)
+    asked = Dataset.open(small.dataset).extra["evaluate"]
+    judge = judge_of(small.dataset, tmp_path, evaluate={**asked, "folds": 2})
     first, second = (judge.judge(small.release(), QUICK) for _ in range(2))
     assert first.tasks == second.tasks
     assert list(first.rows) == [first.embedding]
