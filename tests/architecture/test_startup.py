@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from lurm.settings import environment_of
+from tests import loaded
+
 HEAVY = {
     "torch",
     "faiss",
@@ -111,3 +114,12 @@ def test_everything_imports_and_runs_without_redis_and_opentelemetry(repository:
     assert said.splitlines()[0] == "redis is absent"
     assert {"lurm.cache", "lurm.release"} <= set(said.splitlines())
     assert any(row["variable"] == "LURM_REDIS_URL" for row in json.loads("[" + document))
+
+
+@pytest.mark.parametrize("words", [["config", "--json"], ["--version"], ["bild"], ["release", "list"]])
+def test_who_finds_libraries_loaded_says_what_anybody_says(words: list[str], tmp_path: Path) -> None:
+    environment = environment_of(artifacts_dir=tmp_path / "nowhere")
+    command = [sys.executable, "-m", "lurm", *words]
+    plain = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    found = loaded.run(words, environment, folder=tmp_path, timeout=120)
+    assert (found.returncode, found.stdout, found.stderr) == (plain.returncode, plain.stdout, plain.stderr)

@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from lurm.progress import Silent
 from lurm.release import Release, activate, current, list_releases, rollback, verify, withdraw
 from lurm.smen import encoder as smen
 from lurm.smen.config import REVISION
+from tests import loaded
 from tests.hearing import Hearing
 from tests.integration.conftest import Built, build
 
@@ -265,7 +264,7 @@ def test_kill_9_at_any_stage_leaves_the_old_release_and_the_next_build_resumes(s
     log.head(len(log) - 100).write_parquet(part)
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("[training]\nepochs = 4\n[encoder]\ndim = 32\n")
-    command = [sys.executable, "-m", "lurm", "build", str(tmp_path / "world"), "--recipe", str(recipe)]
+    command = ["build", str(tmp_path / "world"), "--recipe", str(recipe)]
 
     kills = 0
     for moment in [
@@ -286,22 +285,20 @@ def test_kill_9_at_any_stage_leaves_the_old_release_and_the_next_build_resumes(s
     assert kills >= 8, "a kill that hit nothing proves nothing"
 
     environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root)}
-    last = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    last = loaded.run(command, environment, check=True)
     assert "embeddings: nothing has changed, skipped" in last.stderr
     assert current(root) != small.built.release_id
     assert not list((root / "stages").glob(".*.draft")), "drafts of killed builds are removed"
 
     whole = tmp_path / "whole"
-    subprocess.run(command, env={**environment, "LURM_ARTIFACTS_DIR": str(whole)}, capture_output=True, check=True)
+    loaded.run(command, {**environment, "LURM_ARTIFACTS_DIR": str(whole)}, check=True)
     assert parts_of(root) == parts_of(whole), "killed and resumed nine times, the same to the bit"
 
 
 def _killed_at(moment: str, command: list[str], root: Path) -> bool:
     """Run a build and kill -9 it as soon as it says ``moment``; whether it was alive to be killed."""
     environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root)}
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as running:
+    with loaded.Process(command, environment) as running:
         assert running.stderr is not None
         for line in running.stderr:
             if line.startswith(moment):

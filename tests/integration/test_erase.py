@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +27,7 @@ from lurm.live.stream import Entry
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release, list_releases, rollback, verify
+from tests import loaded
 from tests.conftest import RedisServer
 from tests.integration.test_living import kept, rebuilt, seen, send
 
@@ -38,8 +37,7 @@ pytestmark = pytest.mark.slow
 def lurm(root: Path, *words: str, code: int = 0, **settings: str) -> Any:
     """What a command says with --json."""
     environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1", **settings}
-    command = [sys.executable, "-m", "lurm", *words, "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = loaded.run([*words, "--json"], environment)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from lurm.live import Arrived, Arriving, identity_of
 from lurm.live.place import FILE, open_live
 from lurm.live.segments import living
 from lurm.release import Release, held_through, rollback
+from tests import loaded
 from tests.conftest import RedisServer
 
 pytestmark = pytest.mark.slow
@@ -31,8 +30,7 @@ pytestmark = pytest.mark.slow
 def rebuild(dataset: Path, root: Path, **settings: str) -> str:
     """``lurm build``, as a user runs it; what it says."""
     environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(root), "LURM_THREADS": "1", **settings}
-    command = [sys.executable, "-m", "lurm", "build", str(dataset)]
-    done = subprocess.run(command, env=environment, capture_output=True, stdin=subprocess.DEVNULL, text=True)
+    done = loaded.run(["build", str(dataset)], environment)
     assert done.returncode == 0, done.stderr
     return done.stderr
 

@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,6 +21,7 @@ from lurm.erasure import NOTE
 from lurm.progress import Silent
 from lurm.release import Release
 from lurm.settings import environment_of
+from tests import loaded
 from tests.conftest import RedisServer
 from tests.waiting import until
 from training import pipeline
@@ -77,7 +76,7 @@ def forget_ledger(root: Path) -> None:
 class RunningServer:
     """``lurm serve`` in a process of its own."""
 
-    process: subprocess.Popen[str]
+    process: loaded.Process
     url: str = ""
     log: list[str] = field(default_factory=list)
 
@@ -120,15 +119,8 @@ def running_server(root: Path, *, workers: int = 1, **variables: object) -> Iter
     """A server all of whose workers serve, with these ``LURM_*`` settings (names in lower case); gone afterwards."""
     forget_ledger(root)
     environment = environment_of(workers=workers, **variables)
-    command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(root), "--port", "0"]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    ) as process:
+    words = ["serve", "--artifacts-dir", str(root), "--port", "0"]
+    with loaded.Process(words, environment, session=True) as process:
         server = RunningServer(process)
         ready = threading.Event()
         threading.Thread(target=_listen, args=(server, ready), daemon=True).start()

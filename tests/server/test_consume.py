@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -34,6 +33,7 @@ from lurm.release import activate, current
 from lurm.settings import environment_of
 from service import consumer as consuming
 from service.__main__ import register
+from tests import loaded
 from tests.conftest import RedisServer
 from tests.hearing import Hearing
 from tests.waiting import PATIENCE_S, until
@@ -65,7 +65,7 @@ def producer(redis_server: RedisServer) -> Iterator[redis.Redis]:
 class RunningConsumer:
     """``lurm consume`` in a process of its own."""
 
-    process: subprocess.Popen[str]
+    process: loaded.Process
     log: list[str] = field(default_factory=list)
 
     def says(self, words: str) -> None:
@@ -84,13 +84,8 @@ def start(release_root: Path, live_dir: Path) -> Iterator[Callable[..., RunningC
 
         def started(url: str, stream: str, *words: str, root: Path = release_root) -> RunningConsumer:
             environment = environment_of(live_dir=live_dir, artifacts_dir=root, stream_url=url)
-            command = [sys.executable, "-m", "lurm", "consume", "--stream", stream, *words]
-            process = stack.enter_context(
-                subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                    env=environment,
-                )
-            )  # fmt: skip
+            command = ["consume", "--stream", stream, *words]
+            process = stack.enter_context(loaded.Process(command, environment, stdout=subprocess.PIPE))
             stack.callback(process.kill)
             consumer = RunningConsumer(process)
             assert process.stderr is not None

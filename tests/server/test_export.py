@@ -9,8 +9,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import chdir, suppress
 from pathlib import Path
@@ -31,6 +29,7 @@ from service.admission import Admission
 from service.exports import _Stream
 from service.telemetry import Telemetry
 from service.threads import Exports
+from tests import loaded
 from tests.server.conftest import RunningServer, problem
 from tests.server.test_answers import events_of
 from tests.waiting import until
@@ -253,9 +252,9 @@ def test_a_point_in_time_is_the_same_inline_and_in_a_table(
     users = base.users.take(rows)
     table, out = tmp_path / "labels.csv", tmp_path / "then.parquet"
     table.write_text("user_id,timestamp\n" + "".join(f"{u},{at}\n" for u, at in zip(users, moments, strict=True)))
-    command = [sys.executable, "-m", "lurm", "export", str(out), "--as-of", str(table), "--json"]
+    command = ["export", str(out), "--as-of", str(table), "--json"]
     environment = environment_of(artifacts_dir=release_root, live_dir=tmp_path / "live")
-    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    ran = loaded.run(command, environment, check=True)
     assert json.loads(ran.stdout)["n_rows"] == len(rows)
     then = pq.read_table(out).sort_by("row")
     assert then["user_id"].to_pylist() == users
@@ -278,12 +277,9 @@ def test_users_nobody_knows_are_told_from_those_of_whom_nothing_was_known_yet(
     first, second = base.users.take(np.arange(2))
     moments = {first: base.watermark + 1, second: base.first_at, "nobody": base.watermark, "no one": base.first_at}
     table.write_text("user_id,timestamp\n" + "".join(f"{user},{at}\n" for user, at in moments.items()))
-    command = [sys.executable, "-m", "lurm", "export", str(out), "--as-of", str(table)]
+    command = ["export", str(out), "--as-of", str(table)]
     environment = environment_of(artifacts_dir=release_root, live_dir=tmp_path / "live")
-    ran = [
-        subprocess.run([*command, *words], capture_output=True, text=True, env=environment, check=True).stdout
-        for words in ((), ("--json",))
-    ]
+    ran = [loaded.run([*command, *words], environment, check=True).stdout for words in ((), ("--json",))]
     assert ran[0].endswith("; nothing was known yet: 1; nothing is known of the user: 2\n")
     told = json.loads(ran[1])
     assert (told["n_rows"], told["n_unknown"], told["n_strangers"]) == (4, 3, 2)
@@ -301,8 +297,7 @@ def test_the_recipes_work(page: str, release_root: Path, tmp_path: Path) -> None
     (tmp_path / "labels.csv").write_text(labels)
     environment = environment_of(artifacts_dir=release_root, live_dir=tmp_path / "live")
     for words in (["users.parquet"], ["training.parquet", "--as-of", "labels.csv"]):
-        command = [sys.executable, "-m", "lurm", "export", *words]
-        subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=True)
+        loaded.run(["export", *words], environment, folder=tmp_path, check=True)
     said: list[str] = []
     with chdir(tmp_path):
         test = doctest.DocTestParser().get_doctest(page.replace("```", "\n"), {}, "export.md", "export.md", 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from lurm.errors import UnknownName, UsageError
 from lurm.meanings import words_of
 from lurm.release import Release
 from service.interests import VocabularyAnswer, VocabularyInterestAnswer
+from tests import loaded
 from tests.server.conftest import RunningServer, problem
 from training.world import Truth
 
@@ -37,10 +36,7 @@ def found(client: httpx.Client, **query: Any) -> VocabularyAnswer:
 def lurm(release_root: Path) -> Any:
     """``lurm interests`` with these words."""
     environment = {**os.environ, "LURM_ARTIFACTS_DIR": str(release_root)}
-    command = [sys.executable, "-m", "lurm", "interests"]
-    return lambda *words: subprocess.run(
-        [*command, *words], env=environment, capture_output=True, text=True, check=False
-    )
+    return lambda *words: loaded.run(["interests", *words], environment)
 
 
 def test_every_planted_group_is_found_by_one_of_its_words(

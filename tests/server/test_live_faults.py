@@ -30,6 +30,7 @@ from lurm.live.sqlite import SqliteLiveEvents
 from lurm.release import Release
 from lurm.settings import environment_of
 from service.keys import new_key
+from tests import loaded
 from tests.conftest import RedisServer
 from tests.server.conftest import SYNCED, RunningServer, live_in, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
@@ -252,9 +253,8 @@ def test_beside_another_ledger_than_users_were_erased_by_no_server_starts(
 ) -> None:
     with start_server(live_dir=tmp_path / "live").client() as client:
         client.delete(f"/v1/users/{release.history.users[1]}").raise_for_status()
-    command = [sys.executable, "-m", "lurm", "serve", "--artifacts-dir", str(release_root), "--port", "0"]
-    environment = environment_of(live_dir=tmp_path / "other")
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    command = ["serve", "--artifacts-dir", str(release_root), "--port", "0"]
+    done = loaded.run(command, environment_of(live_dir=tmp_path / "other"), timeout=240)
     assert done.returncode == 4
     assert "is not there, and users of" in done.stderr
     assert not (tmp_path / "other").exists()

@@ -23,6 +23,7 @@ from lurm.live.place import FILE
 from lurm.live.redis import PREFIX
 from lurm.release import Release
 from lurm.settings import environment_of
+from tests import loaded
 from tests.conftest import RedisServer
 from tests.server.conftest import SYNCED, RunningServer, live_in, metric, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
@@ -327,11 +328,10 @@ def test_an_erasure_is_recorded_while_redis_is_away_and_complete_when_it_is_back
     store, folder = start_redis(*SYNCED), tmp_path / "live"
     asked, named = ("newcomer one", release.history.users[1]), ("newcomer two", release.history.users[2])
     server = start_server(live_dir=folder, **live_in(store))
-    command = [sys.executable, "-m", "lurm", "erase", *named, "--artifacts-dir", str(release_root)]
+    command = ["erase", *named, "--artifacts-dir", str(release_root)]
 
     def erase(*options: str) -> subprocess.CompletedProcess[str]:
-        environment = environment_of(live_dir=folder, **live_in(store))
-        return subprocess.run([*command, *options], env=environment, capture_output=True, text=True)
+        return loaded.run([*command, *options], environment_of(live_dir=folder, **live_in(store)))
 
     with server.client() as client, redis.Redis.from_url(store.url) as plain:
         at = int(release.history.watermark)

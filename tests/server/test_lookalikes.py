@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from lurm.progress import Silent
 from lurm.release import Release
 from lurm.rules import Listed
 from service.lists import LookalikesAnswer
+from tests import loaded
 from tests.server.conftest import problem, running_server
 
 K_MIN = 8
@@ -259,8 +258,8 @@ def test_the_command_writes_what_the_service_says(release_root: Path, release: R
     (tmp_path / "seeds.txt").write_text("\n".join(seeds) + "\n")
     environment = {**os.environ, "LURM_AUDIENCE_SEEDS": str(K_MIN), "LURM_LIVE_DIR": str(tmp_path / "live")}
     words = ["lookalike", str(tmp_path / "seeds.txt"), str(tmp_path / "audience.parquet"), "--count", str(len(hidden))]
-    command = [sys.executable, "-m", "lurm", *words, "--artifacts-dir", str(release_root)]
-    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=True)
+    command = [*words, "--artifacts-dir", str(release_root)]
+    done = loaded.run([*command, "--json"], environment, check=True)
     told = json.loads(done.stdout)
     table = pq.read_table(tmp_path / "audience.parquet")
     assert table["rank"].to_pylist() == list(range(1, len(hidden) + 1))
@@ -269,17 +268,17 @@ def test_the_command_writes_what_the_service_says(release_root: Path, release: R
     assert set(table["space_id"].to_pylist()) == {release.space_id}
     assert len(set(table["user_id"].to_pylist()) & set(hidden)) > len(hidden) / 4
     assert all(isinstance(one, list) for one in table["shared_interests"].to_pylist())
-    read = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    read = loaded.run(command, environment, check=True).stdout
     assert "what a size buys, by seeds held out:" in read
     first, second = release.attributes["star_sign"].values[:2]
     words = f"star_sign in ({first}, '{second}')", "registered_at known", "star_sign"
     options = ["--where", words[1], "--balance", words[2], "--like", "base", "--json"]
-    by_filter = [command[0], "-m", "lurm", "lookalike", f"where {words[0]}", *command[5:], *options]
-    done = subprocess.run(by_filter, env=environment, capture_output=True, text=True, check=True)
+    by_filter = ["lookalike", f"where {words[0]}", *command[2:], *options]
+    done = loaded.run(by_filter, environment, check=True)
     told = json.loads(done.stdout)
     assert told["health"]["n_found"] == (release.attributes["star_sign"].cells_u <= 2).sum()
     assert {one["value"] for one in told["mix"]} == set(release.attributes["star_sign"].values[2:])
-    none = subprocess.run([*command[:-2], "--artifacts-dir", str(release_root), "--percent", "3"], env=environment)
+    none = loaded.run([*command, "--percent", "3"], environment)
     assert none.returncode == 2, "count and percent"
 
 

@@ -6,8 +6,6 @@ import asyncio
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +24,7 @@ from lurm.progress import Silent
 from lurm.prospect import Occasion, Prospect
 from lurm.release import Release
 from service.foreteller import Foreteller
+from tests import loaded
 from tests.server.conftest import RunningServer, problem, running_server
 from training import pipeline
 from training.recipes import Recipe
@@ -151,10 +150,8 @@ def test_a_moment_is_asked_about_as_it_was(asked: httpx.Client, release: Release
     nothing = asked.get(f"/v1/users/{user}/next", params={"as_of": 0}).json()
     assert (nothing["n_events"], len(nothing["next"])) == (0, 10)
     words = ("--rollout", "3", "--paths", "4", "--seed", "4", "--as-of")
-    command = [sys.executable, "-m", "lurm", "next", user, *words, in_words(middle), "--json"]
-    answered = subprocess.run(
-        [*command, "--artifacts-dir", str(release_root)], capture_output=True, text=True, check=True, timeout=120
-    )
+    command = ["next", user, *words, in_words(middle), "--json"]
+    answered = loaded.run([*command, "--artifacts-dir", str(release_root)], check=True, timeout=120)
     assert json.loads(answered.stdout)["users"][0]["paths"] == then["paths"]
 
 
@@ -178,14 +175,10 @@ def test_what_is_done_before_it_is_known_is_not_asked(
     assert asked.get(asked_of, params={"at": watermark, "as_of": watermark}).status_code == 200
     problem(asked.get(asked_of, params={"at": watermark - 1}), 409, "unfulfillable")  # of the end of the log, then
     assert asked.get(asked_of, params={"at": watermark}).status_code == 200
-    command = [sys.executable, "-m", "lurm", "next", user, "--artifacts-dir", str(release_root), "--json"]
-    refused = subprocess.run(
-        [*command, "--at", "2001-01-01", "--as-of", "2001-01-02"], capture_output=True, text=True, timeout=120
-    )
+    command = ["next", user, "--artifacts-dir", str(release_root), "--json"]
+    refused = loaded.run([*command, "--at", "2001-01-01", "--as-of", "2001-01-02"], timeout=120)
     assert refused.returncode == Unfulfillable.exit_code and "2001-01-02" in refused.stderr
-    early = subprocess.run(
-        [*command, "--as-of", "1975-03-01", "--rollout", "2"], capture_output=True, text=True, timeout=120, check=True
-    )
+    early = loaded.run([*command, "--as-of", "1975-03-01", "--rollout", "2"], timeout=120, check=True)
     wanted = {"steps": 2, "as_of": "1975-03-01"}
     paths = asked.post(f"/v1/users/{user}/rollout", json=wanted).json()["paths"]
     assert json.loads(early.stdout)["users"][0]["paths"] == paths and 0 < len(paths[0]) <= 2
@@ -202,8 +195,7 @@ def test_a_release_without_the_model_says_what_to_do(without: Path, release: Rel
 @pytest.mark.slow
 def test_the_command_prints_what_the_service_answers(release_root: Path, without: Path, release: Release) -> None:
     def lurm(folder: Path, *words: str, code: int = 0) -> Any:
-        command = [sys.executable, "-m", "lurm", "next", *words, "--artifacts-dir", str(folder), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = loaded.run(["next", *words, "--artifacts-dir", str(folder), "--json"])
         assert done.returncode == code, done.stderr
         return json.loads(done.stdout) if done.stdout else done.stderr
 
@@ -214,7 +206,7 @@ def test_the_command_prints_what_the_service_answers(release_root: Path, without
     (row,) = lurm(release_root, *drawn)["users"]
     assert len(row["paths"]) == 16 and max(map(len, row["paths"])) <= 5
     folder = ("--artifacts-dir", str(release_root))
-    said = subprocess.run([sys.executable, "-m", "lurm", "next", *drawn, *folder], capture_output=True, text=True)
+    said = loaded.run(["next", *drawn, *folder])
     steps = [step for path in row["paths"] for step in path]
     assert any(step["location"] for step in steps)
     for step in steps:
