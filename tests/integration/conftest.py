@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from lurm.dataset import Dataset
 from lurm.progress import Reporter, Silent
 from lurm.release import Release
 from lurm.saved import Audiences
+from lurm.settings import environment_of
+from tests import loaded
 from tests.asking import saved
 from training import pipeline
 from training.recipes import Recipe
@@ -80,3 +83,17 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (folder / "dataset.toml").open("a") as file:
         file.write("\n[training]\nepochs = 1\n\n[encoder]\ndim = 32\n")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_root(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts as ``lurm build`` leaves them the first time, for nobody to change."""
+    root = tmp_path_factory.mktemp("tiny-root") / "artifacts"
+    loaded.run(["build", str(tiny)], environment_of(artifacts_dir=root, threads=1), check=True)
+    return root
+
+
+@pytest.fixture
+def root(tiny_root: Path, tmp_path: Path) -> Path:
+    """The same, for this test alone."""
+    return shutil.copytree(tiny_root, tmp_path / "artifacts")

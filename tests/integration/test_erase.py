@@ -58,9 +58,10 @@ def lurm_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
     return run
 
 
-def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back(tiny: Path, tmp_path: Path) -> None:
-    root = tmp_path / "artifacts"
-    older = rebuilt(tiny, root)
+def test_an_erased_user_leaves_every_answer_then_every_file_and_never_comes_back(
+    tiny: Path, root: Path, tmp_path: Path
+) -> None:
+    older = Release.open(root)
     users, items = older.history.users.ids.to_pylist(), older.history.items
     gone, back, other, newcomer = users[7], users[20], users[8], "newcomer-1234567"
     end = older.history.watermark
@@ -147,10 +148,9 @@ def _erase_up_to(root: Path, release: Release, user_id: str, moment: int) -> Non
 
 
 def test_ids_are_meant_without_the_blanks_around_them_and_nobody_is_missed_in_silence(
-    tiny: Path, tmp_path: Path
+    root: Path, tmp_path: Path
 ) -> None:
-    root, file = tmp_path / "artifacts", tmp_path / "leavers.txt"
-    release = rebuilt(tiny, root)
+    release, file = Release.open(root), tmp_path / "leavers.txt"
     first, second, last, *_ = release.history.users.ids.to_pylist()
     event, live = release.history.items[3], (" live ", "live", "alive")
     send(root, release, [Event(user, event, "view", release.history.watermark + 9) for user in live])
@@ -172,9 +172,8 @@ def test_ids_are_meant_without_the_blanks_around_them_and_nobody_is_missed_in_si
     assert (exported["n_users"], exported["n_unknown"]) == (1, 1)
 
 
-def test_who_came_live_by_an_id_with_blanks_is_not_taken_for_another(tiny: Path, tmp_path: Path) -> None:
-    root, file, out = tmp_path / "artifacts", tmp_path / "cohort.txt", tmp_path / "some.parquet"
-    release = rebuilt(tiny, root)
+def test_who_came_live_by_an_id_with_blanks_is_not_taken_for_another(root: Path, tmp_path: Path) -> None:
+    release, file, out = Release.open(root), tmp_path / "cohort.txt", tmp_path / "some.parquet"
     users, end = release.history.users.ids.to_pylist(), release.history.watermark
     file.write_text("".join(f" {user}\n" for user in (*users[:2], "stranger")))
     send(root, release, [Event(f" {one}", release.history.items[3], "view", end + 9) for one in (users[0], "live")])
@@ -192,9 +191,8 @@ def test_who_came_live_by_an_id_with_blanks_is_not_taken_for_another(tiny: Path,
     assert known["n_events"].to_pylist() == [1, release.history.tail(users[1]), 1]
 
 
-def test_without_a_release_who_is_known_live_is_meant(tiny: Path, tmp_path: Path) -> None:
-    root = tmp_path / "artifacts"
-    release = rebuilt(tiny, tmp_path / "other")
+def test_without_a_release_who_is_known_live_is_meant(tiny_root: Path, tmp_path: Path) -> None:
+    root, release = tmp_path / "artifacts", Release.open(tiny_root)
     event = Event("newcomer", release.history.items[3], "view", release.history.watermark + 9)
     send(root, release, [event])
     told = lurm(root, "erase", " newcomer", "nobody")
@@ -207,11 +205,8 @@ def test_without_a_release_who_is_known_live_is_meant(tiny: Path, tmp_path: Path
     )
 
 
-def test_a_purge_finds_what_a_move_to_redis_left_behind(
-    tiny: Path, tmp_path: Path, start_redis: Callable[..., RedisServer]
-) -> None:
-    root, url = tmp_path / "artifacts", start_redis().url
-    release = rebuilt(tiny, root)
+def test_a_purge_finds_what_a_move_to_redis_left_behind(root: Path, start_redis: Callable[..., RedisServer]) -> None:
+    release, url = Release.open(root), start_redis().url
     newcomers = ("newcomer-1234567", "newcomer-7654321")
     send(root, release, [Event(user, "i", "view", release.history.watermark + 1) for user in newcomers])
     lurm(root, "erase", newcomers[0], "--purge", LURM_LIVE_URL=url)
@@ -220,10 +215,9 @@ def test_a_purge_finds_what_a_move_to_redis_left_behind(
 
 
 def test_with_another_ledger_nobody_comes_back_in_silence(
-    tiny: Path, tmp_path: Path, lurm_here: Callable[..., Any]
+    tiny: Path, root: Path, tmp_path: Path, lurm_here: Callable[..., Any]
 ) -> None:
-    root, elsewhere, out = tmp_path / "artifacts", tmp_path / "elsewhere", str(tmp_path / "all.parquet")
-    release = rebuilt(tiny, root)
+    release, elsewhere, out = Release.open(root), tmp_path / "elsewhere", str(tmp_path / "all.parquet")
     gone, other, *_ = release.history.users.ids.to_pylist()
     assert lurm_here(root, "embed", gone, LURM_LIVE_DIR=str(elsewhere))["unknown"] == [], "nobody was erased yet"
     assert lurm_here(root, "erase", gone)["n_known"] == 1

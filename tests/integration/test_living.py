@@ -84,9 +84,8 @@ def kept(root: Path) -> list[Arrived]:
     return asyncio.run(run())
 
 
-def test_events_move_into_the_next_base_with_no_gap_and_no_double_count(tiny: Path, tmp_path: Path) -> None:
-    root = tmp_path / "artifacts"
-    first = rebuilt(tiny, root)
+def test_events_move_into_the_next_base_with_no_gap_and_no_double_count(tiny: Path, root: Path) -> None:
+    first = Release.open(root)
     users = first.history.users.take(np.arange(12))
     items = first.history.items.take(np.arange(20))
     end = first.history.watermark
@@ -140,9 +139,8 @@ def test_events_move_into_the_next_base_with_no_gap_and_no_double_count(tiny: Pa
     assert seen(root, fifth, everybody) == after
 
 
-def test_without_live_events_a_rebuild_has_nothing_to_do(tiny: Path, tmp_path: Path) -> None:
-    root = tmp_path / "artifacts"
-    first = rebuilt(tiny, root)
+def test_without_live_events_a_rebuild_has_nothing_to_do(tiny: Path, root: Path) -> None:
+    first = Release.open(root)
     send(root, first, [])
     assert "history: nothing has changed, skipped" in rebuild(tiny, root)
 
@@ -163,10 +161,11 @@ def test_a_log_of_days_that_comes_to_tell_moments_is_told_to_leave_repeats_out(t
     assert 'warning: of the base before they were kept, so it holds another past; duplicates = "keep"' in said
 
 
-def test_a_store_put_back_to_before_a_build_takes_events_that_the_next_build_finds(tiny: Path, tmp_path: Path) -> None:
+def test_a_store_put_back_to_before_a_build_takes_events_that_the_next_build_finds(
+    tiny: Path, root: Path, tmp_path: Path
+) -> None:
     """The release holds arrivals that this store has not given yet; what gets them must not be taken for held."""
-    root = tmp_path / "artifacts"
-    first = rebuilt(tiny, root)
+    first = Release.open(root)
     user, item, end = first.history.users[0], first.history.items[0], first.history.watermark
     send(root, first, [Event(user, item, "view", end + 1)])
     store = root / "live" / FILE
@@ -186,10 +185,9 @@ def test_a_store_put_back_to_before_a_build_takes_events_that_the_next_build_fin
 
 
 def test_events_that_a_move_to_redis_leaves_behind_are_told_until_a_build_has_taken_them(
-    tiny: Path, tmp_path: Path, start_redis: Callable[..., RedisServer]
+    tiny: Path, root: Path, start_redis: Callable[..., RedisServer]
 ) -> None:
-    root, url = tmp_path / "artifacts", start_redis().url
-    first = rebuilt(tiny, root)
+    first, url = Release.open(root), start_redis().url
     user, live = first.history.users[0], root / "live"
     send(root, first, [Event(user, first.history.items[n], "view", first.history.watermark + n) for n in (1, 2)])
     told = f"{live / FILE} has 2 live events that no release holds"
