@@ -27,8 +27,10 @@ from pathlib import Path
 from subprocess import PIPE
 from typing import IO, Any, cast
 
-LIBRARIES = ("torch", "numba", "scipy.optimize", "faiss", "fastapi", "uvicorn", "redis.asyncio", "httpx", "typer")
+LIBRARIES = ("torch", "numba", "scipy.stats", "faiss", "fastapi", "uvicorn", "redis.asyncio", "httpx", "typer")
 """What takes long to load and starts no thread, which a fork would be without."""
+OF_TRAINING = ("torch._dynamo",)
+"""What torch loads when it first trains, as long again."""
 _TOLD_BYTES = 2**17
 
 
@@ -219,7 +221,7 @@ def _buried(process: int, status: int) -> None:
 
 
 if __name__ == "__main__":
-    for library in LIBRARIES:
+    for library in LIBRARIES + OF_TRAINING:
         import_module(library)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a fork of several threads is of one alone"
     assert not {"lurm", "service", "training", "polars"} & set(sys.modules), "each process is to load them by itself"

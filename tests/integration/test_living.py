@@ -149,6 +149,7 @@ def test_a_log_of_days_that_comes_to_tell_moments_is_told_to_leave_repeats_out(t
     acts = [(f"u{user}", f"i{(user * act) % 9}", act) for user in range(30) for act in range(20)]
     log = tmp_path / "shop" / "events.csv"
     log.parent.mkdir()
+    (log.parent / "dataset.toml").write_text("[training]\nepochs = 1\n\n[encoder]\ndim = 32\n")
     lines = [f"{user},{item},2024-{1 + act // 5:02d}-{1 + act % 5:02d}" for user, item, act in [*acts, *acts[:50]]]
     log.write_text("\n".join(["user_id,item_id,timestamp", *lines]))
     said = rebuild(log.parent, tmp_path / "artifacts")
