@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from lurm.progress import Silent
 from lurm.prospect import Occasion
 from lurm.release import Release
+from tests import loaded
 from tests.chains import chained
 from tests.lively import lively_world
 from tests.together import train
@@ -103,13 +104,8 @@ def test_torchrun_builds_the_release_that_one_process_builds(tmp_path: Path) -> 
     alike = "[behavegpt.network]\ndropout = 0.0\n[behavegpt.training]\nepochs = 1\ngiven = 0.0\n"
     (tmp_path / "fast.toml").write_text('models = ["behavegpt"]\n' + RECIPE + alike)
     words = ["lurm", "build", str(tmp_path / "world"), "--recipe", str(tmp_path / "fast.toml"), "--json"]
-    alone = subprocess.run(
-        [sys.executable, "-m", *words, "--artifacts-dir", str(tmp_path / "alone")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=240,
+    alone = loaded.run(
+        [*words[1:], "--artifacts-dir", str(tmp_path / "alone")], folder=tmp_path, check=True, timeout=240
     )
     outcome = torchrun(2, *words, "--artifacts-dir", str(tmp_path / "both"), folder=tmp_path)
     assert outcome.returncode == 0, outcome.stderr
