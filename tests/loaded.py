@@ -149,6 +149,7 @@ def _parent() -> socket.socket:
     theirs.close()
 
     def end() -> None:
+        ours.shutdown(socket.SHUT_RDWR)  # whoever else may still hold it
         ours.close()
         parent.wait()
 
