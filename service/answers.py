@@ -211,8 +211,8 @@ class ReadyAnswer(BaseModel):
 
     status: Literal["ready"]
     live_events: Literal["up", "away"] = Field(
-        description="away: their store does not answer or cannot be written to, so none are taken, and answers may be "
-        "without the newest."
+        description="away: their store does not answer or cannot be written to, or its disk is full, so none are "
+        "taken, and answers may be without the newest."
     )
 
 

@@ -14,6 +14,8 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import lurm
+from lurm.erasure import LedgerCorrupt
+from lurm.live import Unavailable
 from service.answers import InfoAnswer, LimitsAnswer, LiveAnswer, ReadyAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
@@ -63,7 +65,7 @@ async def ready(request: Request) -> Response:
     """200 when a release is open and embeddings are being computed; a cache that is away does not matter.
 
     Nor do live events: answers go on without the newest, as `X-Lurm-Stale` says in each, and `live_events` here. Where
-    their folder cannot be written to, they are `away` as well, for none are taken.
+    their folder cannot be written to, or its disk is full, they are `away` as well, for none are taken.
     503 from the first signal to end on, while requests are still answered; and while the ledger of erasures is damaged
     or away, when nobody is.
     """
@@ -93,8 +95,14 @@ async def metrics(request: Request) -> Response:
 
 
 async def _are_live(serving: Serving) -> bool:
-    """Whether live events are taken, where their folder can be written to, and are in answers."""
-    return serving.live.why_not is None and await serving.histories.are_fresh()
+    """Whether live events are taken, where their store can be written to, and are in answers."""
+    if not await serving.histories.are_fresh():
+        return False
+    try:
+        await serving.live.written_to()[0].ensure_room()
+    except (Unavailable, LedgerCorrupt):
+        return False
+    return True
 
 
 def add_docs(app: FastAPI) -> None:

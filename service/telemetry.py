@@ -80,7 +80,8 @@ class Telemetry:
         self._arrivals = counter("lurm_live_events", "Events that were sent, by what became of them.", ["status"])
         self._live_up = newest(
             "lurm_live_up",
-            "1 where live events are taken and in answers; 0: their store does not answer, or cannot be written to.",
+            "1 where live events are taken and in answers; 0: their store does not answer or cannot be written to, or "
+            "its disk is full.",
         )
         self._erasures = counter("lurm_erasures", "Users erased.")
         self._jobs_open = added("lurm_jobs_open", "Jobs that wait or run, by how they stand.", ["kind", "state"])

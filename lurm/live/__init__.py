@@ -172,6 +172,14 @@ class LiveEvents(Protocol):
         """
         ...
 
+    async def ensure_room(self) -> None:
+        """Return where events would be taken now; next to nothing is written, and only where the last were not.
+
+        Raises:
+            Unavailable: they would not; also where the disk has so little room left that it soon will be so.
+        """
+        ...
+
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """What has happened to each user, in order."""
         ...

@@ -35,6 +35,10 @@ class AbsentLiveEvents:
         """Refused."""
         self._refuse()
 
+    async def ensure_room(self) -> None:
+        """There is none."""
+        self._refuse()
+
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """Only erasures happen to users; the moment of one is its arrival."""
         self._read()

@@ -1,7 +1,7 @@
 """Live events in Redis, for several hosts.
 
     {P}store        hash: id of the store, digest of its ledger, run of the Redis that last wrote, up to which arrival
-                    pruned
+                    pruned; tried, so that something is written
     {P}arrival      the last arrival
     {P}log          stream: <arrival>-0 -> user, moment of arrival, the event
     {P}u:<digest>   hash: seq, newest timestamp, when and at which arrival erased
@@ -155,6 +155,10 @@ class RedisLiveEvents:
         self.beyond(max((one.seq or 0 for one in kept), default=0))
         return kept
 
+    async def ensure_room(self) -> None:
+        """As ``LiveEvents``."""
+        await self._writes.ensure(self._try)
+
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """As ``LiveEvents``."""
         tails: asyncio.Future[list[LiveTail]] = asyncio.get_running_loop().create_future()
@@ -292,6 +296,11 @@ class RedisLiveEvents:
         await self._catch_up()
         answers = await self._written([(scripts.APPEND, self._arguments(one)) for one in batches])
         return [self._receipts(one) for one in answers]
+
+    async def _try(self) -> None:
+        await self._wake()
+        (answer,) = await self._written([(scripts.TRY, [])])
+        self._unless_failed(answer)
 
     def _arguments(self, arriving: Sequence[Arriving]) -> list[Any]:
         arguments: list[Any] = [int(self._clock() * 1000), REPEATS_S]

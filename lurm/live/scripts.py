@@ -46,6 +46,10 @@ for at = 5, #ARGV, 5 do
 end
 return {{forgotten, answers}}
 """
+TRY = f"""{_AWAKE}
+redis.call('HSET', P .. 'store', 'tried', 1)
+return {{forgotten, 1}}
+"""
 EVENTS = """
 local P, after = KEYS[1], tonumber(ARGV[2])
 if redis.call('HGET', P .. 'store', 'id') ~= ARGV[1] then

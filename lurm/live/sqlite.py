@@ -19,6 +19,7 @@ import contextlib
 import errno
 import fcntl
 import logging
+import os
 import sqlite3
 import time
 import uuid
@@ -37,6 +38,7 @@ FORMAT = 1
 _BUSY_S = 5.0  # a writer waits so long for the writer of another process
 _READER_BUSY_S = 0.25
 _AT_ONCE = 20_000  # events of one transaction
+_ROOM = 2**20  # bytes that a disk has left at least: what a large request takes, and the log of its pages
 _LOCK = ".live.lock"
 _REMEMBERED = 2**16  # users
 _T = TypeVar("_T")
@@ -111,6 +113,15 @@ class SqliteLiveEvents:
         """As ``LiveEvents``; what waits at the same moment is synced together, up to a bound."""
         return await self._writes.append(arriving)
 
+    async def ensure_room(self) -> None:
+        """As ``LiveEvents``."""
+        self._check_place()
+        with contextlib.suppress(OSError):  # there are file systems that do not tell
+            disk = os.statvfs(self._path.parent)
+            if disk.f_blocks and disk.f_bavail * disk.f_frsize < _ROOM:
+                raise Unavailable(f"the disk of {self._path.parent}, where live events are kept, is full")
+        await self._writes.ensure(self._try)
+
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
         """As ``LiveEvents``; a look into the page cache, for which no thread is worth waking."""
         with _unavailable():
@@ -173,6 +184,13 @@ class SqliteLiveEvents:
         for thread in (self._write_thread, self._read_thread):
             thread.shutdown()
         self._opened.close()
+
+    async def _try(self) -> None:
+        def write() -> None:
+            with transaction(self._writer) as writer:  # SQLite writes only what differs
+                writer.execute("INSERT OR REPLACE INTO facts VALUES ('tried', ?)", (str(time.time_ns()),))
+
+        await self._in_writer(write)
 
     async def _in_writer(self, call: Callable[[], _T]) -> _T:
         def checked() -> _T:

@@ -30,6 +30,7 @@ class Writes:
         self._waiting: deque[tuple[Sequence[Arriving], asyncio.Future[list[Receipt]]]] = deque()
         self._n_waiting = 0
         self._writing: asyncio.Task[None] | None = None
+        self._has_failed = False
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """The receipts of some events, once they are written; whatever fails in ``write`` fails here.
@@ -49,6 +50,16 @@ class Writes:
             self._writing = loop.create_task(self._write_all())
         return await receipts
 
+    async def ensure(self, attempt: Callable[[], Awaitable[object]]) -> None:
+        """Where the last events could not be written, see whether some could now; whatever fails there fails here.
+
+        Args:
+            attempt: writes next to nothing.
+        """
+        if self._has_failed:
+            await attempt()
+            self._has_failed = False
+
     async def end(self) -> None:
         """Finish what is being written."""
         if self._writing is not None:
@@ -62,6 +73,7 @@ class Writes:
                     answers = await self._write([arriving for arriving, _ in some])
                 except Exception as error:
                     answers = [error] * len(some)
+                self._has_failed = any(isinstance(answer, Exception) for answer in answers)
                 for (_, receipts), answer in zip(some, answers, strict=True):
                     if receipts.done():
                         continue

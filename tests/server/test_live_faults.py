@@ -32,7 +32,7 @@ from lurm.settings import environment_of
 from service.keys import new_key
 from tests import loaded
 from tests.conftest import RedisServer
-from tests.server.conftest import SYNCED, RunningServer, live_in, problem
+from tests.server.conftest import SYNCED, RunningServer, live_in, metric, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
 from tests.server.test_swaps import replace_one, workers_of
 from tests.waiting import PATIENCE_S, until
@@ -56,6 +56,13 @@ def stop(server: RunningServer) -> None:
 def refused(answer: httpx.Response) -> None:
     problem(answer, 503, "live-events-unavailable")
     assert int(answer.headers["retry-after"]) >= 1
+
+
+def live_events(client: httpx.Client) -> str:
+    """As `/health/ready` has them; `lurm_live_up` says the same."""
+    told: str = client.get("/health/ready").raise_for_status().json()["live_events"]
+    assert metric(client, "lurm_live_up ") == (told == "up")
+    return told
 
 
 # -- disks -------------------------------------------------------------------------------------------------------
@@ -130,7 +137,9 @@ def test_on_a_full_disk_events_are_refused_at_once_reads_go_on_and_it_recovers(
             assert embedded(client, known)[1] == release.history.tail(known)
             assert embedded(client, "writer")[1] == len(acknowledged)
             assert client.delete("/v1/users/stranger").status_code in (200, 503)
-        until(lambda: take(client).status_code == 200)
+            until(lambda: take(client).status_code == 503 and live_events(client) == "away")
+        assert live_events(client) == "up", "though nobody has sent anything"
+        assert take(client).status_code == 200
         assert embedded(client, "writer")[1] == len(acknowledged)
         assert client.delete("/v1/users/stranger").status_code == 200
     server.process.kill()
@@ -144,7 +153,9 @@ def test_a_server_that_begins_on_a_full_disk_reads_what_is_there(
     first = start_server(live_dir=small_disk)
     with first.client() as client:
         send(client, event("u", "i", AT))
+        assert live_events(client) == "up"
         with filled_disk(small_disk):
+            assert live_events(client) == "away", "before anybody is refused"
             refused(post(client, *(event("u", f"i{n}", AT + n, location="x" * 500) for n in range(1000))))
             assert embedded(client, "u")[1] == 1
             first.process.kill()
@@ -153,7 +164,9 @@ def test_a_server_that_begins_on_a_full_disk_reads_what_is_there(
             with second.client() as client:
                 assert embedded(client, "u")[1] == 1
                 refused(post(client, *(event("u", f"i{n}", AT + n, location="x" * 500) for n in range(100))))
+                assert live_events(client) == "away"
         with second.client() as client:
+            assert live_events(client) == "up"
             assert statuses(send(client, event("u", "j", AT + 1))) == ["accepted"]
 
 
@@ -173,11 +186,13 @@ def test_a_file_that_is_taken_away_takes_no_acknowledged_event_along(
         for n in range(4):
             answer = post(client, event("u", f"after {n}", AT + n))
             refused(answer)
+            assert live_events(client) == "away"
             assert "what was sent may be kept" in answer.json()["detail"]
             assert embedded(client, "u")[1] >= 1, "what was acknowledged can still be read"
             file.write_bytes(os.urandom(20_000))
         assert any("was moved or removed" in line for line in server.log)
         (tmp_path / "aside").rename(file)
+        assert live_events(client) == "up"
         assert statuses(send(client, event("u", "back", AT + 100))) == ["accepted"], "put back, it goes on"
         n_events = embedded(client, "u")[1]
     server.process.kill()
