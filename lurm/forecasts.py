@@ -94,7 +94,7 @@ class Forecaster:
         self.ends_at = history.ends_at if ends_at is None else ends_at
         self.calendar = calendar
         self._over: dict[int, Questions] = {}
-        self._users, self._stacks = history.users, network.compiled()
+        self._history, self._stacks = history, network.compiled()
         self._corrected = Calibrations(calibrations)
         self._teller = Teller(questions, self._corrected)
 
@@ -173,13 +173,20 @@ class Forecaster:
             as_of: epoch ms of the day; None: none is asked for.
 
         Raises:
-            Unfulfillable: it is farther off than the network foretells: nobody knows who was silent until then.
+            Unfulfillable: it is farther off than the network foretells: nobody knows who was silent until then; or no
+                day of the log is before it.
         """
         first_day, horizon = day_of(max(self.ends_at, last_at)) + 1, self.network.config.horizon
         if as_of is not None and day_of(as_of) > (latest := first_day + horizon):
             raise Unfulfillable(
                 f"as_of is {in_words(as_of)}, nothing is known from {in_words(first_day * DAY_MS)} on, and {horizon} "
                 f"days are foretold: ask from {in_words(latest * DAY_MS)} at the latest, or send what has happened"
+            )
+        if as_of is not None and day_of(as_of) <= (begin := day_of(self._history.begins_at)):
+            first, last, earliest = (in_words(day * DAY_MS) for day in (begin, day_of(self.ends_at), begin + 1))
+            raise Unfulfillable(
+                f"as_of is {in_words(as_of)}, and the log, from {first} to {last}, has nothing before it: ask from "
+                f"{earliest} at the earliest"
             )
         return first_day if as_of is None else day_of(as_of)
 
@@ -296,7 +303,7 @@ class Forecaster:
 
     def events(self, user_id: str, first_day: int, edits: Sequence[Edit] = ()) -> list[dict[str, Any]]:
         """What is on for a user within the horizon, as far as it is known: event_id, kind, start and end (epoch ms)."""
-        row = np.array([self._users.row(user_id)], np.int64)
+        row = np.array([self._history.users.row(user_id)], np.int64)
         known = self.edited(edits, first_day).known(row, first_day, self.reader.horizon, as_of=first_day * DAY_MS)
         return list(known.iter_rows(named=True))
 
@@ -359,7 +366,7 @@ class Forecaster:
 
     def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *asked: Questions) -> list[_Read]:
         """What the network says to each of these: days are foretold once, and added up for every horizon."""
-        rows = self._users.rows(batch.user_ids).astype(np.int64)
+        rows = self._history.users.rows(batch.user_ids).astype(np.int64)
         tokens, network = self.reader.read(batch, rows, calendar, first_day), self.network
         inputs, found = network.seen(Inputs.of(tokens, self.questions)), []
         with torch.no_grad():

@@ -44,7 +44,8 @@ _HEADERS: dict[int | str, dict[str, Any]] = {200: {"headers": STALE_HEADER}}
 async def forecast(request: Request, user_id: UserId, days: Days = None, as_of: AsOf = None) -> Response:
     """Every target of the release, from the day after the newest event on, or another; live events included.
 
-    A day farther off than the release foretells is 409: nothing is known of the time until then.
+    A day farther off than the release foretells is 409: nothing is known of the time until then. So is one before which
+    the log has nothing.
 
     A probability is calibrated; an amount is given that there is one, on average; half of them are above `typical`,
     nine of ten between `low` and `high`, and the error of `guess`, as a share of the truth, is least; `expected` is

@@ -384,7 +384,7 @@ class UserMethods(ABC):
 
         Raises:
             UnknownUser: no history is known.
-            Unfulfillable: the release has no forecasts.
+            Unfulfillable: the release has no forecasts, or as of that day there is none.
             LurmError: the service refused, or did not answer.
         """
         asked = id_of(user_id)

@@ -11,6 +11,7 @@ import pytest
 from lurm.history import HistoryBatch
 from lurm.moments import LATEST
 from lurm.release import Release
+from tests.server.conftest import problem
 
 DAY = 86_400_000
 
@@ -246,6 +247,26 @@ def test_horizons_and_strangers(client: httpx.Client, user_id: str) -> None:
     assert client.get(f"/v1/users/{user_id}/forecast?days=300").status_code == 409
     assert client.get(f"/v1/users/{user_id}/forecast?days=0").status_code == 422
     assert client.get("/v1/users/nobody/forecast").status_code == 404
+
+
+def test_a_day_before_which_the_log_has_nothing_is_409(client: httpx.Client, release: Release, user_id: str) -> None:
+    """Of everybody a forecast had been told of nothing; what comes next says of how many events it is told."""
+    path, begin = f"/v1/users/{user_id}", datetime.fromtimestamp(release.history.begins_at / 1000, UTC)
+    earliest = f"{begin + timedelta(days=1):%Y-%m-%d}"
+    for day in (f"{begin:%Y-%m-%d}", "1999-05-05"):
+        for answer in (
+            client.get(f"{path}/forecast", params={"as_of": day}),
+            client.post(f"{path}/forecast", json={"edits": [], "as_of": day}),
+        ):
+            problem(answer, 409, "unfulfillable")
+            assert f"from {begin:%Y-%m-%d} to " in answer.json()["detail"]
+            assert f"ask from {earliest}" in answer.json()["detail"]
+        told = (
+            client.get(f"{path}/next", params={"as_of": day}),
+            client.post(f"{path}/rollout", json={"steps": 2, "as_of": day}),
+        )
+        assert [(one.json()["n_events"], one.json()["as_of"]) for one in told] == [(0, None)] * 2
+    assert client.get(f"{path}/forecast", params={"as_of": earliest}).status_code == 200
 
 
 def test_a_day_until_which_nothing_is_known_is_409(client: httpx.Client, release: Release, user_id: str) -> None:
