@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from lurm.days import day_of
 from lurm.errors import DataError, UsageError
-from tests.integration.conftest import Built
+from tests.integration.conftest import Built, build
 from training.__main__ import evaluate
 from training.evaluate.foretold import Days, Score, calibration_error, chance_error, squared_error
 
@@ -45,11 +46,15 @@ behaviors = ["view"]
 
 
 def run(small: Built, folder: Path, *words: str, horizon: int = 14) -> str:
+    return judged(small.dataset, small.root, RECIPE.format(horizon=horizon), folder, *words)
+
+
+def judged(dataset: Path, root: Path, asked_of: str, folder: Path, *words: str) -> str:
     recipe = folder / "recipe.toml"
-    recipe.write_text(RECIPE.format(horizon=horizon))
+    recipe.write_text(asked_of)
     app = typer.Typer()
     app.command()(evaluate)
-    asked = [str(small.dataset), "--recipe", str(recipe), "--model", "lumos", "--artifacts-dir", str(small.root)]
+    asked = [str(dataset), "--recipe", str(recipe), "--model", "lumos", "--artifacts-dir", str(root)]
     result = CliRunner().invoke(app, [*asked, *words])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
@@ -159,3 +164,15 @@ def test_without_chance_the_calibration_error_is_the_true_one_however_few_are_as
 def test_a_log_too_short_for_the_horizon_is_refused(small: Built, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="takes four times as many"):
         run(small, tmp_path, horizon=90)
+
+
+def test_where_all_users_do_the_same_it_is_said_why_nothing_can_be_judged(tmp_path: Path) -> None:
+    """Everybody comes every day: a table of nothing but names had been printed."""
+    folder, days = tmp_path / "daily", [(datetime(2024, 1, 1) + timedelta(days=n)).isoformat() for n in range(90)]
+    folder.mkdir()
+    lines = [f"u{user},i{(user + nth) % 7},view,{day}" for user in range(30) for nth, day in enumerate(days)]
+    (folder / "events.csv").write_text("\n".join(["user_id,item_id,behavior,timestamp", *lines]))
+    build(folder, tmp_path / "artifacts", training={"epochs": 1})
+    two, _, _ = RECIPE.format(horizon=14).rpartition("[[lumos.targets]]")
+    with pytest.raises(DataError, match=r"'churn' from 2024-03-17 on: 0 of 30 users.*\[\[lumos.targets\]\]"):
+        judged(folder, tmp_path / "artifacts", two, tmp_path, "--quick")

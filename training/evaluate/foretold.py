@@ -27,13 +27,14 @@ from sklearn.metrics import roc_auc_score
 from lurm.attributes import Attributes
 from lurm.calendars import Calendar
 from lurm.days import day_of
-from lurm.errors import UsageError
+from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import Context
-from lurm.phrases import likest
+from lurm.moments import in_words
+from lurm.phrases import counted, likest, quoted
 from lurm.progress import Reporter
 from lurm.rhythm import rhythm_width
 from lurm.targets import Labels
@@ -221,7 +222,8 @@ def judge(
         reporter: told what is going on.
 
     Raises:
-        DataError: what is left of the log before a cut is too short to learn from.
+        DataError: what is left of the log before a cut is too short to learn from; or after none do some users what a
+            target asks, and others not.
         UsageError: a target asks for what the log does not have, or there is no such axis.
     """
     axes = AXES if axes is None else axes
@@ -229,7 +231,8 @@ def judge(
         raise UsageError(f"there is no axis {unknown[0]!r} of LUMOS; {likest(unknown[0], list(AXES))}")
     end = day_of(history.begins_at) + days_of(history)
     horizon = recipe.for_log(end - day_of(history.begins_at)).network.horizon
-    scores = []
+    scores: list[Score] = []
+    alike: list[str] = []
     for cut_day in cuts or [end - horizon * (n + 1) for n in range(n_cuts)]:
         for seed in range(recipe.seed, recipe.seed + n_seeds):
 
@@ -243,6 +246,12 @@ def judge(
                 reporter.say(f"{name}:")
                 ways[name] = cut.together(trained(one) for one in variants)
             scores += cut.scores(ways)
+            alike = alike or cut.outcomes()
+    if all(one.auc is None and one.mape is None for one in scores):
+        raise DataError(
+            f"there is nothing to judge LUMOS by: of whoever is asked, all or none do it ({'; '.join(alike)}); ask "
+            "what some do and others do not, in [[lumos.targets]] of the recipe, or foretell from more days with --cuts"
+        )
     return Days(scores)
 
 
@@ -298,6 +307,17 @@ class _Cut:
                     found = auc, ece, chance, squared, mape
                     scores.append(Score(self._cut_day, self._seed, target.name, way, segment, *found))
         return scores
+
+    def outcomes(self) -> list[str]:
+        """Of how many users each target is asked, and how many of them did it."""
+        truth, begun = self._labels(self._cut_day), self._grid.born_b < self._cut_day
+        since, told = in_words(self._cut_day * DAY_MS), []
+        for at, target in enumerate(self.targets):
+            did_b = truth.happened_bq[begun, at]
+            n_asked, n_did = int((~np.isnan(did_b)).sum()), int(np.nansum(did_b))
+            of_whom = f"{n_did:,} of {counted(n_asked, 'user')}" if n_asked else "asked of nobody"
+            told.append(f"{quoted(target.name)} from {since} on: {of_whom}")
+        return told
 
     def ways(self, *, rivals: bool) -> dict[str, Said]:
         """What LUMOS and its rivals say."""
