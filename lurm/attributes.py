@@ -33,7 +33,7 @@ KIND = "attributes"
 FILE = "columns.json"
 VALUES_AT_MOST = 65_535
 _NAMES_FROM = 100  # values, from which on as many as half the users name them
-_VALUES_TOLD = 20
+VALUES_TOLD = 20
 _EXACT = 2.0**53  # beyond it, a float skips whole numbers
 
 
@@ -91,7 +91,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True)
 class AttributeFacts:
-    """One attribute in words, as ``/info`` lists it.
+    """One attribute in words, as the manifest of a release has it.
 
     Attributes:
         n_known: users of whom it is known.
@@ -316,7 +316,13 @@ def _facts_of(column: Attribute) -> AttributeFacts:
     low = high = None
     if column.kind != "category" and n_known:
         low, high = (float(one) for one in np.quantile(column.cells_u[known_u], [0.01, 0.99], method="nearest"))
-    return AttributeFacts(column.name, column.kind, n_known, len(values), values[:_VALUES_TOLD], low, high)
+    return AttributeFacts(column.name, column.kind, n_known, len(values), values[:VALUES_TOLD], low, high)
+
+
+def common_values(column: Attribute, k_min: int) -> list[str]:
+    """The values of a category that enough users have to be named, the most frequent first."""
+    counts = np.bincount(column.cells_u, minlength=len(column.values) + 1)[1:]
+    return [value for value, n in zip(column.values, counts.tolist(), strict=True) if n >= k_min]
 
 
 def spread(column: Attribute, alive_u: NDArray[np.bool_], *, k_min: int, most: int) -> Spread:

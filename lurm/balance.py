@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,30 +59,53 @@ def groups_of(attributes: Attributes, balance: Balance | None) -> tuple[NDArray[
     return groups_u, [*names, None]
 
 
-def parts_of(
+def counts_of(
     balance: Balance | None,
     groups_u: NDArray[np.int64] | None,
     n_groups: int,
     seeds: NDArray[np.int64],
     eligible_u: NDArray[np.bool_],
-) -> NDArray[np.float64] | None:
-    """(G,) what part of an audience each group is to have; None of no balance."""
+) -> NDArray[np.int64] | None:
+    """(G,) how many of those whose mix it is are of each group; None of no balance."""
     if balance is None or groups_u is None:
         return None
-    counts = np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[eligible_u], minlength=n_groups)
-    parts_g: NDArray[np.float64] = counts / max(counts.sum(), 1)
+    return np.bincount(groups_u[seeds] if balance.like == "seeds" else groups_u[eligible_u], minlength=n_groups)
+
+
+def parts_of(counts_g: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(G,) what part of an audience each group is to have."""
+    parts_g: NDArray[np.float64] = counts_g / max(counts_g.sum(), 1)
     return parts_g
 
 
 def mixed(
     rows: NDArray[np.int64],
     groups_u: NDArray[np.int64] | None,
-    shares_g: NDArray[np.float64] | None,
+    counts_g: NDArray[np.int64] | None,
     values: Sequence[str | None],
+    k_min: int,
 ) -> list[Mix]:
-    """The groups of an audience that were to have a part of it."""
-    if groups_u is None or shares_g is None:
+    """The groups of an audience that were to have a part of it.
+
+    Those are left out that some users are of, and fewer than ``k_min``, in the audience or among those whose mix it is;
+    and others, the smallest first, until what is missing counts no fewer either.
+
+    Args:
+        rows: of the audience.
+        groups_u: everybody's group.
+        counts_g: as ``counts_of`` has them.
+        values: what to call each group.
+        k_min: fewest users who are counted.
+    """
+    if groups_u is None or counts_g is None:
         return []
-    counts = np.bincount(groups_u[rows], minlength=len(shares_g))
-    told = zip(values, shares_g.tolist(), counts.tolist(), strict=True)
-    return [Mix(*one) for one in told if one[1] > 0]
+    own_g = np.bincount(groups_u[rows], minlength=len(counts_g))
+    told = [at for at in range(len(counts_g)) if counts_g[at] and not _are_few((counts_g[at], own_g[at]), k_min)]
+    while told and _are_few([n_g.sum() - n_g[told].sum() for n_g in (counts_g, own_g)], k_min):
+        told.remove(min(told, key=lambda at: (own_g[at], counts_g[at])))
+    parts_g = parts_of(counts_g)
+    return [Mix(values[at], float(parts_g[at]), int(own_g[at])) for at in told]
+
+
+def _are_few(counts: Iterable[int], k_min: int) -> bool:
+    return any(0 < n < k_min for n in counts)

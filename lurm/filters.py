@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.attributes import Attribute, Attributes
+from lurm.attributes import Attribute, Attributes, common_values
 from lurm.conditions import Acted, AllOf, AnyOf, Filter, NotThat, OfAttribute, canonical, parts_of
 from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
@@ -64,12 +64,15 @@ class Filters:
         base: of users and events.
         vocabulary: of interests.
         attributes: of its users.
+        k_min: fewest users who have a value that is offered in place of one that nobody has.
     """
 
-    def __init__(self, base: HistoryBase, vocabulary: InterestVocabulary, attributes: Attributes) -> None:
+    def __init__(
+        self, base: HistoryBase, vocabulary: InterestVocabulary, attributes: Attributes, k_min: int = 1
+    ) -> None:
         most = min(max(_REMEMBERED_BYTES // max(2 * len(base), 1), 1), _REMEMBERED)
         # without self: a cycle would keep the release in memory
-        self._known = _Known(base, vocabulary, attributes)
+        self._known = _Known(base, vocabulary, attributes, k_min)
         evaluated = functools.partial(_passing_of, self._known)
         self._passing = functools.lru_cache(most)(evaluated)
 
@@ -116,6 +119,7 @@ class _Known:
     base: HistoryBase
     vocabulary: InterestVocabulary
     attributes: Attributes
+    k_min: int
     row: int | None = None  # of the one user who is asked about; -1: a stranger; None: everybody is
 
     @property
@@ -154,18 +158,18 @@ def _evaluated(known: _Known, wanted: Filter, acted: Mapping[Acted, NDArray[np.b
         case NotThat():
             return ~_evaluated(known, wanted.excluded, acted)
         case OfAttribute():
-            passed_u = _of_attribute(known.attribute(wanted.attribute), wanted)
+            passed_u = _of_attribute(known, known.attribute(wanted.attribute), wanted)
             _refuse_contradictions(known, [wanted])
             return passed_u
         case Acted():
             return acted[wanted]
 
 
-def _of_attribute(column: Attribute, wanted: OfAttribute) -> NDArray[np.bool_]:
+def _of_attribute(known: _Known, column: Attribute, wanted: OfAttribute) -> NDArray[np.bool_]:
     passed_u = column.known_u
     if wanted.among is not None and column.kind == "category":
         among = np.zeros(len(column.values) + 1, bool)
-        among[_places(column, wanted.among)] = True
+        among[_places(known, column, wanted.among)] = True
         passed_u &= among[column.cells_u]
     elif wanted.among is not None:
         passed_u &= np.isin(column.cells_u, np.array([_number(column, value) for value in wanted.among], np.float64))
@@ -216,7 +220,7 @@ class _End(NamedTuple):
         return f"{_IN_WORDS[self.bound]} {at}"
 
 
-def _places(column: Attribute, values: Sequence[str | bool | int | float]) -> list[int]:
+def _places(known: _Known, column: Attribute, values: Sequence[str | bool | int | float]) -> list[int]:
     """The numbers of values of a category."""
     place_of: Callable[[str], int] = column.values.index
     if len(values) > _ONE_BY_ONE:
@@ -227,7 +231,8 @@ def _places(column: Attribute, values: Sequence[str | bool | int | float]) -> li
         try:
             places.append(place_of(text) + 1)
         except (ValueError, KeyError):
-            told = likest(text, column.values)
+            there = common_values(known.attributes[column.name], known.k_min)
+            told = likest(text, there) if there else f"none that it has is of {known.k_min:,} users"
             raise Unfulfillable(f"attribute {quoted(column.name)} of nobody is {quoted(text)}; {told}") from None
     return places
 

@@ -6,7 +6,7 @@ who does not pass the filter. Fewer seeds than ``k_min`` are refused, and no rea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lurm.artifacts import CHECKED, check_replaceable, replacing
 from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
-from lurm.balance import Balance, Mix, groups_of, mixed, parts_of
+from lurm.balance import Balance, Mix, counts_of, groups_of, mixed, parts_of
 from lurm.bounds import POSITIVE, Bound
 from lurm.conditions import Filter, document_of, filter_of
 from lurm.errors import Unfulfillable, UnknownName, UsageError
@@ -31,6 +31,7 @@ WEIGHT_AT_MOST = 1e6
 _REASONS = 10
 _ROWS = 32_768
 _EXPLAINED_AT_ONCE = 2_000
+_NO_PART = 1e-9
 _LEAST_WEIGHT = 1e-9  # of the largest; sums of less are lost in float32
 
 
@@ -127,7 +128,7 @@ class Found:
         interests: that it has more often than everybody.
         seeds: rows of the seeds.
         scores_u: (U,) how much everybody is like them.
-        mix: of a balanced audience, group by group.
+        mix: of a balanced audience, of each group that is told; see ``mixed``.
         groups_u: (U,) everybody's group, whose score is held against its own of ``audience.cutoffs_g``; those not known
             are the last. None where it is not balanced.
         asked: what for.
@@ -185,7 +186,7 @@ def find(
             release does not have what a filter names.
         UnknownName: there is no such saved audience.
     """
-    filters = filters or filters_of(release)
+    filters = filters or filters_of(release, k_min)
     users = release.history.users
     alive_u = np.ones(len(release.history), bool) if alive_u is None else alive_u
     passes_u = None if asked.where is None else filters.mask(asked.where)
@@ -222,7 +223,7 @@ def find(
         eligible_u[given[given >= 0]] = False
     if passes_u is not None:
         eligible_u &= passes_u
-    shares_g = parts_of(asked.balance, groups_u, len(values), seeds, eligible_u)
+    counts_g = counts_of(asked.balance, groups_u, len(values), seeds, eligible_u)
     audience = cut(
         scores_u,
         eligible_u,
@@ -232,16 +233,16 @@ def find(
         health=health_of(len(given), _repeats(given, asked), seeds, release.embeddings.n_events, lookalike, n_negative),
         passes_u=alive_u if passes_u is None else passes_u & alive_u,
         groups_u=groups_u,
-        shares_g=shares_g,
+        shares_g=None if counts_g is None else parts_of(counts_g),
     )
     interests = Interests(release.vocabulary).over_indexed(release.history, audience.rows, top=reasons, k_min=k_min)
-    mix = mixed(audience.rows, groups_u, shares_g, values)
+    mix = mixed(audience.rows, groups_u, counts_g, values, k_min)
     return Found(audience, interests, seeds, scores_u, mix, groups_u, asked, k_min)
 
 
-def filters_of(release: Release) -> Filters:
-    """Filters over the users of a release."""
-    return Filters(release.history, release.vocabulary, release.attributes)
+def filters_of(release: Release, k_min: int = 1) -> Filters:
+    """Filters over the users of a release; no error names a value that fewer than ``k_min`` have."""
+    return Filters(release.history, release.vocabulary, release.attributes, k_min)
 
 
 def why(release: Release, found: Found, rows: NDArray[np.int64], top: int) -> list[list[int]]:
@@ -303,14 +304,22 @@ def in_words(told: Mapping[str, Any], asked: Asked, k_min: int) -> str:
                 f"  {one['lift']:4.1f} times, {one['share']:4.0%} of them: {one['interest']}, {one['description']}"
                 for one in told["interests"]
             ),
-            *(["the mix, wanted and found:"] if told["mix"] else []),
-            *(
-                f"  {one['wanted']:6.1%}, {one['n_users'] / max(told['n_users'], 1):6.1%}: "
-                f"{'not known' if one['value'] is None else one['value']}"
-                for one in told["mix"]
-            ),
+            *(_mix_in_words(told, k_min) if asked.balance is not None else []),
         ]
     )
+
+
+def _mix_in_words(told: Mapping[str, Any], k_min: int) -> Iterator[str]:
+    """The mix, and how much of it is not told by value."""
+    yield "the mix, wanted and found:"
+    n_users, n_others, others = max(told["n_users"], 1), told["n_users"], 1.0
+    for one in told["mix"]:
+        value = "not known" if one["value"] is None else one["value"]
+        yield f"  {one['wanted']:6.1%}, {one['n_users'] / n_users:6.1%}: {value}"
+        n_others, others = n_others - one["n_users"], others - one["wanted"]
+    if n_others or others > _NO_PART:
+        few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) have"
+        yield f"  {others:6.1%}, {n_others / n_users:6.1%}: values that {few}, and such as would tell how many"
 
 
 def _sized(told: Mapping[str, Any]) -> str:

@@ -144,7 +144,7 @@ class Audiences:
     ) -> None:
         self.release, self.definitions, self.k_min = release, definitions, k_min
         self._who_is_alive = Alive(release.history, ledger)
-        self._filters = filters or filters_of(release)
+        self._filters = filters or filters_of(release, k_min)
         self._made: dict[str, Made] = {}
         self._stacked: tuple[tuple[tuple[str, str], ...], Stack] | None = None
         self._lock = threading.RLock()

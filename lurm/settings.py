@@ -129,7 +129,8 @@ class Settings(BaseSettings):
         ge=1,
         description="Fewest seeds of a lookalike audience, and fewest people who share a reason that is told. What "
         "audiences share, and who came and went with a release, is not told where it, or sizes beside it, would count "
-        "some users, and fewer. Lists stay lists: who is in an audience is told to whoever may read.",
+        "some users, and fewer; nor are values of attributes, and their parts of a mix. Lists stay lists: who is in an "
+        "audience is told to whoever may read.",
     )
 
     job_users: int = Field(

@@ -174,11 +174,11 @@ class AttributeItem(BaseModel):
 
     name: str
     kind: Literal["category", "number", "moment"]
-    n_known: int = Field(description="Users of whom it is known.")
-    n_values: int = Field(description="Of a category; 0 of other kinds.")
-    values: list[str] = Field(description="Of a category, the most frequent first; at most 20.")
-    low: float | None = Field(description="98 % of all lie from here; of moments, epoch ms.")
-    high: float | None = Field(description="98 % of all lie up to here.")
+    n_known: int | None = Field(description="Users of whom it is known; null: some, and too few to tell.")
+    n_values: int = Field(description="Of a category, that somebody has; 0 of other kinds.")
+    values: list[str] = Field(description="Of a category, that enough users have, the most frequent first; at most 20.")
+    low: float | None = Field(description="98 % of all lie from here, or fewer; of moments, epoch ms. null: too few.")
+    high: float | None = Field(description="98 % of all lie up to here, or fewer.")
 
 
 class InfoAnswer(BaseModel):

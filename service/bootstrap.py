@@ -147,7 +147,7 @@ async def open_serving(shared: Shared, release: Release) -> AsyncIterator[Servin
         batch_wait_s=settings.batch_wait_ms / 1000,
         queue_users=settings.queue_users,
     )
-    filters = filters_of(release)
+    filters = filters_of(release, settings.audience_seeds)
     foreteller = Foreteller(release.next, queue_users=settings.queue_users)
     async with embedder, foreteller:
         yield Serving(

@@ -78,7 +78,11 @@ class OverIndexedInterest(BaseModel):
 
 
 class MixItem(BaseModel):
-    """One value of the attribute an audience is balanced on."""
+    """One value of the attribute an audience is balanced on.
+
+    Values are left out that fewer than `LURM_AUDIENCE_SEEDS` users have, in the audience or among those whose mix it
+    is, and others by which these could be counted.
+    """
 
     value: str | None = Field(description="null: those of whom it is not known.")
     wanted: float = Field(description="The part it was to have.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -14,9 +15,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 import lurm
+from lurm.attributes import VALUES_TOLD, Spread
 from lurm.erasure import LedgerCorrupt
 from lurm.live import Unavailable
-from service.answers import InfoAnswer, LimitsAnswer, LiveAnswer, ReadyAnswer
+from service.answers import AttributeItem, InfoAnswer, LimitsAnswer, LiveAnswer, ReadyAnswer
 from service.bootstrap import Serving, serving_of
 from service.direct import DirectRoute, as_json, problems
 from service.drain import Drain
@@ -26,12 +28,15 @@ from service.problems import NotReady
 router = APIRouter(route_class=DirectRoute, tags=["operations"])
 
 
-@router.get("/info", summary="What is being served", response_model=InfoAnswer)
+@router.get("/info", summary="What is being served", response_model=InfoAnswer, responses=problems(429))
 @needs("read")
 async def info(request: Request) -> Response:
-    """The release, its vector space and its size."""
+    """The release, its vector space and its size; of attributes what `GET /v1/attributes` tells of them, without
+    numbers of users.
+    """
     serving = serving_of(request)
     release = serving.release
+    attributes = await serving.threads.run(functools.partial(serving.audiences.spread, VALUES_TOLD))
     return as_json(
         {
             "version": lurm.__version__,
@@ -46,10 +51,15 @@ async def info(request: Request) -> Response:
             "n_events": release.history.n_events,
             "n_items": len(release.history.items),
             "n_interests": len(release.vocabulary),
-            "attributes": [dataclasses.asdict(one) for one in release.attributes.facts],
+            "attributes": [_without_numbers(one) for one in attributes],
             "limits": {name: getattr(serving.settings, name) for name in LimitsAnswer.model_fields},
         }
     )
+
+
+def _without_numbers(one: Spread) -> dict[str, Any]:
+    told = {name: getattr(one, name) for name in AttributeItem.model_fields}
+    return {**told, "values": [value.value for value in one.values]}
 
 
 @router.get("/health/live", summary="Is the process alive?", response_model=LiveAnswer)

@@ -29,7 +29,8 @@ class Lookalikes:
         expected: how many more of the seeds' kind probabilities take there to be, of those who pass the filter.
         interests: that it has more often than everybody.
         n_missing: how many fewer there are than its size asks for, where a mix cannot be filled.
-        mix: of a balanced audience, group by group: value, the part wanted, and n_users; else empty.
+        mix: of a balanced audience, group by group: value, the part wanted, and n_users; else empty. Groups of few
+            are left out.
         known: of each list of ids n_given, and how many of these are known, n_known.
     """
 

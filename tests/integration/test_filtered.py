@@ -196,3 +196,12 @@ def test_who_comes_and_goes_is_counted(release: Release, tmp_path: Path) -> None
     n_users = len(then.members("signs"))
     churn = saved(release, tmp_path).members("signs").facts["churn"]
     assert churn == {"since": "20200101T000000000-00000000", "joined": 0, "left": 0, "stayed": n_users, "why_not": None}
+
+
+def test_a_value_that_few_have_is_not_offered_in_place_of_one_that_nobody_has(release: Release) -> None:
+    value = release.attributes["star_sign"].values[0]
+    mistyped = filter_of({"attribute": "star_sign", "in": [f"{value}x"]})
+    with pytest.raises(Unfulfillable, match=f"did you mean '{value}'"):
+        filters_of(release, K_MIN).mask(mistyped)
+    with pytest.raises(Unfulfillable, match=r"none that it has is of 1,000 users$"):
+        filters_of(release, 1_000).mask(mistyped)

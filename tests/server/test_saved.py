@@ -31,6 +31,7 @@ from lurm.members import Members
 from lurm.release import Release, current, publish
 from lurm.rules import Alike, Combined, Listed
 from lurm.saved import Audiences
+from service.answers import InfoAnswer
 from service.interests import AttributesAnswer
 from service.lists import AudienceAnswer, AudiencesAnswer, JobAnswer, MembersAnswer, OverlapAnswer, PlacesAnswer
 from tests.server.conftest import problem, running_server
@@ -85,10 +86,12 @@ def test_what_is_saved_is_answered_by_every_worker(asked: httpx.Client, release:
     assert made["health"]["n_found"] == 30
     assert made["definition"] == {"like": like}
     assert (made["mix"], get(asked, "/v1/audiences/both")["mix"]) == ([], None)
-    balanced = {**like, "balance": {"attribute": "star_sign", "like": "base"}}
-    mix = put(asked, "balanced", like=balanced)["mix"]
-    assert {one["value"] for one in mix} == set(release.attributes["star_sign"].values)
-    assert sum(one["n_users"] for one in mix) == made["n_users"]
+    balanced = {**like, "size": {"percent": 100}, "balance": {"attribute": "star_sign", "like": "base"}}
+    of_sign = put(asked, "balanced", like=balanced)
+    assert {one["value"] for one in of_sign["mix"]} <= set(release.attributes["star_sign"].values)
+    n_told = [one["n_users"] for one in of_sign["mix"]]
+    assert min(n_told) >= K_MIN
+    assert of_sign["n_users"] - sum(n_told) not in range(1, K_MIN), "values that few have are left out"
     assert asked.delete("/v1/audiences/balanced").status_code == 200
     for _ in range(4):
         listed = AudiencesAnswer.model_validate(get(asked, "/v1/audiences")).audiences
@@ -121,6 +124,11 @@ def test_attributes_are_listed_with_the_values_a_filter_takes(asked: httpx.Clien
         assert [len(one.values) for one in client.attributes(k=1)] == [
             one.kind == "category" for one in told.attributes
         ]
+    info = {one.name: one for one in InfoAnswer.model_validate(get(asked, "/info")).attributes}
+    for attribute in told.attributes:
+        beside = info[attribute.name]
+        assert beside.values == [value.value for value in attribute.values][:20], "the same are told, and no others"
+        assert (beside.n_known, beside.low, beside.high) == (attribute.n_known, attribute.low, attribute.high)
     (sign,) = [one for one in told.attributes if one.name == "star_sign"]
     assert all(one.n_users >= K_MIN for one in sign.values)
     assert sum(one.n_users for one in sign.values) <= (sign.n_known or 0)

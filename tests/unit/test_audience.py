@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
+from lurm.balance import mixed
 from lurm.errors import UsageError
 from lurm.ranking import ranked
 
@@ -337,6 +338,28 @@ def test_a_balanced_audience_has_the_mix_it_is_told_to_have() -> None:
         own = np.flatnonzero(attribute == group)
         mine = found.rows[attribute[found.rows] == group]
         assert set(mine) == set(own[np.argsort(-scores[own], kind="stable")[: len(mine)]])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8).filter(
+        lambda of: sum(counted for counted, _ in of) > 0
+    )
+)
+@example([(100, 3), (100, 40)])
+@example([(5, 30), (60, 30), (60, 12)])
+def test_a_mix_tells_of_no_value_that_some_users_have_and_fewer_than_k(of: list[tuple[int, int]]) -> None:
+    """Of each value: of how many the mix is, and how many are in the audience."""
+    k_min, of = 10, [(counted, own if counted else 0) for counted, own in of]
+    counts_g, own_g = (np.array(one) for one in zip(*of, strict=True))
+    groups_u, values = np.repeat(np.arange(len(of)), own_g), [*map(str, range(len(of) - 1)), None]
+    found = mixed(np.arange(len(groups_u)), groups_u, counts_g, values, k_min)
+    told = [values.index(one.value) for one in found]
+    assert [(one.wanted, one.n_users) for one in found] == [(counts_g[at] / counts_g.sum(), own_g[at]) for at in told]
+    for all_g in (counts_g, own_g):
+        for n in (*all_g[told], *([all_g.sum() - all_g[told].sum()] if told else [])):
+            assert n == 0 or n >= k_min
+    if all(counted == 0 or (counted >= k_min and (own == 0 or own >= k_min)) for counted, own in of):
+        assert told == [at for at, (counted, _) in enumerate(of) if counted]
 
 
 @pytest.mark.parametrize("given", [{}, {"percent": 1, "count": 3}, {"percent": 0}, {"percent": 101}, {"count": 0}])
