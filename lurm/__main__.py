@@ -329,7 +329,7 @@ def lookalike(
         n_groups=groups,
     )
     saved, reporter = audiences.opened(config, release), TerminalReporter()
-    asked = audiences.all_meant(asked, saved.release.history.users)
+    asked = audiences.all_meant(asked, saved.release.history, config)
     found, known = saved.find(asked, reporter), saved.known(asked)
     lookalikes.write(saved.release, found, destination, reporter)
     of = {"release": saved.release.release_id, "space_id": saved.release.space_id}

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,7 @@ from lurm.console import ArtifactsDir, AsJson, emit
 if TYPE_CHECKING:
     from lurm.audience import Size
     from lurm.balance import Balance
-    from lurm.identifiers import Identifiers
+    from lurm.history import HistoryBase
     from lurm.lookalikes import Asked
     from lurm.readers import Format
     from lurm.rules import Rule
@@ -112,6 +113,7 @@ def save(
     """
     import orjson
 
+    from lurm import settings
     from lurm.conditions import parse
     from lurm.errors import UsageError
     from lurm.progress import TerminalReporter
@@ -139,12 +141,13 @@ def save(
         size = sized(percent, count, probability)
         rule = Alike(asked_of(like, size, negative or [], exclude or [], where, balance=balanced(balance, mix),
                               expected=expected, include_seeds=include_seeds, n_groups=groups))  # fmt: skip
-    audiences = _opened(artifacts_dir)
-    known = audiences.release.history.users
+    config = settings.load({"artifacts_dir": artifacts_dir})
+    audiences = opened(config)
+    base = audiences.release.history
     if isinstance(rule, Listed):
-        rule = Listed(known.meant(rule.user_ids))
+        rule = Listed(ids_meant(rule.user_ids, base, config))
     elif isinstance(rule, Alike):
-        rule = Alike(all_meant(rule.asked, known))
+        rule = Alike(all_meant(rule.asked, base, config))
     audiences.put(name, rule)
     told = audiences.told_once_saved(name, rule, TerminalReporter())
     found = f"saved, but of this release: {told['why_not']}" if told["why_not"] else f"{told['n_users']:,} users"
@@ -345,12 +348,23 @@ def _told_apart(given: Sequence[str]) -> tuple[list[str], list[str]]:
     return ids, [one[1:] for one in given if one.startswith("@")]
 
 
-def all_meant(asked: Asked, users: Identifiers) -> Asked:
-    """The same with the ids that are meant, see ``Identifiers.meant``."""
+def all_meant(asked: Asked, base: HistoryBase, config: Settings) -> Asked:
+    """The same with the ids that are meant, see ``ids_meant``."""
     from dataclasses import replace
 
-    seeds, negatives, exclude = (users.meant(some) for some in (asked.seeds, asked.negatives, asked.exclude))
+    lists = asked.seeds, asked.negatives, asked.exclude
+    meant = iter(ids_meant([one for ids in lists for one in ids], base, config))
+    seeds, negatives, exclude = (list(itertools.islice(meant, len(ids))) for ids in lists)
     return replace(asked, seeds=seeds, negatives=negatives, exclude=exclude)
+
+
+def ids_meant(ids: Sequence[str], base: HistoryBase, config: Settings) -> list[str]:
+    """The ids that are meant by what stands in a file, see ``lurm.histories.all_meant``."""
+    import asyncio
+
+    from lurm.histories import all_meant
+
+    return asyncio.run(all_meant(base, ids, config.live_folder, config.live_url))
 
 
 def known_in_words(known: Mapping[str, Mapping[str, int]]) -> list[str]:

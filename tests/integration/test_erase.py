@@ -181,6 +181,13 @@ def test_who_came_live_by_an_id_with_blanks_is_not_taken_for_another(root: Path,
     assert (told["n_users"], told["n_unknown"]) == (1, 2), "the release does not know who came live"
     assert pq.read_table(out)["user_id"].to_pylist() == [users[1]]
 
+    file.write_text("".join(f" {user}\n" for user in (*users[:12], "stranger")))
+    few = {"LURM_AUDIENCE_SEEDS": "5"}
+    told = lurm(root, "audience", "save", "some", "--users", str(file), **few)
+    assert (told["n_users"], told["known"]["users"]) == (11, {"n_given": 13, "n_known": 11})
+    told = lurm(root, "lookalike", str(file), str(tmp_path / "alike.parquet"), "--exclude", str(file), **few)
+    assert (told["health"]["n_found"], told["known"]["exclude"]["n_known"]) == (11, 11)
+
     table, soon = tmp_path / "table.csv", int(time.time()) + 60
     asked = (f" {users[0]}", f" {users[1]}", " live")
     table.write_text("user_id,timestamp\n" + "".join(f"{one},{soon}\n" for one in asked))
