@@ -406,6 +406,31 @@ def usual_targets(features: DayFeatures, kinds: Sequence[str], horizon: int) -> 
     return tuple(targets)
 
 
+def check_names(targets: Sequence[Target], most: int) -> None:
+    """Whether targets that differ in more than the horizon have names that differ, whatever days are asked for.
+
+    Args:
+        targets: of a recipe.
+        most: days that can be asked for.
+
+    Raises:
+        UsageError: two would be told under one name.
+    """
+    for days in range(1, most + 1):
+        asked: dict[str, tuple[Target, Target]] = {}
+        for own in targets:
+            about = own.over(days)
+            other, first = asked.setdefault(about.name, (own, about))
+            if own is not other and own.name == other.name:
+                raise UsageError(f"two targets are called {own.name!r}; give each a name of its own")
+            if about != first:
+                raise UsageError(
+                    f"targets {other.name!r} and {own.name!r} would both be called {about.name!r} where "
+                    f"{counted(days, 'day')} {'is' if days == 1 else 'are'} asked for; let their names say what they "
+                    "differ in"
+                )
+
+
 def _of_one_day(name: str) -> str:
     """A name, "1 day" where it says "1 days"."""
     return re.sub(_APART.format(1, "s"), r"\1", name, flags=re.IGNORECASE)

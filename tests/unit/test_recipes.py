@@ -121,6 +121,32 @@ def test_two_tasks_of_one_name_are_refused() -> None:
         Recipe.of({"evaluate": {"tasks": tasks}})
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "x"), "two targets are called 'x'; give each a name of its own"),
+        (("buys in 7 days", "buys in 28 days"), "would both be called 'buys in 1 day' where 1 day is asked for"),
+        (("buys in 7 days", "buys, 28 days, in 14 days"), None),
+        (("buys in 7 days", "buys in 14 days"), "both be called 'buys in 14 days' where 14 days are asked for"),
+        (("buys in 7 days", "orders in 28 days"), None),
+    ],
+)
+def test_targets_that_would_be_told_under_one_name_are_refused(names: tuple[str, str], message: str | None) -> None:
+    """Asked about other days than their own, numbers in names follow these."""
+    first, second = names
+    targets = [
+        {"name": first, "kind": "active", "days": 7, "behaviors": ["buy"]},
+        {"name": second, "kind": "active", "days": 28, "behaviors": ["buy", "order"]},
+    ]
+    if message is None:
+        assert len(Recipe.of({"lumos": {"targets": targets}}).lumos.targets) == 2
+    else:
+        with pytest.raises(SettingsError, match=message):
+            Recipe.of({"lumos": {"targets": targets}})
+    alike = [{**one, "behaviors": ["buy"]} for one in targets]
+    assert first == second or Recipe.of({"lumos": {"targets": alike}}), "one question, told once"
+
+
 def test_tasks_of_every_kind_are_read() -> None:
     tables = [
         {"name": "g", "column": "gender", "positive": ["F"]},

@@ -38,6 +38,7 @@ from lurm.errors import SettingsError, UsageError
 from lurm.interests import VocabularyConfig
 from lurm.items import ItemConfig
 from lurm.smen.config import SmenConfig
+from lurm.targets import check_names
 from lurm.validate import Held
 from training.behave import BehaveTrainConfig
 from training.forecasting import LumosRecipe
@@ -220,6 +221,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check(self, seed=SEED)
+        check_names(self.lumos.targets, self.lumos.network.horizon)
 
     @property
     def beside(self) -> tuple[str, ...]:
