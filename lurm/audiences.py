@@ -441,7 +441,7 @@ def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
         there = f"the columns {', '.join(columns)}" if columns else "no columns"
         raise UsageError(f"{path} has {there}, expected user_id, and weight if any")
     ids, cells, n_malformed = list[str | None](), list[Any](), 0
-    for chunk in read(path, format, ["user_id", "weight"], rows=_ROWS):
+    for chunk in read(path, format, ["user_id", "weight"], rows=_ROWS, numbers=["weight"]):
         n_malformed += len(chunk.malformed)
         if "user_id" in chunk.columns:
             ids += as_text(chunk.columns["user_id"], "user_id").to_list()

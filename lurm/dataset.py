@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -281,7 +281,8 @@ class Dataset:
             return None
         table, config = self.tables["users"], self.config.users
         id_, frames = table.columns["user_id"], []
-        for chunk in self._chunks(table, [id_, *table.attributes]):
+        numbers = {name for name in table.attributes if config.attributes.get(name) != "category"}
+        for chunk in self._chunks(table, [id_, *table.attributes], numbers):
             cells = {
                 name: cells_of(chunk.columns[name], name, config.attributes.get(name))
                 for name in table.attributes
@@ -329,10 +330,10 @@ class Dataset:
         ]
         return pl.concat(frames or [pl.DataFrame(schema=dict.fromkeys(columns, pl.String))]).drop_nulls()
 
-    def _chunks(self, table: Table, columns: Sequence[str]) -> Iterator[Chunk]:
+    def _chunks(self, table: Table, columns: Sequence[str], numbers: Collection[str] = ()) -> Iterator[Chunk]:
         n_rows = n_malformed = 0
         for file in files_of(table.path):
-            for chunk in read(file, _format(file), columns, rows=_ROWS, lists=True):
+            for chunk in read(file, _format(file), columns, rows=_ROWS, lists=True, numbers=numbers):
                 n_rows += len(chunk.rows)
                 n_malformed += len(chunk.malformed)
                 yield chunk

@@ -9,6 +9,7 @@ Every rule about one row is here. Rules about several (repeats, rows without an 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -312,10 +313,12 @@ class EventLog:
         Raises:
             DataError: a file is truncated or corrupt, or a column is of a type that cannot hold its meaning.
         """
-        sources = list(dict.fromkeys(source for source in self.columns.model_dump().values() if source))
+        named = [source for source in self.columns.model_dump().values() if source]
+        sources = list(dict.fromkeys(named))
+        amounts = [one for one in sources if one == self.columns.value and named.count(one) == 1]
         for at in range(len(self.files)) if only is None else (only,):
             file, name = self.files[at], self.names[at]
-            for chunk in read(file, _format(file, self.config), sources, rows=rows):
+            for chunk in read(file, _format(file, self.config), sources, rows=rows, numbers=amounts):
                 for reason in (Reason.NOT_UTF8, Reason.MALFORMED):
                     lines = [line for line in chunk.malformed if line.is_utf8 == (reason is Reason.MALFORMED)]
                     numbers = np.array([line.row for line in lines], np.int64)
@@ -434,7 +437,9 @@ def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | No
 
 def _separators(files: Sequence[Path], config: EventsConfig, column: str | None) -> Separators:
     """What all cells of a column say, of as many rows at a time as a batch has."""
-    chunks = (chunk for file in files for chunk in read(file, _format(file, config), [column or ""], rows=_ROWS))
+    amounts = [column or ""]
+    parts = (read(file, _format(file, config), amounts, rows=_ROWS, numbers=amounts) for file in files)
+    chunks = itertools.chain.from_iterable(parts)
     return Separators.of(array for chunk in chunks for array in chunk.columns.values())
 
 

@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -209,6 +209,7 @@ def read(
     *,
     rows: int,
     lists: bool = False,
+    numbers: Collection[str] = (),
     block_bytes: int = BLOCK_BYTES,
 ) -> Iterator[Chunk]:
     """The rows of a file in order, these columns alone.
@@ -219,6 +220,8 @@ def read(
         rows: of one chunk at most.
         lists: columns may hold lists: of texts, which become one text, joined by blanks, or of numbers, which
             stay lists. Without it a JSON row with a list is malformed.
+        numbers: columns whose JSON numbers are numbers; of others those of several kinds are text, with all their
+            digits, as ids have them.
         block_bytes: of text parsed at once; the rows do not depend on it.
 
     Raises:
@@ -230,7 +233,7 @@ def read(
         elif format == "csv":
             chunks = _csv(_blocks(file, block_bytes), columns)
         else:
-            chunks = _jsonl(_blocks(file, block_bytes), columns, lists)
+            chunks = _jsonl(_blocks(file, block_bytes), columns, lists, numbers)
         for raw in chunks:
             chunk = _decoded(_joined(raw) if lists else raw)
             malformed = chunk.malformed
@@ -324,7 +327,7 @@ def _parquet(file: Path, columns: Sequence[str], rows: int) -> Iterator[Chunk]:
             raise pa.ArrowInvalid(f"it holds {start} rows, and its footer promises {source.metadata.num_rows}")
 
 
-def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool) -> Iterator[Chunk]:
+def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool, numbers: Collection[str]) -> Iterator[Chunk]:
     start = 0
     for block in blocks:
         lines = [line for line in block.split(b"\n") if line.strip()]
@@ -335,7 +338,9 @@ def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool) -> Iter
         broken = {i for i, record in enumerate(records) if record is None}
         for name, values in cells.items():
             kinds = set(map(type, values)) - {type(None)}
-            if float in kinds:
+            if name in numbers and kinds <= {int, float}:
+                _to_one_kind(values)
+            elif float in kinds:
                 _keep_digits(values, name, lines)
             if refused := kinds & ({dict} if lists and kinds == {list} else {dict, list}):
                 broken.update(i for i, value in enumerate(values) if type(value) in refused)
@@ -361,6 +366,12 @@ def _keep_digits(values: list[Any], name: str, lines: list[bytes]) -> None:
     for at, value in enumerate(values):
         if type(value) is float and abs(value) >= _LARGEST_INTEGER:
             values[at] = json.loads(lines[at], parse_int=str)[name]
+
+
+def _to_one_kind(numbers: list[Any]) -> None:
+    """Make floats of all where some are, or are too large for an array of integers."""
+    if any(type(number) is float or (number is not None and abs(number) >= _LARGEST_INTEGER) for number in numbers):
+        numbers[:] = [number if number is None else float(number) for number in numbers]
 
 
 def _joined_cell(value: Any) -> Any:

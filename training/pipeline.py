@@ -74,7 +74,7 @@ from training.subject import Subject, catalog_of, column_of, given_vectors, text
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {
     "history": 3,
-    "attributes": 3,
+    "attributes": 4,
     "items": 1,
     "interests": 4,
     "encoder": 4,

@@ -199,6 +199,15 @@ def test_attributes_of_any_type_are_read(folder):
     assert users["since"].dtype == pl.Datetime("us", "Europe/Paris")
 
 
+def test_json_numbers_with_and_without_decimals_are_an_attribute_of_numbers_unless_it_is_told_to_be_a_category(folder):
+    rows = [{"user_id": f"u{n}", "income": income} for n, income in enumerate([5, 7.25, 10**20, None])]
+    (folder / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    users = opened(folder).users()
+    assert users["income"].to_list() == [5.0, 7.25, 1e20, None]
+    as_texts = Dataset.open(folder, recipe={"users": {"attributes": {"income": "category"}}}).users()
+    assert as_texts["income"].to_list() == ["5", "7.25", "100000000000000000000", None]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_an_attribute_is_of_the_kind_it_is_told_to_be_and_what_is_not_is_empty(folder, suffix):
     table = pl.DataFrame(

@@ -172,6 +172,17 @@ def test_json_numbers_keep_all_their_digits_however_long_they_are(write):
     assert not malformed
 
 
+def test_json_numbers_of_both_kinds_are_numbers_where_numbers_are_read(write):
+    written = ["5", "7.25", "100000000000000000000", "null", "1e3"]
+    file = write("\n".join(f'{{"id": {number}, "income": {number}}}' for number in written), "users.jsonl")
+    (chunk,) = read(file, "jsonl", ("id", "income"), rows=9, numbers=["income"])
+    assert chunk.columns["income"].to_pylist() == [5.0, 7.25, 1e20, None, 1000.0]
+    file.write_text("\n".join(f'{{"income": {number}}}' for number in (5, 2**63, None)).replace("None", "null"))
+    (large,) = read(file, "jsonl", ("income",), rows=9, numbers=["income"])
+    assert large.columns["income"].to_pylist() == [5.0, 2.0**63, None]
+    assert chunk.columns["id"].to_pylist() == ["5", "7.25", "100000000000000000000", None, "1000"]
+
+
 def test_json_that_is_not_utf8_is_malformed(write):
     file = write(b'{"a": 1}\n{"a": "\xff"}\n', "log.jsonl")
     assert rows_of(file, "jsonl", ("a",)) == ([(0, 1)], [(1, '{"a": "�"}')])
