@@ -10,7 +10,7 @@ import time
 from lurm import release
 from lurm.erasure import ledger_of
 from lurm.live import REPEATS_S, segments
-from lurm.live.place import is_begun, left_behind, open_live
+from lurm.live.place import is_begun, left_behind, open_live, taken
 from lurm.live.segments import Living
 from lurm.settings import Settings
 
@@ -34,13 +34,15 @@ def living(config: Settings, *, take: bool = False) -> Living:
     if take and (behind := left_behind(folder, config.live_url, held)):
         _log.warning("%s; %s", *behind)
 
-    async def taken() -> Living:
+    async def all_taken() -> Living:
         async with open_live(folder, config.live_url, held) as live:
             events, ledger = live.written_to()
             kept = release.live_through(root, events.store_id)
             await events.prune(kept, forget_before=int((time.time() - REPEATS_S) * 1000))
-            return await segments.take(events, folder, ledger)
+            found = await segments.take(events, folder, ledger)
+            await taken(folder, events, dict(found.through).get(events.store_id, 0))
+            return found
 
     if is_begun(folder, config.live_url) and take:
-        return asyncio.run(taken())
+        return asyncio.run(all_taken())
     return segments.living(folder, ledger)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lurm.artifacts import write_durably
 from lurm.erasure import FILE as LEDGER
 from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.live import LiveEvents, Unavailable, segments
@@ -17,6 +19,8 @@ from lurm.live.sqlite import SqliteLiveEvents, events_beyond
 from lurm.phrases import counted
 
 FILE = "live.sqlite"
+IN_REDIS = "in-redis"
+"""There while Redis was given events that no build has taken since."""
 _log = logging.getLogger(__name__)
 
 
@@ -121,7 +125,10 @@ async def open_live(
     else:
         beyond = _anywhere(folder, held)
         try:
-            live = await RedisLiveEvents.open(url, ledger, held=beyond, store_id=store_id, lookup_s=lookup_s)
+            given = functools.partial(_note_given, folder)
+            live = await RedisLiveEvents.open(
+                url, ledger, held=beyond, store_id=store_id, given=given, lookup_s=lookup_s
+            )
         except Unavailable as error:
             if not or_without:
                 raise
@@ -135,10 +142,18 @@ async def open_live(
 def left_behind(folder: Path, url: str | None, held: Callable[[str], int]) -> tuple[str, str] | None:
     """Where Redis keeps live events, and the SQLite file has some that no build has taken: what is so, and what to do.
 
+    Or the other way round, as far as is known: Redis itself is not asked.
+
     Args:
         folder, url, held: as of ``open_live``.
     """
     path = folder / FILE
+    if url is None and (noted := folder / IN_REDIS).exists():
+        return (
+            f"Redis was given live events that no build has taken, as {noted} says: without LURM_LIVE_URL they are in "
+            "no answer and no build",
+            "run `lurm build` once with LURM_LIVE_URL, which takes them in for good; or remove that file",
+        )
     if url is None or not path.exists():
         return None
     try:
@@ -151,6 +166,32 @@ def left_behind(folder: Path, url: str | None, held: Callable[[str], int]) -> tu
         f"{path} {has}: with LURM_LIVE_URL they are in no answer and no build",
         "run `lurm build` once without LURM_LIVE_URL, which takes them in for good; or move the file away",
     )
+
+
+async def taken(folder: Path, live: LiveEvents, through: int) -> None:
+    """Note that a build holds what Redis was given, unless it was given more meanwhile.
+
+    Args:
+        folder: as of ``open_live``.
+        live: the store.
+        through: the last arrival that is held.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+    if live.kind == "redis":
+        (folder / IN_REDIS).unlink(missing_ok=True)
+        if await live.last() > through:  # asked last: who gave it more before it was gone need not have noted it
+            _note_given(folder)
+
+
+def _note_given(folder: Path) -> None:
+    path = folder / IN_REDIS
+    if not path.exists():
+        try:
+            write_durably(path, b"Redis was given live events that no build has taken\n")
+        except OSError as error:  # they are kept all the same
+            _log.warning("%s cannot be written (%s)", path, error.strerror)
 
 
 def _anywhere(folder: Path, held: Callable[[str], int]) -> Callable[[str], int]:

@@ -96,6 +96,7 @@ class RedisLiveEvents:
         self._run: bytes | None = b""
         self._held = self._n_caught_up = 0
         self._is_other = self._is_ready = self._syncs_on_demand = False
+        self._given: Callable[[], None] = lambda: None
 
     @classmethod
     async def open(
@@ -105,6 +106,7 @@ class RedisLiveEvents:
         *,
         held: Callable[[str], int] = lambda store_id: 0,
         store_id: str | None = None,
+        given: Callable[[], None] = lambda: None,
         timeout_s: float = 2.0,
         lookup_s: float | None = None,
         clock: Callable[[], float] = time.time,
@@ -117,6 +119,7 @@ class RedisLiveEvents:
             ledger, timeout_s, lookup_s, clock, monotonic: as above.
             held: the last arrival of a store that any base holds.
             store_id: that was begun by somebody this one belongs to: no other is, and Redis is asked when it must be.
+            given: called whenever Redis was given events, before anybody is told that they are kept.
 
         Raises:
             SettingsError: the redis package is missing, the URL is not one, or this Redis drops what it runs short of
@@ -125,6 +128,7 @@ class RedisLiveEvents:
         """
         redis = connect(url, timeout_s=timeout_s, setting="LURM_LIVE_URL")
         store = cls(redis, ledger, timeout_s=timeout_s, lookup_s=lookup_s, clock=clock, monotonic=monotonic)
+        store._given = given
         try:
             store._store_id = await store._begun() if store_id is None else store_id
             store.beyond(held(store._store_id))
@@ -151,7 +155,10 @@ class RedisLiveEvents:
 
     async def append(self, arriving: Sequence[Arriving]) -> list[Receipt]:
         """As ``LiveEvents``."""
-        kept = await self._writes.append(arriving)
+        try:
+            kept = await self._writes.append(arriving)
+        finally:
+            self._given()
         self.beyond(max((one.seq or 0 for one in kept), default=0))
         return kept
 

@@ -40,9 +40,11 @@ def rebuilt(dataset: Path, root: Path) -> Release:
     return Release.open(root)
 
 
-def send(root: Path, release: Release, events: Sequence[Event], erase: Sequence[str] = ()) -> None:
+def send(
+    root: Path, release: Release, events: Sequence[Event], erase: Sequence[str] = (), url: str | None = None
+) -> None:
     async def run() -> None:
-        async with open_live(root / "live", None, lambda store_id: held_through(root, store_id)) as live:
+        async with open_live(root / "live", url, lambda store_id: held_through(root, store_id)) as live:
             store, ledger = live.written_to()
             drops = release.history.drops_duplicates
             await store.append([Arriving(one, identity_of(one, ledger, drops_duplicates=drops)) for one in events])
@@ -209,3 +211,22 @@ def test_events_that_a_move_to_redis_leaves_behind_are_told_until_a_build_has_ta
     (live / FILE).write_text("nonsense\n" * 500)
     found = doctor.check_live(live, url, root)
     assert (found.verdict, f"{live / FILE} may have live events" in found.found) == ("warn", True)
+
+
+def test_events_that_a_move_to_sqlite_leaves_behind_are_told_until_a_build_has_taken_them(
+    tiny: Path, tmp_path: Path, start_redis: Callable[..., RedisServer]
+) -> None:
+    root, url = tmp_path / "artifacts", start_redis().url
+    first = rebuilt(tiny, root)
+    user, live = first.history.users[0], root / "live"
+    n_before, told = len(first.history.history(user)), "Redis was given live events that no build has taken"
+    for n in (1, 2):
+        assert doctor.check_live(live, None, root).verdict == "ok"
+        send(root, first, [Event(user, first.history.items[n], "view", first.history.watermark + n)], url=url)
+        found = doctor.check_live(live, None, root)
+        assert (found.verdict, told in found.found, "with LURM_LIVE_URL" in found.advice) == ("warn", True, True)
+        assert told in rebuild(tiny, root)
+        assert len(Release.open(root).history.history(user)) == n_before + n - 1, "no build without Redis sees them"
+        assert told not in rebuild(tiny, root, LURM_LIVE_URL=url)
+        assert told not in rebuild(tiny, root)
+        assert len(Release.open(root).history.history(user)) == n_before + n
