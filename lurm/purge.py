@@ -264,7 +264,7 @@ class Erasing:
         noted = letters.files(self._live_folder)
         below = {path: path for one in noted for path in (one, *letters.rotated(one))} | below
         files = sorted(path for path in below.values() if path.is_file())
-        return Remains([path for path in files if wanted.stand_in(path)], wanted.short)
+        return Remains([path for path in files if letters.hold(path, wanted)], wanted.short)
 
     def _base(self) -> HistoryBase | None:
         active = current(self._root)

@@ -67,7 +67,7 @@ class Wanted:
             if head.startswith(_WAL) and self._has_ledger:
                 return _holds(path, self._records, _anywhere)
             if path.suffix in (".json", ".jsonl"):
-                return self._in_json(path.read_bytes())
+                return self.stand_in_json(path.read_bytes())
             has_no_bounds = path.suffix in _TABLES or head == _SQLITE or head.startswith(_WAL) or _is_draft(path)
             return _holds(path, list(self._long.values()), _anywhere if has_no_bounds else _for_itself)
         except FileNotFoundError:
@@ -108,8 +108,8 @@ class Wanted:
         except sqlite3.Error:
             return _holds(path, list(self._long.values()), _anywhere)
 
-    def _in_json(self, raw: bytes) -> bool:
-        """In one document, or one a line; a line that is none is a text."""
+    def stand_in_json(self, raw: bytes) -> bool:
+        """Whether any of them stands in one document, or one a line; a line that is none is a text."""
         for document in (raw,) if _parsed(raw) is not None else raw.splitlines():
             value = _parsed(document)
             if value is None:

@@ -2,33 +2,43 @@
 
 <folder>/dead-letter.jsonl    beside live events, where no other file is asked for
 <folder>/dead-letter.files    other files that were written, one a line, so that erasures find them
-<file>.1, <file>-20240301     what rotation makes of a file, and erasures find as well; <file>.1.gz is packed
+<file>.1, <file>-20240301     what rotation makes of a file, and erasures find as well; <file>.1.gz, packed, too
 """
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import fcntl
 import glob
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from lurm.artifacts import alone, replacing, sync, write_durably
 from lurm.erasure import Ledger
 from lurm.errors import UsageError
 from lurm.live.stream import Entry
 from lurm.progress import Reporter
+from lurm.remains import Wanted
 
 FILE = "dead-letter.jsonl"
 _NOTED = "dead-letter.files"
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
 _ROTATED = re.compile(r"([.-]\d[\d.:T_-]*)?(\.(gz|bz2|xz|zst))?")
+
+
+class _NotPacked(Exception):  # noqa: N818 - as in lurm.errors
+    """What a file holds is not what its name says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +172,10 @@ def purge(folder: Path, ledger: Ledger, reporter: Reporter) -> list[Path]:
             stuck.append(path)
             continue
         for one in there:
-            if one != path and one.suffix in _PACKED:
-                reporter.say(f"{one} is packed, and erased users may be in it; delete it, or unpack it and purge again")
-                continue
             try:
-                expunge(one, ledger)
+                expunge(one, ledger, is_rotated=one != path)
+            except _NotPacked:
+                reporter.say(f"{one} cannot be unpacked, and erased users may be in it; delete it")
             except OSError:
                 stuck.append(one)
         if not there and path != (folder / FILE).absolute():
@@ -179,21 +188,69 @@ def purge(folder: Path, ledger: Ledger, reporter: Reporter) -> list[Path]:
     return stuck
 
 
-def expunge(path: Path, ledger: Ledger) -> int:
-    """Take the letters of erased users out of a file, where it can be told whose they are; how many are gone."""
+def expunge(path: Path, ledger: Ledger, *, is_rotated: bool = False) -> int:
+    """Take the letters of erased users out of a file, where it can be told whose they are; how many are gone.
+
+    Args:
+        path: of the file.
+        ledger: says who was erased.
+        is_rotated: it may be packed, as its name then says.
+    """
     if not path.exists():
         return 0
     path = path.resolve()
+    packing = _PACKINGS.get(path.suffix, _PLAIN) if is_rotated else _PLAIN
     with _held(path) as file:
         file.seek(0)
-        lines = file.readall().splitlines(keepends=True)
+        lines = packing.unpacked(file.readall()).splitlines(keepends=True)
         kept = [line for line, is_gone in zip(lines, _are_of_erased(lines, ledger), strict=True) if not is_gone]
         if len(kept) < len(lines):
             with replacing(path) as aside:
                 aside.touch(0o600)
                 shutil.copymode(path, aside)
-                aside.write_bytes(b"".join(kept))
+                aside.write_bytes(packing.pack(b"".join(kept)))
     return len(lines) - len(kept)
+
+
+def hold(path: Path, wanted: Wanted) -> bool:
+    """Whether ids stand in a file, see ``Wanted.stand_in``; in one that is packed, in what it holds."""
+    if path.suffix in _PACKINGS:
+        with contextlib.suppress(_NotPacked, FileNotFoundError):
+            return wanted.stand_in_json(_PACKINGS[path.suffix].unpacked(path.read_bytes()))
+    return wanted.stand_in(path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    pack: Callable[[bytes], bytes]
+    unpack: Callable[[bytes], bytes]
+
+    def unpacked(self, raw: bytes) -> bytes:
+        try:
+            return self.unpack(raw)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+            raise _NotPacked from error
+
+
+def _to_zst(raw: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as out:
+        out.write(raw)
+    return bytes(packed.getvalue())
+
+
+def _from_zst(packed: bytes) -> bytes:
+    with pa.CompressedInputStream(pa.BufferReader(packed), "zstd") as source:
+        return bytes(source.read())
+
+
+_PLAIN = _Packing(bytes, bytes)
+_PACKINGS: Mapping[str, _Packing] = {
+    ".gz": _Packing(gzip.compress, gzip.decompress),
+    ".bz2": _Packing(bz2.compress, bz2.decompress),
+    ".xz": _Packing(lzma.compress, lzma.decompress),
+    ".zst": _Packing(_to_zst, _from_zst),
+}
 
 
 def _are_of_erased(lines: Sequence[bytes], ledger: Ledger) -> list[bool]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import gzip
 import json
+import lzma
 import os
 import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from lurm.erasure import Ledger
@@ -114,20 +118,38 @@ def test_the_file_stays_its_owners_alone(tmp_path: Path) -> None:
     assert before & 0o077 == 0
 
 
-def test_what_was_rotated_is_found_and_what_is_packed_is_told(tmp_path: Path) -> None:
+def test_what_was_rotated_is_found_packed_or_not_and_what_cannot_be_unpacked_is_told(tmp_path: Path) -> None:
     live, path, heard = tmp_path / "live", tmp_path / "odd[1].jsonl", Hearing()
     letters = DeadLetters(path, "clicks", live)
-    for name in ("odd[1].jsonl.1", "odd[1].jsonl-20240301", "odd[1].jsonl.2.gz", "odd[1].jsonl.notes"):
+    packed = {".2.gz": gzip, ".3.bz2": bz2, ".4.xz": lzma}
+    for ending in (".1", "-20240301", *packed, ".5.zst", ".notes"):
         letters.add([letter("1-0", b"the leaver"), letter("2-0", b"other")])
-        path.rename(tmp_path / name)
+        path.rename(tmp_path / f"odd[1].jsonl{ending}")
+    for ending, packing in packed.items():
+        file = tmp_path / f"odd[1].jsonl{ending}"
+        file.write_bytes(packing.compress(file.read_bytes()))
+    zst = tmp_path / "odd[1].jsonl.5.zst"
+    raw = zst.read_bytes()
+    with pa.CompressedOutputStream(str(zst), "zstd") as out:
+        out.write(raw)
+    broken = tmp_path / "odd[1].jsonl.6.gz"
+    broken.write_bytes(gzip.compress(raw)[:-9])
     Ledger.open(live).record("the leaver", 5, by="test")
     erasing = Erasing(tmp_path / "artifacts", live, None, heard)
-    assert {one.name[12:] for one in erasing.remains(["the leaver"]).files} >= {".1", "-20240301"}
+    found = {one.name[12:] for one in erasing.remains(["the leaver"]).files}
+    assert found >= {".1", "-20240301", *packed, ".5.zst"}
     asyncio.run(erasing.run([], purge=True))
-    n_lines = {one.name[12:]: one.read_bytes().count(b"\n") for one in tmp_path.glob("odd*")}
-    assert n_lines == {".1": 1, "-20240301": 1, ".2.gz": 2, ".notes": 2}
+    left = {
+        ending: packing.decompress((tmp_path / f"odd[1].jsonl{ending}").read_bytes())
+        for ending, packing in packed.items()
+    }
+    left |= {ending: (tmp_path / f"odd[1].jsonl{ending}").read_bytes() for ending in (".1", "-20240301", ".notes")}
+    left |= {".5.zst": pa.input_stream(str(zst), compression="zstd").read()}
+    n_lines = {ending: raw.count(b"\n") for ending, raw in left.items()}
+    assert n_lines == {".1": 1, "-20240301": 1, ".2.gz": 1, ".3.bz2": 1, ".4.xz": 1, ".5.zst": 1, ".notes": 2}
+    assert erasing.remains(["the leaver"]).files == []
     (line,) = heard.lines
-    assert line.startswith(f"{path}.2.gz is packed")
+    assert line.startswith(f"{broken} cannot be unpacked")
     assert files(live)[1:] == [path], "for what was rotated is found by it"
 
 
