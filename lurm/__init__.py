@@ -69,6 +69,7 @@ The map of the house, from the ground up. Each module may import only what stand
     balance       the mix that an audience is to have
     beginnings    what closed forms say to a network, before and after it     (LUMOS)
     changes       what another calendar changes, and how sure that is         (LUMOS)
+    trees         what stands beside a network, and sees its edges            (LUMOS)
     smen          multi-anchor encoder: bags -> embedding                      (LURM)
     behavegpt     causal blocks over behaviours in context: what comes next    (BehaveGPT)
     lumos         many behaviors at once, given what is known of the future   (LUMOS)

@@ -41,6 +41,7 @@ from lurm.targets import Questions, Target
 from lurm.tokens import Reader, StaticFeatures
 from lurm.told import LEAST, Said, Teller, Told, growth, often
 from lurm.transformer import UNDIVIDED
+from lurm.trees import CHANCE, Trees
 
 KIND = "lumos"
 _AT_ONCE = 64  # users; what is said of more does not fit into the caches of a core
@@ -62,10 +63,11 @@ class _Compared(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """What the network read of some users, and said: in its own terms, and as it is told."""
+    """What the network read of some users, and said: in its own terms; what trees move it by; and as it is told."""
 
     inputs: Inputs
     foretold: Foretold
+    moved_bqa: NDArray[np.float64]
     said: Said
 
 
@@ -75,6 +77,7 @@ class Forecaster:
     Attributes:
         questions: what it answers.
         calendar: as the log had it.
+        history: of the release.
         ends_at: the end of the log, epoch ms, stragglers left out (``HistoryBase.complete_until``).
     """
 
@@ -87,14 +90,16 @@ class Forecaster:
         calibrations: Sequence[Calibration],
         history: HistoryBase,
         ends_at: int | None = None,
+        trees: Trees | None = None,
     ) -> None:
-        """Of a trained network; ``ends_at`` None: the history is read for it."""
+        """Of a trained network; ``ends_at`` None: the history is read for it; ``trees`` None: the network alone."""
         self.network, self.reader, self.questions = network.eval(), reader, questions
         self.calibrations = tuple(calibrations)
         self.ends_at = history.ends_at if ends_at is None else ends_at
         self.calendar = calendar
         self._over: dict[int, Questions] = {}
-        self._history, self._stacks = history, network.compiled()
+        self.history, self._stacks = history, network.compiled()
+        self.trees = Trees.none(len(questions)) if trees is None else trees
         self._corrected = Calibrations(calibrations)
         self._teller = Teller(questions, self._corrected)
 
@@ -139,9 +144,10 @@ class Forecaster:
             network = Lumos(config, questions, (features.width, reader.static_width, calendar.n_features))
             network.load_state_dict(load_file(artifact.path / "network.safetensors"))
             calibrations, ends_at = [Calibration(**one) for one in told["calibrations"]], int(told["ends_at"])
+            trees = Trees.read(artifact.path, len(questions), reader.static_width)
         except (OSError, KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
             raise ArtifactCorrupt(f"{artifact.path} is not a forecaster of this release: {error}") from error
-        return cls(network, reader, questions, calendar, calibrations, history, ends_at)
+        return cls(network, reader, questions, calendar, calibrations, history, ends_at, trees)
 
     def write(self, folder: Path, calendar: Calendar | None = None) -> None:
         """Write the files of a ``lumos`` artifact into a draft; with another calendar, if one is given."""
@@ -158,6 +164,7 @@ class Forecaster:
         (folder / _FILE).write_bytes(orjson.dumps(told))
         state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
         save_file(state, folder / "network.safetensors")
+        self.trees.write(folder)
         (calendar or self.calendar).write(folder)
 
     @property
@@ -182,7 +189,7 @@ class Forecaster:
                 f"as_of is {in_words(as_of)}, nothing is known from {in_words(first_day * DAY_MS)} on, and {horizon} "
                 f"days are foretold: ask from {in_words(latest * DAY_MS)} at the latest, or send what has happened"
             )
-        if as_of is not None and day_of(as_of) <= (begin := day_of(self._history.begins_at)):
+        if as_of is not None and day_of(as_of) <= (begin := day_of(self.history.begins_at)):
             first, last, earliest = (in_words(day * DAY_MS) for day in (begin, day_of(self.ends_at), begin + 1))
             raise Unfulfillable(
                 f"as_of is {in_words(as_of)}, and the log, from {first} to {last}, has nothing before it: ask from "
@@ -209,15 +216,16 @@ class Forecaster:
         return _joined(_at_once(forecast, len(batch)))
 
     def uncorrected(self, batch: HistoryBatch, first_day: int) -> tuple[NDArray[Any], ...]:
-        """Before anything corrects them: logits, signed logs of amounts on plain days, and by what factor the calendar
-        has them larger, (B, Q); and (B, S') what users are."""
+        """Before anything corrects them: logits, by the calendar and on plain days, signed logs of amounts on plain
+        days, and by what factor the calendar has them larger, (B, Q); and (B, S') what users are."""
 
         def parts(some: slice) -> tuple[NDArray[Any], ...]:
             (read,) = self._read(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
             said = read.said
-            before_bq, now_bq = (1 / (1 + np.exp(-raw.logit_bq)) for raw in (said.plain, said.by_calendar))
+            plain_bq, logit_bq = said.plain.logit_bq, said.by_calendar.logit_bq
+            before_bq, now_bq = (1 / (1 + np.exp(-x_bq)) for x_bq in (plain_bq, logit_bq))
             grown_bq = growth(said, before_bq, now_bq)
-            return read.foretold.logit_bq.numpy(), said.amounts.log_bq, grown_bq, read.inputs.static_bs.numpy()
+            return logit_bq, plain_bq, said.amounts.log_bq, grown_bq, read.inputs.static_bs.numpy()
 
         return tuple(map(np.concatenate, zip(*_at_once(parts, len(batch)), strict=True)))
 
@@ -303,7 +311,7 @@ class Forecaster:
 
     def events(self, user_id: str, first_day: int, edits: Sequence[Edit] = ()) -> list[dict[str, Any]]:
         """What is on for a user within the horizon, as far as it is known: event_id, kind, start and end (epoch ms)."""
-        row = np.array([self._history.users.row(user_id)], np.int64)
+        row = np.array([self.history.users.row(user_id)], np.int64)
         known = self.edited(edits, first_day).known(row, first_day, self.reader.horizon, as_of=first_day * DAY_MS)
         return list(known.iter_rows(named=True))
 
@@ -366,7 +374,7 @@ class Forecaster:
 
     def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *asked: Questions) -> list[_Read]:
         """What the network says to each of these: days are foretold once, and added up for every horizon."""
-        rows = self._history.users.rows(batch.user_ids).astype(np.int64)
+        rows = self.history.users.rows(batch.user_ids).astype(np.int64)
         tokens, network = self.reader.read(batch, rows, calendar, first_day), self.network
         inputs, found = network.seen(Inputs.of(tokens, self.questions)), []
         with torch.no_grad():
@@ -384,7 +392,9 @@ class Forecaster:
                     bare, given_bq = _raw(plain), plain.given_bq
                 arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
                 said = Said(arises_bq, by_calendar, bare, network.amounts(inputs, given_bq))
-                found.append(_Read(inputs, foretold, said))
+                if questions is self.questions:  # first: of other days it is by as much
+                    moved_bqa = self.trees.moved(tokens.static_bs, said.by_itself())
+                found.append(_Read(inputs, foretold, moved_bqa, said.moved(moved_bqa)))
         return found
 
     def _answer(
@@ -417,8 +427,9 @@ class Forecaster:
             off_bhk = torch.zeros(len(inputs.static_bs), *self.network.own_hks.shape[:2], requires_grad=True)
             effect_bfh = self.network.effects(inputs, off_bhk)[1]
             moved = self.network.added_up(inputs, days._replace(effect_bfh=effect_bfh))
+            logit_bq = moved.logit_bq + torch.from_numpy(read.moved_bqa[:, :, CHANCE])
             each_bq = torch.from_numpy(told.forecast.expected) / read.foretold.times_bq.clamp_min(LEAST)
-            chance_bq = torch.sigmoid(moved.logit_bq * slope_q + intercept_q)
+            chance_bq = torch.sigmoid(logit_bq * slope_q + intercept_q)
             expected_bq = torch.where(is_amount, moved.times_bq * each_bq.nan_to_num(), chance_bq) * arises_bq
             dates_bfc = inputs.future_ufc[inputs.group_b][..., : inputs.future_ufc.shape[2] - n_kinds]
             of_targets = []
@@ -443,11 +454,17 @@ class Forecaster:
         return spread
 
 
-def with_calibrations(forecaster: Forecaster, calibrations: Sequence[Calibration], history: HistoryBase) -> Forecaster:
-    """The same forecaster, corrected otherwise."""
-    one = forecaster
-    parts = one.network, one.reader, one.questions, one.calendar
-    return Forecaster(*parts, calibrations, history, one.ends_at)
+def replaced(
+    one: Forecaster,
+    *,
+    calendar: Calendar | None = None,
+    calibrations: Sequence[Calibration] | None = None,
+    trees: Trees | None = None,
+) -> Forecaster:
+    """The same forecaster under another calendar, corrected otherwise, or beside other trees; None: as before."""
+    parts = one.network, one.reader, one.questions, one.calendar if calendar is None else calendar
+    own = one.calibrations if calibrations is None else calibrations
+    return Forecaster(*parts, own, one.history, one.ends_at, one.trees if trees is None else trees)
 
 
 def _raw(foretold: Foretold) -> Raw:

@@ -42,7 +42,7 @@ from lurm.targets import Labels, Questions
 from lurm.tokens import Tokens
 from lurm.transformer import Place, PositionKind, Transformer, TransformerShape, seen_keys
 
-REVISION = 9
+REVISION = 10
 """Of the arithmetic; weights of another one mean something else."""
 Weighting = Literal["sum", "uncertainty", "learned"]
 Head = Literal["sequence", "aggregated"]

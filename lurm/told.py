@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lurm.beginnings import FINE, Amounts
 from lurm.calibrations import Calibrations, in_order
+from lurm.days import from_signed_log, signed_log
 from lurm.horizons import Forecast, Horizons, Raw
 from lurm.targets import Questions
 
@@ -37,6 +38,26 @@ class Said(NamedTuple):
     by_calendar: Raw
     plain: Raw
     amounts: Amounts
+
+    def by_itself(self) -> Array:
+        """(B, Q, 3) what trees stand beside: on plain days, as of ``lurm.trees``."""
+        logs = np.asarray(self.amounts.log_bq, np.float64), signed_log(self.amounts.guess_bq)
+        return np.stack([self.plain.logit_bq, *logs], axis=-1)
+
+    def moved(self, moved_bqa: Array) -> Said:
+        """With what trees move it by: chances by the calendar move as those of plain days do."""
+        if not moved_bqa.any():
+            return self
+        more_bq, typical_bq, guess_bq = np.moveaxis(moved_bqa, -1, 0)
+        plain = self.plain._replace(logit_bq=self.plain.logit_bq + more_bq)
+        by_calendar = (
+            plain
+            if self.by_calendar is self.plain
+            else self.by_calendar._replace(logit_bq=self.by_calendar.logit_bq + more_bq)
+        )
+        guess_bq = from_signed_log(signed_log(self.amounts.guess_bq) + guess_bq)
+        amounts = Amounts(self.amounts.log_bq + typical_bq, self.amounts.spread_bq, guess_bq)
+        return Said(self.arises_bq, by_calendar, plain, amounts)
 
 
 class Told(NamedTuple):

@@ -1,4 +1,4 @@
-"""Lines of its own for each target, by what users are: what a network that all targets share leaves over.
+"""Lines and trees of its own for each target, by what users are: what a network that all targets share leaves over.
 
 A network foretells days, and a target is made of them; how somebody comes back says other things of 7 days than of 28,
 and other things of churn than of buying. The lines are regressions on what is left over, so what is on moves an answer
@@ -8,6 +8,8 @@ as before, at any horizon. What habits say of the future moves on: the newer a s
     amounts   ridges of logs, by features with knees: on what is left over; then on how far from that amounts lie
     guess     the amount and its root, by the spread, with the weights of least relative error; learned of users by whom
               the ridges were not, for what was seen varies less than what comes
+
+Trees of the same stretches stand beside both (``training.boosting``).
 
 What corrects answers is measured on the last stretch, which lines must not have seen; the lines that are used have.
 What both say of that stretch tells how the one's correction becomes the other's, or its level would count twice.
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +32,8 @@ from lurm.days import day_of, signed_log
 from lurm.events import DAY_MS
 from lurm.forecasts import Forecaster
 from lurm.history import HistoryBase
+from lurm.trees import CHANCE, TYPICAL, Trees
+from training.boosting import Answered, boosted
 
 _MOST_USERS = 8192
 _CUTS = 8  # a horizon apart, the last ones
@@ -51,13 +55,15 @@ class Cut(NamedTuple):
     Attributes:
         row_b: of users.
         static_bs: what they are.
-        logit_bq, log_bq: of the network; amounts in parts of their units (``FINE``).
+        logit_bq, plain_bq, log_bq: of the network, logits by the calendar and on plain days; amounts in parts of their
+            units (``FINE``).
         happened_bq, amount_bq: as of ``Labels``; amounts in their units, as they were on plain days.
     """
 
     row_b: NDArray[np.int64]
     static_bs: NDArray[np.float32]
-    logit_bq: NDArray[np.float32]
+    logit_bq: Array
+    plain_bq: Array
     log_bq: NDArray[np.float32]
     happened_bq: NDArray[np.float32]
     amount_bq: NDArray[np.float64]
@@ -100,16 +106,30 @@ class Carry(NamedTuple):
         )
 
 
-def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Lines, Lines, list[Carry]]:
-    """The lines of a forecaster that corrects nothing, and whose network has none.
+class Amended(NamedTuple):
+    """What stands beside a network.
 
-    First by what is known where the last stretch begins, so that this can be foretold by them; then by this as well;
-    and how what the second say becomes what the first do, in this stretch.
+    Attributes:
+        before: lines by what is known where the last stretch begins, so that it can be foretold by them.
+        after: lines by this stretch as well.
+        trees: as ``before``.
+        carries: of each target, how what the lines after say of the stretch becomes what those before do.
+    """
+
+    before: Lines
+    after: Lines
+    trees: Trees
+    carries: list[Carry]
+
+
+def amended(raw: Forecaster, history: HistoryBase, until_day: int, seed: int) -> Amended:
+    """What stands beside a forecaster that corrects nothing, and whose network has no lines.
 
     Args:
         raw: see above.
         history: of the log.
         until_day: epoch day with which the last stretch begins.
+        seed: of what trees see.
     """
     horizon, questions = raw.reader.horizon, raw.questions
     earliest = day_of(history.begins_at) + horizon
@@ -119,13 +139,22 @@ def own_lines(raw: Forecaster, history: HistoryBase, until_day: int) -> tuple[Li
     stretches = []
     for cut in cuts:
         begun = np.flatnonzero(grid.born_b < cut)
-        logit_bq, log_bq, growth_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
+        logit_bq, plain_bq, log_bq, growth_bq, static_bs = raw.uncorrected(history.batch(rows[begun]), cut)
         labels = questions.labels(grid, raw.calendar.days(rows, cut, horizon, as_of=cut * DAY_MS), cut)
         happened_bq, amount_bq = labels.happened_bq[begun], labels.amount_bq[begun] / (questions.unit_q * growth_bq)
-        stretches.append(Cut(begun, static_bs, logit_bq, log_bq, happened_bq, amount_bq))
+        stretches.append(Cut(begun, static_bs, logit_bq, plain_bq, log_bq, happened_bq, amount_bq))
     sizes = len(questions), raw.reader.static_width
     before, after = lines(stretches[1:], *sizes), lines(stretches[:_CUTS], *sizes)
-    return before, after, carries(stretches[0], after, before)
+    trees = trees_of(stretches[1:], len(questions), seed)
+    return Amended(before, after, trees, carries(stretches[0], after, before, trees))
+
+
+def trees_of(stretches: Sequence[Cut], n_targets: int, seed: int) -> Trees:
+    """The trees by what happened in stretches, the newest first."""
+    if not stretches:
+        return Trees.none(n_targets)
+    _, static_bs, logit_bq, plain_bq, _, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
+    return boosted(Answered(static_bs, logit_bq - plain_bq, happened_bq, amount_bq, _weights(stretches)), seed)
 
 
 def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
@@ -133,8 +162,8 @@ def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
     found = Lines.none(n_targets, n_static)
     if not stretches:
         return found
-    row_b, static_bs, logit_bq, log_bq, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
-    weight_b = np.repeat(_FADES ** np.arange(len(stretches)), [len(one.row_b) for one in stretches])
+    row_b, static_bs, logit_bq, _, log_bq, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
+    weight_b = _weights(stretches)
     level_b = np.ones((len(static_bs), 1))
     x_bs = np.hstack([static_bs.astype(np.float64), level_b])
     for at in range(n_targets):
@@ -151,27 +180,50 @@ def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
     return found
 
 
-def carries(newest: Cut, said: Lines, to: Lines) -> list[Carry]:
-    """Of each target, how what is said by some lines of a stretch becomes what is said to be by others."""
-    level_b = np.ones((len(newest.static_bs), 1))
-    x_bs = np.hstack([newest.static_bs.astype(np.float64), level_b])
-    bent_bx = np.hstack([bent(x_bs[:, :-1]), level_b])
+def carries(newest: Cut, said: Lines, to: Lines, trees: Trees) -> list[Carry]:
+    """Of each target, how what is said by some lines of a stretch becomes what is said to be by others.
+
+    Args:
+        newest: the stretch.
+        said, to: the lines.
+        trees: that stand beside both.
+    """
+    ones, others = (_Side.of(newest, lines, trees) for lines in (said, to))
     found = []
     for at in range(len(said.own_qs)):
         known = ~np.isnan(newest.happened_bq[:, at])
         some = np.nan_to_num(newest.amount_bq[:, at]) != 0
-        logit_b, log_b = newest.logit_bq[known, at], newest.log_bq[some, at]
-        ones, others = (
-            (
-                logit_b + x_bs[known] @ one.own_qs[at],
-                log_b + bent_bx[some] @ one.typical_qx[at],
-                np.maximum(bent_bx[some] @ one.spread_qx[at], LEAST_SPREAD),
-            )
-            for one in (said, to)
-        )
-        wider = float(others[2].mean() / ones[2].mean()) if some.sum() >= _FEWEST else 1.0
-        found.append(Carry(_onto(ones[0], others[0]), _onto(ones[1], others[1]), wider))
+        wider = 1.0
+        if some.sum() >= _FEWEST:
+            wider = float(others.spread_bq[some, at].mean() / ones.spread_bq[some, at].mean())
+        logits = _onto(*(side.logit_bq[known, at] for side in (ones, others)))
+        logs = _onto(*(side.log_bq[some, at] for side in (ones, others)))
+        found.append(Carry(logits, logs, wider))
     return found
+
+
+class _Side(NamedTuple):
+    """What is said of a stretch by some lines; (B, Q) each, as of ``Cut``."""
+
+    logit_bq: Array
+    log_bq: Array
+    spread_bq: Array
+
+    @classmethod
+    def of(cls, newest: Cut, lines: Lines, trees: Trees) -> Self:
+        level_b = np.ones((len(newest.static_bs), 1))
+        x_bs = np.hstack([newest.static_bs.astype(np.float64), level_b])
+        bent_bx = np.hstack([bent(x_bs[:, :-1]), level_b])
+        own_bq, log_bq = x_bs @ lines.own_qs.T, newest.log_bq + bent_bx @ lines.typical_qx.T
+        by_itself = np.stack([newest.plain_bq + own_bq, log_bq, np.zeros_like(log_bq)], axis=-1)
+        moved_bqa = trees.moved(newest.static_bs, by_itself)
+        spread_bq = np.maximum(bent_bx @ lines.spread_qx.T, LEAST_SPREAD)
+        return cls(newest.logit_bq + own_bq + moved_bqa[..., CHANCE], log_bq + moved_bqa[..., TYPICAL], spread_bq)
+
+
+def _weights(stretches: Sequence[Cut]) -> Array:
+    """(B,) what answers count, by how long ago the stretch was."""
+    return np.repeat(_FADES ** np.arange(len(stretches)), [len(one.row_b) for one in stretches])
 
 
 def _onto(said_b: Array, to_b: Array) -> tuple[float, float]:

@@ -21,7 +21,7 @@ from lurm.beginnings import FINE
 from lurm.calibrations import LEVEL, STRAYS, Calibration, Calibrations, logit, mean_amounts
 from lurm.days import signed_log
 from lurm.events import DAY_MS
-from lurm.forecasts import Forecaster, with_calibrations
+from lurm.forecasts import Forecaster, replaced
 from lurm.history import HistoryBase
 from lurm.horizons import Forecast
 from lurm.targets import Target
@@ -95,7 +95,7 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         most = float(np.log((n_asked or len(did_b)) + 1))  # Laplace: n of n, and (n + 1) / (n + 2) of more
         found.append(replace(one, dispersion=dispersion, most_logit=most))
     cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
-    logs_nq = [_log_totals(with_calibrations(raw, found, history), history, cut) for cut in cuts]
+    logs_nq = [_log_totals(replaced(raw, calibrations=found), history, cut) for cut in cuts]
     logs_qn = np.array(logs_nq).reshape(len(cuts), len(found)).T
     return [replace(one, shock=shock_of(logs_n)) for one, logs_n in zip(found, logs_qn, strict=True)]
 

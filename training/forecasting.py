@@ -1,6 +1,6 @@
 """LUMOS trained, calibrated and written: what the ``lumos`` stage of a build does.
 
-    days -> where it starts (rates) -> passes over (user, cut) pairs -> lines of targets (amending)
+    days -> where it starts (rates) -> passes over (user, cut) pairs -> lines and trees of targets (amending)
          -> calibration on the last stretch -> artifact
 
 Every step is one day on which the past of some users ends, drawn anew; the stretch before the end of the log is never
@@ -30,7 +30,7 @@ from lurm.dataset import Dataset
 from lurm.days import DayFeatures, DayView, day_of, has_values
 from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
-from lurm.forecasts import Forecaster, with_calibrations
+from lurm.forecasts import Forecaster, replaced
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import REVISION, Inputs, Lumos, LumosConfig
@@ -40,7 +40,7 @@ from lurm.progress import Reporter
 from lurm.targets import Labels, Questions, Target, usual_targets
 from lurm.tokens import Reader, StaticFeatures, lives_of
 from lurm.validate import Held
-from training.amending import own_lines
+from training.amending import amended
 from training.calibrating import calibrations_of
 from training.effects import remeasured
 from training.lessons import Lessons
@@ -321,13 +321,15 @@ def train(
         )
         network.load_state_dict(dict(passed.best))
         remeasured(network, lessons, first_day=first_day, until_day=learn_until)
-        raw = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
-        before, after, carries = own_lines(raw, history, learn_until)
-        network.amend(before)  # the stretch that calibrates them must be new to them
+        alone = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), history)
+        beside = amended(alone, history, learn_until, recipe.seed)
+        network.amend(beside.before)  # the stretch that calibrates them must be new to them
+        raw = replaced(alone, trees=beside.trees)
         calibrations = calibrations_of(raw, history, first_day, learn_until)
-        network.amend(after)
-        calibrations = [carry.over(one) for one, carry in zip(calibrations, carries, strict=True)]
-        return with_calibrations(raw, calibrations, history), Trained(passed.epochs, passed.held_out, passed.best_epoch)
+        network.amend(beside.after)
+        calibrations = [carry.over(one) for one, carry in zip(calibrations, beside.carries, strict=True)]
+        forecaster = replaced(raw, calibrations=calibrations)
+        return forecaster, Trained(passed.epochs, passed.held_out, passed.best_epoch)
 
 
 def days_of(history: HistoryBase) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lurm.calendars import Calendar
 from lurm.calibrations import Calibration
 from lurm.days import day_of
-from lurm.forecasts import Forecaster, with_calibrations
+from lurm.forecasts import Forecaster, replaced
 from lurm.history import HistoryBatch
 from lurm.lumos import LumosConfig
 from lurm.release import Release
@@ -57,8 +57,8 @@ def test_what_the_last_stretch_asks_nobody_about_is_calibrated_by_earlier_ones(f
 
     last = forecaster.day_for(0) - HORIZON
     cut = next(day for day in range(last, first_day, -1) if not asks(day) and (end_n < day * DAY).sum() > 2)
-    raw = with_calibrations(forecaster, [Calibration()] * len(TARGETS), history)
-    told = with_calibrations(forecaster, calibrations_of(raw, history, first_day, cut), history)
+    raw = replaced(forecaster, calibrations=[Calibration()] * len(TARGETS))
+    told = replaced(forecaster, calibrations=calibrations_of(raw, history, first_day, cut))
     assert np.exp(told.calibrations[-1].most_logit) > 50
     asked = next(day for day in range(cut, first_day, -1) if asks(day))
     grid, rows = forecaster.reader.view.grid(batch), np.arange(len(batch))
@@ -78,7 +78,7 @@ def test_with_more_days_nothing_gets_less_whatever_corrects_single_targets(forec
         for at, one in enumerate(corrections):
             slope, intercept, tilt, shift, factor = rng.uniform([0.5, -1.5, 0.5, -1, 0.5], [2, 1.5, 1.5, 1, 2])
             corrections[at] = replace(one, slope=slope, intercept=intercept, tilt=tilt, shift=shift, factor=factor)
-    told, today = with_calibrations(forecaster, corrections, release.history), forecaster.day_for(0)
+    told, today = replaced(forecaster, calibrations=corrections), forecaster.day_for(0)
     own = told.forecast(batch, today)
     sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in TARGETS])
     before: dict[str, tuple[NDArray[np.float64], ...]] = {}

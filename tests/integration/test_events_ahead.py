@@ -10,7 +10,7 @@ import pytest
 from lurm.calendars import Calendar, Edit
 from lurm.calibrations import Calibration
 from lurm.days import day_of
-from lurm.forecasts import Forecaster, with_calibrations
+from lurm.forecasts import Forecaster, replaced
 from lurm.lumos import LumosConfig
 from lurm.release import Release
 from lurm.targets import Target
@@ -45,9 +45,10 @@ def test_amounts_are_calibrated_as_on_plain_days(forecaster, release):
     cut = forecaster.day_for(0) - 14
     sale = Edit("add", kind="sale", start=cut * DAY, end=(cut + 14) * DAY)
     nothing = (Calibration(),) * len(forecaster.targets)
-    parts = forecaster.network, forecaster.reader, forecaster.questions, forecaster.edited([sale], cut), nothing
-    raw, first_day = Forecaster(*parts, release.history), day_of(release.history.begins_at)
-    found = with_calibrations(raw, calibrations_of(raw, release.history, first_day, cut), release.history)
+    on_sale = forecaster.edited([sale], cut)
+    raw = replaced(forecaster, calendar=on_sale, calibrations=nothing)
+    first_day = day_of(release.history.begins_at)
+    found = replaced(raw, calibrations=calibrations_of(raw, release.history, first_day, cut))
     rows = np.arange(len(release.history))
     grid = forecaster.reader.view.grid(release.history.batch(rows))
     begun, days = np.flatnonzero(grid.born_b < cut), raw.calendar.days(rows, cut, 14, as_of=cut * DAY)
@@ -61,7 +62,7 @@ def test_what_may_yet_be_on_makes_way_for_as_much_of_a_day_as_an_event_fills(for
     network = copy.deepcopy(forecaster.network)
     network.unheard_fk[:, forecaster.calendar.kinds.index("sale")] = 0.3
     parts = network, forecaster.reader, forecaster.questions, forecaster.calendar, forecaster.calibrations
-    awaits = Forecaster(*parts, release.history)
+    awaits = Forecaster(*parts, release.history, trees=forecaster.trees)
     changes = []
     for hours in (1, 6, 12, 24):
         sale = Edit("add", kind="sale", start=(today + 3) * DAY, end=(today + 3) * DAY + hours * DAY // 24)

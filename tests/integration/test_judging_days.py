@@ -74,7 +74,7 @@ def test_all_ways_are_asked_the_same_and_the_last_value_is_what_one_counts(small
     cut = day_of(history.watermark) + 1 - 14
     assert {one["cut_day"] for one in scores} == {cut}
     assert {one["way"] for one in scores} == {
-        *("lumos", "no calendar", "trees", "rhythm trees", "dense net", "last value", "a year ago")
+        *("lumos", "no calendar", "network alone", "trees", "rhythm trees", "dense net", "last value", "a year ago")
     }
     days = [history.at(row).timestamps // 86_400_000 for row in range(len(history))]
     begun = [day for day in days if (day < cut).any()]

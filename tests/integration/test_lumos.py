@@ -16,7 +16,7 @@ from lurm.calendars import Calendar, Edit
 from lurm.calibrations import Calibration
 from lurm.days import day_of, signed_log
 from lurm.errors import ArtifactCorrupt, DataError, Unfulfillable, UsageError
-from lurm.forecasts import KIND, Forecaster, with_calibrations
+from lurm.forecasts import KIND, Forecaster, replaced
 from lurm.history import HistoryBatch
 from lurm.lumos import REVISION, LumosConfig
 from lurm.progress import Silent
@@ -104,8 +104,7 @@ def test_intervals_are_as_wide_as_amounts_vary_and_no_calendar_moves_that(foreca
 def test_what_is_expected_under_a_calendar_does_not_depend_on_what_it_is_compared_with(forecaster, batch, today, small):
     sale = Edit("add", kind="sale", start=(today + 2) * DAY, end=(today + 5) * DAY)
     planned = forecaster.edited([sale], today)
-    parts = forecaster.network, forecaster.reader, forecaster.questions, planned, forecaster.calibrations
-    other = Forecaster(*parts, small.release().history)
+    other = replaced(forecaster, calendar=planned)
     (event,) = set(planned.event_ids) - set(forecaster.calendar.event_ids)
     without, with_it, added = forecaster.compare(batch, today, [sale])
     had, removed, taken = other.compare(batch, today, [Edit("remove", event_id=event)])
@@ -143,7 +142,7 @@ def test_no_answer_contradicts_another(forecaster, release, batch, today):
     history = release.history
     n = sum(history.at(row).timestamps[0] < (today - 14) * DAY for row in range(len(history)))  # when it was calibrated
     sure = [replace(one, intercept=90.0) for one in forecaster.calibrations]
-    certain = with_calibrations(forecaster, sure, history).forecast(batch, today).probability
+    certain = replaced(forecaster, calibrations=sure).forecast(batch, today).probability
     assert np.nanmax(certain[:, ACTIVE]) == pytest.approx(1 - 1 / (n + 2), abs=1e-12)
 
 
@@ -154,7 +153,7 @@ def test_in_a_currency_of_many_small_units_all_amounts_are_as_many_times_larger(
     questions.unit_q = np.where(questions.amount_q >= 0, many * questions.unit_q, questions.unit_q)
     larger = [replace(one, least=many * one.least) for one in forecaster.calibrations]
     parts = forecaster.network, forecaster.reader, questions, forecaster.calendar, larger
-    other = Forecaster(*parts, release.history)
+    other = Forecaster(*parts, release.history, trees=forecaster.trees)
     edit, some = Edit("add", kind="sale", start=(today + 2) * DAY, end=(today + 6) * DAY), batch.part(0, 60)
     (_, plain, change), (_, told, changed) = (one.compare(some, today, [edit]) for one in (forecaster, other))
     assert np.nanmax(np.abs(change.value[:, SPEND])) > 0
@@ -166,7 +165,7 @@ def test_what_keeps_answers_from_contradicting_each_other_is_no_effect_that_is_s
     """A sale after the week changes what is said of the week where the fortnight falls below it: by nothing, maybe."""
     edit = Edit("add", kind="sale", start=(today + 9) * DAY, end=(today + 13) * DAY)
     raised = [replace(one, intercept=one.intercept + 2 * (at == 1)) for at, one in enumerate(forecaster.calibrations)]
-    _, _, difference = with_calibrations(forecaster, raised, release.history).compare(batch, today, [edit])
+    _, _, difference = replaced(forecaster, calibrations=raised).compare(batch, today, [edit])
     moved, low, high = (x[:, 1] for x in difference)
     assert (np.abs(moved) > 1e-6).any(), "where nobody's answers meet, this shows nothing"
     assert not ((low > 0) | (high < 0)).any()
@@ -195,8 +194,7 @@ def test_planted_lifts_are_recovered_at_distances_where_they_were_never_seen(sma
     planted = dict(small.truth.calendar.select("kind", "lift").unique().iter_rows())
     calendar = forecaster.calendar
     quiet = replace(calendar, known_at_n=np.where(calendar.end_n > today * DAY, 2**62, calendar.known_at_n))
-    parts = forecaster.network, forecaster.reader, forecaster.questions, quiet, forecaster.calibrations
-    bare = Forecaster(*parts, small.release().history)
+    bare = replaced(forecaster, calendar=quiet)
     by_day = WEEKDAYS[(today + np.arange(14) + 3) % 7]
     baseline_q = np.nansum(bare.forecast(batch, today).expected, axis=0)
     for kind, lift in planted.items():
@@ -271,9 +269,7 @@ def test_nothing_that_is_known_later_moves_a_forecast(forecaster, release, batch
         start_n=np.where(later, cut * DAY, calendar.start_n),
         end_n=np.where(later, (cut + 9) * DAY, calendar.end_n),
     )
-    other = Forecaster(
-        forecaster.network, forecaster.reader, forecaster.questions, moved, forecaster.calibrations, release.history
-    )
+    other = replaced(forecaster, calendar=moved)
     assert all(
         np.array_equal(*pair, equal_nan=True) for pair in zip(other.forecast(batch, cut), as_it_was, strict=True)
     )
@@ -337,7 +333,7 @@ def test_a_cohort_is_the_sum_of_its_users(forecaster, release, batch, today):
     assert (everybody.high <= found.n_asked_q)[:VIEWS].all(), "no more users do something than there are"
     assert np.isnan([few.value[CHURN], few.low[CHURN]]).all(), "what nobody is asked is not 0"
     assert (np.delete(few.low, CHURN) == 0).all(), "nobody here ever got money back"
-    owing = with_calibrations(forecaster, [Calibration(dispersion=1.0)] * 7, release.history)
+    owing = replaced(forecaster, calibrations=[Calibration(dispersion=1.0)] * 7)
     assert owing.totals(np.full(7, 0.1), found.n_asked_q).low[SPEND] < 0
     start = (today + 2) * DAY
     edit = Edit("add", kind="sale", start=start, end=start + 4 * DAY)
@@ -494,7 +490,7 @@ def test_a_written_forecaster_foretells_the_same(forecaster, release, batch, tod
         assert np.array_equal(one, other, equal_nan=True)
     assert (again.ends_at, again.day_for(0)) == (release.history.complete_until(), today)
     told = tmp_path / "lumos" / "lumos.json"
-    told.write_bytes(told.read_bytes().replace(b'"revision":%d' % REVISION, b'"revision":%d' % (REVISION - 1)))
-    with pytest.raises(ArtifactCorrupt, match=f"computes by revision {REVISION - 1}, this lurm by {REVISION}"):
+    told.write_bytes(told.read_bytes().replace(b'"revision":%d' % REVISION, b'"revision":%d' % (REVISION + 1)))
+    with pytest.raises(ArtifactCorrupt, match=f"computes by revision {REVISION + 1}, this lurm by {REVISION}"):
         Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes, verify=False)
     assert day_of(release.history.watermark) + 1 == today

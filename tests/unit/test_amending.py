@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from lurm.beginnings import FINE, LEAST_SPREAD, Lines, bent, leaning
 from lurm.calibrations import Calibration, Calibrations
 from lurm.days import from_signed_log, signed_log
+from lurm.trees import Trees
 from training.amending import Carry, Cut, amounts_left_over, carries, lean, left_over, lines, ridge
 
 N = 60_000
+NONE = Trees.none(1)
 LINE = np.array([0.6, -0.4, 0.0, 0.0, -0.3])
 
 
@@ -146,7 +148,7 @@ def test_where_few_are_known_nothing_is_amended() -> None:
     did_bq = (np.nan_to_num(both[1]) != 0).astype(np.float32)
     logit_bq = np.zeros((300, 2), np.float32)
     one = Cut(
-        *(np.arange(300), x_bs.astype(np.float32), logit_bq, signed_log(both[0] * FINE).astype(np.float32)),
+        *(np.arange(300), x_bs.astype(np.float32), logit_bq, logit_bq, signed_log(both[0] * FINE).astype(np.float32)),
         *(did_bq, both[1]),
     )
     found, none = lines([one], 2, 3), Lines.none(2, 3)
@@ -163,7 +165,7 @@ def stretch(rng: np.random.Generator, level: float, n: int = 2000) -> Cut:
     logit_b1, log_b1 = rng.normal(-1, 1, (n, 1)).astype(np.float32), rng.normal(4, 1, (n, 1)).astype(np.float32)
     happened_b1 = (rng.random((n, 1)) < 1 / (1 + np.exp(-logit_b1 - level))).astype(np.float32)
     amount_b1 = np.where(happened_b1 > 0, from_signed_log(log_b1 + level + rng.normal(0, 0.2, (n, 1))) / FINE, 0.0)
-    return Cut(np.arange(n), static_bs, logit_b1, log_b1, happened_b1, amount_b1)
+    return Cut(np.arange(n), static_bs, logit_b1, logit_b1, log_b1, happened_b1, amount_b1)
 
 
 def test_what_lines_have_seen_is_not_corrected_once_more() -> None:
@@ -177,7 +179,7 @@ def test_what_lines_have_seen_is_not_corrected_once_more() -> None:
     logs = [newest.log_bq[:, 0] + bent_bx @ one.typical_qx[0] for one in (before, after)]
     assert logits[1].mean() - logits[0].mean() > 0.2 and logs[1].mean() - logs[0].mean() > 0.2
     measured = Calibration(slope=1.0, intercept=1.0, tilt=0.95, shift=1.2, width=2.0, strays=(0.5,) * 16)
-    (carry,) = carries(newest, after, before)
+    (carry,) = carries(newest, after, before, NONE)
     carried = carry.over(measured)
     corrected = (measured, logits[0]), (carried, logits[1]), (measured, logits[1])
     was, now, twice = (float(Calibrations([one]).chances(x_b[:, None]).mean()) for one, x_b in corrected)
@@ -188,7 +190,7 @@ def test_what_lines_have_seen_is_not_corrected_once_more() -> None:
     assert (told[1].mean(), told[1].std()) == pytest.approx((told[0].mean(), told[0].std()), rel=1e-6)
     spreads = [np.maximum(bent_bx[some] @ one.spread_qx[0], LEAST_SPREAD) for one in (before, after)]
     assert carried.width * spreads[1].mean() == pytest.approx(measured.width * spreads[0].mean())
-    same = carries(newest, before, before)[0]
+    same = carries(newest, before, before, NONE)[0]
     assert (*same.logit, *same.log, same.spread) == pytest.approx((1, 0, 1, 0, 1), abs=1e-6)
     few = Cut(*(part[:40] for part in newest))
-    assert carries(few, after, before) == [Carry((1.0, 0.0), (1.0, 0.0), 1.0)]
+    assert carries(few, after, before, NONE) == [Carry((1.0, 0.0), (1.0, 0.0), 1.0)]

@@ -2,6 +2,7 @@
 
 lumos          trained on what came before the day, calibrated
 no calendar    the same network, nothing of the calendar known
+network alone  without the trees beside it, corrected as with them
 trees          gradient-boosted, one per target: recency, frequency and value, attributes, and what is on in the horizon
 rhythm trees   likewise, and they know pace and gaps, all that LUMOS has been told of lives
 dense net      a network of as many parameters as LUMOS on the features of these, without attention
@@ -29,7 +30,7 @@ from lurm.calendars import Calendar
 from lurm.days import day_of
 from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS
-from lurm.forecasts import Forecaster
+from lurm.forecasts import Forecaster, replaced
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.lumos import Context
@@ -39,6 +40,7 @@ from lurm.progress import Reporter
 from lurm.rhythm import rhythm_width
 from lurm.targets import Labels
 from lurm.transformer import PositionKind
+from lurm.trees import Trees
 from training.evaluate.rivals import Answers, Lesson, dense_net, trees
 from training.forecasting import LumosRecipe, days_of, train
 
@@ -323,11 +325,13 @@ class _Cut:
         """What LUMOS and its rivals say."""
         forecaster, cut_day = self._forecaster, self._cut_day
         quiet = forecaster.calendar.without(frozenset(forecaster.calendar.kinds))
-        parts = forecaster.network, forecaster.reader, forecaster.questions, quiet, forecaster.calibrations
-        (said_bq, amount_bq), (blind_bq, blindly_bq) = map(self._said, (forecaster, Forecaster(*parts, self._history)))
+        blind = replaced(forecaster, calendar=quiet)
+        alone = replaced(forecaster, trees=Trees.none(len(forecaster.targets)))
+        (said_bq, amount_bq), (blind_bq, blindly_bq), own = map(self._said, (forecaster, blind, alone))
         ways = {
             "lumos": (said_bq, amount_bq),
             "no calendar": (np.where(np.isnan(said_bq), np.nan, blind_bq), blindly_bq),
+            "network alone": own,
         }
         if rivals:
             ways |= self._rivals()
