@@ -220,7 +220,7 @@ class Forecaster:
         days, and by what factor the calendar has them larger, (B, Q); and (B, S') what users are."""
 
         def parts(some: slice) -> tuple[NDArray[Any], ...]:
-            (read,) = self._read(batch.part(some.start, some.stop), self.calendar, first_day, self.questions)
+            (read,) = self._read(batch.part(some.start, some.stop), self.calendar, first_day)
             said = read.said
             plain_bq, logit_bq = said.plain.logit_bq, said.by_calendar.logit_bq
             before_bq, now_bq = (1 / (1 + np.exp(-x_bq)) for x_bq in (plain_bq, logit_bq))
@@ -372,15 +372,15 @@ class Forecaster:
 
         return _at_once(compared, len(batch))
 
-    def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *asked: Questions) -> list[_Read]:
-        """What the network says to each of these: days are foretold once, and added up for every horizon."""
+    def _read(self, batch: HistoryBatch, calendar: Calendar, first_day: int, *others: Questions) -> list[_Read]:
+        """What the network says of its own days, and of other ones: they are foretold once, and added up for each."""
         rows = self.history.users.rows(batch.user_ids).astype(np.int64)
         tokens, network = self.reader.read(batch, rows, calendar, first_day), self.network
         inputs, found = network.seen(Inputs.of(tokens, self.questions)), []
         with torch.no_grad():
             foretold = network.foretell(inputs, network.remember(inputs, self._stacks), self._stacks)
             days, plain_days = foretold.days, foretold.days and foretold.days.plain()
-            for questions in asked:
+            for questions in (self.questions, *others):
                 if questions is not self.questions:
                     assert days is not None, "of days that are told one by one"
                     inputs = inputs._replace(asked_ufq=torch.from_numpy(questions.asked(tokens.ahead)))
@@ -392,7 +392,7 @@ class Forecaster:
                     bare, given_bq = _raw(plain), plain.given_bq
                 arises_bq = questions.arises(tokens.grid, tokens.ahead, first_day)
                 said = Said(arises_bq, by_calendar, bare, network.amounts(inputs, given_bq))
-                if questions is self.questions:  # first: of other days it is by as much
+                if questions is self.questions:  # of other days it is by as much
                     moved_bqa = self.trees.moved(tokens.static_bs, said.by_itself())
                 found.append(_Read(inputs, foretold, moved_bqa, said.moved(moved_bqa)))
         return found
@@ -402,9 +402,9 @@ class Forecaster:
     ) -> tuple[_Read, Told]:
         """What is said of some users, and told: at another horizon nothing that their own horizons contradict."""
         if questions is self.questions:
-            (read,) = self._read(batch, calendar, first_day, questions)
+            (read,) = self._read(batch, calendar, first_day)
             return read, self._teller.tell(read.said, questions)
-        its_own, read = self._read(batch, calendar, first_day, self.questions, questions)
+        its_own, read = self._read(batch, calendar, first_day, questions)
         own = self._teller.tell(its_own.said, self.questions)
         asked = self._teller.tell(read.said, questions, own)
         same_q = [one == other for one, other in zip(questions.targets, self.questions.targets, strict=True)]

@@ -4,7 +4,7 @@
     network     four streams, causal blocks, a head over behaviours
     objective   fair to the tail: the worst mixture of classes near the one observed
     pace        how soon those come back who came back so; gaps of futures lean on it
-    hours       in which hours of the week a log has events; gaps of futures lead there
+    hours       in which hours of the week a log has events, and when in the day somebody comes; gaps lead there
     haunts      where they go who have been there; places of futures lean on it
     successors  what follows what, counted; chances lean on it
     rollout     one step after the other, with keys and values kept

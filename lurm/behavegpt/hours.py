@@ -1,6 +1,7 @@
-"""In which hours of the week a log has events, counted; and which gaps lead there.
+"""In which hours of the week a log has events, and when in the day somebody comes, counted; and which gaps lead there.
 
-A network foretells that somebody comes back in three to four days, and not that this is before the shop opens.
+A network foretells that somebody comes back in three to four days, and not that this is before the shop opens, nor that
+they come in the evening.
 
     p(gap | bucket) ~ often(at + gap) / often after such a gap
 
@@ -20,6 +21,8 @@ from lurm.events import DAY_MS, MONDAY
 _EVEN = 1.0  # events of each slot of the week as its weekday and its hour have them
 _NONE = 0.01  # events of a weekday or an hour without any: no slot is without a chance
 _ENOUGH = 0.1  # of how often events are on average, for a gap to lead there
+_USUAL = 20.0  # visits of somebody that are believed to be at the log's hours
+_APART_MS = 1_800_000  # of visits
 _LEAST = 1e-300  # instead of 0 below a fraction
 
 
@@ -30,13 +33,22 @@ class Hours:
         often_w: (7S,) relative to the mean; slots of a few events lean on what their weekday and their hour have.
     """
 
-    def __init__(self, events_ws: NDArray[np.int64]) -> None:
-        self._slots = events_ws.shape[1]
+    def __init__(self, events_ws: NDArray[np.int64] | NDArray[np.float64]) -> None:
+        self._events_ws, self._slots = events_ws, events_ws.shape[1]
         even_ws = np.outer(events_ws.sum(1) + _NONE, events_ws.sum(0) + _NONE)
         often_ws = events_ws + _EVEN * even_ws / even_ws.mean()
         self.often_w = often_ws.ravel() / often_ws.mean()
-        lags = range(len(self.often_w))
-        self._after_w = np.array([(self.often_w * np.roll(self.often_w, -lag)).mean() for lag in lags])
+        power = np.abs(np.fft.rfft(self.often_w)) ** 2
+        self._after_w = np.fft.irfft(power, len(self.often_w)) / len(self.often_w)  # the mean product, by how far apart
+
+    def leaning(self, at_n: NDArray[np.int64]) -> Hours:
+        """Those of somebody who has come at such moments, epoch ms, ascending, as the log has them on each weekday."""
+        if not len(at_n):
+            return self
+        visits = at_n[np.append(True, np.diff(at_n) >= _APART_MS)]
+        own_s = np.bincount(calendar(visits, self._slots)[1], minlength=self._slots)
+        usual_s = self.often_w.reshape(7, -1).mean(0) / self._slots
+        return Hours(self._events_ws * (own_s / usual_s + _USUAL) / (len(visits) + _USUAL))
 
     def fits(self, at_n: NDArray[np.int64], gaps_gv: NDArray[np.int64]) -> NDArray[np.float64]:
         """(n, G, V) how much likelier gaps are, of V in each of G buckets, ms, for where they lead from n moments."""

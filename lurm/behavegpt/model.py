@@ -33,7 +33,7 @@ WEIGHTS, CODES, COUNTS = "behavegpt.safetensors", "codebook.safetensors", "succe
 PACES, HAUNTS = "pace.safetensors", "haunts.safetensors"
 SHAPE = "behavegpt.json"
 # Raised when the same weights, history and question would give another answer, or weights have other shapes.
-REVISION = 9
+REVISION = 10
 # A batch of so many steps, a row of a multiple of so many: then products have shapes in which each row is computed the
 # same whatever stands beside it.
 _ROWS_AT_ONCE, _STRIDE = 16, 64
@@ -158,19 +158,21 @@ class BehaveGptModel:
                     chances_bc[users] = torch.softmax(scores_bc, dim=1).numpy()
                 for row, user in enumerate(users.tolist()):
                     if silence_b[user]:
-                        last_at, place = int(batch.last_at[user]), int(context_b[3, user])
-                        after_c = self._after(silence_b[user], hidden_bd[row : row + 1], last_at, place)
+                        own = slice(batch.offsets[user], batch.offsets[user + 1])
+                        came, place = batch.timestamps[own], int(context_b[3, user])
+                        after_c = self._after(silence_b[user], hidden_bd[row : row + 1], came, place)
                         chances_bc[user] = after_c.numpy()
             chances_bc[users] = self.successors.mixed(chances_bc[users], code_b, wait_n[users])
         return chances_bc
 
-    def _after(self, silence: int, hidden_1d: Tensor, last_at: int, place: int) -> Tensor:
+    def _after(self, silence: int, hidden_1d: Tensor, came_at: NDArray[np.int64], place: int) -> Tensor:
         """(C,) chances, after a silence, ms, of what comes if anything does: a mean over moments."""
+        last_at_1, hours = came_at[-1:], self.codebook.hours.leaning(came_at)
         chances_1g = torch.softmax(self.network.gap_scores(hidden_1d).double(), dim=1).numpy()
         chances_1g[:, -1] = 0
         quantiles = (np.arange(_ROWS_AT_ONCE) + 0.5) / _ROWS_AT_ONCE
-        gap_n = gaps_after(silence, np.array([last_at]), chances_1g, self.codebook, quantiles)
-        weekday, slot = self.codebook.calendar(last_at + gap_n)
+        gap_n = gaps_after(silence, last_at_1, chances_1g, self.codebook, hours, quantiles)
+        weekday, slot = self.codebook.calendar(last_at_1 + gap_n)
         context = np.stack([weekday, slot, self.codebook.gap_code(gap_n), np.full_like(gap_n, place)])
         scores_nc = self.network.scores(hidden_1d.expand(_ROWS_AT_ONCE, -1), torch.from_numpy(context))
         return torch.softmax(scores_nc, dim=1).mean(0)

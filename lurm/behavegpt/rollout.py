@@ -6,7 +6,8 @@ fill the window, its later half is read anew.
 
 Who was last seen a while ago is known to have done nothing since: the first gap is drawn from those that are no shorter
 than this silence. One of the gaps is "never", with which a path ends. The others lean on how soon those came back who
-had come back at such a pace, and on the hours in which there are events; places, on where the user has been.
+had come back at such a pace, on the hours in which there are events, and on those at which the user came; places, on
+where the user has been.
 
 Paper: BehaveGPT, long-term generation. Departures: the silence and the end, of which the paper says nothing.
 """
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lurm.behavegpt.haunts import Haunts, visits
+from lurm.behavegpt.hours import Hours
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.pace import Pace, gaps_so_far
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, GAP, PLACE, Codebook, Steps
@@ -125,6 +127,7 @@ def rollout(
     pace = pace or Pace.of([], network.n_codes[GAP] - FIRST)
     haunts = haunts or Haunts.unknown(network.n_codes[GAP] - FIRST)
     sum_r, known_r = (np.full(plan.paths, so_far[-1]) for so_far in gaps_so_far(steps))
+    hours = codebook.hours.leaning(steps.times[steps.streams[EVENT] != BEGINNING])
     visits_rl = np.tile(visits(steps, network.n_codes[PLACE] - 1), (plan.paths, 1))
     last_r = np.full(plan.paths, max(steps.streams[PLACE, -1] - 1, 0))
     for nth in range(plan.steps):
@@ -132,7 +135,7 @@ def rollout(
         gap_chances_rg = pace.mixed(_probabilities(network.gap_scores(known.hidden_rd)), sum_r, known_r)
         if nth == 0 and not has_begun:
             gap_chances_rg[:, -1] = 0
-        value_r = gaps_after(silence if nth == 0 else 0, at_r, gap_chances_rg, codebook, chance[:, 0])
+        value_r = gaps_after(silence if nth == 0 else 0, at_r, gap_chances_rg, codebook, hours, chance[:, 0])
         at_r = at_r + value_r
         alive = (value_r < NEVER) & (at_r <= until)
         if not alive.all():
@@ -164,19 +167,21 @@ def gaps_after(
     last_at_n: NDArray[np.int64],
     chances_ng: NDArray[np.float64],
     codebook: Codebook,
+    hours: Hours,
     chance_n: NDArray[np.float64],
 ) -> NDArray[np.int64]:
     """(n,) ms between a user's last event and the next one, given that it was not within a silence; ``NEVER``: none.
 
-    A bucket's gaps are as likely as events are in the hours they lead to. In the last one, where few gaps and then none
-    are longer, the wait has no memory (see ``Codebook.tail``), so the longer the silence, the likelier it is that
-    nothing comes.
+    A bucket's gaps are as likely as somebody is to come in the hours they lead to. In the last one, where few gaps and
+    then none are longer, the wait has no memory (see ``Codebook.tail``), so the longer the silence, the likelier it is
+    that nothing comes.
 
     Args:
         silence: ms since the last event.
         last_at_n: (n,) epoch ms of the last events; or (1,): the same for all, as are chances.
         chances_ng: (n, G+1) of the buckets and of never, before anything is known of the silence.
         codebook: of the buckets.
+        hours: in which they come.
         chance_n: (n,) in [0, 1) which gap, in order of length; even ones give quantiles.
     """
     edge, beyond = codebook.tail
@@ -184,7 +189,7 @@ def gaps_after(
     if silence > edge:
         values_gs[-1] = silence + beyond
     later_ng = chances_ng[:, :-1] * codebook.lasting(np.array([silence]))
-    weight_ngs = codebook.hours.among(later_ng, last_at_n, values_gs, values_gs >= silence)
+    weight_ngs = hours.among(later_ng, last_at_n, values_gs, values_gs >= silence)
     for row in np.flatnonzero((weight_ngs.max((1, 2)) == 0) & (chances_ng[:, -1] == 0)):
         weight_ngs[row, -1] = 1  # a silence so long that its chance is no number
     values = np.append(values_gs, NEVER)

@@ -261,9 +261,8 @@ def test_gaps_after_a_silence_are_those_it_does_not_rule_out(model: BehaveGptMod
     values_gs = model.codebook.values_gs
     rng = np.random.default_rng(seed)
     chances_g = rng.dirichlet(np.ones(len(values_gs)))
-    found = gaps_after(
-        silence, NOW, np.append(chances_g, 0)[None], at_hours(model.codebook), (np.arange(4000) + 0.5) / 4000
-    )
+    book, quantiles = at_hours(model.codebook), (np.arange(4000) + 0.5) / 4000
+    found = gaps_after(silence, NOW, np.append(chances_g, 0)[None], book, book.hours, quantiles)
     assert (found >= silence).all()
     all_gaps, weights = values_gs.ravel(), np.repeat(chances_g, values_gs.shape[1])
     if not (all_gaps >= silence).any():
@@ -283,7 +282,7 @@ def test_a_silence_near_the_longest_gap_leaves_as_many_futures_as_before(model: 
     chances_g, quantiles = np.append(np.full(len(values_gs), 1 / len(values_gs)), 0), (np.arange(500) + 0.5) / 500
     edge, longest = int(edges_g[-1]), int(values_gs.max())
     silences = [edge // 2, edge, edge + 1, longest - HOUR_MS, longest - 1, longest, longest + 1, 3 * longest]
-    found = [gaps_after(silence, NOW, chances_g[None], book, quantiles) for silence in silences]
+    found = [gaps_after(silence, NOW, chances_g[None], book, book.hours, quantiles) for silence in silences]
     for silence, gap_n in zip(silences, found, strict=True):
         assert (gap_n >= silence).all() and len(np.unique(gap_n)) >= values_gs.shape[1] - 1
     assert all((np.median(b) >= np.median(a)) for a, b in itertools.pairwise(found))
@@ -301,14 +300,20 @@ def test_a_silence_rules_out_the_gaps_that_it_is_learned_to_outlast(model: Behav
     chances_g = np.append(np.full(len(book.values_gs), 0.7 / len(book.values_gs)), 0.3)
     for silence, lasting_g in zip(silences, lasting_ng, strict=True):
         later = float(chances_g[:-1] @ lasting_g)
-        found = gaps_after(silence, NOW, chances_g[None], book, (np.arange(4000) + 0.5) / 4000)
+        found = gaps_after(silence, NOW, chances_g[None], book, book.hours, (np.arange(4000) + 0.5) / 4000)
         assert (found == NEVER).mean() == pytest.approx(0.3 / (0.3 + later), abs=1e-3)
         assert (found >= silence).all()
-        alone = gaps_after(silence, NOW, np.append(chances_g[:-1], 0)[None], book, (np.arange(400) + 0.5) / 400)
+        alone = gaps_after(
+            silence, NOW, np.append(chances_g[:-1], 0)[None], book, book.hours, (np.arange(400) + 0.5) / 400
+        )
         assert (alone < NEVER).all()
-    never = gaps_after(1, NOW, np.append(np.zeros(len(book.values_gs)), 1)[None], book, np.array([0.0, 0.999]))
+    never = gaps_after(
+        1, NOW, np.append(np.zeros(len(book.values_gs)), 1)[None], book, book.hours, np.array([0.0, 0.999])
+    )
     assert (never == NEVER).all()
-    after_all = gaps_after(2**50, NOW, np.append(np.full(len(book.values_gs), 0.1), 0)[None], book, np.array([0.5]))
+    after_all = gaps_after(
+        2**50, NOW, np.append(np.full(len(book.values_gs), 0.1), 0)[None], book, book.hours, np.array([0.5])
+    )
     assert 2**50 <= after_all[0] < 2**51
 
 

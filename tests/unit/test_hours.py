@@ -43,6 +43,23 @@ def shopping(*, n_users: int = 150, seed: int = 0) -> list[Event]:
     return events
 
 
+def in_the_evening(at: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return at % DAY_MS // HOUR_MS >= 14
+
+
+def by_habit(*, n_users: int = 80, n_visits: int = 30) -> list[Event]:
+    """Every second user comes from seven to ten, the others from seven to ten in the evening, for two things."""
+    rng = np.random.default_rng(5)
+    events = []
+    for user in range(n_users):
+        day = int(rng.integers(5))
+        for _ in range(n_visits):
+            at = MONDAY + day * DAY_MS + (7 + 12 * (user % 2)) * HOUR_MS + int(rng.integers(3 * HOUR_MS))
+            events += [Event(f"u{user:03d}", f"i{int(rng.integers(N_GROUPS * 12)):03d}", "buy", at) for _ in range(2)]
+            day += 1 + int(rng.integers(3))
+    return events
+
+
 weeks = st.lists(st.integers(0, 1000), min_size=168, max_size=168).map(lambda own: np.array(own).reshape(7, 24))
 spans = st.integers(0, 90 * DAY_MS)
 
@@ -85,10 +102,43 @@ def test_futures_and_who_has_been_silent_come_in_the_hours_of_the_log(tmp_path: 
 
     open_share, at_once = imagined(codebook)
     open_at_any, at_once_at_any = imagined(at_hours(codebook))
-    assert open_share > 0.98 and open_at_any < 0.7
+    assert open_share > 0.98 and open_at_any < 0.85
     assert abs(at_once - at_once_at_any) < 0.05
     n_gaps, last_at = len(codebook.values_gs), batch.last_at[:1]
     chances_1g = np.full((1, n_gaps + 1), 1 / (n_gaps + 1))
     for book, least, most in ((codebook, 0.95, 1.0), (at_hours(codebook), 0.0, 0.8)):
-        gap_n = gaps_after(30 * HOUR_MS, last_at, chances_1g, book, (np.arange(500) + 0.5) / 500)
+        gap_n = gaps_after(30 * HOUR_MS, last_at, chances_1g, book, book.hours, (np.arange(500) + 0.5) / 500)
         assert least <= is_open(last_at + gap_n[gap_n < NEVER]).mean() <= most
+
+
+def test_futures_of_somebody_lean_on_the_hours_at_which_they_came(tmp_path: Path) -> None:
+    history, vocabulary, trainer, network, codebook = taught(tmp_path, by_habit())
+    model, batch = BehaveGptModel(network, codebook, vocabulary, None, trainer.pace()), history.batch(np.arange(40))
+    comes_late = np.array([in_the_evening(at)[0] for at in np.split(batch.timestamps, batch.offsets[1:-1])])
+    assert 5 < comes_late.sum() < 35
+    futures = model.rollout(batch, Plan(steps=24, paths=3, seed=1), 0)
+    at = [np.array([one.at for path in paths for one in path], np.int64) for paths in futures]
+    late_share = np.array([in_the_evening(own).mean() for own in at])
+    assert late_share[comes_late].mean() > 0.75 and late_share[~comes_late].mean() < 0.25
+    steps, chances_1g = codebook.steps(batch, vocabulary), np.full((1, len(codebook.values_gs) + 1), 1.0)
+    for user in range(4):
+        own = steps.of(user)
+        quantiles = (np.arange(400) + 0.5) / 400
+        args = 30 * HOUR_MS, own.times[-1:], chances_1g, codebook
+        gap_n = gaps_after(*args, codebook.hours.leaning(own.times[1:]), quantiles)
+        late = in_the_evening(own.times[-1] + gap_n[gap_n < NEVER]).mean()
+        assert late > 0.65 if comes_late[user] else late < 0.35
+
+
+@given(weeks, st.lists(spans, max_size=40))
+def test_who_came_seldom_comes_as_the_log_does_and_closed_hours_stay_closed(
+    events_ws: NDArray[np.int64], came: list[int]
+) -> None:
+    hours = Hours(events_ws)
+    own = hours.leaning(MONDAY + np.sort(np.array(came, np.int64)))
+    assert own.often_w.mean() == pytest.approx(1) and (own.often_w > 0).all()
+    assert own.fits(np.array([MONDAY]), np.array([[HOUR_MS]])).item() > 0
+    if not came:
+        assert own is hours
+    alike = Hours(np.full((7, 24), 50)).leaning(MONDAY + np.arange(24 * 7) * HOUR_MS)
+    assert alike.often_w == pytest.approx(1), "who comes at all hours alike comes as a log does that has all alike"
