@@ -151,7 +151,10 @@ def draft(
             created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         write_durably(folder / MANIFEST, _dump(manifest))
+        mode = (folder / MANIFEST).stat().st_mode
         for name in files:
+            with contextlib.suppress(PermissionError):  # a link to somebody else's
+                (folder / name).chmod(mode)  # some libraries write for the owner alone
             sync(folder / name)
         _sync_folders(folder)
         _appear(folder, destination)

@@ -30,7 +30,7 @@ from lurm.calendars import Calendar, Edit
 from lurm.calibrations import Calibration, Calibrations
 from lurm.changes import Change, Interval
 from lurm.days import DayFeatures, DayView, day_of
-from lurm.errors import ArtifactCorrupt, Unfulfillable, UsageError
+from lurm.errors import ArtifactCorrupt, ArtifactError, Unfulfillable
 from lurm.events import DAY_MS
 from lurm.history import HistoryBase, HistoryBatch
 from lurm.horizons import Forecast, Raw, added_up
@@ -145,7 +145,9 @@ class Forecaster:
             network.load_state_dict(load_file(artifact.path / "network.safetensors"))
             calibrations, ends_at = [Calibration(**one) for one in told["calibrations"]], int(told["ends_at"])
             trees = Trees.read(artifact.path, len(questions), reader.static_width)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
+        except ArtifactError:
+            raise
+        except Exception as error:
             raise ArtifactCorrupt(f"{artifact.path} is not a forecaster of this release: {error}") from error
         return cls(network, reader, questions, calendar, calibrations, history, ends_at, trees)
 

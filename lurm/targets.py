@@ -32,6 +32,7 @@ _ENTRIES: dict[str, tuple[str, ...]] = {
     "response": ("behaviors", "event_kind"),
 }
 AMOUNTS = ("count", "spend")
+_DUST = 1e-6  # of a unit; a sum below it is what rounding leaves of amounts that cancel
 _OF_DAYS = r"(?<![^\W_])(?<!\d[.,])(){}(?=[ _-]?d(?:ays?)?(?![^\W_]))"  # 7 days, 7-day, 7d
 _ALONE = r"(?<![^\W_])(?<!\d[.,])(d?){}(?![^\W_])(?![.,]\d)"  # active 7, spend_7, D7
 _APART = r"(?<![^\W_])(?<!\d[.,])({}[ _]day){}(?![^\W_])"  # 7 days, 7_days
@@ -312,7 +313,8 @@ class Questions:
         amount_bq = np.full(happened_bq.shape, np.nan, np.float32)
         for at, target in enumerate(self.targets):
             if target.is_amount:
-                amount_bq[:, at] = sums_bwa[:, : target.days, self.amount_q[at]].sum(axis=1)
+                sum_b = sums_bwa[:, : target.days, self.amount_q[at]].sum(axis=1)
+                amount_bq[:, at] = np.where(np.abs(sum_b) < _DUST * self.unit_q[at], 0, sum_b)
             elif target.kind == "churn":
                 happened_bq[:, at] = 1 - happened_bq[:, at]
         happened_bq[~self.arises(grid, days, first_day)] = np.nan

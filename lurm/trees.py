@@ -23,6 +23,7 @@ CHANCE, TYPICAL, GUESS = range(3)
 """What is told of a target: a logit; signed logs of a typical amount, in parts of a unit, and of a guess, in units."""
 N_TOLD = 3
 _FILE = "trees.safetensors"
+_DEEPEST = 8  # splits of a tree, one after another
 
 
 class Trees(NamedTuple):
@@ -62,12 +63,19 @@ class Trees(NamedTuple):
         if set(parts) != set(cls._fields):
             raise ValueError(f"{_FILE} holds {', '.join(sorted(parts))}, not {', '.join(cls._fields)}")
         found = cls(**parts)
-        n_trees, depth = found.feature_atd.shape[1:]
-        for own, expected in zip(found, cls.none(n_targets, n_trees, depth), strict=True):
+        if found.feature_atd.ndim != 3 or found.feature_atd.shape[2] > _DEEPEST:
+            raise ValueError(
+                f"{_FILE} has splits of shape {found.feature_atd.shape}, not of trees of {_DEEPEST} at most"
+            )
+        for own, expected in zip(found, cls.none(n_targets, *found.feature_atd.shape[1:]), strict=True):
             if own.shape != expected.shape or own.dtype != expected.dtype:
                 raise ValueError(f"{_FILE} has {own.dtype} {own.shape} where {expected.dtype} {expected.shape} belongs")
         if found.feature_atd.size and not 0 <= found.feature_atd.min() <= found.feature_atd.max() < n_static:
             raise ValueError(f"{_FILE} splits by features that there are not: there are {n_static}")
+        if not (np.isfinite(found.leaf_atl).all() and np.isfinite(found.level_a).all()):
+            raise ValueError(f"{_FILE} says what is no number")
+        if np.isnan(found.above_atd).any() or not ((found.share_a >= 0) & (found.share_a <= 1)).all():
+            raise ValueError(f"{_FILE} has shares that are not from 0 to 1, or splits at no number")
         return found
 
     def write(self, folder: Path) -> None:

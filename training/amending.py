@@ -154,7 +154,8 @@ def trees_of(stretches: Sequence[Cut], n_targets: int, seed: int) -> Trees:
     if not stretches:
         return Trees.none(n_targets)
     _, static_bs, logit_bq, plain_bq, _, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
-    return boosted(Answered(static_bs, logit_bq - plain_bq, happened_bq, amount_bq, _weights(stretches)), seed)
+    stretch_b, moved_bq = np.repeat(np.arange(len(stretches)), list(map(_n_users, stretches))), logit_bq - plain_bq
+    return boosted(Answered(static_bs, moved_bq, happened_bq, amount_bq, stretch_b, _weights(stretches)), seed)
 
 
 def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
@@ -223,7 +224,11 @@ class _Side(NamedTuple):
 
 def _weights(stretches: Sequence[Cut]) -> Array:
     """(B,) what answers count, by how long ago the stretch was."""
-    return np.repeat(_FADES ** np.arange(len(stretches)), [len(one.row_b) for one in stretches])
+    return np.repeat(_FADES ** np.arange(len(stretches)), list(map(_n_users, stretches)))
+
+
+def _n_users(stretch: Cut) -> int:
+    return len(stretch.row_b)
 
 
 def _onto(said_b: Array, to_b: Array) -> tuple[float, float]:
@@ -290,7 +295,7 @@ def ridge(x_bx: Array, y_b: Array, weight_b: Array, fold_b: NDArray[np.int64]) -
 def lean(log_b: Array, spread_b: Array, true_b: Array) -> Array:
     """(4,) the weights of ``leaning`` by which guesses have the least error as a share of the truth."""
     x_bk = leaning(log_b, spread_b)
-    believed, size_b = np.eye(x_bk.shape[1])[0], np.abs(true_b)
+    believed, size_b = np.eye(x_bk.shape[1])[0], np.maximum(np.abs(true_b), 1 / FINE)
     found: Array = believed.copy()
     for _ in range(_ROUNDS):  # an absolute error is a square over itself
         off_b = true_b - x_bk @ found

@@ -4,13 +4,17 @@
     typical   the median of signed logs of amounts, as they were on plain days
     guess     the same, of amounts in whole units that count by one over themselves: its error is least as a share
 
+Stretches differ in how much everybody does. Trees that could tell them apart, by how long ago people began say, would
+take that for what people are, so each stretch is told by how much it lies above or below all of them.
+
 How much of an answer is theirs follows from how many answers they learned from: a rule, not a choice by the log. The
 last stretch, which corrects answers, is not among them.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +31,7 @@ _BINS = 32  # of a feature
 _USERS, _FEATURES = 0.7, 0.5  # shares that a tree sees
 _NEAR = 0.1  # logs; errors below this count alike
 _FEWEST = 50  # answers to learn from
+_MOOD = 20.0  # answers by which the level of a stretch is believed half
 _HALF_CHANCE, _HALF_AMOUNT = 20_000.0, 4_000.0  # answers by which trees are believed as much as what they stand beside
 Array = NDArray[np.float64]
 
@@ -39,6 +44,7 @@ class Answered(NamedTuple):
         moved_bq: (B, Q) by how much what was on had moved logits.
         happened_bq: 1, 0 or NaN: not asked.
         amount_bq: of units, as on plain days; 0 or NaN: none.
+        stretch_b: of which stretch an answer is, from 0.
         weight_b: what answers count.
     """
 
@@ -46,6 +52,7 @@ class Answered(NamedTuple):
     moved_bq: Array
     happened_bq: NDArray[np.float32]
     amount_bq: Array
+    stretch_b: NDArray[np.int64]
     weight_b: Array
 
 
@@ -65,16 +72,35 @@ def boosted(answered: Answered, seed: int) -> Trees:
         known = np.flatnonzero(~np.isnan(answered.happened_bq[:, at]))
         did_b = answered.happened_bq[known, at].astype(np.float64)
         if len(known) >= _FEWEST and 0 < did_b.mean() < 1:
-            growing = _Growing(did_b, answered.weight_b[known], answered.moved_bq[known, at])
+            above_b = _above(did_b, answered.stretch_b[known], _odds)
+            growing = _Growing(did_b, answered.weight_b[known], answered.moved_bq[known, at] + above_b)
             bins.grow(found, at * N_TOLD + CHANCE, known, growing, seed)
         some = np.flatnonzero(np.nan_to_num(answered.amount_bq[:, at]) != 0)
         if len(some) >= _FEWEST:
             amount_b, weight_b = answered.amount_bq[some, at], answered.weight_b[some]
-            own_b = weight_b / np.abs(amount_b)
+            own_b = weight_b / np.maximum(np.abs(amount_b), 1 / FINE)
             own_b *= weight_b.sum() / own_b.sum()
-            bins.grow(found, at * N_TOLD + TYPICAL, some, _Growing(signed_log(amount_b * FINE), weight_b), seed)
-            bins.grow(found, at * N_TOLD + GUESS, some, _Growing(signed_log(amount_b), own_b), seed)
+            for told, log_b, counts_b in (
+                (TYPICAL, signed_log(amount_b * FINE), weight_b),
+                (GUESS, signed_log(amount_b), own_b),
+            ):
+                log_b = log_b - _above(log_b, answered.stretch_b[some], np.median)
+                bins.grow(found, at * N_TOLD + told, some, _Growing(log_b, counts_b), seed)
     return found
+
+
+def _above(true_b: Array, stretch_b: NDArray[np.int64], level: Callable[[Array], Any]) -> Array:
+    """(B,) by how much the level of each one's stretch lies above that of all; of few answers hardly any."""
+    above_b, of_all = np.zeros(len(true_b)), float(level(true_b))
+    for stretch in np.unique(stretch_b):
+        own = stretch_b == stretch
+        above_b[own] = (float(level(true_b[own])) - of_all) * own.sum() / (own.sum() + _MOOD)
+    return above_b
+
+
+def _odds(did_b: Array) -> float:
+    """The logit of how many did, half of one more and half of one less."""
+    return float(np.log((did_b.sum() + 0.5) / (len(did_b) - did_b.sum() + 0.5)))
 
 
 class _Growing:
@@ -88,7 +114,7 @@ class _Growing:
 
     def __init__(self, true_b: Array, weight_b: Array, moved_b: Array | None = None) -> None:
         self._true_b, self._weight_b, self.is_chance = true_b, weight_b, moved_b is not None
-        self.level = self._usual() if moved_b is None else self._odds()
+        self.level = self._usual() if moved_b is None else self._log_odds()
         self.said_b = np.full(len(true_b), self.level) + (0.0 if moved_b is None else moved_b)
         self.share = float(weight_b.sum() / (weight_b.sum() + (_HALF_CHANCE if self.is_chance else _HALF_AMOUNT)))
 
@@ -101,7 +127,7 @@ class _Growing:
         firm_b = self._weight_b / np.maximum(np.abs(short_b), _NEAR)
         return firm_b * short_b, firm_b
 
-    def _odds(self) -> float:
+    def _log_odds(self) -> float:
         share = float(np.average(self._true_b, weights=self._weight_b))
         return float(np.log(share) - np.log1p(-share))
 

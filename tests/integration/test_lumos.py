@@ -485,12 +485,16 @@ def test_labels_are_what_the_log_says(forecaster, release, today):
 def test_a_written_forecaster_foretells_the_same(forecaster, release, batch, today, tmp_path):
     with draft(tmp_path / "lumos", kind="lumos", key="test", config={}) as work:
         forecaster.write(work.path)
-    again = Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes)
-    for one, other in zip(again.forecast(batch, today), forecaster.forecast(batch, today), strict=True):
-        assert np.array_equal(one, other, equal_nan=True)
-    assert (again.ends_at, again.day_for(0)) == (release.history.complete_until(), today)
-    told = tmp_path / "lumos" / "lumos.json"
+    parts = tmp_path / "lumos", release.history, release.vocabulary, release.attributes
+    again = Forecaster.open(*parts)
+    told_twice = zip(again.forecast(batch, today), forecaster.forecast(batch, today), strict=True)
+    assert all(np.array_equal(one, other, equal_nan=True) for one, other in told_twice)
+    assert again.ends_at == release.history.complete_until() and again.day_for(0) == today
+    told, trees = (tmp_path / "lumos" / name for name in ("lumos.json", "trees.safetensors"))
     told.write_bytes(told.read_bytes().replace(b'"revision":%d' % REVISION, b'"revision":%d' % (REVISION + 1)))
     with pytest.raises(ArtifactCorrupt, match=f"computes by revision {REVISION + 1}, this lurm by {REVISION}"):
-        Forecaster.open(tmp_path / "lumos", release.history, release.vocabulary, release.attributes, verify=False)
-    assert day_of(release.history.watermark) + 1 == today
+        Forecaster.open(*parts, verify=False)
+    told.write_bytes(told.read_bytes().replace(b'"revision":%d' % (REVISION + 1), b'"revision":%d' % REVISION))
+    trees.write_bytes(b"\xff" * trees.stat().st_size)
+    with pytest.raises(ArtifactCorrupt, match="is not a forecaster"):
+        Forecaster.open(*parts, verify=False)

@@ -194,3 +194,12 @@ def test_what_lines_have_seen_is_not_corrected_once_more() -> None:
     assert (*same.logit, *same.log, same.spread) == pytest.approx((1, 0, 1, 0, 1), abs=1e-6)
     few = Cut(*(part[:40] for part in newest))
     assert carries(few, after, before, NONE) == [Carry((1.0, 0.0), (1.0, 0.0), 1.0)]
+
+
+@pytest.mark.parametrize("dust", [1e-3, 1e-8, 1e-15])
+def test_one_amount_next_to_nothing_moves_no_guess(dust: float) -> None:
+    _, log_b, true_b = amounts(np.random.default_rng(12))
+    spread_b = np.ones(len(true_b))
+    usual = leaning(log_b, spread_b) @ lean(log_b, spread_b, true_b)
+    true_b[0] = dust
+    assert leaning(log_b, spread_b) @ lean(log_b, spread_b, true_b) == pytest.approx(usual, rel=0.05)

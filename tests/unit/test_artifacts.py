@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import orjson
 import pytest
+from safetensors.numpy import save_file
 
 from lurm.artifacts import (
     MANIFEST,
@@ -54,6 +56,14 @@ def test_what_was_published_is_what_opens(tmp_path: Path) -> None:
     }
     assert manifest.files["a.bin"].sha256 == digest_of_file(artifact.path / "a.bin")
     assert names_in(tmp_path) == {"items"}
+
+
+def test_whoever_may_read_one_file_may_read_all(tmp_path: Path) -> None:
+    with draft(tmp_path / "one", kind="test", key="k", config={}) as work:
+        save_file({"a": np.zeros(3)}, work.path / "a.safetensors")
+        (work.path / "b.json").write_bytes(b"{}")
+    files = list((tmp_path / "one").iterdir())
+    assert len({path.stat().st_mode for path in files}) == 1 and len(files) == 3
 
 
 def test_the_fingerprint_is_the_kind_and_the_content_and_nothing_else(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def answered(n: int, seed: int, moved: float = 0.0) -> Answered:
     size_b = np.where((x_bs[:, 0] > 0.3) & (x_bs[:, 1] > 0.0), 40.0, 4.0) * np.exp(rng.normal(0, 0.3, n))
     happened_bq = np.column_stack([did_b, did_b]).astype(np.float32)
     amount_bq = np.column_stack([np.full(n, np.nan), np.where(did_b, size_b, 0.0)])
-    return Answered(x_bs, moved_bq, happened_bq, amount_bq, np.ones(n))
+    return Answered(x_bs, moved_bq, happened_bq, amount_bq, np.zeros(n, np.int64), np.ones(n))
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,31 @@ def test_what_counts_nothing_teaches_nothing() -> None:
     assert np.abs(told_b - chance(x_bs)).mean() < 0.06
 
 
+@pytest.mark.parametrize("dust", [1e-4, 1e-8])
+def test_one_amount_next_to_nothing_moves_no_guess(trees: Trees, dust: float) -> None:
+    lesson = answered(N, 1)
+    lesson.amount_bq[np.flatnonzero(lesson.amount_bq[:, 1] > 0)[0], 1] = dust
+    x_bs = answered(500, 2).x_bs
+    usual, now = (one.say(x_bs)[:, 1, GUESS] for one in (trees, boosted(lesson, seed=0)))
+    assert np.abs(now - usual).mean() < 0.1
+
+
+def test_what_a_stretch_had_more_of_is_not_what_people_are() -> None:
+    """One feature says which stretch it was, whose moods are up to 3 logits apart; of people it says nothing."""
+    rng, n = np.random.default_rng(8), 4000
+    mood_s = np.array([1.5, -1.0, 0.5, -1.5, 1.0])
+    stretch_b = np.repeat(np.arange(5), n)
+    x_bs = np.column_stack([stretch_b + rng.random(5 * n), rng.normal(size=5 * n)]).astype(np.float32)
+    odds_b = mood_s[stretch_b] + np.where(x_bs[:, 1] > 0, 1.0, -1.0)
+    did_b = (rng.random(5 * n) < 1 / (1 + np.exp(-odds_b))).astype(np.float32)[:, None]
+    amount_b = np.where(did_b > 0, np.exp(mood_s[stretch_b] + 2 + rng.normal(0, 0.2, 5 * n))[:, None], 0.0)
+    lesson = Answered(x_bs, np.zeros((5 * n, 1)), did_b, amount_b, stretch_b, np.ones(5 * n))
+    say_bqa = boosted(lesson, seed=0).say(np.column_stack([x_bs[:, 0], np.ones(5 * n)]).astype(np.float32))
+    for told, most in ((CHANCE, 0.6), (TYPICAL, 0.3), (GUESS, 0.3)):
+        level_s = np.array([say_bqa[stretch_b == stretch, 0, told].mean() for stretch in range(5)])
+        assert np.ptp(level_s) < most, told
+
+
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 4))
 def test_users_are_told_alike_alone_and_together(seed: int, n_users: int, depth: int) -> None:
     rng = np.random.default_rng(seed)
@@ -139,3 +164,15 @@ def test_what_is_written_is_read_again_and_what_does_not_fit_is_not(trees: Trees
     trees._replace(level_a=trees.level_a.astype(np.float64)).write(tmp_path)
     with pytest.raises(ValueError, match="float64"):
         Trees.read(tmp_path, 2, 5)
+    beyond = trees._replace(share_a=trees.share_a + 1), trees._replace(share_a=trees.share_a * np.float32("nan"))
+    endless = trees._replace(leaf_atl=trees.leaf_atl + np.float32("inf"))
+    deep = trees._replace(feature_atd=np.zeros((6, 1, 34), np.int32))
+    for damaged, said in (
+        (beyond[0], "from 0 to 1"),
+        (beyond[1], "from 0 to 1"),
+        (endless, "number"),
+        (deep, "splits"),
+    ):
+        damaged.write(tmp_path)
+        with pytest.raises(ValueError, match=said):
+            Trees.read(tmp_path, 2, 5)
