@@ -41,7 +41,8 @@ CHECKED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 """How Parquet is written: small, and so that a damaged page is found."""
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """What is said of a folder that cannot be written to, however often it is tried."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What is said where a file may not grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +268,7 @@ def refusals(path: Path) -> Iterator[None]:
     except LurmError:
         raise
     except Exception as error:
-        for number in _NO_ROOM if getattr(error, "errno", None) is None else ():
+        for number in NO_ROOM if getattr(error, "errno", None) is None else ():
             if any(sign in str(error) for sign in (f"(os error {number})", f"({os.strerror(number)})")):
                 raise OSError(number, os.strerror(number), str(path)) from error
         raise

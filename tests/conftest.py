@@ -143,3 +143,15 @@ def start_redis() -> Iterator[Callable[..., RedisServer]]:
     """``start_redis(*options, config=None)``: a Redis this test alone may kill, pause or fill."""
     with ExitStack() as stack:
         yield lambda *options, config=None: stack.enter_context(running_redis(*options, config=config))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB, where this process may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("nothing can be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)

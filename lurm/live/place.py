@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lurm.artifacts import write_durably
+from lurm.artifacts import NO_ROOM, write_durably
 from lurm.erasure import FILE as LEDGER
 from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.live import LiveEvents, Unavailable, segments
@@ -94,7 +94,8 @@ async def open_live(
 ) -> AsyncIterator[Live]:
     """The store of live events and the ledger of erasures; begun where there are none.
 
-    Where the folder cannot be written to, what was erased is still known, and no event can be taken.
+    Where the folder cannot be written to, or its disk is too full for the file to be opened, what was erased is still
+    known, and no event can be taken.
 
     Args:
         folder: of the ledger, and of the SQLite file.
@@ -112,16 +113,24 @@ async def open_live(
         _ledger_of(folder)
         ledger = Ledger.open(folder)
     except OSError as error:
-        why = f"{folder} cannot be written to ({error.strerror}); set LURM_LIVE_DIR"
+        advice = "free some space, and start again" if error.errno in NO_ROOM else "set LURM_LIVE_DIR"
+        why = f"{folder} cannot be written to ({error.strerror}); {advice}"
         _log.warning("no live events: %s", why)
         known = Ledger.of(folder)
-        has_some = url is not None or (folder / FILE).exists()
+        has_some = url is not None or _has_some(folder / FILE)
         yield Live(AbsentLiveEvents(known, why, has_some=has_some), known, why)
         return
 
     live: LiveEvents
+    full: str | None = None
     if url is None:
-        live = SqliteLiveEvents(folder / FILE, ledger, held=_anywhere(folder, held))
+        has_some = _has_some(folder / FILE)
+        try:
+            live = SqliteLiveEvents(folder / FILE, ledger, held=_anywhere(folder, held))
+        except Unavailable as error:
+            full = str(error)
+            _log.warning("no live events: %s", full)
+            live = AbsentLiveEvents(ledger, full, has_some=has_some)
     else:
         beyond = _anywhere(folder, held)
         try:
@@ -134,9 +143,14 @@ async def open_live(
                 raise
             live = AbsentLiveEvents(ledger, str(error), has_some=True)
     try:
-        yield Live(live, ledger)
+        yield Live(live, ledger, full)
     finally:
         await live.close()
+
+
+def _has_some(file: Path) -> bool:
+    """Whether a store was begun there: on a full disk a file without a byte may be all that came of it."""
+    return file.exists() and file.stat().st_size > 0
 
 
 def left_behind(folder: Path, url: str | None, held: Callable[[str], int]) -> tuple[str, str] | None:

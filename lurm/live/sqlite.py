@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import logging
 import os
@@ -28,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from lurm.artifacts import NO_ROOM
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError
 from lurm.live import NOTHING, Arrived, Arriving, LiveTail, Receipt, Unavailable
@@ -56,6 +56,7 @@ class SqliteLiveEvents:
 
     Raises:
         ArtifactError: the file is no such store, was written by a newer lurm, or cannot be written to.
+        Unavailable: its disk is full.
     """
 
     kind = "sqlite"
@@ -88,9 +89,9 @@ class SqliteLiveEvents:
                 self._tails = _Tails(tails, ledger)
                 self._opened = opened.pop_all()
         except (sqlite3.Error, OSError) as error:
-            is_full = getattr(error, "sqlite_errorname", "") == "SQLITE_FULL"  # not every error has a name
-            is_full |= isinstance(error, OSError) and error.errno == errno.ENOSPC
-            advice = "free some space" if is_full else "make it writable, or move it away to begin anew"
+            if self._is_full(error):
+                raise Unavailable(f"the disk of {path} is full ({error}); free some space, and start again") from error
+            advice = "make it writable, or move it away to begin anew"
             raise ArtifactError(f"{path} cannot be used to keep live events ({error}); {advice}") from error
         self._write_thread = ThreadPoolExecutor(1, "live-writer")
         self._read_thread = ThreadPoolExecutor(1, "live-reader")
@@ -116,10 +117,8 @@ class SqliteLiveEvents:
     async def ensure_room(self) -> None:
         """As ``LiveEvents``."""
         self._check_place()
-        with contextlib.suppress(OSError):  # there are file systems that do not tell
-            disk = os.statvfs(self._path.parent)
-            if disk.f_blocks and disk.f_bavail * disk.f_frsize < _ROOM:
-                raise Unavailable(f"the disk of {self._path.parent}, where live events are kept, is full")
+        if self._lacks_room():
+            raise Unavailable(f"the disk of {self._path.parent}, where live events are kept, is full")
         await self._writes.ensure(self._try)
 
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:
@@ -242,6 +241,20 @@ class SqliteLiveEvents:
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
+
+    def _lacks_room(self) -> bool:
+        """Whether its disk is full, or soon will be; there are file systems that do not tell."""
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self._path.parent)
+            return bool(disk.f_blocks) and disk.f_bavail * disk.f_frsize < _ROOM
+        return False
+
+    def _is_full(self, error: sqlite3.Error | OSError) -> bool:
+        """Whether an error tells of a full disk; some that SQLite meets there have the names of others."""
+        if isinstance(error, OSError):
+            return error.errno in NO_ROOM
+        name = getattr(error, "sqlite_errorname", "")  # not every error has one
+        return name == "SQLITE_FULL" or (name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")) and self._lacks_room())
 
     def _where(self) -> list[tuple[int, int]]:
         """Which files the names stand for, on which device."""

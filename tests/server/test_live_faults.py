@@ -32,6 +32,7 @@ from lurm.settings import environment_of
 from service.keys import new_key
 from tests import loaded
 from tests.conftest import RedisServer
+from tests.disks import filled_disk
 from tests.server.conftest import SYNCED, RunningServer, live_in, metric, problem
 from tests.server.test_live import embedded, event, send, statuses, truth
 from tests.server.test_swaps import replace_one, workers_of
@@ -75,32 +76,6 @@ def limited_files(server: RunningServer, folder: Path) -> Iterator[None]:
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     yield
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-
-@contextmanager
-def filled_disk(folder: Path) -> Iterator[None]:
-    """The disk is full, to the last byte."""
-    with (folder / "filler").open("wb", buffering=0) as file:
-        block = 2**16
-        while block:
-            try:
-                file.write(bytes(block))
-            except OSError:
-                block //= 2
-    yield
-    (folder / "filler").unlink()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MiB, where this process may mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("nothing can be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_on_a_full_disk_events_are_refused_at_once_reads_go_on_and_it_recovers(
@@ -168,6 +143,29 @@ def test_a_server_that_begins_on_a_full_disk_reads_what_is_there(
         with second.client() as client:
             assert live_events(client) == "up"
             assert statuses(send(client, event("u", "j", AT + 1))) == ["accepted"]
+
+
+def test_a_server_that_begins_on_a_full_disk_where_nobody_has_the_store_open_answers_without_it(
+    start_server: Start, small_disk: Path, release: Release
+) -> None:
+    known, first = release.history.users[0], start_server(live_dir=small_disk)
+    with first.client() as client:
+        send(client, event(known, "i", AT), event("new", "i", AT))
+        n_events = embedded(client, known)[1]
+    stop(first)  # which leaves no memory of the store behind that another could map
+    with filled_disk(small_disk):
+        second = start_server(live_dir=small_disk)
+        with second.client() as client:
+            answer = client.get(f"/embed/{known}").raise_for_status()
+            assert (answer.json()["n_events"], "x-lurm-stale" in answer.headers) == (n_events - 1, True)
+            problem(client.get("/embed/new"), 503, "live-events-unavailable")
+            refused(post(client, event("u", "i", AT)))
+            assert live_events(client) == "away"
+            assert any("free some space, and start again" in line for line in second.log)
+        stop(second)
+    with start_server(live_dir=small_disk).client() as client:
+        assert live_events(client) == "up"
+        assert embedded(client, known)[1] == n_events
 
 
 # -- files -------------------------------------------------------------------------------------------------------

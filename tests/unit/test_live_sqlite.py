@@ -14,7 +14,9 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactError
 from lurm.events import Event
 from lurm.live import Arriving, Unavailable
+from lurm.live.place import open_live
 from lurm.live.sqlite import SqliteLiveEvents
+from tests.disks import filled_disk
 
 
 def arriving(n: int = 1) -> list[Arriving]:
@@ -65,3 +67,33 @@ def test_a_store_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path) -> No
         opened(tmp_path)
     still_open = [os.path.realpath(one) for one in Path("/proc/self/fd").iterdir()]
     assert [one for one in still_open if one.startswith(str(tmp_path))] == [], raised
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+def test_on_a_full_disk_erasures_are_known_and_what_is_live_is_not_taken_for_none(
+    small_disk: Path, is_begun: bool
+) -> None:
+    Ledger.open(small_disk).record("gone", 5, by="test")
+    if is_begun:
+        asyncio.run(opened(small_disk).close())
+
+    async def look() -> None:
+        async with open_live(small_disk, None, lambda store_id: 0) as live:
+            assert live.ledger is not None
+            with pytest.raises(Unavailable, match=r"is full .*; free some space"):
+                live.written_to()
+            if is_begun:
+                with pytest.raises(Unavailable, match="free some space"):
+                    await live.events.tails(["gone", "u"])
+            else:
+                assert [tail.erased_at for tail in await live.events.tails(["gone", "u"])] == [5, 0]
+
+    with filled_disk(small_disk):
+        for _ in range(2):  # the first may leave files behind
+            asyncio.run(look())
+
+    async def use() -> None:
+        async with open_live(small_disk, None, lambda store_id: 0) as live:
+            assert len(await live.written_to()[0].append(arriving())) == 1
+
+    asyncio.run(use())
