@@ -228,7 +228,7 @@ class _Packing:
     def unpacked(self, raw: bytes) -> bytes:
         try:
             return self.unpack(raw)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
+        except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
             raise _NotPacked from error
 
 

@@ -10,6 +10,7 @@ import lzma
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -151,6 +152,34 @@ def test_what_was_rotated_is_found_packed_or_not_and_what_cannot_be_unpacked_is_
     (line,) = heard.lines
     assert line.startswith(f"{broken} cannot be unpacked")
     assert files(live)[1:] == [path], "for what was rotated is found by it"
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack"),
+    [
+        (".1.gz", gzip.compress),
+        (".1.bz2", bz2.compress),
+        (".1.xz", lzma.compress),
+        (".1.zst", lambda raw: pa.Codec("zstd").compress(raw, asbytes=True)),
+    ],
+)
+@pytest.mark.parametrize(
+    "damaged", [lambda packed: packed[:-9], lambda packed: packed[: len(packed) // 2], bytes.lower]
+)
+def test_one_that_is_cut_off_or_damaged_keeps_nobody_in_those_after_it(
+    tmp_path: Path, ending: str, pack: Callable[[bytes], bytes], damaged: Callable[[bytes], bytes]
+) -> None:
+    path, heard = tmp_path / FILE, Hearing()
+    letters = DeadLetters(path, "clicks")
+    letters.add([letter("1-0", b"gone")] * 50)
+    raw = path.read_bytes()
+    (broken := tmp_path / f"{FILE}{ending}").write_bytes(damaged(pack(raw)))
+    (later := tmp_path / f"{FILE}.2").write_bytes(raw)
+    Ledger.open(tmp_path).record("gone", 5, by="test")
+    asyncio.run(Erasing(tmp_path / "artifacts", tmp_path, None, heard).run([], purge=True))
+    assert (path.read_bytes(), later.read_bytes()) == (b"", b"")
+    (line,) = heard.lines
+    assert line.startswith(f"{broken} cannot be unpacked")
 
 
 def test_of_a_file_that_is_gone_is_told_once_until_it_is_written_again(tmp_path: Path) -> None:
