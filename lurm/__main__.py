@@ -347,7 +347,7 @@ def erase(
     file: Annotated[Path | None, typer.Option(help="A text file of ids, one a line.", show_default=False)] = None,
     purge: Annotated[bool, typer.Option("--purge", help="Take the bytes of all erased users off the disk.")] = False,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Say where bytes of these users are; exit 1 if any.")
+        bool, typer.Option("--verify", help="Say where bytes of these users are, or may be; exit 1 if any.")
     ] = False,
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
@@ -383,9 +383,10 @@ def erase(
     result = asyncio.run(erasing.run(ids, purge=purge, erase=purge or not verify))
     found = erasing.remains(result.user_ids) if verify else None
     told = "\n".join(filter(None, [str(result), "" if found is None else str(found)]))
-    known = {"erased": result.erased, "n_known": result.n_known, "unknown": result.unknown}
-    emit({**known, "purged": result.purged, "remains": found and found.files}, as_json=as_json, text=told)
-    if found is not None and found.files:
+    facts = {"erased": result.erased, "n_known": result.n_known, "unknown": result.unknown, "purged": result.purged}
+    remains = {"remains": found and found.files, "unread": found and found.unread}
+    emit({**facts, **remains}, as_json=as_json, text=told)
+    if any(remains.values()):
         raise typer.Exit(LurmError.exit_code)
 
 

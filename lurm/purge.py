@@ -48,7 +48,7 @@ from lurm.release import (
     publish,
     withdraw,
 )
-from lurm.remains import SHORTEST_ID, Wanted
+from lurm.remains import Remains, Wanted
 
 _SHOWN = 5  # ids of whom there is nothing
 _STAGE = re.compile(rf"({'|'.join((*PARTS, *OPTIONAL, 'items'))})-[0-9a-f]{{16}}")
@@ -69,28 +69,6 @@ class Purged:
     n_users: int
     removed: list[str]
     n_events: int
-
-
-@dataclass(frozen=True, slots=True)
-class Remains:
-    """What is left of users on disk.
-
-    Attributes:
-        files: that hold an id.
-        short: ids that occur in files by chance; they were looked for where users are named alone.
-    """
-
-    files: list[Path]
-    short: list[str]
-
-    def __str__(self) -> str:
-        told = "\n".join(map(str, self.files)) if self.files else "no file holds their ids"
-        if self.short:
-            told += (
-                f"\n{len(self.short):,} of the ids have fewer than {SHORTEST_ID} bytes, which occur by chance: they "
-                "were looked for where users are named, and nowhere else"
-            )
-        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,14 +235,20 @@ class Erasing:
         return Erased(list(users), erased, unknown, n_known, None), away
 
     def remains(self, user_ids: Sequence[str]) -> Remains:
-        """Files below both folders, and of dead letters elsewhere, that hold an id."""
+        """What of them is in files below both folders, and of dead letters elsewhere."""
         wanted = Wanted(user_ids, Ledger.of(self._live_folder))
         folders = (self._root, self._live_folder)
         below = {path.absolute(): path for folder in folders for path in folder.rglob("*")}
         noted = letters.files(self._live_folder)
-        below = {path: path for one in noted for path in (one, *letters.rotated(one))} | below
-        files = sorted(path for path in below.values() if path.is_file())
-        return Remains([path for path in files if letters.hold(path, wanted)], wanted.short)
+        rotated = {path for one in noted for path in letters.rotated(one)}
+        below = {path: path for path in (*noted, *rotated)} | below
+        files, unread = list[Path](), list[str]()
+        for path in sorted(path for path in below.values() if path.is_file()):
+            try:
+                files += [path] if letters.hold(path, wanted, is_rotated=path.absolute() in rotated) else []
+            except letters.NotPacked:
+                unread.append(f"{path} cannot be unpacked, and may hold their ids; delete it")
+        return Remains(files, unread, wanted.short)
 
     def _base(self) -> HistoryBase | None:
         active = current(self._root)

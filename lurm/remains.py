@@ -16,6 +16,7 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,31 @@ _IDS = frozenset(("id", "item_id"))
 _ARROW, _PARQUET, _SQLITE, _WAL = b"ARROW1", b"PAR1", b"SQLite format 3\0", b"\x37\x7f\x06"
 _TABLES = (".arrow", ".parquet", ".sqlite")
 _Counts = Callable[[bytes, int, int], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What is left of users on disk.
+
+    Attributes:
+        files: that hold an id.
+        unread: what may hold one and cannot be looked into, and what to do, in a sentence each.
+        short: ids that occur in files by chance; they were looked for where users are named alone.
+    """
+
+    files: list[Path]
+    unread: list[str]
+    short: list[str]
+
+    def __str__(self) -> str:
+        others = "other " if self.unread else ""
+        lines = list(map(str, self.files)) or [f"no {others}file holds their ids"]
+        if self.short:
+            lines.append(
+                f"{len(self.short):,} of the ids have fewer than {SHORTEST_ID} bytes, which occur by chance: they "
+                "were looked for where users are named, and nowhere else"
+            )
+        return "\n".join([*self.unread, *lines])
 
 
 class Wanted:

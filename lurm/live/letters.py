@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 
@@ -34,11 +35,13 @@ from lurm.remains import Wanted
 
 FILE = "dead-letter.jsonl"
 _NOTED = "dead-letter.files"
-_ROTATED = re.compile(r"([.-]\d[\d.:T_-]*)?(\.(gz|bz2|xz|zst))?")
+_FOREIGN = r"7z|Z|age|br|gpg|lz|lz4|lzma|lzo|rar|tar|tar\.\w+|tbz2?|tgz|txz|zip|zstd"
+_ROTATED = re.compile(rf"([.-]\d[\d.:T_-]*)?(\.(gz|bz2|xz|zst))?(\.({_FOREIGN}))*")
+_PACKED_ELSEHOW = re.compile(rf".*\.({_FOREIGN})")
 
 
-class _NotPacked(Exception):  # noqa: N818 - as in lurm.errors
-    """What a file holds is not what its name says."""
+class NotPacked(Exception):  # noqa: N818 - as in lurm.errors
+    """What a file holds is not what its name says, or nothing here can unpack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,7 @@ def purge(folder: Path, ledger: Ledger, reporter: Reporter) -> list[Path]:
         for one in there:
             try:
                 expunge(one, ledger, is_rotated=one != path)
-            except _NotPacked:
+            except NotPacked:
                 reporter.say(f"{one} cannot be unpacked, and erased users may be in it; delete it")
             except OSError:
                 stuck.append(one)
@@ -195,11 +198,14 @@ def expunge(path: Path, ledger: Ledger, *, is_rotated: bool = False) -> int:
         path: of the file.
         ledger: says who was erased.
         is_rotated: it may be packed, as its name then says.
+
+    Raises:
+        NotPacked: it cannot be unpacked.
     """
     if not path.exists():
         return 0
     path = path.resolve()
-    packing = _PACKINGS.get(path.suffix, _PLAIN) if is_rotated else _PLAIN
+    packing = _packing_of(path) if is_rotated else _PLAIN
     with _held(path) as file:
         file.seek(0)
         lines = packing.unpacked(file.readall()).splitlines(keepends=True)
@@ -212,12 +218,28 @@ def expunge(path: Path, ledger: Ledger, *, is_rotated: bool = False) -> int:
     return len(lines) - len(kept)
 
 
-def hold(path: Path, wanted: Wanted) -> bool:
-    """Whether ids stand in a file, see ``Wanted.stand_in``; in one that is packed, in what it holds."""
-    if path.suffix in _PACKINGS:
-        with contextlib.suppress(_NotPacked, FileNotFoundError):
-            return wanted.stand_in_json(_PACKINGS[path.suffix].unpacked(path.read_bytes()))
-    return wanted.stand_in(path)
+def hold(path: Path, wanted: Wanted, *, is_rotated: bool = False) -> bool:
+    """Whether ids stand in a file, see ``Wanted.stand_in``; in one that is packed, in what it holds.
+
+    Args:
+        path: of any file.
+        wanted: the ids.
+        is_rotated: letters were written to it.
+
+    Raises:
+        NotPacked: it cannot be unpacked.
+    """
+    packing = _packing_of(path) if is_rotated else _PACKINGS.get(path.suffix, _PLAIN)
+    if packing is _PLAIN:
+        return wanted.stand_in(path)
+    try:
+        return wanted.stand_in_json(packing.unpacked(path.read_bytes()))
+    except FileNotFoundError:
+        return False
+
+
+def _packing_of(path: Path) -> _Packing:
+    return _SEALED if _PACKED_ELSEHOW.fullmatch(path.name) else _PACKINGS.get(path.suffix, _PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +251,11 @@ class _Packing:
         try:
             return self.unpack(raw)
         except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-            raise _NotPacked from error
+            raise NotPacked from error
+
+
+def _refused(raw: bytes) -> NoReturn:
+    raise NotPacked
 
 
 def _to_zst(raw: bytes) -> bytes:
@@ -245,6 +271,7 @@ def _from_zst(packed: bytes) -> bytes:
 
 
 _PLAIN = _Packing(bytes, bytes)
+_SEALED = _Packing(_refused, _refused)
 _PACKINGS: Mapping[str, _Packing] = {
     ".gz": _Packing(gzip.compress, gzip.decompress),
     ".bz2": _Packing(bz2.compress, bz2.decompress),

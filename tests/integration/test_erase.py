@@ -265,6 +265,14 @@ def test_bad_rows_of_the_erased_stay_out_of_the_next_quarantine(tiny: Path, tmp_
     assert lurm(root, "erase", gone, "--verify")["remains"] == []
 
 
+def test_of_what_cannot_be_looked_into_no_clean_bill_is_given(tmp_path: Path, lurm_here: Callable[..., Any]) -> None:
+    Ledger.open(tmp_path / "live")
+    assert lurm_here(tmp_path, "erase", "leaver-1234567", "--verify")["unread"] == []
+    (packed := tmp_path / "live" / f"{FILE}.1.lz4").write_bytes(b"anything")
+    told = lurm_here(tmp_path, "erase", "leaver-1234567", "--purge", "--verify", code=1)
+    assert (told["remains"], [str(packed) in one for one in told["unread"]]) == ([], [True])
+
+
 def test_whom_to_erase_must_be_said(tmp_path: Path) -> None:
     told = lurm(tmp_path, "erase", code=2)
     assert "whom?" in told["error"]["message"]

@@ -148,10 +148,28 @@ def test_what_was_rotated_is_found_packed_or_not_and_what_cannot_be_unpacked_is_
     left |= {".5.zst": pa.input_stream(str(zst), compression="zstd").read()}
     n_lines = {ending: raw.count(b"\n") for ending, raw in left.items()}
     assert n_lines == {".1": 1, "-20240301": 1, ".2.gz": 1, ".3.bz2": 1, ".4.xz": 1, ".5.zst": 1, ".notes": 2}
-    assert erasing.remains(["the leaver"]).files == []
+    remains = erasing.remains(["the leaver"])
+    assert remains.files == []
+    assert remains.unread == [f"{broken} cannot be unpacked, and may hold their ids; delete it"]
+    assert str(remains).splitlines() == [*remains.unread, "no other file holds their ids"]
     (line,) = heard.lines
     assert line.startswith(f"{broken} cannot be unpacked")
     assert files(live)[1:] == [path], "for what was rotated is found by it"
+
+
+@pytest.mark.parametrize("ending", [".1.lz4", "-20240301.zip", ".tar.gz", ".2.lz4.gpg"])
+def test_one_that_nothing_here_can_unpack_is_told_and_no_clean_bill_given(tmp_path: Path, ending: str) -> None:
+    live, path, heard = tmp_path / "live", tmp_path / "elsewhere.jsonl", Hearing()
+    DeadLetters(path, "clicks", live).add([letter("1-0", b"the leaver")])
+    (packed := tmp_path / f"{path.name}{ending}").write_bytes(gzip.compress(path.read_bytes()))
+    (live / "unasked.zip").write_bytes(b"none of ours")
+    Ledger.open(live).record("the leaver", 5, by="test")
+    erasing = Erasing(tmp_path / "artifacts", live, None, heard)
+    asyncio.run(erasing.run([], purge=True))
+    assert path.read_bytes() == b""
+    (line,), (unread,) = heard.lines, erasing.remains(["the leaver"]).unread
+    assert line.startswith(f"{packed} cannot be unpacked")
+    assert unread.startswith(f"{packed} cannot be unpacked")
 
 
 @pytest.mark.parametrize(
