@@ -33,7 +33,7 @@ from lurm.index import write_index
 from lurm.live import STILL_HELD, Unavailable, letters, segments
 from lurm.live.absent import AbsentLiveEvents
 from lurm.live.place import FILE as SQLITE
-from lurm.live.place import Live, is_begun, open_live
+from lurm.live.place import Live, held_by_redis, is_begun, open_live
 from lurm.phrases import counted, first_of
 from lurm.progress import Reporter, in_bytes
 from lurm.release import (
@@ -181,6 +181,8 @@ class Erasing:
                 "LURM_ARTIFACTS_DIR, and LURM_LIVE_DIR where servers have it set"
             )
         held = functools.partial(held_through, self._root)
+        if (erase or purge) and (why := self._in_redis()):
+            self._reporter.say(why)
         may_be_away = bool(user_ids) and erase and there is not None
         async with open_live(self._live_folder, self._live_url, held, or_without=may_be_away) as live:
             _, ledger = live.written_to()
@@ -242,13 +244,21 @@ class Erasing:
         noted = letters.files(self._live_folder)
         rotated = {path for one in noted for path in letters.rotated(one)}
         below = {path: path for path in (*noted, *rotated)} | below
-        files, unread = list[Path](), list[str]()
+        files, unread = list[Path](), [*filter(None, [self._in_redis()])]
         for path in sorted(path for path in below.values() if path.is_file()):
             try:
                 files += [path] if letters.hold(path, wanted, is_rotated=path.absolute() in rotated) else []
             except letters.NotPacked:
                 unread.append(f"{path} cannot be unpacked, and may hold their ids; delete it")
         return Remains(files, unread, wanted.short)
+
+    def _in_redis(self) -> str | None:
+        """What to do about a Redis that is not asked, and may hold events of those who are erased."""
+        why = held_by_redis(self._live_folder, self._live_url)
+        return why and (
+            f"{why}, and may hold some of theirs: do this with LURM_LIVE_URL as well; or, if that Redis is gone, "
+            "remove the file"
+        )
 
     def _base(self) -> HistoryBase | None:
         active = current(self._root)

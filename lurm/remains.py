@@ -53,8 +53,8 @@ class Remains:
     short: list[str]
 
     def __str__(self) -> str:
-        others = "other " if self.unread else ""
-        lines = list(map(str, self.files)) or [f"no {others}file holds their ids"]
+        which = "file that can be looked into" if self.unread else "file"
+        lines = list(map(str, self.files)) or [f"no {which} holds their ids"]
         if self.short:
             lines.append(
                 f"{len(self.short):,} of the ids have fewer than {SHORTEST_ID} bytes, which occur by chance: they "

@@ -162,10 +162,9 @@ def left_behind(folder: Path, url: str | None, held: Callable[[str], int]) -> tu
         folder, url, held: as of ``open_live``.
     """
     path = folder / FILE
-    if url is None and (noted := folder / IN_REDIS).exists():
+    if why := held_by_redis(folder, url):
         return (
-            f"Redis was given live events that no build has taken, as {noted} says: without LURM_LIVE_URL they are in "
-            "no answer and no build",
+            f"{why}: without LURM_LIVE_URL they are in no answer and no build",
             "run `lurm build` once with LURM_LIVE_URL, which takes them in for good; or remove that file",
         )
     if url is None or not path.exists():
@@ -180,6 +179,17 @@ def left_behind(folder: Path, url: str | None, held: Callable[[str], int]) -> tu
         f"{path} {has}: with LURM_LIVE_URL they are in no answer and no build",
         "run `lurm build` once without LURM_LIVE_URL, which takes them in for good; or move the file away",
     )
+
+
+def held_by_redis(folder: Path, url: str | None) -> str | None:
+    """That Redis, which is not asked, was given live events that no build has taken; None: not so, as far as is known.
+
+    Args:
+        folder, url: as of ``open_live``.
+    """
+    if url is not None or not (noted := folder / IN_REDIS).exists():
+        return None
+    return f"Redis was given live events that no build has taken, as {noted} says"
 
 
 async def taken(folder: Path, live: LiveEvents, through: int) -> None:

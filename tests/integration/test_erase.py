@@ -22,13 +22,16 @@ from lurm.erasure import Ledger
 from lurm.errors import ArtifactMissing
 from lurm.events import Event
 from lurm.history import HistoryBatch
+from lurm.live import Arriving
 from lurm.live.letters import FILE, DeadLetter, DeadLetters
+from lurm.live.place import IN_REDIS, open_live
 from lurm.live.stream import Entry
 from lurm.progress import Silent
 from lurm.purge import Erasing
 from lurm.release import Release, list_releases, rollback, verify
 from tests import loaded
 from tests.conftest import RedisServer
+from tests.hearing import Hearing
 from tests.integration.test_living import kept, rebuilt, seen, send
 
 pytestmark = pytest.mark.slow
@@ -219,6 +222,23 @@ def test_a_purge_finds_what_a_move_to_redis_left_behind(root: Path, start_redis:
     lurm(root, "erase", newcomers[0], "--purge", LURM_LIVE_URL=url)
     assert lurm(root, "erase", newcomers[0], "--verify", LURM_LIVE_URL=url)["remains"] == []
     assert [one.event.user_id for one in kept(root)] == [newcomers[1]]
+
+
+def test_while_redis_may_hold_what_it_was_given_and_is_not_asked_no_clean_bill_is_given(
+    tmp_path: Path, start_redis: Callable[..., RedisServer], lurm_here: Callable[..., Any]
+) -> None:
+    live, url, leaver, heard = tmp_path / "live", start_redis().url, "leaver-1234567", Hearing()
+
+    async def give() -> None:
+        async with open_live(live, url, lambda store_id: 0) as opened:
+            await opened.events.append([Arriving(Event(leaver, "i", "view", 1_700_000_000_000), None)])
+
+    asyncio.run(give())
+    told = lurm_here(tmp_path, "erase", leaver, "--purge", "--verify", code=1)
+    assert (told["remains"], [str(live / IN_REDIS) in one for one in told["unread"]]) == ([], [True])
+    asyncio.run(Erasing(tmp_path, live, None, heard).run([], purge=True))
+    assert ["do this with LURM_LIVE_URL" in line for line in heard.lines] == [True]
+    assert lurm_here(tmp_path, "erase", leaver, "--purge", "--verify", LURM_LIVE_URL=url)["unread"] == []
 
 
 def test_with_another_ledger_nobody_comes_back_in_silence(

@@ -151,7 +151,7 @@ def test_what_was_rotated_is_found_packed_or_not_and_what_cannot_be_unpacked_is_
     remains = erasing.remains(["the leaver"])
     assert remains.files == []
     assert remains.unread == [f"{broken} cannot be unpacked, and may hold their ids; delete it"]
-    assert str(remains).splitlines() == [*remains.unread, "no other file holds their ids"]
+    assert str(remains).splitlines() == [*remains.unread, "no file that can be looked into holds their ids"]
     (line,) = heard.lines
     assert line.startswith(f"{broken} cannot be unpacked")
     assert files(live)[1:] == [path], "for what was rotated is found by it"
