@@ -181,10 +181,11 @@ def check_redis(url: str | None) -> Check:
 
 
 def check_live(folder: Path, url: str | None, root: Path) -> Check:
-    """Live events and the ledger of erasures open, as before a service starts; where there are none, none are begun."""
+    """Live events and the ledger of erasures open, as before a service starts, and have room; none are begun."""
     try:
         # Here, since it loads the libraries whose absence a doctor must survive.
         from lurm.erasure import LedgerCorrupt, ledger_of
+        from lurm.live import Unavailable
         from lurm.live.place import is_begun, left_behind, open_live
         from lurm.release import held_through
 
@@ -195,7 +196,11 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
             async with open_live(place, url, held, store_id=None if is_begun_here else "") as live:
                 if not is_begun_here and await live.events.last():
                     raise LedgerCorrupt(f"Redis holds live events, and {folder} no ledger of erasures; put it back")
-                return live.why_not
+                try:
+                    await live.written_to()[0].ensure_room()
+                except Unavailable as error:
+                    return live.why_not or str(error)
+                return None
 
         with contextlib.ExitStack() as opened:
             place, found = folder, f"{folder} opens"
@@ -203,7 +208,7 @@ def check_live(folder: Path, url: str | None, root: Path) -> Check:
             if not is_begun(folder, None):
                 found = "none yet, and can be begun"
                 place = Path(opened.enter_context(tempfile.TemporaryDirectory(dir=_existing(folder))))
-            refused = asyncio.run(why_not(place))
+            refused = (asyncio.run(why_not(place)) or "").replace(str(place), str(folder))
     except (ImportError, LurmError) as error:
         advice = "mend it, or correct LURM_LIVE_URL and LURM_LIVE_DIR; until then `lurm serve` does not start"
         return Check("live", "fail", str(error), advice)

@@ -118,7 +118,7 @@ class SqliteLiveEvents:
         """As ``LiveEvents``."""
         self._check_place()
         if self._lacks_room():
-            raise Unavailable(f"the disk of {self._path.parent}, where live events are kept, is full")
+            raise Unavailable(f"the disk of {self._path.parent}, where live events are kept, is full; free some space")
         await self._writes.ensure(self._try)
 
     async def tails(self, user_ids: Sequence[str]) -> list[LiveTail]:

@@ -17,10 +17,11 @@ from lurm.erasure import FILE as LEDGER
 from lurm.erasure import Ledger, LedgerCorrupt
 from lurm.events import Event
 from lurm.live import Arriving
-from lurm.live.place import FILE
+from lurm.live.place import FILE, open_live
 from lurm.live.redis import RedisLiveEvents
 from lurm.release import KIND, activate
 from lurm.settings import load
+from tests.disks import filled_disk
 
 ABSENT = Path("no-such-file.toml")
 
@@ -194,6 +195,25 @@ def test_a_redis_with_events_of_another_ledger_is_a_failure_and_none_of_ours(tmp
 def test_live_events_that_cannot_be_written_still_let_a_service_start(tmp_path: Path) -> None:
     found = doctor.check_live(Path("/proc/self/live"), None, tmp_path)
     assert (found.verdict, "LURM_LIVE_DIR" in found.found) == ("warn", True)
+
+
+@pytest.mark.parametrize("state", ["none", "closed", "open"])
+def test_live_events_on_a_full_disk_are_not_well(small_disk: Path, tmp_path: Path, state: str) -> None:
+    folder = small_disk / "live"
+
+    async def full() -> Check:
+        with filled_disk(small_disk):
+            return await asyncio.to_thread(doctor.check_live, folder, None, tmp_path)
+
+    async def used() -> Check:
+        async with open_live(folder, None, lambda store_id: 0):
+            if state == "open":
+                return await full()
+        return await full()
+
+    found = asyncio.run(full() if state == "none" else used())
+    assert (found.verdict, str(folder) in found.found, "free some space" in found.found) == ("warn", True, True)
+    assert doctor.check_live(folder, None, tmp_path).verdict == "ok"
 
 
 def test_who_stands_on_lurm_has_more_looked_at(artifacts_dir: Path) -> None:
