@@ -4,6 +4,7 @@ whether it would take events is known while nobody sends any."""
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lurm.live.redis import RedisLiveEvents
 from tests.conftest import RedisServer
 
 AT = 1_700_000_000_000
+OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
 
 
 def test_a_flood_within_which_redis_stops_does_not_fail_as_one(
@@ -68,3 +70,20 @@ def test_a_redis_without_memory_has_no_room_until_it_has_some_again(
         await store.close()
 
     asyncio.run(run())
+
+
+def test_a_redis_that_is_run_as_the_documentation_says_is_warned_of_nowhere(
+    start_redis: Callable[..., RedisServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (line,) = (one for one in OPERATIONS.read_text().splitlines() if one.startswith("| the Redis of `LURM_LIVE_URL`"))
+    options = [word for name, value in re.findall(r"`([a-z-]+) ([a-z]+)`", line) for word in (f"--{name}", value)]
+    server, ledger = start_redis(*options), Ledger.open(tmp_path)
+
+    async def run() -> None:
+        store = await RedisLiveEvents.open(server.url, ledger)
+        await store.append([Arriving(Event("u", "i", "view", AT), None)])
+        await store.close()
+
+    asyncio.run(run())
+    assert "--appendonly" in options
+    assert caplog.messages == []
