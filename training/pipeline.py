@@ -338,7 +338,7 @@ class _Build:
         """The encoder, and what is trained beside it or before it."""
         recipe, parents = self._recipe, ("history", "interests")
         if BehaveGptModel.kind in recipe.in_turn:
-            config = asdict(recipe.behavegpt)
+            config = {"revision": BehaveGptModel.revision, **asdict(recipe.behavegpt)}
             if self._origin is not None:
                 read = {kind: self._done[kind].manifest.fingerprint for kind in parents}
                 config = self._origin.named_in(config, read)

@@ -47,9 +47,10 @@ class BehaveGptModel:
 
     Attributes:
         dim: E, the width of states.
+        revision: of its arithmetic; no other is read.
     """
 
-    kind = KIND
+    kind, revision = KIND, REVISION
 
     def __init__(
         self,
@@ -88,10 +89,10 @@ class BehaveGptModel:
             raise ArtifactCorrupt(f"{folder} was trained with another interest vocabulary; rebuild it")
         try:
             shape = orjson.loads((folder / SHAPE).read_bytes())
-            if (revision := shape["revision"]) != REVISION:
+            if (revision := shape["revision"]) != cls.revision:
                 raise ArtifactError(
                     f"{folder} was trained for revision {revision} of BehaveGPT, this lurm computes revision "
-                    f"{REVISION}; build the release anew, or serve it with the lurm that made it"
+                    f"{cls.revision}; build the release anew, or serve it with the lurm that made it"
                 )
             config = BehaveGptConfig.from_json(shape["network"])
             codebook = Codebook(config.steps, shape["types"], **load_arrays(folder / CODES))
@@ -248,7 +249,7 @@ def _lot(user_id: str) -> int:
 def write_model(folder: Path, model: BehaveGptModel) -> None:
     """Write the files of a ``behavegpt`` artifact into a draft."""
     network, codebook = model.network, model.codebook
-    shape = {"revision": REVISION, "network": network.config.to_json(), "types": list(codebook.types)}
+    shape = {"revision": BehaveGptModel.revision, "network": network.config.to_json(), "types": list(codebook.types)}
     (folder / SHAPE).write_bytes(orjson.dumps(shape, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
     save_arrays(codebook.arrays(), folder / CODES)
     save_arrays(model.successors.arrays(), folder / COUNTS)

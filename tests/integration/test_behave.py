@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lurm.artifacts import discard, read_manifest
+from lurm.behavegpt.model import BehaveGptModel
 from lurm.dataset import Dataset
-from lurm.errors import SettingsError, UsageError
+from lurm.errors import ArtifactError, SettingsError, UsageError
 from lurm.progress import Silent
 from lurm.prospect import Occasion, Plan
 from lurm.release import Release, activate, left_behind, verify
@@ -116,6 +117,22 @@ def build_from(dataset: Dataset, root: Path, start_from: str | None) -> pipeline
     recipe = Recipe.of({**dataset.extra, **FAST, "models": ["behavegpt"], "behavegpt": longer})
     limits = {"memory_limit_bytes": 2**30, "threads": 1}
     return pipeline.build(dataset, root, recipe=recipe, **limits, reporter=Silent(), start_from=start_from)
+
+
+def test_a_release_of_another_arithmetic_is_refused_and_the_next_build_trains_anew(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "artifacts"
+    asked = {"models": ["behavegpt"], "behavegpt": BEHAVE}
+    build(tiny, root, **asked)
+    trained = BehaveGptModel.revision
+    monkeypatch.setattr(BehaveGptModel, "revision", trained + 1)
+    with pytest.raises(
+        ArtifactError, match=f"revision {trained} of BehaveGPT, this lurm computes revision {trained + 1}"
+    ):
+        Release.open(root)
+    build(tiny, root, **asked)
+    assert Release.open(root).next is not None
 
 
 def test_states_are_served_where_the_recipe_says_so(tiny: Path, tmp_path: Path) -> None:
