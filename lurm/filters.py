@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Filters:
         base: of users and events.
         vocabulary: of interests.
         attributes: of its users.
-        k_min: fewest users who have a value that is offered in place of one that nobody has.
+        k_min: fewest users who have a value, or did something, that is offered in place of what nobody has or did.
     """
 
     def __init__(
@@ -220,6 +220,30 @@ class _End(NamedTuple):
         return f"{_IN_WORDS[self.bound]} {at}"
 
 
+def known_name(base: HistoryBase, what: Literal["behavior", "location"], name: str, k_min: int) -> int:
+    """The row of a behavior or location that has to be there.
+
+    Args:
+        base: of users and events.
+        what: it is.
+        name: as events have it.
+        k_min: fewest users, among those of the first million events, of one that is named in its place.
+
+    Raises:
+        Unfulfillable: it is not there.
+    """
+    table = base.behaviors if what == "behavior" else base.locations
+
+    def common() -> list[str]:
+        first = next(base.scan(max_events=_EVENTS_AT_ONCE, max_users=_EVENTS_AT_ONCE, named=False))
+        rows = first.behavior_rows if what == "behavior" else first.location_rows
+        there = rows >= 0
+        pairs = np.unique(first.user_of_event[there] * len(table) + rows[there])  # each user and name once
+        return table.take(np.flatnonzero(np.bincount(pairs % len(table), minlength=len(table)) >= k_min))
+
+    return table.known_row(name, what, common)
+
+
 def _places(known: _Known, column: Attribute, values: Sequence[str | bool | int | float]) -> list[int]:
     """The numbers of values of a category."""
     place_of: Callable[[str], int] = column.values.index
@@ -290,7 +314,7 @@ class _Events:
                 "GET /v1/interests, finds them by words"
             )
         item = None if wanted.item is None else base.items.known_row(wanted.item, "item")
-        behavior = None if wanted.behavior is None else base.behaviors.known_row(wanted.behavior, "behavior")
+        behavior = None if wanted.behavior is None else known_name(base, "behavior", wanted.behavior, known.k_min)
         since = wanted.since
         if since is not None and wanted.until is not None and since >= wanted.until:
             raise Unfulfillable(

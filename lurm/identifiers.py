@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +112,27 @@ class Identifiers:
         as_they_stand = {one for one, row in zip(odd, self.rows(odd).tolist(), strict=True) if row >= 0}
         return [one if one in as_they_stand else one.strip() for one in ids]
 
-    def known_row(self, id_: str, what: str) -> int:
+    def known_row(self, id_: str, what: str, offered: Callable[[], Sequence[str]] | None = None) -> int:
         """The row of an id that has to be there.
 
+        Args:
+            id_: the id.
+            what: is meant by it ("item").
+            offered: ids that may be named in place of one that is not there; None: all.
+
         Raises:
-            Unfulfillable: it is not; the message names what was meant by it ("item"), and the nearest.
+            Unfulfillable: it is not; the message names the nearest that is offered.
         """
         row = self.row(id_)
         if not len(self):
             raise Unfulfillable(f"there is no {what} {quoted(id_)}; the log names no {what}s")
-        if row < 0:
-            near = likest(id_, self.take(np.arange(len(self)))) if len(self) <= NEAR_AMONG else "look it up"
-            raise Unfulfillable(f"there is no {what} {quoted(id_)}; {near}")
-        return row
+        if row >= 0:
+            return row
+        near = "look it up"
+        if len(self) <= NEAR_AMONG:
+            there = self.take(np.arange(len(self))) if offered is None else offered()
+            near = likest(id_, there) if there else "none is of so many users that it is named (LURM_AUDIENCE_SEEDS)"
+        raise Unfulfillable(f"there is no {what} {quoted(id_)}; {near}")
 
     def rows(self, ids: Sequence[str]) -> NDArray[np.int32]:
         """The rows of many ids, -1 where unknown; (N,) int32 in the order given."""

@@ -314,7 +314,7 @@ def next_of(
     if asked is not None:
         rows = [imagined(model, opened.history, one, asked) for one in known]
     else:
-        place = place_of(opened.history, location)
+        place = place_of(opened.history, location, config.audience_seeds)
         then_seen = [seen_from(model.known_until, one, seen, then) for one in known]
         known = [history for history, _ in then_seen]
         occasions = [Occasion(then, place, quiet_until) for _, quiet_until in then_seen]

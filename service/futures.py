@@ -8,6 +8,7 @@ from typing import Any
 
 from lurm.errors import Unfulfillable
 from lurm.events import DAY_MS
+from lurm.filters import known_name
 from lurm.history import History, HistoryBase, HistoryBatch
 from lurm.moments import LATEST, in_words, iso_of
 from lurm.prospect import Imagined, NextModel, Plan, Prospect
@@ -63,15 +64,20 @@ def not_before(at: int | None, as_of: int | None) -> None:
         )
 
 
-def place_of(base: HistoryBase, location: str | None) -> int | None:
+def place_of(base: HistoryBase, location: str | None, k_min: int) -> int | None:
     """The row of a location that is asked about, -1 of "": nowhere known; None: none is.
+
+    Args:
+        base: of users and events.
+        location: as events have it.
+        k_min: fewest users of one that is offered in its place.
 
     Raises:
         Unfulfillable: the log has no such location.
     """
     if not location:
         return None if location is None else -1
-    return base.locations.known_row(location, "location")
+    return known_name(base, "location", location, k_min)
 
 
 def _facts(history: History) -> dict[str, Any]:

@@ -62,7 +62,7 @@ async def next_of(
     not_before(at, as_of)
     standing = await serving.histories.standing(known_id(user_id))
     history = await serving.histories.one(standing)
-    place = place_of(serving.release.history, location)
+    place = place_of(serving.release.history, location, serving.settings.audience_seeds)
     history, quiet_until = seen_from(model.known_until, history, as_of, at)
     found = await serving.foreteller.next(history, Occasion(at, place, quiet_until), k)
     return as_json(told_next(history, found), stale_of(standing))

@@ -6,7 +6,7 @@ import operator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -15,11 +15,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from lurm.attributes import attributes_of
+from lurm.attributes import Attributes, attributes_of
 from lurm.conditions import Filter, filter_of, parse
 from lurm.errors import Unfulfillable, UsageError
 from lurm.events import Event
-from lurm.filters import Filters
+from lurm.filters import Filters, known_name
 from lurm.history import HistoryBase
 from tests.worlds import DAY_MS, clean_batch, group_vocabulary, grouped_events, ingest
 
@@ -347,6 +347,27 @@ def test_what_cannot_be_read_is_told_with_its_place(text: str, told: str) -> Non
 def test_what_a_release_does_not_have_is_told_with_what_was_meant(world: World, text: str, told: str) -> None:
     with pytest.raises(Unfulfillable, match=told):
         world.filters.mask(parse(text))
+
+
+def test_what_few_users_do_and_where_is_not_offered_in_place_of_what_nobody_does(tmp_path: Path) -> None:
+    made = [Event(f"u{n}", "i001", "order", START + n, location="Berlin") for n in range(3)]
+    made += [Event("u0", "i001", "psychiatric consult", START + n, location="Anna's house") for n in range(3, 9)]
+    base, _ = ingest(tmp_path / "history", [clean_batch(made)])
+    kinds: list[tuple[Literal["behavior", "location"], str, str, str]] = [
+        ("behavior", "psychiatric consul", "psychiatric consult", "order"),
+        ("location", "Annas house", "Anna's house", "Berlin"),
+    ]
+    for what, nearly, few, common in kinds:
+        assert known_name(base, what, few, 2) == known_name(base, what, few, 1)
+        with pytest.raises(Unfulfillable, match=f"did you mean .{few}.?"):
+            known_name(base, what, nearly, 1)
+        with pytest.raises(Unfulfillable, match=f"no {what} '{nearly}'; there are: '{common}'$"):
+            known_name(base, what, nearly, 2)
+        with pytest.raises(Unfulfillable, match="none is of so many users"):
+            known_name(base, what, nearly, 4)
+    filters = Filters(base, group_vocabulary(tmp_path / "interests", base), Attributes(3), k_min=2)
+    with pytest.raises(Unfulfillable, match=r"there are: 'order'$"):
+        filters.mask(parse("behavior 'psychiatric consul'"))
 
 
 def test_a_code_of_many_digits_is_asked_for_whole(world: World) -> None:
