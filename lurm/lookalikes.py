@@ -1,7 +1,8 @@
 """Lookalikes of users of a release: ids in, an audience with reasons out.
 
 Everybody is scanned, exactly. Left out are seeds (unless they are wanted), whoever is excluded, whoever was erased, and
-who does not pass the filter. Fewer seeds than ``k_min`` are refused, and no reason is told that fewer people share.
+who does not pass the filter. Fewer seeds than ``k_min`` are refused, and so is an audience that fewer may be in; no
+reason is told that fewer people share.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ def find(
     Args:
         release: whose users.
         asked: what for.
-        k_min: fewest seeds, and fewest people who share a reason.
+        k_min: fewest seeds, fewest users who may be in it, and fewest people who share a reason.
         reporter: told about the scan; what it raises ends it.
         members_of: who is in the saved audiences that are asked about.
         alive_u: (U,) of whom nothing is erased; None: of nobody.
@@ -182,8 +183,8 @@ def find(
         reasons: at most so many interests.
 
     Raises:
-        Unfulfillable: too few of the seeds are known, or of the negative ones; or all seeds are negative; or the
-            release does not have what a filter names.
+        Unfulfillable: too few of the seeds are known, or of the negative ones; or all seeds are negative; or some users
+            may be in it, and too few; or the release does not have what a filter names.
         UnknownName: there is no such saved audience.
     """
     filters = filters or filters_of(release, k_min)
@@ -204,6 +205,18 @@ def find(
     n_negative = int(np.isin(seeds, negatives).sum())
     if n_negative == len(seeds):
         raise Unfulfillable("all seeds are negatives, too: nobody can be like them and unlike them; leave one list out")
+    eligible_u = alive_u.copy()
+    eligible_u[_rows(release, asked.exclude)] = False
+    eligible_u[negatives] = False
+    for name in asked.exclude_audiences:
+        eligible_u[members_of(name)] = False
+    if not asked.include_seeds:
+        eligible_u[given[given >= 0]] = False
+    if passes_u is not None:
+        eligible_u &= passes_u
+    if 0 < np.count_nonzero(eligible_u) < k_min:
+        few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) may be in it, which would tell who they are"
+        raise Unfulfillable(f"{few}; let the filter be passed by more, or leave out fewer")
     lookalike = Lookalike(
         release.embeddings.vectors_ue,
         seeds,
@@ -214,15 +227,6 @@ def find(
     )
     with reporter.task("scan", len(users), "users") as task:
         scores_u = lookalike.scores(task.advance)
-    eligible_u = alive_u.copy()
-    eligible_u[_rows(release, asked.exclude)] = False
-    eligible_u[negatives] = False
-    for name in asked.exclude_audiences:
-        eligible_u[members_of(name)] = False
-    if not asked.include_seeds:
-        eligible_u[given[given >= 0]] = False
-    if passes_u is not None:
-        eligible_u &= passes_u
     counts_g = counts_of(asked.balance, groups_u, len(values), seeds, eligible_u)
     audience = cut(
         scores_u,
@@ -463,7 +467,7 @@ def _protect(what: str, n_given: int | None, n_known: int, weights_s: NDArray[np
         Unfulfillable: they are fewer than ``k_min``, or some weigh so much that they might as well be.
     """
     if n_known < k_min:
-        found = f"{n_known:,} users are meant"
+        found = f"fewer than {k_min:,} users are meant" if n_known else "nobody is meant"
         if n_given is not None:
             found = f"{n_given:,} ids are given and {n_known:,} different users of them known"
         raise Unfulfillable(

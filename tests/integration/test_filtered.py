@@ -17,6 +17,7 @@ from lurm.conditions import filter_of
 from lurm.erasure import Ledger
 from lurm.errors import Unfulfillable, UnknownName
 from lurm.lookalikes import Asked, filters_of
+from lurm.progress import Silent
 from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed
 from lurm.saved import Audiences
@@ -179,6 +180,30 @@ def test_too_few_are_not_told_and_named_where_they_are_part_of_others(release: R
     }  # fmt: skip
     places = {one.name: one for one in audiences.places_in_release(release.history.users[0])}
     assert (places["few"].member, places["few"].why_not, places["nobody"].member) == (None, why, False)
+
+
+def test_of_an_audience_that_few_may_be_in_nothing_is_told(release: Release, tmp_path: Path) -> None:
+    audiences, rows = saved(release, tmp_path), range(len(release.history))
+    moments = np.sort([release.history.at(row).timestamps[-1] for row in rows])
+    lately = {"since": int(moments[-3])}
+    assert 0 < filters_of(release).mask(filter_of(lately)).sum() < K_MIN
+    ids = release.history.users.ids.to_pylist()
+    refused = {
+        "passing": Asked(ids[:40], Size(percent=100), where=filter_of(lately), include_seeds=True),
+        "others": Asked([], Size(percent=100), seeds_where=filter_of({"not": lately})),
+        "left": Asked(ids[:40], Size(percent=100), exclude=ids[:-3]),
+    }
+    for name, asked in refused.items():
+        audiences.put(name, Alike(asked))
+        for find in (lambda asked=asked: audiences.find(asked, Silent()), lambda name=name: audiences.members(name)):
+            with pytest.raises(
+                Unfulfillable, match=rf"^fewer than {K_MIN} users \(LURM_AUDIENCE_SEEDS\) may be in it, "
+            ):
+                find()
+    with pytest.raises(Unfulfillable, match=rf"^seeds: fewer than {K_MIN} users are meant, "):
+        audiences.find(Asked([], Size(percent=5), seeds_where=filter_of(lately)), Silent())
+    nobody = audiences.find(Asked(ids[:40], Size(percent=100), where=filter_of({"any": []})), Silent())
+    assert nobody.audience.n_eligible == 0
 
 
 def test_what_names_what_is_not_there_is_not_saved(release: Release, tmp_path: Path) -> None:

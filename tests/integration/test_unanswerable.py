@@ -75,7 +75,7 @@ def test_who_asks_of_several_is_told_which_cannot_be_answered(audiences: Audienc
     audiences.put("like-few", alike(release, seeds=[], seeds_of="few"))
     audiences.put("others", alike(release, exclude_audiences=["like-few"]))
     audiences.put("both", Combined({"or": ["few", "others"]}))
-    few = "the audience 'like-few' cannot be made: seeds: 9 users are meant"
+    few = "the audience 'like-few' cannot be made: seeds: fewer than 10 users are meant"
     asks: list[tuple[Callable[[], object], str]] = [
         (lambda: audiences.members("others"), f"^{few}"),
         (lambda: audiences.members("both"), f"^the audience 'others' cannot be made: {few}"),
