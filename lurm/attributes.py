@@ -122,7 +122,7 @@ class Spread:
     """How an attribute is spread over users; nothing of it counts some of them, and fewer than ``k_min``.
 
     Attributes:
-        n_known: users of whom it is known; None: some, and too few to tell.
+        n_known: users of whom it is known; None: of some it is, or is not, and they are too few to tell.
         n_values: of a category, that somebody has; 0 of other kinds.
         values: of a category, that enough users have, the most frequent first.
         low, median, high: of numbers and moments (epoch ms): 98 % lie between low and high, or fewer where fewer than
@@ -335,17 +335,24 @@ def spread(column: Attribute, alive_u: NDArray[np.bool_], *, k_min: int, most: i
         most: at most so many values.
     """
     cells_n = column.cells_u[column.known_u & alive_u]
-    n_known: int | None = None if 0 < len(cells_n) < k_min else len(cells_n)
+    n_others = int(alive_u.sum()) - len(cells_n)
+    n_known: int | None = None if _is_few(len(cells_n), k_min) or _is_few(n_others, k_min) else len(cells_n)
     if column.kind != "category":
         ends = _ends(cells_n, max(k_min - 1, len(cells_n) // 100))
         return Spread(column.name, column.kind, n_known, 0, (), *ends)
     counts = np.bincount(cells_n, minlength=len(column.values) + 1)[1:]
     order = np.argsort(-counts, kind="stable")
     n_told = int((counts >= max(k_min, 1)).sum())
-    while n_told and 0 < counts[order[n_told:]].sum() < k_min:  # or they were what is missing from the sum
+    untold = int(counts[order[n_told:]].sum())
+    while n_told and (_is_few(untold, k_min) or _is_few(untold + n_others, k_min)):  # they are missing from the sum
         n_told -= 1
+        untold += int(counts[order[n_told]])
     told = [ValueCount(column.values[at], int(counts[at])) for at in order[: min(n_told, most)].tolist()]
     return Spread(column.name, column.kind, n_known, int((counts > 0).sum()), tuple(told), None, None, None)
+
+
+def _is_few(n_users: int, k_min: int) -> bool:
+    return 0 < n_users < k_min
 
 
 def _ends(cells_n: NDArray[Any], beyond: int) -> tuple[float | None, float | None, float | None]:

@@ -174,7 +174,9 @@ class AttributeItem(BaseModel):
 
     name: str
     kind: Literal["category", "number", "moment"]
-    n_known: int | None = Field(description="Users of whom it is known; null: some, and too few to tell.")
+    n_known: int | None = Field(
+        description="Users of whom it is known; null: of some it is, or is not, and they are too few to tell."
+    )
     n_values: int = Field(description="Of a category, that somebody has; 0 of other kinds.")
     values: list[str] = Field(description="Of a category, that enough users have, the most frequent first; at most 20.")
     low: float | None = Field(description="98 % of all lie from here, or fewer; of moments, epoch ms. null: too few.")

@@ -68,7 +68,9 @@ class SpreadItem(BaseModel):
 
     name: str = Field(description="By which filters name it.")
     kind: Literal["category", "number", "moment"]
-    n_known: int | None = Field(description="Users of whom it is known; null: some, and too few to tell.")
+    n_known: int | None = Field(
+        description="Users of whom it is known; null: of some it is, or is not, and they are too few to tell."
+    )
     n_values: int = Field(description="Of a category, that somebody has; 0 of other kinds.")
     values: list[AttributeValue] = Field(description="Of a category, that enough users have, the most frequent first.")
     low: float | None = Field(description="98 % of all lie from here, or fewer; of moments, epoch ms. null: too few.")

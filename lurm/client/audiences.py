@@ -92,7 +92,7 @@ class Attribute:
 
     Attributes:
         kind: "category", "number" or "moment".
-        n_known: users of whom it is known; None: some, and too few to tell.
+        n_known: users of whom it is known; None: of some it is, or is not, and they are too few to tell.
         n_values: of a category, that somebody has.
         values: of a category, the most frequent first, each with value and n_users; those of too few are left out.
         low, median, high: of numbers and moments (epoch ms); None: there are too few.

@@ -199,6 +199,11 @@ def test_nothing_is_told_that_counts_some_users_and_fewer_than_k() -> None:
     assert told("country", 4) == (66, {"UK": 40, "DE": 12, "FR": 10}, nothing), "4 users have one of those left out"
     assert told("country", 5) == (66, {"UK": 40, "DE": 12}, nothing), "or the sum would tell of the other 4"
     assert told("country", 67) == (None, {}, nothing)
+    assert told("country", 34) == (66, {}, nothing)
+    assert told("country", 35) == (None, {}, nothing), "or all users, less these, would tell of 34 without a country"
+    some = np.array([cell in ("UK", "DE") or number > 94 for number, cell in enumerate(cells)])
+    assert told("country", 5, some) == (52, {"UK": 40, "DE": 12}, nothing)
+    assert told("country", 6, some) == (None, {"UK": 40}, nothing), "and so would the sum of all values"
     assert told("age", 1) == (100, {}, (1.0, 50.0, 98.0))
     assert told("age", 10) == (100, {}, (9.0, 50.0, 90.0)), "10 have 9 or less, 10 have 90 or more"
     assert told("age", 51) == (100, {}, nothing)
