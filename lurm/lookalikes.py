@@ -322,8 +322,9 @@ def _mix_in_words(told: Mapping[str, Any], k_min: int) -> Iterator[str]:
         yield f"  {one['wanted']:6.1%}, {one['n_users'] / n_users:6.1%}: {value}"
         n_others, others = n_others - one["n_users"], others - one["wanted"]
     if n_others or others > _NO_PART:
-        few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) have"
-        yield f"  {others:6.1%}, {n_others / n_users:6.1%}: values that {few}, and such as would tell how many"
+        value = "all other values, of which" if told["mix"] else "all values, of which"
+        few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) have some, and the rest would tell how many"
+        yield f"  {others:6.1%}, {n_others / n_users:6.1%}: {value} {few}"
 
 
 def _sized(told: Mapping[str, Any]) -> str:

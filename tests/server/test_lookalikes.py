@@ -178,7 +178,8 @@ def test_a_mix_of_everybody_is_of_those_who_may_be_in_it_and_what_it_lacks_is_to
     assert missing == len(base.audience.rows) - len(like_seeds.audience.rows) > 0
     small = found_in(release, seeds, Size(count=12), balance=Balance("star_sign", "base"))
     assert not small.mix, "a dozen users have each of twelve values"
-    assert f"100.0%, 100.0%: values that fewer than {K_MIN} users (LURM_AUDIENCE_SEEDS) have" in in_words(small)
+    few = f"fewer than {K_MIN} users (LURM_AUDIENCE_SEEDS) have some, and the rest would tell how many"
+    assert f"100.0%, 100.0%: all values, of which {few}" in in_words(small), "not that few have all of them"
     assert f"{missing:,} fewer than asked for" in in_words(like_seeds)
     assert "fewer than asked for" not in in_words(base)
 
