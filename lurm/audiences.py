@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -412,21 +413,22 @@ def seeds_in(file: str) -> dict[str, Any]:
     """``seeds``, the ids of a file, and ``weights`` if it has a column of that name.
 
     Args:
-        file: text with an id a line; or a table by its name, see ``readers.format_of``, with a column user_id. Whole
-            numbers are ids however they are written down, 7.0 as 7.
+        file: text with an id a line, compressed where its name says so; or a table by its name, see
+            ``readers.format_of``, with a column user_id. Whole numbers are ids however they are written down, 7.0 as 7.
 
     Raises:
         UsageError: it cannot be read, or is not of ids.
     """
     from lurm.errors import DataError, UsageError
-    from lurm.readers import format_of
+    from lurm.readers import blocks, format_of
 
     path = Path(file)
     try:
         if (format := format_of(path)) is not None:
             return _seeds_of_table(path, format)
-        lines = path.read_text("utf-8-sig").split("\n")
-        return {"seeds": [line.rstrip("\r") for line in lines if line.strip()]}
+        is_pipe = not path.is_file()  # or there is none
+        text = path.read_text("utf-8-sig") if is_pipe else b"".join(blocks(path)).decode()
+        return {"seeds": [line for line in re.split("\r\n|\r|\n", text) if line.strip()]}
     except (OSError, UnicodeDecodeError, DataError) as error:
         raise UsageError(f"{path} cannot be read as a file of user ids ({error})") from error
 

@@ -145,7 +145,7 @@ def layout_of(file: Path, format: Format) -> Layout:
             texts = tuple(column.name for column in schema if is_text(_inner(column.type)))
             singles = tuple(column.name for column in schema if not pa.types.is_nested(column.type))
             return Layout(tuple(schema.names), texts, singles, n_rows)
-        head = next(_blocks(file, _HEAD_BYTES), b"")
+        head = next(blocks(file, _HEAD_BYTES), b"")
         if format == "csv":
             names = tuple(_header_of(head)[0])
             return Layout(names, names, names, None)
@@ -231,9 +231,9 @@ def read(
         if format == "parquet":
             chunks = _parquet(file, columns, rows)
         elif format == "csv":
-            chunks = _csv(_blocks(file, block_bytes), columns)
+            chunks = _csv(blocks(file, block_bytes), columns)
         else:
-            chunks = _jsonl(_blocks(file, block_bytes), columns, lists, numbers)
+            chunks = _jsonl(blocks(file, block_bytes), columns, lists, numbers)
         for raw in chunks:
             chunk = _decoded(_joined(raw) if lists else raw)
             malformed = chunk.malformed
@@ -460,7 +460,7 @@ def _unmarked(array: pa.Array) -> pa.Array:
     return pc.replace_substring(array.cast(pa.large_binary()), _INVALID.encode(), b"\xff")
 
 
-def _blocks(file: Path, size: int) -> Iterator[bytes]:
+def blocks(file: Path, size: int = BLOCK_BYTES) -> Iterator[bytes]:
     """The bytes of a text file, decompressed and without byte order mark, in blocks that end with a line."""
     with pa.input_stream(str(file), compression="detect") as stream:
         carry = stream.read(3)

@@ -422,9 +422,14 @@ def check_names(targets: Sequence[Target], most: int) -> None:
         asked: dict[str, tuple[Target, Target]] = {}
         for own in targets:
             about = own.over(days)
-            other, first = asked.setdefault(about.name, (own, about))
+            other, first = asked.setdefault(" ".join(about.name.casefold().split()), (own, about))
             if own is not other and own.name == other.name:
                 raise UsageError(f"two targets are called {own.name!r}; give each a name of its own")
+            if about.name != first.name:
+                raise UsageError(
+                    f"targets {other.name!r} and {own.name!r} are told apart by blanks or capitals alone; let their "
+                    "names say what they differ in"
+                )
             if about != first:
                 raise UsageError(
                     f"targets {other.name!r} and {own.name!r} would both be called {about.name!r} where "

@@ -347,7 +347,7 @@ def _was_said(context: typer.Context, name: str) -> bool:
 
 
 def _prospects(row: dict[str, Any]) -> str:
-    lines = [f"{row['user_id']}  {row['n_events']} events to {row['as_of']}"]
+    lines = [f"{row['user_id']}  {_known_of(row)}"]
     lines += [
         f"  {one['probability']:6.1%}  {one['behavior']}  {one['description'] or ''}".rstrip()
         for one in row.get("next", ())
@@ -362,4 +362,8 @@ def _prospects(row: dict[str, Any]) -> str:
 
 def _line(row: dict[str, Any]) -> str:
     numbers = " ".join(f"{x:+.4f}" for x in row["embedding"][:_SHOWN])
-    return f"{row['user_id']}  {row['n_events']} events to {row['as_of']}  {numbers} ... ({row['dim']} numbers)"
+    return f"{row['user_id']}  {_known_of(row)}  {numbers} ... ({row['dim']} numbers)"
+
+
+def _known_of(row: dict[str, Any]) -> str:
+    return f"{row['n_events']} events to {row['as_of']}" if row["n_events"] else "no events"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from lurm.errors import SettingsError, UsageError
-from lurm.phrases import counted
+from lurm.phrases import counted, quoted
 from lurm.settings import Settings
 from service.problems import Forbidden, RateLimited, Unauthorized
 from service.telemetry import Telemetry
@@ -98,6 +98,9 @@ def new_key(name: str, scopes: Iterable[str], rate: float | None = None) -> tupl
     Raises:
         UsageError: the name, a scope or the rate cannot be used.
     """
+    scopes = ",".join(scopes).split(",")
+    if strange := [one for one in scopes if one not in SCOPES]:
+        raise UsageError(f"there is no scope {quoted(strange[0])}, expected one or more of {', '.join(SCOPES)}")
     secret = f"lurm_{secrets.token_urlsafe(32)}"
     digest = hashlib.sha256(secret.encode()).hexdigest()
     try:

@@ -255,17 +255,16 @@ class AudienceBalance(WireModel):
     )
 
 
-def _shape_of_seeds(seeds: object) -> str:
-    if isinstance(seeds, SeedsOfAudience) or (isinstance(seeds, dict) and "audience" in seeds):
-        return "(audience)"
-    return "(filter)" if isinstance(seeds, dict | SeedsByFilter) else "(ids)"
+def _shape_of_seeds(seeds: object) -> str | None:
+    there = dict(seeds) if isinstance(seeds, dict | SeedsOfAudience | SeedsByFilter) else {"ids": seeds}
+    return next((f"({name})" for name in ("ids", "audience", "filter") if name in there), None)
 
 
 Seeds = Annotated[
     Annotated[list[Id | WeightedSeed], Field(min_length=1, max_length=SEEDS_AT_MOST), Tag("(ids)")]
     | Annotated[SeedsByFilter, Tag("(filter)")]
     | Annotated[SeedsOfAudience, Tag("(audience)")],
-    Discriminator(_shape_of_seeds),
+    Discriminator(_shape_of_seeds, "seeds", 'expected a list of user ids, {"filter": ...} or {"audience": NAME}'),
 ]
 
 

@@ -153,6 +153,8 @@ def test_a_moment_is_asked_about_as_it_was(asked: httpx.Client, release: Release
     command = ["next", user, *words, in_words(middle), "--json"]
     answered = loaded.run([*command, "--artifacts-dir", str(release_root)], check=True, timeout=120)
     assert json.loads(answered.stdout)["users"][0]["paths"] == then["paths"]
+    command = ["next", user, "--as-of", "1999-01-01", "--artifacts-dir", str(release_root)]
+    assert loaded.run(command, check=True, timeout=120).stdout.splitlines()[0] == f"{user}  no events"
 
 
 def test_what_cannot_be_asked_is_refused(asked: httpx.Client, release: Release) -> None:

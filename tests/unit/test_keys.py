@@ -147,6 +147,12 @@ def test_a_new_key_is_random_and_its_line_lets_it_in(tmp_path: Path) -> None:
     keys_with(read).admit("write", bearer(secret))
 
 
+def test_a_strange_scope_is_named_to_who_asks_for_it() -> None:
+    with pytest.raises(UsageError, match="no scope 'erase', expected one or more of read, write, "):
+        new_key("web", ["read", "erase"])
+    assert new_key("web", ["read,write"])[1].scopes == {"read", "write"}
+
+
 @pytest.mark.parametrize(
     ("name", "scopes", "rate"), [("a b", ["read"], None), ("a", ["reed"], None), ("a", ["read"], 0.0)]
 )

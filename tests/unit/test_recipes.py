@@ -147,6 +147,15 @@ def test_targets_that_would_be_told_under_one_name_are_refused(names: tuple[str,
     assert first == second or Recipe.of({"lumos": {"targets": alike}}), "one question, told once"
 
 
+@pytest.mark.parametrize("names", [("Spend_28", "spend_28 "), ("buys in 7 days", "Buys in  7 days")])
+def test_targets_that_nobody_could_tell_apart_by_name_are_refused(names: tuple[str, str]) -> None:
+    targets = [{"name": name, "kind": kind, "days": 7} for name, kind in zip(names, ("spend", "count"), strict=True)]
+    with pytest.raises(
+        SettingsError, match=f"'{names[0]}' and '{names[1]}' are told apart by blanks or capitals alone"
+    ):
+        Recipe.of({"lumos": {"targets": targets}})
+
+
 def test_tasks_of_every_kind_are_read() -> None:
     tables = [
         {"name": "g", "column": "gender", "positive": ["F"]},

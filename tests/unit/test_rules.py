@@ -72,6 +72,8 @@ def test_whole_numbers_are_ids_however_they_are_written(sent: bytes, user_id: st
         (parse_lookalikes, {"seeds": ["a"], "filter": {"not": {"attribute": 3}}}, "filter.not.attribute: "),
         (parse_lookalikes, {"seeds": {"filter": {"all": [{"item": 3}]}}}, "seeds.filter.all[0].item: "),
         (parse_lookalikes, {"seeds": {"audience": "A"}}, "seeds.audience: "),
+        (parse_lookalikes, {"seeds": {"users": ["a"]}}, "seeds: expected a list of user ids, "),
+        (parse_audience, {"like": {"seeds": {}}}, "like.seeds: expected a list of user ids, "),
         (parse_lookalikes, {"seeds": {"filter": {"all": []}, "secret": 1}}, "seeds: unknown field 'secret'; "),
         (parse_lookalikes, {"sedes": ["a"]}, "unknown field 'sedes'; did you mean 'seeds'?"),
         (

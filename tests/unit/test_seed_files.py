@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 from pathlib import Path
 
 import polars as pl
@@ -40,6 +42,28 @@ def test_a_line_is_an_id(folder: Path, signature: bytes) -> None:
     assert seeds_in(str(path)) == {"seeds": ["ann", "bob smith", "é"]}
     assert ids_in(path) == ["ann", "bob smith", "é"]
     assert ids_in(None) == []
+
+
+def test_lines_may_be_compressed_where_the_name_says_so(folder: Path) -> None:
+    path = folder / "seeds.txt.gz"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbfann\r\nbob smith\n"))
+    assert ids_in(path) == ["ann", "bob smith"]
+    for cut in (path.with_name("cut.txt.gz"), path.with_name("seeds.txt")):
+        cut.write_bytes(path.read_bytes()[: -9 if cut.suffix == ".gz" else None])
+    with pytest.raises(UsageError, match="cannot be read as a file of user ids"):
+        ids_in(path.with_name("cut.txt.gz"))
+    with pytest.raises(UsageError, match="is compressed, and its name does not say so"):
+        ids_in(path.with_name("seeds.txt"))
+
+
+def test_lines_may_come_through_a_pipe() -> None:
+    there, here = os.pipe()
+    os.write(here, b"ann\nbob smith\n")
+    os.close(here)
+    try:
+        assert seeds_in(f"/dev/fd/{there}") == {"seeds": ["ann", "bob smith"]}
+    finally:
+        os.close(there)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".CSV", ".tsv", ".jsonl", ".parquet", ".Parquet"])
