@@ -1,8 +1,8 @@
 """Lookalikes of users of a release: ids in, an audience with reasons out.
 
 Everybody is scanned, exactly. Left out are seeds (unless they are wanted), whoever is excluded, whoever was erased, and
-who does not pass the filter. Fewer seeds than ``k_min`` are refused, and so is an audience that fewer may be in; no
-reason is told that fewer people share.
+who does not pass the filter. Fewer seeds than ``k_min`` are refused, and so is an audience that a filter leaves fewer
+for; no reason is told that fewer people share.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def find(
 
     Raises:
         Unfulfillable: too few of the seeds are known, or of the negative ones; or all seeds are negative; or some users
-            may be in it, and too few; or the release does not have what a filter names.
+            may be in it by a filter or saved audiences, and too few; or the release does not have what a filter names.
         UnknownName: there is no such saved audience.
     """
     filters = filters or filters_of(release, k_min)
@@ -214,7 +214,8 @@ def find(
         eligible_u[given[given >= 0]] = False
     if passes_u is not None:
         eligible_u &= passes_u
-    if 0 < np.count_nonzero(eligible_u) < k_min:
+    is_told_apart = passes_u is not None or bool(asked.exclude_audiences)
+    if is_told_apart and 0 < np.count_nonzero(eligible_u) < k_min:
         few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) may be in it, which would tell who they are"
         raise Unfulfillable(f"{few}; let the filter be passed by more, or leave out fewer")
     lookalike = Lookalike(
