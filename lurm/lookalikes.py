@@ -214,8 +214,8 @@ def find(
         eligible_u[given[given >= 0]] = False
     if passes_u is not None:
         eligible_u &= passes_u
-    is_told_apart = passes_u is not None or bool(asked.exclude_audiences)
-    if is_told_apart and 0 < np.count_nonzero(eligible_u) < k_min:
+    conditions = (asked.where, asked.seeds_where, asked.seeds_of, *asked.exclude_audiences, *asked.negative_audiences)
+    if any(one is not None for one in conditions) and 0 < np.count_nonzero(eligible_u) < k_min:
         few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) may be in it, which would tell who they are"
         raise Unfulfillable(f"{few}; let the filter be passed by more, or leave out fewer")
     lookalike = Lookalike(
