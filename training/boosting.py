@@ -24,7 +24,8 @@ from lurm.compiled import compiled
 from lurm.days import signed_log
 from lurm.trees import CHANCE, GUESS, N_TOLD, TYPICAL, Trees
 
-_TREES, _DEPTH = 200, 3
+N_TREES, DEPTH = 200, 3
+"""That one answer has, and splits of each."""
 _RATE = 0.08  # of the way to the best leaves
 _PRIOR = 30.0  # answers' worth of a leaf that is 0
 _BINS = 32  # of a feature
@@ -64,7 +65,7 @@ def boosted(answered: Answered, seed: int) -> Trees:
         seed: of the users and features that a tree sees.
     """
     n_targets, n_static = answered.happened_bq.shape[1], answered.x_bs.shape[1]
-    found = Trees.none(n_targets, _TREES, _DEPTH)
+    found = Trees.none(n_targets, N_TREES, DEPTH)
     if not n_static or len(answered.x_bs) < _FEWEST:
         return found
     bins = _Bins(answered.x_bs)
@@ -159,14 +160,14 @@ class _Bins:
         place_bs, n_static = self._place_bs[rows], self._place_bs.shape[1]
         rng = np.random.default_rng([seed, at])
         trees.level_a[at], trees.share_a[at] = growing.level, growing.share
-        sums = np.zeros((2**_DEPTH, max(1, round(n_static * _FEATURES)), _BINS, 2))
-        for tree in range(_TREES):
+        sums = np.zeros((2**DEPTH, max(1, round(n_static * _FEATURES)), _BINS, 2))
+        for tree in range(N_TREES):
             pull_b, firm_b = growing.pulls()
             seen = np.flatnonzero(rng.random(len(rows)) < _USERS)
             features = np.sort(rng.choice(n_static, sums.shape[1], replace=False))
-            split_d2, leaf_b = np.zeros((_DEPTH, 2), np.int64), np.zeros(len(rows), np.int64)
+            split_d2, leaf_b = np.zeros((DEPTH, 2), np.int64), np.zeros(len(rows), np.int64)
             _split(place_bs, seen, features, pull_b, firm_b, _PRIOR, sums, split_d2, leaf_b)
-            pull_l, firm_l = (np.bincount(leaf_b[seen], x_b[seen], 2**_DEPTH) for x_b in (pull_b, firm_b))
+            pull_l, firm_l = (np.bincount(leaf_b[seen], x_b[seen], 2**DEPTH) for x_b in (pull_b, firm_b))
             leaf_l = (_RATE * pull_l / (firm_l + _PRIOR)).astype(np.float32)
             growing.said_b += leaf_l[leaf_b]
             trees.leaf_atl[at, tree] = leaf_l

@@ -1,7 +1,8 @@
 """lumos: a pass of training, the forecasts of all users, and of one.
 
 ``bare_loop`` takes as many steps of the same network with ready-made tensors and labels: no histories, no calendar, no
-drawing. ``bare_forward`` is the network alone, as torch computes it, on the ready-made tensors of all users.
+drawing. ``bare_forward`` is the network alone, as torch computes it, on the ready-made tensors of all users;
+``forecast`` has trees beside it.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from lurm.lumos import Lumos, LumosConfig
 from lurm.progress import Silent
 from lurm.targets import Questions, usual_targets
 from lurm.tokens import Reader, StaticFeatures
+from lurm.trees import Trees
 from training.bench.made import LogSize, ingest, vocabulary_of, write_log
 from training.bench.race import Figures, Track, Turn, race
+from training.boosting import DEPTH, N_TREES
 from training.forecasting import LumosRecipe, Pupil, some_lives, step_loss
 from training.lessons import Lessons
 
@@ -96,7 +99,9 @@ def bench(track: Track, scale: str) -> Figures:
     learning: dict[str, Callable[[Turn], float]] = {"train": trained, "bare_loop": bare_loop}
     foretelling: dict[str, Callable[[Turn], float]] = {"forecast": forecast, "bare_forward": bare_forward}
     timings = race(track, len(learners), learning)[0]
-    forecaster = Forecaster(network, reader, questions, calendar, [Calibration()] * len(questions), base)
+    uncorrected = [Calibration()] * len(questions)
+    trees = _any_trees(len(questions), reader.static_width)
+    forecaster = Forecaster(network, reader, questions, calendar, uncorrected, base, trees=trees)
     timings |= race(track, len(base), foretelling)[0]
     one, alone = base.batch(np.array([0])), lessons.of(np.array([0]), end_day)[0]
     request, forward = _median(lambda: forecaster.forecast(one, end_day)), _median(lambda: network(alone))
@@ -116,6 +121,17 @@ def bench(track: Track, scale: str) -> Figures:
             "one_request_ms": request * 1e3,
             "one_request_over_forward": request / forward,
         },
+    )
+
+
+def _any_trees(n_targets: int, n_static: int) -> Trees:
+    """As many as a training grows, of chance."""
+    rng, none = np.random.default_rng(0), Trees.none(n_targets, N_TREES, DEPTH)
+    return none._replace(
+        feature_atd=rng.integers(n_static, size=none.feature_atd.shape, dtype=np.int32),
+        above_atd=rng.normal(size=none.above_atd.shape).astype(np.float32),
+        leaf_atl=rng.normal(0, 0.01, none.leaf_atl.shape).astype(np.float32),
+        share_a=np.full(len(none.share_a), 0.5, np.float32),
     )
 
 
