@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import orjson
 import polars as pl
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lurm.arrays import map_array, write_array
 from lurm.artifacts import Artifact, open_artifact
@@ -336,7 +336,7 @@ def spread(column: Attribute, alive_u: NDArray[np.bool_], *, k_min: int, most: i
     """
     cells_n = column.cells_u[column.known_u & alive_u]
     n_others = int(alive_u.sum()) - len(cells_n)
-    n_known: int | None = None if _is_few(len(cells_n), k_min) or _is_few(n_others, k_min) else len(cells_n)
+    n_known: int | None = None if are_few([len(cells_n), n_others], k_min).any() else len(cells_n)
     if column.kind != "category":
         ends = _ends(cells_n, max(k_min - 1, len(cells_n) // 100))
         return Spread(column.name, column.kind, n_known, 0, (), *ends)
@@ -344,15 +344,17 @@ def spread(column: Attribute, alive_u: NDArray[np.bool_], *, k_min: int, most: i
     order = np.argsort(-counts, kind="stable")
     n_told = int((counts >= max(k_min, 1)).sum())
     untold = int(counts[order[n_told:]].sum())
-    while n_told and (_is_few(untold, k_min) or _is_few(untold + n_others, k_min)):  # they are missing from the sum
+    while n_told and are_few([untold, untold + n_others], k_min).any():  # they are missing from the sum
         n_told -= 1
         untold += int(counts[order[n_told]])
     told = [ValueCount(column.values[at], int(counts[at])) for at in order[: min(n_told, most)].tolist()]
     return Spread(column.name, column.kind, n_known, int((counts > 0).sum()), tuple(told), None, None, None)
 
 
-def _is_few(n_users: int, k_min: int) -> bool:
-    return 0 < n_users < k_min
+def are_few(counts: ArrayLike, k_min: int) -> NDArray[np.bool_]:
+    """Which numbers of users are not told: neither nobody nor ``k_min``."""
+    counts = np.asarray(counts)
+    return (counts > 0) & (counts < k_min)
 
 
 def _ends(cells_n: NDArray[Any], beyond: int) -> tuple[float | None, float | None, float | None]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lurm.attributes import Attributes
+from lurm.attributes import Attributes, are_few
 from lurm.errors import UsageError
 
 
@@ -100,12 +100,8 @@ def mixed(
     if groups_u is None or counts_g is None:
         return []
     own_g = np.bincount(groups_u[rows], minlength=len(counts_g))
-    told = [at for at in range(len(counts_g)) if counts_g[at] and not _are_few((counts_g[at], own_g[at]), k_min)]
-    while told and _are_few([n_g.sum() - n_g[told].sum() for n_g in (counts_g, own_g)], k_min):
+    told = np.flatnonzero((counts_g > 0) & ~are_few([counts_g, own_g], k_min).any(0)).tolist()
+    while told and are_few([n_g.sum() - n_g[told].sum() for n_g in (counts_g, own_g)], k_min).any():
         told.remove(min(told, key=lambda at: (own_g[at], counts_g[at])))
     parts_g = parts_of(counts_g)
     return [Mix(values[at], float(parts_g[at]), int(own_g[at])) for at in told]
-
-
-def _are_few(counts: Iterable[int], k_min: int) -> bool:
-    return any(0 < n < k_min for n in counts)

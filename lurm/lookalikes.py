@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.artifacts import CHECKED, check_replaceable, replacing
+from lurm.attributes import are_few
 from lurm.audience import GROUPS_AT_MOST, Audience, Lookalike, Size, cut, health_of
 from lurm.balance import Balance, Mix, counts_of, groups_of, mixed, parts_of
 from lurm.bounds import POSITIVE, Bound
@@ -215,7 +216,7 @@ def find(
     if passes_u is not None:
         eligible_u &= passes_u
     conditions = (asked.where, asked.seeds_where, asked.seeds_of, *asked.exclude_audiences, *asked.negative_audiences)
-    if any(one is not None for one in conditions) and 0 < np.count_nonzero(eligible_u) < k_min:
+    if any(one is not None for one in conditions) and are_few(np.count_nonzero(eligible_u), k_min):
         few = f"fewer than {k_min:,} users (LURM_AUDIENCE_SEEDS) may be in it, which would tell who they are"
         raise Unfulfillable(f"{few}; let the filter be passed by more, or leave out fewer")
     lookalike = Lookalike(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from lurm.arrays import map_array, write_array
 from lurm.artifacts import discard, draft, open_artifact
+from lurm.attributes import are_few
 from lurm.audience import Likeness
 from lurm.conditions import Filter
 from lurm.definitions import Definition
@@ -250,7 +251,7 @@ class Making:
         Raises:
             Unfulfillable: there are so few that it would tell who they are.
         """
-        if 0 < n_users < self._k_min:
+        if are_few(n_users, self._k_min):
             few = f"fewer than {self._k_min:,} users (LURM_AUDIENCE_SEEDS) are in it, which would tell who they are"
             raise Unfulfillable(f"{few}; {instead}")
 
@@ -315,16 +316,11 @@ class Making:
                 counts = {"joined": len(hashes) - stayed, "left": len(then) - stayed, "stayed": stayed}
                 told: dict[str, int | None] = {**counts}
                 why_not = None
-                if are_few(np.array(list(counts.values())), self._k_min).any():
+                if are_few(list(counts.values()), self._k_min).any():
                     told = dict.fromkeys(counts)  # with the sizes, each tells the others
                     why_not = f"fewer than {self._k_min:,} users joined, left or stayed"
                 return {"since": made["release"], **told, "why_not": why_not}
         return None
-
-
-def are_few(counts: NDArray[np.int64], k_min: int) -> NDArray[np.bool_]:
-    """Which numbers of users are not told: neither nobody nor ``k_min``."""
-    return (counts > 0) & (counts < k_min)
 
 
 def known_of(release: Release, rule: Rule, alive_u: NDArray[np.bool_]) -> dict[str, dict[str, int]]:

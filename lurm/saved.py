@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from lurm.artifacts import READ_ONLY, alone, digest_of, discard
-from lurm.attributes import Spread, spread
+from lurm.attributes import Spread, are_few, spread
 from lurm.definitions import MAKING, Definition, Definitions, in_order
 from lurm.erasure import Ledger
 from lurm.errors import ArtifactError, Unfulfillable, UnknownName, UnknownUser, UsageError
@@ -31,7 +31,7 @@ from lurm.histories import Alive
 from lurm.history import History
 from lurm.lookalikes import Asked, Found, filters_of, find
 from lurm.meant import NamedInterest, as_of, meant_by
-from lurm.members import VERSION, Making, Members, Stack, are_few, known_of, let_go
+from lurm.members import VERSION, Making, Members, Stack, known_of, let_go
 from lurm.moments import iso_of
 from lurm.progress import Reporter, Silent
 from lurm.release import Release

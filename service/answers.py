@@ -169,18 +169,23 @@ class LimitsAnswer(BaseModel):
     body_bytes: int = Field(description="Largest body of a request.")
 
 
-class AttributeItem(BaseModel):
-    """What is known of users beside what they do; filters name it."""
+class DescribedAttribute(BaseModel):
+    """What is known of users beside what they do, as far as enough of them are alike in it."""
 
-    name: str
+    name: str = Field(description="By which filters name it.")
     kind: Literal["category", "number", "moment"]
     n_known: int | None = Field(
         description="Users of whom it is known; null: of some it is, or is not, and they are too few to tell."
     )
     n_values: int = Field(description="Of a category, that somebody has; 0 of other kinds.")
-    values: list[str] = Field(description="Of a category, that enough users have, the most frequent first; at most 20.")
     low: float | None = Field(description="98 % of all lie from here, or fewer; of moments, epoch ms. null: too few.")
     high: float | None = Field(description="98 % of all lie up to here, or fewer.")
+
+
+class AttributeItem(DescribedAttribute):
+    """What is known of users beside what they do; filters name it."""
+
+    values: list[str] = Field(description="Of a category, that enough users have, the most frequent first; at most 20.")
 
 
 class InfoAnswer(BaseModel):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from lurm.attributes import VALUES_AT_MOST
 from lurm.glossary import AT_MOST, DEFAULT, QUERY_AT_MOST
 from lurm.identifiers import MAX_ID_BYTES
+from service.answers import DescribedAttribute
 from service.bootstrap import serving_of
 from service.direct import as_json, problems
 from service.keys import needs
@@ -63,19 +64,11 @@ class AttributeValue(BaseModel):
     n_users: int
 
 
-class SpreadItem(BaseModel):
+class SpreadItem(DescribedAttribute):
     """An attribute of users, and how it is spread over them."""
 
-    name: str = Field(description="By which filters name it.")
-    kind: Literal["category", "number", "moment"]
-    n_known: int | None = Field(
-        description="Users of whom it is known; null: of some it is, or is not, and they are too few to tell."
-    )
-    n_values: int = Field(description="Of a category, that somebody has; 0 of other kinds.")
     values: list[AttributeValue] = Field(description="Of a category, that enough users have, the most frequent first.")
-    low: float | None = Field(description="98 % of all lie from here, or fewer; of moments, epoch ms. null: too few.")
     median: float | None
-    high: float | None = Field(description="98 % of all lie up to here, or fewer.")
 
 
 class AttributesAnswer(BaseModel):

@@ -154,8 +154,8 @@ def trees_of(stretches: Sequence[Cut], n_targets: int, seed: int) -> Trees:
     if not stretches:
         return Trees.none(n_targets)
     _, static_bs, logit_bq, plain_bq, _, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
-    stretch_b, moved_bq = np.repeat(np.arange(len(stretches)), list(map(_n_users, stretches))), logit_bq - plain_bq
-    return boosted(Answered(static_bs, moved_bq, happened_bq, amount_bq, stretch_b, _weights(stretches)), seed)
+    stretch_b, moved_bq = _stretch_of_each(stretches), logit_bq - plain_bq
+    return boosted(Answered(static_bs, moved_bq, happened_bq, amount_bq, stretch_b, np.power(_FADES, stretch_b)), seed)
 
 
 def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
@@ -164,7 +164,7 @@ def lines(stretches: Sequence[Cut], n_targets: int, n_static: int) -> Lines:
     if not stretches:
         return found
     row_b, static_bs, logit_bq, _, log_bq, happened_bq, amount_bq = map(np.concatenate, zip(*stretches, strict=True))
-    weight_b = _weights(stretches)
+    weight_b = np.power(_FADES, _stretch_of_each(stretches))
     level_b = np.ones((len(static_bs), 1))
     x_bs = np.hstack([static_bs.astype(np.float64), level_b])
     for at in range(n_targets):
@@ -222,13 +222,9 @@ class _Side(NamedTuple):
         return cls(newest.logit_bq + own_bq + moved_bqa[..., CHANCE], log_bq + moved_bqa[..., TYPICAL], spread_bq)
 
 
-def _weights(stretches: Sequence[Cut]) -> Array:
-    """(B,) what answers count, by how long ago the stretch was."""
-    return np.repeat(_FADES ** np.arange(len(stretches)), list(map(_n_users, stretches)))
-
-
-def _n_users(stretch: Cut) -> int:
-    return len(stretch.row_b)
+def _stretch_of_each(stretches: Sequence[Cut]) -> NDArray[np.int64]:
+    """(B,) the number of each answer's stretch."""
+    return np.repeat(np.arange(len(stretches)), [len(one.row_b) for one in stretches])
 
 
 def _onto(said_b: Array, to_b: Array) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lurm.beginnings import FINE
+from lurm.calibrations import logit
 from lurm.compiled import compiled
 from lurm.days import signed_log
 from lurm.trees import CHANCE, GUESS, N_TOLD, TYPICAL, Trees
@@ -32,6 +33,7 @@ _BINS = 32  # of a feature
 _USERS, _FEATURES = 0.7, 0.5  # shares that a tree sees
 _NEAR = 0.1  # logs; errors below this count alike
 _FEWEST = 50  # answers to learn from
+_SURE = 1e-9  # from 0 and 1
 _MOOD = 20.0  # answers by which the level of a stretch is believed half
 _HALF_CHANCE, _HALF_AMOUNT = 20_000.0, 4_000.0  # answers by which trees are believed as much as what they stand beside
 Array = NDArray[np.float64]
@@ -129,8 +131,7 @@ class _Growing:
         return firm_b * short_b, firm_b
 
     def _log_odds(self) -> float:
-        share = float(np.average(self._true_b, weights=self._weight_b))
-        return float(np.log(share) - np.log1p(-share))
+        return float(logit(np.array(np.average(self._true_b, weights=self._weight_b)), _SURE))
 
     def _usual(self) -> float:
         order = np.argsort(self._true_b)

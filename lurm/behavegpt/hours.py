@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from lurm.events import DAY_MS, MONDAY
 
+A_VISIT_APART = 30 * 60_000
+"""From so long a wait on, in ms, somebody comes anew."""
 _EVEN = 1.0  # events of each slot of the week as its weekday and its hour have them
 _NONE = 0.01  # events of a weekday or an hour without any: no slot is without a chance
 _ENOUGH = 0.1  # of how often events are on average, for a gap to lead there
 _USUAL = 20.0  # visits of somebody that are believed to be at the log's hours
-_APART_MS = 1_800_000  # of visits
 _LEAST = 1e-300  # instead of 0 below a fraction
 
 
@@ -45,7 +46,7 @@ class Hours:
         """Those of somebody who has come at such moments, epoch ms, ascending, as the log has them on each weekday."""
         if not len(at_n):
             return self
-        visits = at_n[np.append(True, np.diff(at_n) >= _APART_MS)]
+        visits = at_n[np.append(True, np.diff(at_n) >= A_VISIT_APART)]
         own_s = np.bincount(calendar(visits, self._slots)[1], minlength=self._slots)
         usual_s = self.often_w.reshape(7, -1).mean(0) / self._slots
         return Hours(self._events_ws * (own_s / usual_s + _USUAL) / (len(visits) + _USUAL))

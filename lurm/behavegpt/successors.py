@@ -23,11 +23,10 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from lurm.behavegpt.hours import A_VISIT_APART
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Steps
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
-A_VISIT_APART = 30 * 60_000
-"""From so long a wait on, in ms, somebody comes anew."""
 _SMOOTHED_BY = 20.0  # events of what is frequent, by which few counts are smoothed
 MOST_KEPT = 64
 """Successors of a behaviour that a published model keeps."""

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from lurm.behavegpt.hours import A_VISIT_APART
 from lurm.behavegpt.steps import BEGINNING, EVENT, FIRST, Steps
-from lurm.behavegpt.successors import A_VISIT_APART, Successors, transitions
+from lurm.behavegpt.successors import Successors, transitions
 
 N = 5
 lives = st.lists(st.lists(st.sampled_from([0, *range(FIRST, FIRST + N)]), max_size=9), min_size=1, max_size=6)
