@@ -433,8 +433,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="history, boi, interests, embed, train, behavegpt, scaling, scale, serve, audience, export, lumos; "
-            "all; page.",
+            help="history, boi, interests, embed, train, behavegpt, scaling, scale, serve, audience, export, lumos, "
+            "planted; all; page.",
             show_default=False,
         ),
     ],

@@ -47,6 +47,7 @@ RATIOS = {
     "behavegpt": {"vs_bare_loop", "kv_cache_speedup", "next_vs_bare_forward"},
     "scaling": {"held_out_vs_foretold"},
     "lumos": {"vs_bare_loop", "vs_bare_forward"},
+    "planted": {"signs_right", "sizes_near"},
     "scale": {"time_vs_linear", "memory_vs_flat"},
     "serve": {
         "binary_vs_raw_asgi",
@@ -66,6 +67,7 @@ RATIOS = {
 CONTENDERS = {
     "scaling": {f"train_{size}_{64 * users}" for size in ("0.08M", "0.15M") for users in (16, 32, 64)},
     "lumos": {"train", "bare_loop", "forecast", "bare_forward"},
+    "planted": {"train_7"},
     "scale": {f"{stage}_{times}x" for stage in growth.STAGES for times in growth.TIMES},
     "serve": {
         "json",

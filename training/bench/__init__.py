@@ -3,7 +3,7 @@
     race         contenders take turns; seconds, rows per second, memory; what machine it was
     made         the logs they run on
     duck         DuckDB, the peer that speaks SQL
-    history boi interests embed train behavegpt scaling scale serve audience export lumos      one benchmark each
+    history boi interests embed train behavegpt scaling scale serve audience export lumos planted     one benchmark each
     served load peers arriving sharing      for serve: who answers, who asks, what lurm is compared with
     among        for audience: nearest users among some, beside FAISS by hand
     law          for scaling: the power law, fitted, with intervals
@@ -31,7 +31,20 @@ from threadpoolctl import threadpool_limits
 from lurm.artifacts import write_durably
 from lurm.errors import UsageError
 from lurm.progress import Reporter
-from training.bench import audience, behavegpt, boi, embed, export, history, interests, lumos, scaling, serve, train
+from training.bench import (
+    audience,
+    behavegpt,
+    boi,
+    embed,
+    export,
+    history,
+    interests,
+    lumos,
+    planted,
+    scaling,
+    serve,
+    train,
+)
 from training.bench import scale as growth
 from training.bench.race import Figures, Track, machine
 
@@ -50,6 +63,7 @@ BENCHMARKS: Mapping[str, Callable[[Track, str], Figures]] = {
     "audience": audience.bench,
     "export": export.bench,
     "lumos": lumos.bench,
+    "planted": planted.bench,
 }
 SCALES = ("tiny", "small", "full")
 

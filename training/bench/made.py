@@ -6,6 +6,7 @@ place in the order of ids. Items belong to interests at random.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,17 +56,19 @@ class MadeLog:
         events: folder of Parquet files: user_id, item_id, timestamp (UTC ms), and if asked for behavior, value.
         items: Parquet file: item_id, interest (int32); item n stands in row n, ids ascending.
         interest_n: (N,) int32.
+        item_ids: N ids, ascending: the catalog.
     """
 
     events: Path
     items: Path
     size: LogSize
     interest_n: NDArray[np.int32]
+    item_ids: Sequence[str]
 
-    @property
-    def item_ids(self) -> list[str]:
-        """N ids, ascending: the catalog."""
-        return [f"i{number:07d}" for number in range(self.size.n_items)]
+
+def numbered(n_items: int) -> list[str]:
+    """Ids of items that have no others."""
+    return [f"i{number:07d}" for number in range(n_items)]
 
 
 def month_edges() -> NDArray[np.int64]:
@@ -81,7 +84,7 @@ def write_log(folder: Path, size: LogSize, seed: int = 0) -> MadeLog:
     users = pa.array([f"u{number:09d}" for number in rng.permutation(size.n_users)])
     number_of = rng.permutation(size.n_items)
     interests = rng.integers(0, size.n_interests, size.n_items, dtype=np.int32)
-    made = MadeLog(events, folder / "items.parquet", size, interests)
+    made = MadeLog(events, folder / "items.parquet", size, interests, numbered(size.n_items))
     items = pa.array(made.item_ids)
     pq.write_table(pa.table({"item_id": items, "interest": interests}), made.items)
     first, last = month_edges()[[0, -1]]

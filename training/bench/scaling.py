@@ -28,7 +28,7 @@ from lurm.interests import InterestVocabulary
 from lurm.progress import Silent
 from training.behave import BehaveTrainConfig, BehaveTrainer
 from training.bench.law import Law, fit, interval, redrawn
-from training.bench.made import LogSize, MadeLog, ingest, vocabulary_of
+from training.bench.made import LogSize, MadeLog, ingest, numbered, vocabulary_of
 from training.bench.race import Figures, Timing, Track
 
 _EVENTS = 64  # of a user
@@ -166,10 +166,8 @@ def chain(track: Track, grid: Grid) -> tuple[MadeLog, float]:
     least = (2 * np.log(k) + float(np.mean(nats, axis=1).sum())) / _EVENTS
     events = track.folder / "events"
     events.mkdir()
-    made = MadeLog(
-        events, track.folder / "items.parquet", LogSize(n_users * _EVENTS, n_users, k, k), np.arange(k, dtype=np.int32)
-    )
-    ids = pa.array(made.item_ids)
+    size, ids = LogSize(n_users * _EVENTS, n_users, k, k), pa.array(numbered(k))
+    made = MadeLog(events, track.folder / "items.parquet", size, np.arange(k, dtype=np.int32), numbered(k))
     pq.write_table(pa.table({"item_id": ids}), made.items)
     times_ut = np.arange(_EVENTS) * _HOUR_MS + np.arange(n_users)[:, None] * 1000 + 1_600_000_000_000
     columns = {

@@ -67,7 +67,8 @@ _FUNNEL: Final = (
 )
 """(behavior, the one it follows, probability, shortest and longest delay in seconds)."""
 BEHAVIORS: Final = ("view", *(step[0] for step in _FUNNEL))
-_LOOKS_PER_SESSION: Final = 4.0
+LOOKS_PER_SESSION: Final = 4.0
+"""On the mean."""
 
 _WEEKDAYS: Final = np.array([0.9, 0.9, 0.95, 1.0, 1.05, 1.25, 1.2])
 _WORKDAY_HOURS: Final = (2, 1, 1, 1, 1, 2, 4, 6, 6, 5, 5, 5, 7, 6, 5, 5, 6, 8, 10, 12, 13, 11, 8, 4)
@@ -205,7 +206,7 @@ class Laws:
         share = {BEHAVIORS[0]: 1.0}
         for behavior, after, probability, _, _ in _FUNNEL:
             share[behavior] = share[after] * probability
-        events_per_session = _LOOKS_PER_SESSION * sum(share.values())
+        events_per_session = LOOKS_PER_SESSION * sum(share.values())
         life = self._draw_users(self._rng(_PILOT)).rate_bd.sum(axis=1).mean()
         self._sessions_per_rate = config.events_per_user / events_per_session / life
 
@@ -214,6 +215,12 @@ class Laws:
         users = self._draw_users(self._rng(_USERS, number))
         rng = self._rng(_EVENTS, number)
         return users, self._follow_up(self._draw_views(self._draw_sessions(users, rng), rng), rng)
+
+    def sessions(self, users: Users) -> Floats:
+        """(B, D) how many sessions users have on each day on the mean, had nothing been on."""
+        plain_bd = (users.rate_bd > 0) * _WEEKDAYS[self._weekday]
+        sessions_bd: Floats = users.activity[:, None] * self._sessions_per_rate * plain_bd
+        return sessions_bd
 
     def _rng(self, purpose: int, block: int = 0) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(purpose, block)))
@@ -305,7 +312,7 @@ class Laws:
 
     def _draw_views(self, sessions: _Sessions, rng: np.random.Generator) -> Events:
         """One to many looks a session, some seconds apart, ``purity`` of them within its interest."""
-        n_looks = rng.geometric(1 / _LOOKS_PER_SESSION, len(sessions.users))
+        n_looks = rng.geometric(1 / LOOKS_PER_SESSION, len(sessions.users))
         session_l = np.repeat(np.arange(len(n_looks)), n_looks)
         L = len(session_l)
         passed_l = np.cumsum(2_000 + rng.standard_exponential(L) * 45_000)
