@@ -439,7 +439,7 @@ def bench(
         ),
     ],
     scale: Annotated[
-        str, typer.Option(help="small: half a minute each; full: hours; tiny: whether all of it works.")
+        str, typer.Option(help="small: half a minute to three; full: hours; tiny: whether all works.")
     ] = "small",
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
     keep: Annotated[

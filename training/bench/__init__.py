@@ -10,7 +10,7 @@
     page         BENCHMARKS.md, from the results that were kept
 
 A ratio is lurm's speed over the other's, from the fastest turn of each: larger is better for lurm, but for those of
-audience, which are times over times. Every benchmark
+audience, which are times over times, and of planted, which are shares. Every benchmark
 compares the answers before it says a number; a fast wrong answer is an error.
 """
 

@@ -1,13 +1,14 @@
 """planted: what LUMOS says that events change, beside what was planted in simulated worlds.
 
-A world is a Poisson process whose rates are known, so what an event changes is known exactly: of users together, who
-act, views, and what is spent. LUMOS learns from the log up to a day. Nothing is on in the days ahead, and then a sale,
-a holiday, a festival or a newsletter is, up to three weeks ahead: a sale is known two weeks before in these logs, a
-newsletter a day.
+A world is a Poisson process whose rates are known, so what an event changes is known as well: of users together, who
+views something, how often, and what is spent. LUMOS learns from the log up to a day. Nothing is on in the days ahead,
+and then a sale, a holiday, a festival of one region, asked of its users alone, or a newsletter is, up to three weeks
+ahead: a sale is known two weeks before in these logs, a newsletter a day.
 
 Ratios: signs_right, the share of changes whose direction is told, and sizes_near, the share that are told within a
 fifth. Facts: told over planted, by kind and target, on the mean; covered, the share of intervals of nine in ten that
-hold what was planted; nothing_covered, likewise of newsletters, which change nothing.
+hold what was planted; nothing_covered, likewise of newsletters, which change nothing; blind_over_seeing, the log loss
+of who acts in the shortest horizon where LUMOS is not told of the event, over that where it is.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lurm.attributes import Attributes, attributes_of
-from lurm.calendars import Edit, of_dataset
+from lurm.calendars import Calendar, Edit, of_dataset
 from lurm.dataset import Dataset
 from lurm.events import DAY_MS
 from lurm.forecasts import replaced
+from lurm.history import HistoryBase
+from lurm.interests import InterestVocabulary
 from lurm.lumos import LumosConfig
 from lurm.progress import Silent
 from lurm.targets import Target
@@ -33,7 +36,7 @@ from training.bench.made import LogSize, MadeLog, ingest, vocabulary_of
 from training.bench.race import Figures, Timing, Track
 from training.forecasting import LumosRecipe, train
 from training.world import Truth, WorldConfig, simulate
-from training.world.planted import Laws
+from training.world.planted import REGIONS, Laws
 
 _MEMORY_LIMIT_BYTES = 2**32
 _LENGTH = 4  # days of what is added
@@ -63,7 +66,7 @@ def _targets(*days: int) -> tuple[Target, ...]:
         target
         for h in days
         for target in (
-            Target(f"active in {h} days", "active", h),
+            Target(f"who views in {h} days", "active", h, behaviors=("view",)),
             Target(f"views in {h} days", "count", h, behaviors=("view",)),
             Target(f"spend in {h} days", "spend", h, behaviors=("purchase",)),
         )
@@ -85,11 +88,19 @@ _SIZES = {
 
 @dataclass(slots=True)
 class _Found:
-    """Told over planted by kind and target, and which intervals hold what was planted."""
+    """Told over planted by kind and target, which intervals hold what was planted, and losses, not told and told."""
 
     told_over_planted: dict[str, list[float]] = field(default_factory=dict)
     holds: list[bool] = field(default_factory=list)
     holds_nothing: list[bool] = field(default_factory=list)
+    blind_nats: list[float] = field(default_factory=list)
+    seeing_nats: list[float] = field(default_factory=list)
+
+    def add(self, name: str, planted: float, told: float, low: float, high: float) -> None:
+        """A change, and the interval it is told with."""
+        if planted:
+            self.told_over_planted.setdefault(name, []).append(told / planted)
+        (self.holds if planted else self.holds_nothing).append(low <= planted <= high)
 
 
 def bench(track: Track, scale: str) -> Figures:
@@ -122,6 +133,7 @@ def bench(track: Track, scale: str) -> Figures:
         {
             "covered": float(np.mean(found.holds)),
             "nothing_covered": float(np.mean(found.holds_nothing)),
+            "blind_over_seeing": float(np.mean(found.blind_nats) / np.mean(found.seeing_nats)),
             **{name: float(np.mean(ratios)) for name, ratios in found.told_over_planted.items()},
         },
     )
@@ -137,56 +149,69 @@ class _World:
 
     def __init__(self, folder: Path, recipe: LumosRecipe) -> None:
         dataset, truth = Dataset.open(folder), Truth.load(folder)
+        self._history, vocabulary = _ingested(folder, truth)
+        users, people = self._history.users, dataset.users()
+        attributes = Attributes(len(users)) if people is None else attributes_of(people, users)[0]
+        calendar, horizon = of_dataset(dataset, users, attributes), recipe.network.horizon
+        self._cut_day = truth.config.start_ms // DAY_MS + truth.config.days - horizon
+        parts = self._history, vocabulary, attributes, calendar, recipe
+        taught = train(*parts, until_day=self._cut_day, checkpoint=None, reporter=Silent())[0]
+        self._forecaster = replaced(taught, calendar=_until(taught.calendar, self._cut_day * DAY_MS))
+        begun = taught.reader.view.grid(self._history.batch(np.arange(len(users)))).born_b < self._cut_day
+        self._rows = np.flatnonzero(begun)
+        number_b = np.array([int(user[1:]) for user in users.ids.to_pylist()])[begun]
         laws = Laws(truth.config)
-        n_events = sum(pq.read_metadata(file).num_rows for file in (folder / "events").glob("*.parquet"))
-        item_ids = truth.items["item_id"].to_list()
-        size = LogSize(n_events, truth.config.n_users, len(item_ids), truth.config.n_interests)
-        interest_n = truth.items["interest"].to_numpy()
-        made = MadeLog(folder / "events", folder / "items.parquet", size, interest_n, item_ids)
-        history = ingest(made, folder, _MEMORY_LIMIT_BYTES)
-        vocabulary = vocabulary_of(made, folder, apart=True)
-        people = dataset.users()
-        attributes = Attributes(len(history)) if people is None else attributes_of(people, history.users)[0]
-        calendar = of_dataset(dataset, history.users, attributes)
-        horizon = recipe.network.horizon
-        self.cut_day = truth.config.start_ms // DAY_MS + truth.config.days - horizon
-        parts = history, vocabulary, attributes, calendar, recipe
-        taught = train(*parts, until_day=self.cut_day, checkpoint=None, reporter=Silent())[0]
-        never_n = np.where(calendar.end_n > self.cut_day * DAY_MS, _NEVER, calendar.known_at_n)
-        self._forecaster = replaced(taught, calendar=replace(taught.calendar, known_at_n=never_n))
-        everybody = history.batch(np.arange(len(history)))
-        begun = taught.reader.view.grid(everybody).born_b < self.cut_day
-        number_b = np.array([int(user[1:]) for user in history.users.ids.to_pylist()])[begun]
-        blocks = [laws.block(block)[0] for block in range(-(-truth.config.n_users // laws.block_users))]
-        self._history, self._rows = history, np.flatnonzero(begun)
-        self._sessions_bh = np.concatenate([laws.sessions(users)[:, -horizon:] for users in blocks])[number_b]
-        self._region_b = np.concatenate([users.attributes_ba[:, -1] for users in blocks])[number_b]
+        blocks = [laws.users(number) for number in range(-(-truth.config.n_users // laws.block_users))]
+        self._sessions_bh = np.concatenate([laws.sessions(block)[:, -horizon:] for block in blocks])[number_b]
+        region_b = np.concatenate([block.attributes_ba[:, -1] for block in blocks])[number_b]
+        self._is_in_region_b = region_b == REGIONS.index("north")
 
     def ask(self, kind: str, lift: float, ahead: int, found: _Found) -> None:
-        """What an event of some days changes, told and planted, of all users for whom it is."""
-        invited = self._region_b == 0 if kind == "festival" else np.ones(len(self._region_b), np.bool_)
-        begins = (self.cut_day + ahead) * DAY_MS
+        """Add what an event of some days changes, told and planted, of all users for whom it is."""
+        invited = self._is_in_region_b | (kind != "festival")
+        begins = (self._cut_day + ahead) * DAY_MS
         edit = Edit("add", kind=kind, start=begins, end=begins + _LENGTH * DAY_MS)
         batch, forecaster = self._history.batch(self._rows[invited]), self._forecaster
-        told = forecaster.together([forecaster.changed(batch, self.cut_day, [edit])[1]])
-        plain_q = np.nansum(forecaster.forecast(batch, self.cut_day).expected, axis=0)
+        scenario, change = forecaster.changed(batch, self._cut_day, [edit])
+        plain, told = forecaster.forecast(batch, self._cut_day), forecaster.together([change])
+        plain_q = np.nansum(plain.expected, axis=0)
         plain_bh = self._sessions_bh[invited]
         lifted_bh = plain_bh.copy()
         lifted_bh[:, ahead : ahead + _LENGTH] *= lift
         for at, target in enumerate(forecaster.targets):
-            if target.days <= ahead:
-                continue
-            of_plain, of_lifted = (_expected(x_bh[:, : target.days], target) for x_bh in (plain_bh, lifted_bh))
-            planted = of_lifted / of_plain - 1
-            value, low, high = (x_q[at] / plain_q[at] for x_q in told)
-            if planted:
-                found.told_over_planted.setdefault(f"{kind}, {target.name}", []).append(float(value / planted))
-                found.holds.append(bool(low <= planted <= high))
-            else:
-                found.holds_nothing.append(bool(low <= 0 <= high))
+            if ahead < target.days:
+                of_plain, of_lifted = (_expected(x_bh[:, : target.days], target) for x_bh in (plain_bh, lifted_bh))
+                value, low, high = (float(x_q[at] / plain_q[at]) for x_q in told)
+                found.add(f"{kind}: {target.name}", of_lifted / of_plain - 1, value, low, high)
+        shortest = forecaster.targets[0].days
+        if lift != 1 and ahead < shortest:
+            true_b = 1 - np.exp(-lifted_bh[:, :shortest].sum(axis=1))
+            found.blind_nats.append(_log_loss(plain.probability[:, 0], true_b))
+            found.seeing_nats.append(_log_loss(scenario.probability[:, 0], true_b))
+
+
+def _ingested(folder: Path, truth: Truth) -> tuple[HistoryBase, InterestVocabulary]:
+    """The log of a world, and its interests as they were planted."""
+    n_events = sum(pq.read_metadata(file).num_rows for file in (folder / "events").glob("*.parquet"))
+    item_ids, interest_n = truth.items["item_id"].to_list(), truth.items["interest"].to_numpy()
+    size = LogSize(n_events, truth.config.n_users, len(item_ids), truth.config.n_interests)
+    made = MadeLog(folder / "events", folder / "items.parquet", size, interest_n, item_ids)
+    return ingest(made, folder, _MEMORY_LIMIT_BYTES), vocabulary_of(made, folder, apart=True)
+
+
+def _until(calendar: Calendar, cut: int) -> Calendar:
+    """The calendar without what is on from a moment on."""
+    never_n = np.where(calendar.start_n >= cut, _NEVER, calendar.known_at_n)
+    over_n = np.where(calendar.start_n < cut, np.minimum(calendar.end_n, cut), calendar.end_n)
+    return replace(calendar, known_at_n=never_n, end_n=over_n)
 
 
 def _expected(sessions_bh: NDArray[np.float64], target: Target) -> float:
     """Of users together: who act, or sessions, of which views and purchases are fixed parts."""
     sessions_b = sessions_bh.sum(axis=1)
     return float((1 - np.exp(-sessions_b)).sum() if target.kind == "active" else sessions_b.sum())
+
+
+def _log_loss(said_b: NDArray[np.float64], true_b: NDArray[np.float64]) -> float:
+    """To be expected of probabilities, nats, where others are the true ones."""
+    return -float((true_b * np.log(said_b) + (1 - true_b) * np.log1p(-said_b)).mean())

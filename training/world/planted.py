@@ -212,9 +212,13 @@ class Laws:
 
     def block(self, number: int) -> tuple[Users, Events]:
         """The users of one block, and their events by user (not by time)."""
-        users = self._draw_users(self._rng(_USERS, number))
+        users = self.users(number)
         rng = self._rng(_EVENTS, number)
         return users, self._follow_up(self._draw_views(self._draw_sessions(users, rng), rng), rng)
+
+    def users(self, number: int) -> Users:
+        """The users of one block."""
+        return self._draw_users(self._rng(_USERS, number))
 
     def sessions(self, users: Users) -> Floats:
         """(B, D) how many sessions users have on each day on the mean, had nothing been on."""
