@@ -17,7 +17,7 @@ from lurm.days import day_of
 from lurm.errors import DataError, UsageError
 from tests.integration.conftest import Built, build
 from training.__main__ import evaluate
-from training.evaluate.foretold import Days, Score, calibration_error, chance_error, squared_error
+from training.evaluate.foretold import Bins, Days, Score, squared_error
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,8 @@ def test_all_ways_are_asked_the_same_and_the_last_value_is_what_one_counts(small
 def test_people_get_a_table_and_may_leave_trees_out(small: Built, tmp_path: Path) -> None:
     """Cuts, seeds and ablations make it longer."""
     lines = run(small, tmp_path, "--quick", "--seeds", "2", "--ablate", "--axis", "targets").splitlines()
-    assert lines[0].split()[:8] == ["users", "way", "AUC", "ECE", "by", "chance", "without", "MAPE"]
+    errors = ["ECE", "by", "chance", "without", "all", "cuts", "by", "chance", "MAPE"]
+    assert lines[0].split()[:12] == ["users", "way", "AUC", *errors]
     assert lines[1].split()[:2] == ["all", "lumos"]
     assert "±" in lines[1]
     (apart,) = (line for line in lines if line.startswith("all") and "a network each" in line)
@@ -141,9 +142,31 @@ def test_what_of_the_calibration_error_is_chance_is_what_right_probabilities_hav
     rng = np.random.default_rng(5)
     for n in (150, 4000):
         said = rng.beta(1, 3, n)
-        errors = [calibration_error(said, (rng.random(n) < said).astype(np.float64)) for _ in range(400)]
-        assert chance_error(said) == pytest.approx(np.mean(errors), rel=0.06)
-    assert calibration_error(np.array([0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0])) == pytest.approx(1 / 3)  # edges
+        drawn = [Bins.of(said, (rng.random(n) < said).astype(np.float64)) for _ in range(400)]
+        assert drawn[0].by_chance == pytest.approx(np.mean([one.error for one in drawn]), rel=0.06)
+        several = [Bins.together(drawn[at : at + 4]) for at in range(0, 400, 4)]
+        assert several[0].by_chance == pytest.approx(drawn[0].by_chance / 2)
+        assert several[0].by_chance == pytest.approx(np.mean([one.error for one in several]), rel=0.12)
+    assert Bins.of(np.array([0.0, 1.0, 1.0]), np.array([0.0, 1.0, 0.0])).error == pytest.approx(1 / 3)  # edges
+
+
+def test_what_several_days_err_by_in_both_directions_is_less_of_all_of_them_and_what_all_err_by_is_not() -> None:
+    def summary(*off: float) -> dict[str, Any]:
+        said = np.full(1000, 0.45)
+        did = [(np.arange(1000) < 1000 * (0.45 + one)).astype(np.float64) for one in off]
+        bins = [Bins.of(said, of) for of in did]
+        scores = [
+            Score(cut, 0, "x", "lumos", "all", 0.7, one.error, one.by_chance, 0.0, None, one)
+            for cut, one in enumerate(bins)
+        ]
+        assert all("bins" not in score for score in Days(scores).to_json()["scores"])
+        return Days(scores).summary()[0]
+
+    one = summary(0.1, -0.1)
+    assert (one["ece"], one["ece_of_all_cuts"]) == pytest.approx((0.1, 0.0))
+    other = summary(0.1, 0.1)
+    assert (other["ece"], other["ece_of_all_cuts"]) == pytest.approx((0.1, 0.1))
+    assert other["ece_of_all_cuts_by_chance"] == pytest.approx(other["ece_by_chance"] / 2**0.5)
 
 
 def test_without_chance_the_calibration_error_is_the_true_one_however_few_are_asked() -> None:

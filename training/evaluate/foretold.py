@@ -16,8 +16,8 @@ Ablations are trained anew. Axis "calendar": what is on is read of the past, or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,8 +50,52 @@ _BINS = 10
 _YEAR = 364
 _SEGMENTS = ("new", "dormant", "heavy")
 _CONTEXTS: Mapping[Context, str] = {"past": "calendar of the past", "future": "calendar ahead", "none": "neither"}
+_ERRORS = "ece", "ece_by_chance", "calibration_error", "ece_of_all_cuts", "ece_of_all_cuts_by_chance", "mape"
 _COUNTED = {"last value", "a year ago"}  # ways without probabilities
 Said = tuple[Answers, Answers]  # probabilities, and amounts nearest as a share of the truth
+
+
+class Bins(NamedTuple):
+    """Answers in ten bins by their probability, 0 and 1 included; those of several days add up.
+
+    Attributes:
+        said_k, did_k: (10,) sums of probabilities, and how many did.
+        variance_k: (10,) of ``did_k``, were every probability right.
+        n: of answers.
+    """
+
+    said_k: Answers
+    did_k: Answers
+    variance_k: Answers
+    n: int
+
+    @classmethod
+    def of(cls, said_b: Answers, did_b: Answers) -> Self:
+        """Those of B answers."""
+        bin_b = _bins(said_b)
+        columns = said_b, did_b, said_b * (1 - said_b)
+        said_k, did_k, variance_k = (np.bincount(bin_b, x_b, minlength=_BINS).astype(np.float64) for x_b in columns)
+        return cls(said_k, did_k, variance_k, len(said_b))
+
+    @classmethod
+    def together(cls, parts: Iterable[Self]) -> Self:
+        """All parts."""
+        said_nk, did_nk, variance_nk, n_n = zip(*parts, strict=True)
+        said_k, did_k, variance_k = (np.sum(x_nk, axis=0) for x_nk in (said_nk, did_nk, variance_nk))
+        return cls(said_k, did_k, variance_k, sum(n_n))
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: how far shares are from what was said."""
+        return float(np.abs(self.said_k - self.did_k).sum() / self.n)
+
+    @property
+    def by_chance(self) -> float:
+        """What that is on average, were every probability right: users vary within each bin.
+
+        The mean of how far a normal variable is from its mean is sqrt(2 / π) standard deviations.
+        """
+        return float(np.sqrt(2 / np.pi * self.variance_k).sum() / self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +112,7 @@ class Score:
         ece_by_chance: what that would be on average, were every probability right: of few users it is not small.
         squared_error: of calibration, chance taken out: on average it is the true one, and so may be below 0.
         mape: of amounts that were not nothing; None of other targets.
+        bins: of probabilities, so that those of several cuts can be added up.
     """
 
     cut_day: int
@@ -80,6 +125,7 @@ class Score:
     ece_by_chance: float | None
     squared_error: float | None
     mape: float | None
+    bins: Bins | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +141,11 @@ class Days:
     def summary(self, segment: str = "all") -> list[dict[str, Any]]:
         """By way, means over targets, cuts and seeds, each None where nothing could be measured.
 
-        AUC and half the width of its 95 % interval over cuts and seeds; ECE, what of it is chance, and the calibration
-        error without chance, the root of the mean of squared ones, rather above what ECE would be of very many users;
-        MAPE. What of AUC it has over trees: mean, interval, and least of any target. Over LUMOS: mean, interval, and in
-        how many targets of how many LUMOS is not below it.
+        AUC and half the width of its 95 % interval over cuts and seeds; ECE and what of it is chance, on the mean of
+        cuts and of the answers of all cuts together, and the calibration error without chance, the root of the mean of
+        squared ones, rather above what ECE would be of very many users; MAPE. What of AUC it has over trees: mean,
+        interval, and least of any target. Over LUMOS: mean, interval, and in how many targets of how many LUMOS is not
+        below it.
         """
         some = [one for one in self.scores if one.segment == segment]
         rows = []
@@ -108,6 +155,7 @@ class Days:
             by_target: dict[str, list[float]] = {}
             for one, gain in over_lumos:
                 by_target.setdefault(one.target, []).append(gain)
+            all_cuts = _all_cuts(own)
             rows.append(
                 {
                     "way": way,
@@ -115,6 +163,8 @@ class Days:
                     "auc_interval": _interval((one, one.auc) for one in own if one.auc is not None),
                     "ece": _mean(one.ece for one in own),
                     "ece_by_chance": _mean(one.ece_by_chance for one in own),
+                    "ece_of_all_cuts": _mean(bins.error for bins in all_cuts),
+                    "ece_of_all_cuts_by_chance": _mean(bins.by_chance for bins in all_cuts),
                     "calibration_error": _root(_mean(one.squared_error for one in own)),
                     "mape": _mean(one.mape for one in own),
                     "mean_gain": _mean(gain for _, gain in over_trees),
@@ -130,7 +180,9 @@ class Days:
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
         summaries = {segment: self.summary(segment) for segment in ("all", *_SEGMENTS)}
-        return {"summaries": summaries, "scores": [asdict(one) for one in self.scores]}
+        names = [one.name for one in fields(Score) if one.name != "bins"]
+        scores = [{name: getattr(one, name) for name in names} for one in self.scores]
+        return {"summaries": summaries, "scores": scores}
 
     def to_table(self) -> Table:
         """For people."""
@@ -141,6 +193,8 @@ class Days:
             "ECE",
             "by chance",
             "without",
+            "all cuts",
+            "by chance",
             "MAPE",
             "over trees",
             "least",
@@ -158,7 +212,7 @@ class Days:
                         ("over_lumos", "over_lumos_interval"),
                     )
                 )
-                errors = (_told(row[name]) for name in ("ece", "ece_by_chance", "calibration_error", "mape"))
+                errors = (_told(row[name]) for name in _ERRORS)
                 least = _told(row["least_gain"])
                 held, n = row["lumos_holds"]
                 holds = f"{held} of {n}" if row["way"] != "lumos" else ""
@@ -171,6 +225,15 @@ def _gains(own: Sequence[Score], among: Sequence[Score], other: str) -> list[tup
     theirs = {(one.cut_day, one.seed, one.target): one.auc for one in among if one.way == other}
     beside = [(one, one.auc, theirs.get((one.cut_day, one.seed, one.target))) for one in own]
     return [(one, auc - their) for one, auc, their in beside if auc is not None and their is not None]
+
+
+def _all_cuts(own: Sequence[Score]) -> list[Bins]:
+    """The probabilities of one way about each target, of each training seed, from all cuts."""
+    asked: dict[tuple[int, str], list[Bins]] = {}
+    for one in own:
+        if one.bins is not None:
+            asked.setdefault((one.seed, one.target), []).append(one.bins)
+    return [Bins.together(parts) for parts in asked.values()]
 
 
 def _mean(of: Iterable[float | None]) -> float | None:
@@ -293,12 +356,13 @@ class _Cut:
                 for at, target in enumerate(self.targets):
                     did_b = truth.happened_bq[:, at].astype(np.float64)
                     known = chosen & ~np.isnan(did_b) & ~np.isnan(said_bq[:, at])
-                    auc = ece = chance = squared = mape = None
+                    auc = ece = chance = squared = mape = bins = None
+                    if known.any() and way not in _COUNTED:
+                        bins = Bins.of(said_bq[known, at], did_b[known])
                     if known.any() and 0 < did_b[known].mean() < 1:
                         auc = float(roc_auc_score(did_b[known], said_bq[known, at]))
-                        if way not in _COUNTED:
-                            ece = calibration_error(said_bq[known, at], did_b[known])
-                            chance = chance_error(said_bq[known, at])
+                        if bins is not None:
+                            ece, chance = bins.error, bins.by_chance
                             squared = squared_error(said_bq[known, at], did_b[known])
                     if target.is_amount:
                         true_b = truth.amount_bq[:, at].astype(np.float64)
@@ -306,7 +370,7 @@ class _Cut:
                         if some.any():
                             off_b = np.abs(amount_bq[some, at] - true_b[some]) / np.abs(true_b[some])
                             mape = float(off_b.mean())
-                    found = auc, ece, chance, squared, mape
+                    found = auc, ece, chance, squared, mape, bins
                     scores.append(Score(self._cut_day, self._seed, target.name, way, segment, *found))
         return scores
 
@@ -398,21 +462,6 @@ class _Cut:
             "rhythm trees": trees(lesson, now_bf, *asked),
             "dense net": dense_net(lesson, now_bf, *asked, n_parameters),
         }
-
-
-def calibration_error(said_b: Answers, did_b: Answers) -> float:
-    """Expected calibration error: how far shares are from what was said, in ten bins, 0 and 1 included."""
-    said, did = (np.bincount(_bins(said_b), w, minlength=_BINS) for w in (said_b, did_b))
-    return float(np.abs(said - did).sum() / len(said_b))
-
-
-def chance_error(said_b: Answers) -> float:
-    """The calibration error that is to be expected of probabilities that are right: users vary within each bin.
-
-    The mean of how far a normal variable is from its mean is sqrt(2 / π) standard deviations.
-    """
-    variance = np.bincount(_bins(said_b), said_b * (1 - said_b), minlength=_BINS)
-    return float(np.sqrt(2 / np.pi * variance).sum() / len(said_b))
 
 
 def squared_error(said_b: Answers, did_b: Answers) -> float:
