@@ -99,8 +99,8 @@ def logit(p: NDArray[np.float64], least: float) -> NDArray[np.float64]:
 def in_order(amounts: Sequence[NDArray[np.float64]], counted_q: NDArray[np.bool_]) -> tuple[NDArray[np.float64], ...]:
     """(B, Q) each, typical amounts, low, high and guess as they may be told; NaN stays.
 
-    An interval holds the mean, and of what is counted a whole number; a guess lies between the typical amount and the
-    end of its interval that is nearer to nothing.
+    An interval holds the mean, and of what is counted a whole number; a guess lies between the typical amount and
+    nothing, outside of the interval where a few amounts are very small.
 
     Args:
         amounts: (B, Q) each: mean, typical, low, high and guess.
@@ -111,9 +111,7 @@ def in_order(amounts: Sequence[NDArray[np.float64]], counted_q: NDArray[np.bool_
     is_empty_bq = counted_q & (np.ceil(low_bq) > np.floor(high_bq))
     low_bq = np.where(is_empty_bq, np.floor(low_bq), low_bq)
     high_bq = np.where(is_empty_bq, np.ceil(high_bq), high_bq)
-    least_bq, most_bq = np.minimum(typical_bq, np.maximum(low_bq, 0)), np.maximum(typical_bq, np.minimum(high_bq, 0))
-    is_less_bq = typical_bq < 0
-    guess_bq = np.clip(guess_bq, np.where(is_less_bq, typical_bq, least_bq), np.where(is_less_bq, most_bq, typical_bq))
+    guess_bq = np.clip(guess_bq, np.minimum(typical_bq, 0), np.maximum(typical_bq, 0))
     return typical_bq, low_bq, high_bq, guess_bq
 
 

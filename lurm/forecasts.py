@@ -3,7 +3,7 @@
     probability   that a target happens within its days, calibrated on the last stretch of the log
     amount        given that there is one, on average
     typical       half of the amounts are larger; low and high hold nine of ten, as measured on that stretch
-    guess         the amount whose error, as a share of the true one, is least; between low and the typical one
+    guess         the amount whose error, as a share of the true one, is least; between nothing and the typical one
     expected      probability × amount
     difference    what an edited calendar changes; its interval tells how well the log knows what its events do
 

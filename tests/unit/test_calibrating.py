@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lurm.calibrations import Calibration, Calibrations, in_order
 from lurm.targets import Target
-from training.calibrating import factor_of, lines, of_amounts, shock_of, typical
+from training.calibrating import drift_of, factor_of, lines, of_amounts, shock_of, typical
 
 TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
 N = 4000
@@ -52,6 +52,17 @@ def test_what_happened_to_all_or_to_none_makes_nothing_certain() -> None:
     happened_bq[:30, 2] = 0
     slope, intercept = lines(TARGETS, probability_bq, happened_bq)[2]
     assert 0.1 <= slope <= 5 and -2 < intercept < 0
+
+
+def test_as_many_are_told_as_did_it_once_logits_are_moved_and_of_few_hardly_any() -> None:
+    probability_bq, happened_bq = answers(np.random.default_rng(5), slope=1.0, drift=0.6, n_rare=3)
+    said_b, did_b = probability_bq[:, 0], happened_bq[:, 0].astype(np.float64)
+    drift = drift_of(said_b, did_b, 0.0, 1.0)
+    assert drift == pytest.approx(0.6, abs=0.1)
+    moved_b = said_b / (said_b + (1 - said_b) * np.exp(-drift))
+    assert moved_b.mean() == pytest.approx(did_b.mean(), abs=1e-3)
+    assert drift_of(said_b[:0], did_b[:0], 0.3, 100.0) == 0.3
+    assert abs(drift_of(np.full(2, 0.5), np.ones(2), 0.0, 1.0)) < 1
 
 
 def test_nine_of_ten_lie_within_also_of_those_that_vary_little_and_much() -> None:
@@ -114,7 +125,8 @@ def test_an_interval_holds_the_mean_and_a_number_there_can_be_and_a_guess_leans_
     middle, from_, to, leaning = told
     assert middle == typical_one
     assert from_ <= min(low, mean) <= max(high, mean) <= to
-    assert abs(leaning) <= abs(middle) and from_ <= leaning <= to
+    assert abs(leaning) <= abs(middle) and leaning * middle >= 0
+    assert leaning == guess or abs(guess) > abs(middle) or guess * middle <= 0
     assert not is_count or np.ceil(from_) <= np.floor(to)
     assert from_ >= min(low, mean) - 1 and to <= max(high, mean) + 1
 
