@@ -1,9 +1,13 @@
 """What corrects a forecaster after its training: probabilities, amounts and intervals, by stretches of the log.
 
-Every target gets a slope and an intercept of its logits, by the last stretch alone, for base rates move from month to
-month and farther back the network was trained. What a stretch says of one target is little where few are asked; most of
-what moves moves for all, so each target leans on what all of them together say. A target that the last stretch asks
-hardly anybody about, such as a response to campaigns of which none was on, is calibrated by earlier ones as well.
+Every target gets a slope and an intercept of its logits by the last stretch, which was not trained on. What a stretch
+says of one target is little where few are asked; most of what moves moves for all, so each target leans on what all of
+them together say. A target that the last stretch asks hardly anybody about, such as a response to campaigns of which
+none was on, is calibrated by earlier ones as well.
+
+Base rates move from month to month, and a last stretch in which more do something may have been a mood. So chances are
+told halfway between their level there and in the stretches before it. Those were trained on: where a network has learnt
+them by heart, half of what the last stretch corrects is taken back, and where it has not, nothing is.
 
 Paper: Platt (1999), with a prior that the targets share (empirical Bayes).
 """
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +35,12 @@ _FEWEST, _EARLIER = 50, 6  # answers; with fewer, so many earlier stretches are 
 _FACTORS = 41  # that are tried
 _SURE = 1e-9  # from 0 and 1
 _SHOCKS = 6  # stretches that tell how far everybody together is from what was foretold
+_MOOD = 0.5  # of what the level is off in these, once the last stretch has corrected it
 _SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
 _SHARED = (100.0, 100.0)  # likewise, around what all targets say together
 _MOST_SAY = 100.0  # of a target, in what all say
+_STEPS = 20  # of Newton
 
 
 class Answers(NamedTuple):
@@ -94,10 +100,14 @@ def calibrations_of(raw: Forecaster, history: HistoryBase, first_day: int, cut_d
         n_asked = int((~np.isnan(happened_bq[:, at])).sum())
         most = float(np.log((n_asked or len(did_b)) + 1))  # Laplace: n of n, and (n + 1) / (n + 2) of more
         found.append(replace(one, dispersion=dispersion, most_logit=most))
-    cuts = [cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest]
-    logs_nq = [_log_totals(replaced(raw, calibrations=found), history, cut) for cut in cuts]
-    logs_qn = np.array(logs_nq).reshape(len(cuts), len(found)).T
-    return [replace(one, shock=shock_of(logs_n)) for one, logs_n in zip(found, logs_qn, strict=True)]
+    cuts = [cut_day, *(cut for n in range(1, _SHOCKS + 1) if (cut := cut_day - n * horizon) >= earliest)]
+    told = [_Stretch.of(_answers(replaced(raw, calibrations=found), history, cut)) for cut in cuts]
+    drift_q = _MOOD * drifts(raw.targets, told[1:])
+    logs_qn = np.array([one.log_totals(raw.questions.amount_q >= 0, drift_q) for one in told]).T
+    return [
+        replace(one, intercept=one.intercept + drift, shock=shock_of(logs_n))
+        for one, drift, logs_n in zip(found, drift_q.tolist(), logs_qn, strict=True)
+    ]
 
 
 def shock_of(logs_n: NDArray[np.float64]) -> float:
@@ -106,15 +116,78 @@ def shock_of(logs_n: NDArray[np.float64]) -> float:
     return float(np.sqrt((_SHOCK**2 + np.square(known_n).sum()) / (1 + len(known_n))))
 
 
-def _log_totals(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> NDArray[np.float64]:
-    """(Q,) the log of what everybody together did, over what was foretold; NaN where the question does not arise."""
-    told = _answers(forecaster, history, cut_day)
-    said_bq, is_amount = told.forecast.expected, forecaster.questions.amount_q >= 0
-    did_bq = np.where(is_amount, told.amount_bq, told.happened_bq)
-    known_bq = ~np.isnan(did_bq) & ~np.isnan(said_bq)
-    did_q, said_q = (np.where(known_bq, x_bq, 0).sum(0) for x_bq in (did_bq, said_bq))
-    fine_q = (did_q > 0) & (said_q > 0)
-    return np.where(fine_q, np.log(np.where(fine_q, did_q, 1) / np.where(fine_q, said_q, 1)), np.nan)
+class _Stretch(NamedTuple):
+    """Of what was told of a stretch, and happened, what tells how far off the level is; (B, Q) each.
+
+    Attributes:
+        expected_bq: answers.
+        chance_bq, plain_bq: by what was known to be on, and had nothing been, which moves amounts.
+        happened_bq, amount_bq: as of ``Labels``.
+    """
+
+    expected_bq: NDArray[np.float64]
+    chance_bq: NDArray[np.float64]
+    plain_bq: NDArray[np.float64]
+    happened_bq: NDArray[np.float32]
+    amount_bq: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, told: Answers) -> Self:
+        """That of answers."""
+        chances = told.forecast.probability, told.plain.probability
+        return cls(told.forecast.expected, *chances, told.happened_bq, told.amount_bq)
+
+    def both(self, at: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Chances of one target, and 1 or 0, of whoever is asked; nobody's where nobody or everybody did it."""
+        known_b = ~np.isnan(self.happened_bq[:, at]) & ~np.isnan(self.chance_bq[:, at])
+        did_b = self.happened_bq[known_b, at].astype(np.float64)
+        some = slice(len(did_b) if did_b.any() and not did_b.all() else 0)
+        return self.chance_bq[known_b, at][some], did_b[some]
+
+    def log_totals(self, is_amount_q: NDArray[np.bool_], drift_q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(Q,) the log of what everybody together did, over what is foretold; NaN where the question does not arise.
+
+        Args:
+            is_amount_q: (Q,) whether amounts are foretold.
+            drift_q: (Q,) what logits are moved by.
+        """
+        moved_bq = np.where(is_amount_q, self.plain_bq, self.chance_bq)
+        said_bq = self.expected_bq / (moved_bq + (1 - moved_bq) * np.exp(-drift_q))
+        did_bq = np.where(is_amount_q, self.amount_bq, self.happened_bq)
+        known_bq = ~np.isnan(did_bq) & ~np.isnan(said_bq)
+        did_q, said_q = (np.where(known_bq, x_bq, 0).sum(0) for x_bq in (did_bq, said_bq))
+        fine_q = (did_q > 0) & (said_q > 0)
+        return np.where(fine_q, np.log(np.where(fine_q, did_q, 1) / np.where(fine_q, said_q, 1)), np.nan)
+
+
+def drifts(targets: Sequence[Target], stretches: Sequence[_Stretch]) -> NDArray[np.float64]:
+    """(Q,) what logits are to be moved by for as many to do it in these stretches as did.
+
+    Each target leans on what all of them together say, a "churn" the other way round.
+    """
+    sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in targets])
+    if not stretches:
+        return np.zeros_like(sign_q)
+    parts = [zip(*(one.both(at) for one in stretches), strict=True) for at in range(len(targets))]
+    answers = [(np.concatenate(chances), np.concatenate(did)) for chances, did in parts]
+    alone_q = np.array([drift_of(*answer, 0.0, _ALONE[1]) for answer in answers])
+    say_q = np.array([min(float((p_b * (1 - p_b)).sum()), _MOST_SAY) for p_b, _ in answers])
+    shared = float(say_q @ (sign_q * alone_q)) / max(float(say_q.sum()), 1e-9)
+    return np.array(
+        [drift_of(*answer, sign * shared, _SHARED[1]) for answer, sign in zip(answers, sign_q.tolist(), strict=True)]
+    )
+
+
+def drift_of(
+    probability_b: NDArray[np.float64], happened_b: NDArray[np.float64], believed: float, precision: float
+) -> float:
+    """What logits are to be moved by for as many to do it as did, and what was believed of that beforehand."""
+    logit_b, drift = logit(probability_b, _SURE), believed
+    for _ in range(_STEPS):
+        p_b = 1 / (1 + np.exp(-logit_b - drift))
+        step = float((happened_b - p_b).sum()) - precision * (drift - believed)
+        drift += float(np.clip(step / (float((p_b * (1 - p_b)).sum()) + precision), -1, 1))
+    return drift
 
 
 def _enough(raw: Forecaster, history: HistoryBase, cut_day: int, earliest: int) -> Answers:
@@ -200,7 +273,7 @@ def _platt(
     x_b2 = np.column_stack([logit(probability_b, _SURE), np.ones(len(happened_b))])
     before, prior = np.array(believed), np.diag(precision)
     weights = before.copy()
-    for _ in range(20):
+    for _ in range(_STEPS):
         p_b = 1 / (1 + np.exp(-x_b2 @ weights))
         curvature = (x_b2 * (p_b * (1 - p_b))[:, None]).T @ x_b2 + prior
         step = np.linalg.solve(curvature, x_b2.T @ (happened_b - p_b) - prior @ (weights - before))

@@ -80,7 +80,7 @@ _VERSIONS = {
     "encoder": 4,
     "embeddings": 1,
     "index": 1,
-    "lumos": 3,
+    "lumos": 4,
     "behavegpt": 3,
 }
 _OF_TRAINING = ("held_out", "recall_at_1", "anchor_usage", "alignment")  # what a release tells of it

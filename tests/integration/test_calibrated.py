@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +69,24 @@ def test_what_the_last_stretch_asks_nobody_about_is_calibrated_by_earlier_ones(f
     known_b = ~np.isnan(chance_b)
     assert chance_b[known_b].std() > 0.05
     assert chance_b[known_b].mean() == pytest.approx(happened_b[known_b].mean(), abs=0.1)
+
+
+def test_what_is_off_at_all_times_is_corrected_and_half_of_what_is_off_once(forecaster, release, batch):
+    """By one stretch alone all of it; where the stretches before it are not off, it may have been a mood."""
+    history, cut, first_day = release.history, forecaster.day_for(0) - HORIZON, day_of(release.history.begins_at)
+
+    def corrected(off: float, since: int) -> NDArray[np.float64]:
+        raw = copy.copy(replaced(forecaster, calibrations=[Calibration()] * len(TARGETS)))
+        raw.network = copy.deepcopy(raw.network)
+        raw.network.own_qs[:, -1] += off
+        told = replaced(raw, calibrations=calibrations_of(raw, history, since, cut))
+        p_b = told.forecast(batch, cut).probability[:, 1]
+        return np.log(p_b / (1 - p_b))
+
+    once, always = corrected(0.0, cut - HORIZON), corrected(0.0, first_day)
+    assert np.abs(once - corrected(0.7, cut - HORIZON)).mean() < 0.1
+    assert np.abs(always - corrected(0.7, first_day)).mean() < 0.1
+    assert np.abs(always - once).mean() > 0.03
 
 
 @pytest.mark.parametrize("seed", [None, 1, 2, 3])

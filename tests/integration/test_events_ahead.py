@@ -9,7 +9,6 @@ import pytest
 
 from lurm.calendars import Calendar, Edit
 from lurm.calibrations import Calibration
-from lurm.days import day_of
 from lurm.forecasts import Forecaster, replaced
 from lurm.lumos import LumosConfig
 from lurm.release import Release
@@ -41,14 +40,13 @@ def today(forecaster: Forecaster) -> int:
 
 
 def test_amounts_are_calibrated_as_on_plain_days(forecaster, release):
-    """The stretch that calibrates them is told as it was, be there a sale on all of its days."""
+    """The stretch that calibrates them, where no other does, is told as it was, be there a sale on all of its days."""
     cut = forecaster.day_for(0) - 14
     sale = Edit("add", kind="sale", start=cut * DAY, end=(cut + 14) * DAY)
     nothing = (Calibration(),) * len(forecaster.targets)
     on_sale = forecaster.edited([sale], cut)
     raw = replaced(forecaster, calendar=on_sale, calibrations=nothing)
-    first_day = day_of(release.history.begins_at)
-    found = replaced(raw, calibrations=calibrations_of(raw, release.history, first_day, cut))
+    found = replaced(raw, calibrations=calibrations_of(raw, release.history, cut - 14, cut))
     rows = np.arange(len(release.history))
     grid = forecaster.reader.view.grid(release.history.batch(rows))
     begun, days = np.flatnonzero(grid.born_b < cut), raw.calendar.days(rows, cut, 14, as_of=cut * DAY)
