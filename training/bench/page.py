@@ -29,7 +29,7 @@ WANTED: Mapping[str, Mapping[str, float]] = {
     "behavegpt": {"vs_bare_loop": 0.8, "kv_cache_speedup": 5, "next_vs_bare_forward": 1 / 1.5},
     "scaling": {"held_out_vs_foretold": 0.97},
     "lumos": {"vs_bare_loop": 0.8},
-    "planted": {"signs_right": 0.95, "sizes_near": 1},
+    "planted": {"signs_right": 0.95, "sizes_near": 0.95},
     "scale": {"time_vs_linear": 1 / 1.15, "memory_vs_flat": 1 / 1.2},
     "serve": {
         "binary_vs_raw_asgi": 0.45,
