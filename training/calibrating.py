@@ -40,7 +40,8 @@ _SHOCK = 0.2  # what is believed of that beforehand, as if of one stretch
 _ALONE = (5.0, 1.0)  # precision of slope and intercept: 1 / variance of what is believed beforehand
 _SHARED = (100.0, 100.0)  # likewise, around what all targets say together
 _MOST_SAY = 100.0  # of a target, in what all say
-_STEPS = 20  # of Newton
+HELD = 1e12
+"""Precision of a slope that is not asked about."""
 
 
 class Answers(NamedTuple):
@@ -137,13 +138,6 @@ class _Stretch(NamedTuple):
         chances = told.forecast.probability, told.plain.probability
         return cls(told.forecast.expected, *chances, told.happened_bq, told.amount_bq)
 
-    def both(self, at: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Chances of one target, and 1 or 0, of whoever is asked; nobody's where nobody or everybody did it."""
-        known_b = ~np.isnan(self.happened_bq[:, at]) & ~np.isnan(self.chance_bq[:, at])
-        did_b = self.happened_bq[known_b, at].astype(np.float64)
-        some = slice(len(did_b) if did_b.any() and not did_b.all() else 0)
-        return self.chance_bq[known_b, at][some], did_b[some]
-
     def log_totals(self, is_amount_q: NDArray[np.bool_], drift_q: NDArray[np.float64]) -> NDArray[np.float64]:
         """(Q,) the log of what everybody together did, over what is foretold; NaN where the question does not arise.
 
@@ -163,31 +157,20 @@ class _Stretch(NamedTuple):
 def drifts(targets: Sequence[Target], stretches: Sequence[_Stretch]) -> NDArray[np.float64]:
     """(Q,) what logits are to be moved by for as many to do it in these stretches as did.
 
-    Each target leans on what all of them together say, a "churn" the other way round.
+    What nobody or everybody did in a stretch says nothing there.
     """
-    sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in targets])
     if not stretches:
-        return np.zeros_like(sign_q)
-    parts = [zip(*(one.both(at) for one in stretches), strict=True) for at in range(len(targets))]
-    answers = [(np.concatenate(chances), np.concatenate(did)) for chances, did in parts]
-    alone_q = np.array([drift_of(*answer, 0.0, _ALONE[1]) for answer in answers])
-    say_q = np.array([min(float((p_b * (1 - p_b)).sum()), _MOST_SAY) for p_b, _ in answers])
-    shared = float(say_q @ (sign_q * alone_q)) / max(float(say_q.sum()), 1e-9)
-    return np.array(
-        [drift_of(*answer, sign * shared, _SHARED[1]) for answer, sign in zip(answers, sign_q.tolist(), strict=True)]
-    )
+        return np.zeros(len(targets))
+    chance_bq = np.concatenate([one.chance_bq for one in stretches])
+    happened_bq = np.concatenate([_varied(one.happened_bq) for one in stretches])
+    found = lines(targets, chance_bq, happened_bq, slope=HELD)
+    return np.array([drift for _, drift in found])
 
 
-def drift_of(
-    probability_b: NDArray[np.float64], happened_b: NDArray[np.float64], believed: float, precision: float
-) -> float:
-    """What logits are to be moved by for as many to do it as did, and what was believed of that beforehand."""
-    logit_b, drift = logit(probability_b, _SURE), believed
-    for _ in range(_STEPS):
-        p_b = 1 / (1 + np.exp(-logit_b - drift))
-        step = float((happened_b - p_b).sum()) - precision * (drift - believed)
-        drift += float(np.clip(step / (float((p_b * (1 - p_b)).sum()) + precision), -1, 1))
-    return drift
+def _varied(happened_bq: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same without what all who are asked did, or none of them."""
+    did_q, did_not_q = ((happened_bq == answer).any(axis=0) for answer in (1, 0))
+    return np.where(did_q & did_not_q, happened_bq, np.float32(np.nan))
 
 
 def _enough(raw: Forecaster, history: HistoryBase, cut_day: int, earliest: int) -> Answers:
@@ -243,27 +226,38 @@ def _answers(forecaster: Forecaster, history: HistoryBase, cut_day: int) -> Answ
 
 
 def lines(
-    targets: Sequence[Target], probability_bq: NDArray[np.float64], happened_bq: NDArray[np.float32]
+    targets: Sequence[Target],
+    probability_bq: NDArray[np.float64],
+    happened_bq: NDArray[np.float32],
+    *,
+    slope: float = 0.0,
 ) -> list[tuple[float, float]]:
     """Slope and intercept of each target's logits, leaning on what all of them together say.
 
     Of a "churn", which asks whether nothing happens, the intercept counts the other way round.
+
+    Args:
+        targets: Q.
+        probability_bq: (B, Q), NaN: not asked.
+        happened_bq: (B, Q) 1, 0 or NaN.
+        slope: further precision with which slopes are believed to be 1; ``HELD``: they are.
     """
+    alone, around = (_ALONE[0] + slope, _ALONE[1]), (_SHARED[0] + slope, _SHARED[1])
     sign_q = np.array([-1.0 if target.kind == "churn" else 1.0 for target in targets])
     known_bq = ~np.isnan(happened_bq) & ~np.isnan(probability_bq)
     answers = [
         (probability_bq[known_b, at], happened_bq[known_b, at].astype(np.float64))
         for at, known_b in enumerate(known_bq.T)
     ]
-    alone_q2 = np.array([_platt(*answer, (1.0, 0.0), _ALONE) for answer in answers])
+    alone_q2 = np.array([platt(*answer, (1.0, 0.0), alone) for answer in answers])
     say_q = np.array([min(float((p_b * (1 - p_b)).sum()), _MOST_SAY) for p_b, _ in answers])
     if not say_q.any():
         return [(1.0, 0.0) for _ in targets]
-    slope, drift = float(say_q @ alone_q2[:, 0]) / say_q.sum(), float(say_q @ (sign_q * alone_q2[:, 1])) / say_q.sum()
-    return [_platt(*answer, (slope, sign * drift), _SHARED) for answer, sign in zip(answers, sign_q, strict=True)]
+    times, drift = float(say_q @ alone_q2[:, 0]) / say_q.sum(), float(say_q @ (sign_q * alone_q2[:, 1])) / say_q.sum()
+    return [platt(*answer, (times, sign * drift), around) for answer, sign in zip(answers, sign_q, strict=True)]
 
 
-def _platt(
+def platt(
     probability_b: NDArray[np.float64],
     happened_b: NDArray[np.float64],
     believed: tuple[float, float],
@@ -273,7 +267,7 @@ def _platt(
     x_b2 = np.column_stack([logit(probability_b, _SURE), np.ones(len(happened_b))])
     before, prior = np.array(believed), np.diag(precision)
     weights = before.copy()
-    for _ in range(_STEPS):
+    for _ in range(20):
         p_b = 1 / (1 + np.exp(-x_b2 @ weights))
         curvature = (x_b2 * (p_b * (1 - p_b))[:, None]).T @ x_b2 + prior
         step = np.linalg.solve(curvature, x_b2.T @ (happened_b - p_b) - prior @ (weights - before))

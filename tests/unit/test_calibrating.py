@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from lurm.calibrations import Calibration, Calibrations, in_order
 from lurm.targets import Target
-from training.calibrating import drift_of, factor_of, lines, of_amounts, shock_of, typical
+from training.calibrating import HELD, factor_of, lines, of_amounts, platt, shock_of, typical
 
 TARGETS = (Target("active", "active"), Target("churn", "churn"), Target("rare", "response", event_kind="sale"))
 N = 4000
@@ -57,12 +57,13 @@ def test_what_happened_to_all_or_to_none_makes_nothing_certain() -> None:
 def test_as_many_are_told_as_did_it_once_logits_are_moved_and_of_few_hardly_any() -> None:
     probability_bq, happened_bq = answers(np.random.default_rng(5), slope=1.0, drift=0.6, n_rare=3)
     said_b, did_b = probability_bq[:, 0], happened_bq[:, 0].astype(np.float64)
-    drift = drift_of(said_b, did_b, 0.0, 1.0)
+    slope, drift = platt(said_b, did_b, (1.0, 0.0), (HELD, 1.0))
+    assert slope == pytest.approx(1, abs=1e-9)
     assert drift == pytest.approx(0.6, abs=0.1)
     moved_b = said_b / (said_b + (1 - said_b) * np.exp(-drift))
     assert moved_b.mean() == pytest.approx(did_b.mean(), abs=1e-3)
-    assert drift_of(said_b[:0], did_b[:0], 0.3, 100.0) == 0.3
-    assert abs(drift_of(np.full(2, 0.5), np.ones(2), 0.0, 1.0)) < 1
+    assert platt(said_b[:0], did_b[:0], (1.0, 0.3), (HELD, 100.0)) == (1.0, 0.3)
+    assert abs(platt(np.full(2, 0.5), np.ones(2), (1.0, 0.0), (HELD, 1.0))[1]) < 1
 
 
 def test_nine_of_ten_lie_within_also_of_those_that_vary_little_and_much() -> None:
