@@ -258,7 +258,7 @@ class Lookalike:
         """
         trial = trial or self._everybody
         edges = _edges(len(trial.others_n))
-        users = np.maximum(np.diff(edges, prepend=0) * trial.n_others, 1)
+        users = np.maximum(np.diff(edges, prepend=0) * trial.n_others, 1e-9)  # of few others, parts of one
         alike = np.bincount(np.searchsorted(edges, trial.shares_s), minlength=_STEPS).cumsum()
         each = n_expected / len(trial.shares_s)
         with np.errstate(divide="ignore"):  # where none more are expected
