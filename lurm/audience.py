@@ -95,8 +95,8 @@ class Audience:
         percentile: (N,) float32, part of the base that is less like the seeds, 0 to 100.
         probability: (N,) float32, see ``Lookalike.likeness``.
         cutoffs_g: (G,) float32, score of the least alike of each group of a balanced audience, and of all where it is
-            none; infinite where nobody is to be in it, and minus infinite where a group has fewer than its part, so
-            that anybody of it is in.
+            none; infinite where nobody is to be in it, and minus infinite where all are whom there is room for, or
+            a group has no more than its part, so that anybody is in.
         likeness: what the scores come from.
         n_eligible: how many it was chosen from.
         n_missing: how many fewer there are than its size asks for, where a mix cannot be filled.
@@ -369,10 +369,11 @@ def cut(
         n = int((likeness.probability(scores_u[eligible_u]) >= size.probability).sum())
     else:
         n = size.count if size.count is not None else round(n_eligible * float(size.percent or 0) / 100)
+    takes_all = size.probability is None and n >= max(n_eligible, 1)
     n = min(n, n_eligible)
     if groups_u is None or shares_g is None:
         chosen_u, edge = eligible_u, nth_largest(np.where(eligible_u, scores_u, np.float32(-np.inf)), n)
-        cutoffs_g = np.array([edge], np.float32)
+        cutoffs_g = np.array([-np.inf if takes_all else edge], np.float32)
     else:
         chosen_u, cutoffs_g = balanced(scores_u, eligible_u, groups_u, shares_g, n)
         edge = float(scores_u[chosen_u].min(initial=np.inf))

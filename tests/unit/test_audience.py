@@ -200,6 +200,23 @@ def test_of_few_users_probabilities_are_not_lost_between_steps_narrower_than_one
         assert np.mean(told, 0)[some].sum() == pytest.approx(np.mean(true, 0)[some].sum(), abs=3)
 
 
+def test_an_audience_that_takes_all_there_are_has_room_for_anybody() -> None:
+    vectors, group_n = people(300, [60])
+    seeds, _ = halves(group_n)
+    for size, takes_all in (
+        (Size(percent=100), True),
+        (Size(count=1_000), True),
+        (Size(count=270), True),
+        (Size(count=269), False),
+        (Size(percent=50), False),
+        (Size(probability=1e-9), False),
+    ):
+        found = audience_of(vectors, seeds, size)
+        assert np.isneginf(found.cutoffs_g).all() == takes_all, size
+    nobody = audience_of(vectors, seeds, Size(percent=10), may=np.zeros(300, bool))
+    assert np.isposinf(nobody.cutoffs_g).all()
+
+
 def test_who_is_told_to_be_nearly_certain_is_as_often_as_told() -> None:
     """The most alike are few held-out seeds, of which chance makes too many as often as too few."""
     told, true = [], []
