@@ -126,9 +126,9 @@ class Settings(BaseSettings):
 
     audience_seeds: int = Field(
         100,
-        ge=1,
-        description="Fewest seeds of a lookalike audience, fewest users, if any, whom a filter leaves for it "
-        "or for a saved one, and fewest people who share a reason that is told. What "
+        ge=2,
+        description="Fewest seeds of a lookalike audience, two or more, fewest users, if any, whom a filter leaves for "
+        "it or for a saved one, and fewest people who share a reason that is told. What "
         "audiences share, and who came and went with a release, is not told where it, or sizes beside it, would count "
         "some users, and fewer; nor are values of attributes, and their parts of a mix. Lists stay lists: who is in an "
         "audience is told to whoever may read, and sizes of several questions can be taken from each other.",
