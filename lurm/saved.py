@@ -295,14 +295,11 @@ class Audiences:
                 member[name] = self._filters.passes(rule.where, row, history)
             else:
                 kept_out = members.names(user_id) if row < 0 else not members.may_u[row]
-                others = (*rule.asked.exclude_audiences, *rule.asked.negative_audiences)
-                kept_out = kept_out or any(member[other] for other in others)
-                where = rule.asked.where
-                passes = where is None or self._filters.passes(where, row, history)
+                kept_out = kept_out or self._keeps_out(rule.asked, member, row, history)
                 score, cutoff = members.scores_u[row] if as_scanned else scores[name], members.cutoff(row)
                 # Of those who are as much alike as the last member, the release has chosen.
                 reaches = score > cutoff or (score == cutoff and not (as_scanned and not members.member_u[row]))
-                member[name] = passes and not kept_out and bool(reaches)
+                member[name] = not kept_out and bool(reaches)
             if members.likeness is None:
                 places.append(Place(name, one.definition.kind, member[name]))
                 continue
@@ -311,6 +308,17 @@ class Audiences:
             probability = float(members.likeness.probability(alike)[0])
             places.append(Place(name, one.definition.kind, member[name], cosines[name], percentile, probability))
         return sorted(places, key=lambda place: place.name)
+
+    def _keeps_out(self, asked: Asked, member: Mapping[str, bool], row: int, history: History) -> bool:
+        """Whether a user cannot be in an audience as of now, by other audiences, as a seed, or by the filter."""
+        others, seeds_where = [*asked.exclude_audiences, *asked.negative_audiences], None
+        if not asked.include_seeds:
+            others, seeds_where = [*others, *([] if asked.seeds_of is None else [asked.seeds_of])], asked.seeds_where
+        if any(member[other] for other in others):
+            return True
+        if seeds_where is not None and self._filters.passes(seeds_where, row, history):
+            return True
+        return asked.where is not None and not self._filters.passes(asked.where, row, history)
 
     def places_in_release(self, user_id: str) -> list[Place]:
         """Where one user stands in every audience, as the release has them; live events are not looked at.

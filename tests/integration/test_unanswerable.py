@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from lurm.audience import Size
+from lurm.conditions import filter_of
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
-from lurm.rules import Combined, Listed
+from lurm.rules import Combined, Filtered, Listed
 from lurm.saved import Audiences
 from tests.asking import K_MIN, alike, some
 
@@ -103,3 +104,35 @@ def test_what_a_saved_audience_is_to_be_unlike_stays_out_now_and_later(audiences
     vector_e = np.asarray(release.embeddings.vectors_ue[int(rows[0])])
     places = {one.name: one.member for one in audiences.places(release.history.users[60], 60, vector_e, moved)}
     assert places == {"unlike": True, "of-audience": False, "of-list": False}
+
+
+def test_whoever_becomes_a_seed_is_out_of_what_is_like_them(audiences: Audiences, release: Release) -> None:
+    """By the name of an audience, which is as of now, or by a filter, as if ids were given; unless seeds may be in."""
+    users, vectors_ue = release.history.users, np.asarray(release.embeddings.vectors_ue)
+    interest = int(release.vocabulary.interest_of(release.history.at(0).item_rows).max())
+    acts, everybody = filter_of({"interest": interest}), Size(percent=100)
+    audiences.put("named", Listed([*some(release, 0, 40), "newcomer"]))
+    audiences.put("acting", Filtered(acts))
+    audiences.put("alike", alike(release, size=Size(percent=20)))
+    audiences.put("either", Combined({"or": ["acting", "alike"]}))
+    of = {name: {"seeds": [], "seeds_of": name} for name in ("named", "acting", "alike", "either")}
+    of["filter"] = {"seeds": [], "seeds_where": acts}
+    for name, seeds in of.items():
+        audiences.put(f"of-{name}", alike(release, **seeds, size=everybody))
+        audiences.put(f"with-{name}", alike(release, **seeds, size=everybody, include_seeds=True))
+    acts_u, alike_u, named_u = (audiences.members(name).member_u for name in ("acting", "alike", "named"))
+    best = int(audiences.rows_of("alike")[0])
+    actor, bystander = (int(np.flatnonzero(one & ~alike_u & ~named_u)[0]) for one in (acts_u, ~acts_u))
+
+    def places(user_id: str, row: int, now: int) -> dict[str, bool | None]:
+        history = replace(release.history.at(now), user_id=user_id)
+        return {one.name: one.member for one in audiences.places(user_id, row, vectors_ue[now], history)}
+
+    for user_id, row in (("newcomer", -1), (users[bystander], bystander)):
+        for now in (actor, best, bystander):
+            found = places(user_id, row, now)
+            is_seed = {name: found["acting" if name == "filter" else name] for name in of}
+            assert is_seed["named"] == (row < 0)
+            assert (is_seed["filter"], is_seed["alike"]) == (bool(acts_u[now]), now == best)
+            assert {name: found[f"of-{name}"] for name in of} == {name: not seed for name, seed in is_seed.items()}
+            assert all(found[f"with-{name}"] for name in of)
