@@ -72,7 +72,7 @@ class Definition:
             case Combined(term):
                 return set(names_in(term))
             case Alike(asked):
-                seeds_of = [asked.seeds_of] if asked.seeds_of else []
+                seeds_of = [] if asked.seeds_of is None else [asked.seeds_of]
                 return {*asked.exclude_audiences, *asked.negative_audiences, *seeds_of}
             case Listed() | Filtered():
                 return set()

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from lurm.audience import Size
+from lurm.audiences import asked_of
 from lurm.conditions import filter_of
 from lurm.errors import Unfulfillable, UnknownName, UsageError
 from lurm.lookalikes import Asked
 from lurm.progress import Silent
 from lurm.release import Release
-from lurm.rules import Combined, Filtered, Listed
+from lurm.rules import Alike, Combined, Filtered, Listed
 from lurm.saved import Audiences
 from tests.asking import K_MIN, alike, some
 
@@ -136,3 +137,14 @@ def test_whoever_becomes_a_seed_is_out_of_what_is_like_them(audiences: Audiences
             assert (is_seed["filter"], is_seed["alike"]) == (bool(acts_u[now]), now == best)
             assert {name: found[f"of-{name}"] for name in of} == {name: not seed for name, seed in is_seed.items()}
             assert all(found[f"with-{name}"] for name in of)
+
+
+@pytest.mark.parametrize("words", [("@", [], []), ("@good", ["@"], []), ("@good", [], ["@"])], ids=str)
+def test_no_name_is_no_audience_and_what_was_saved_stays(
+    audiences: Audiences, release: Release, words: tuple[str, list[str], list[str]]
+) -> None:
+    audiences.put("good", Listed(some(release, 0, 40)))
+    before = audiences.put("mine", alike(release))
+    with pytest.raises(Unfulfillable, match=r"^it is made of '', a saved audience that is not there$"):
+        audiences.put("mine", Alike(asked_of(words[0], Size(percent=10), *words[1:])))
+    assert audiences.definitions.get("mine") == before

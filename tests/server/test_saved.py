@@ -233,6 +233,7 @@ def test_every_list_says_how_many_of_its_ids_are_known(
         {"combine": "A"},
         {"like": {}},
         {"like": {"seeds": {"audience": "A"}}},
+        {"like": {"seeds": {"audience": ""}}},
         {"more": 1},
         [],
     ],
