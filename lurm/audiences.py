@@ -404,8 +404,8 @@ def balanced(attribute: str | None, mix: str | None) -> Balance | None:
 
 
 def ids_in(file: Path | None) -> list[str]:
-    """The ids of a file, see ``seeds_in``; none of no file."""
-    ids: list[str] = [] if file is None else seeds_in(str(file))["seeds"]
+    """The ids of a file, see ``seeds_in``, whatever else a table has; none of no file."""
+    ids: list[str] = [] if file is None else _read(file, weighted=False)["seeds"]
     return ids
 
 
@@ -419,13 +419,16 @@ def seeds_in(file: str) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or is not of ids.
     """
+    return _read(Path(file), weighted=True)
+
+
+def _read(path: Path, *, weighted: bool) -> dict[str, Any]:
     from lurm.errors import DataError, UsageError
     from lurm.readers import blocks, format_of
 
-    path = Path(file)
     try:
         if (format := format_of(path)) is not None:
-            return _seeds_of_table(path, format)
+            return _seeds_of_table(path, format, weighted)
         is_pipe = not path.is_file()  # or there is none
         text = path.read_text("utf-8-sig") if is_pipe else b"".join(blocks(path)).decode()
         return {"seeds": [line for line in re.split("\r\n|\r|\n", text) if line.strip()]}
@@ -433,7 +436,7 @@ def seeds_in(file: str) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read as a file of user ids ({error})") from error
 
 
-def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
+def _seeds_of_table(path: Path, format: Format, weighted: bool) -> dict[str, Any]:
     from lurm.columns import Separators, as_numbers, as_text
     from lurm.errors import UsageError
     from lurm.readers import layout_of, read
@@ -441,9 +444,10 @@ def _seeds_of_table(path: Path, format: Format) -> dict[str, Any]:
     columns = layout_of(path, format).columns
     if "user_id" not in columns:
         there = f"the columns {', '.join(columns)}" if columns else "no columns"
-        raise UsageError(f"{path} has {there}, expected user_id, and weight if any")
+        raise UsageError(f"{path} has {there}, expected user_id{', and weight if any' * weighted}")
+    wanted = ["user_id", *(["weight"] if weighted else [])]
     ids, cells, n_malformed = list[str | None](), list[Any](), 0
-    for chunk in read(path, format, ["user_id", "weight"], rows=_ROWS, numbers=["weight"]):
+    for chunk in read(path, format, wanted, rows=_ROWS, numbers=["weight"]):
         n_malformed += len(chunk.malformed)
         if "user_id" in chunk.columns:
             ids += as_text(chunk.columns["user_id"], "user_id").to_list()

@@ -75,6 +75,16 @@ def test_a_table_may_tell_weights(folder: Path, suffix: str) -> None:
     assert seeds_in(written(weighted, path)) == {"seeds": ["007", "x,y"], "weights": [1.0, 2.5]}
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("weights", [["72.5 kg", "80 kg"], [None, "61"]], ids=str)
+def test_of_ids_that_are_no_seeds_a_weight_is_none_of_ours(
+    folder: Path, suffix: str, weights: list[str | None]
+) -> None:
+    """Of their bodies, say."""
+    table = pl.DataFrame({"weight": weights, "user_id": ["a", "b"]})
+    assert ids_in(Path(written(table, folder / f"people{suffix}"))) == ["a", "b"]
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 @pytest.mark.parametrize("ids", [[7, 12], [7.0, 12.0]])
 def test_whole_numbers_are_ids_however_they_are_written_down(folder: Path, suffix: str, ids: list[float]) -> None:
