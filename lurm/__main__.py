@@ -291,10 +291,10 @@ def lookalike(
     """Find the users most like some users, and say why.
 
     A file of users has an id a line; a .csv, .tsv, .jsonl or .parquet file has a column user_id, and of seeds may
-    have one weight. Blanks around an id are left out, unless somebody is known by it as it stands. Everybody is
-    scanned, exactly. What is written has a row a user, most alike first: rank, user_id, percentile, probability,
-    shared_interests, space_id. Printed are what the seeds are like, what a size buys (measured on seeds that were
-    held out), and the interests that the audience has more often than everybody.
+    have one weight, of which the largest counts where an id is there several times. Blanks around an id are left out,
+    unless somebody is known by it as it stands. Everybody is scanned, exactly. What is written has a row a user, most
+    alike first: rank, user_id, percentile, probability, shared_interests, space_id. Printed are what the seeds are
+    like, what a size buys (measured on seeds held out), and the interests that it has more often than everybody.
 
     A filter asks for attributes of the users table, and for events (`lurm interests` finds numbers of interests).
     Names and values with blanks stand in quotes:

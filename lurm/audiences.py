@@ -101,8 +101,8 @@ def save(
 
     An audience is some users, whoever is like some, whoever passes a filter, or others put together. What is saved is
     the question: with each release it is answered anew. A file of users has an id a line; a .csv, .tsv, .jsonl or
-    .parquet file has a column user_id, and of seeds may have one weight. Blanks around an id are left out, unless
-    somebody is known by it as it stands.
+    .parquet file has a column user_id, and of seeds may have one weight, of which the largest counts where an id is
+    there several times. Blanks around an id are left out, unless somebody is known by it as it stands.
 
     \b
     Examples:

@@ -44,8 +44,8 @@ class Asked:
     Attributes:
         seeds: ids of users the audience is to be like.
         size: how many.
-        weights: how much each seed counts, 0 to a million; None: all the same. Who weighs nothing teaches nothing, and
-            is left out like any seed.
+        weights: how much each seed counts, 0 to a million; None: all the same. One who is given several times counts
+            once, with the largest. Who weighs nothing teaches nothing, and is left out like any seed.
         negatives: ids of users it is to be unlike; they are not in it.
         exclude: ids of users who must not be in it.
         seeds_where: a filter; whoever passes it is a seed, too; None: nobody.
@@ -446,7 +446,8 @@ def _seeds(
     weights = np.append(asked.weights, np.ones(len(given) - len(asked.weights)))
     known &= weights > 0
     seeds, inverse = np.unique(given[known], return_inverse=True)
-    weights_s = np.bincount(inverse, weights[known], minlength=len(seeds))
+    weights_s = np.zeros(len(seeds))
+    np.maximum.at(weights_s, inverse, weights[known])
     return seeds, (weights_s / weights_s.max(initial=0)).clip(_LEAST_WEIGHT).astype(np.float32)
 
 

@@ -31,7 +31,7 @@ from lurm.release import Release
 from lurm.rules import Alike, Combined, Filtered, Listed, Rule, combine
 
 KIND = "audience"
-VERSION = 7
+VERSION = 8
 """Of what is kept; goes into the key, so that what an older lurm kept is made again."""
 _SCALE = 100_001  # scores that percentiles are read from, at most
 _BOOL, _GROUP, _ROW, _HASH, _FLOAT = (np.dtype(one) for one in ("?", "<i4", "<i8", "<u8", "<f4"))

@@ -213,7 +213,7 @@ class EventsRequest(WireModel):
 
 
 class WeightedSeed(WireModel):
-    """A seed that counts more or less than others."""
+    """A seed that counts more or less than others; given several times it counts once, with the largest weight."""
 
     user_id: Id
     weight: float = Field(1.0, ge=0, le=WEIGHT_AT_MOST, description="0: it teaches nothing, and is left out alike.")

@@ -31,6 +31,22 @@ def test_weights_count_beside_each_other_and_not_by_themselves(
     assert percentiles[0] == percentiles[1]
 
 
+def test_a_seed_given_several_times_counts_once_with_the_largest_of_its_weights(
+    audiences: Audiences, release: Release
+) -> None:
+    seeds = some(release, 0, 40)
+    for name, again, weights, once in (
+        ("alike", 1.0, [0.5] * 40, [1.0] * 5 + [0.5] * 35),
+        ("less", 0.25, [1.0] * 39 + [2.0], [1.0] * 39 + [2.0]),
+        ("nothing", 0.0, [1.0] * 39 + [2.0], [1.0] * 39 + [2.0]),
+    ):
+        audiences.put(name, alike(release, seeds=[*seeds, *seeds[:5] * 3], weights=[*weights, *[again] * 15]))
+        audiences.put("once", alike(release, weights=once))
+        assert audiences.rows_of(name).tolist() == audiences.rows_of("once").tolist()
+        expected, found = (audiences.members(one).scores_u for one in ("once", name))
+        assert found.tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("weight", [1e39, 1.1e6, float("inf"), float("nan"), -1])
 def test_weights_that_cannot_be_compared_are_refused(weight: float) -> None:
     with pytest.raises(UsageError, match="a weight is"):
