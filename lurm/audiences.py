@@ -240,7 +240,7 @@ def members(
 
 @app.command()
 def overlap(
-    names: Annotated[list[str], typer.Argument(help="Audiences; at least two.", show_default=False)],
+    names: Annotated[list[str], typer.Argument(help="One or more audiences.", show_default=False)],
     artifacts_dir: ArtifactsDir = None,
     as_json: AsJson = False,
 ) -> None:

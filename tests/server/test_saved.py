@@ -178,6 +178,9 @@ def test_the_command_says_what_the_service_says(
     lines = said(release_root, tmp_path, "overlap", "crowd", "most").stdout.splitlines()
     assert [line.split() for line in lines[1:3]] == [["crowd", "30", "(1.00)", "?"], ["most", "?", "29", "(1.00)"]]
     assert lines[3:] == [f"? {shared['why_not']}"]
+    alone = json.loads(said(release_root, tmp_path, "overlap", "crowd", "--json").stdout)
+    assert alone == get(asked, "/v1/overlap", audience=["crowd"])
+    assert "One or more audiences." in said(release_root, tmp_path, "overlap", "--help").stdout
     own = said(release_root, tmp_path, "of", some(release, 0, 1)[0]).stdout
     assert f"{K_MIN - 1} ids are given and" in " ".join(own.split())
     (tmp_path / "few.txt").write_text("nobody yet")
