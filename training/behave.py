@@ -2,9 +2,10 @@
 
 Users of a batch are cut into stretches of at most a window, and stretches share rows, each seeing only itself. Of a gap
 that the log sees end, its length is learned; after a user's last step, that it is longer than the silence until the end
-of what is read, so that those who stay away count as those who come back do. Random choices are drawn from (seed, pass,
-step). Ranks train on their share of every batch: gradients and the losses of behaviours are added up, so all take one
-step and remember the same.
+of what is read, so that those who stay away count as those who come back do. In a log of less than four weeks a weekday
+is a few dates, which do not come again: half of the users of each step are not told it. Random choices are drawn from
+(seed, pass, step). Ranks train on their share of every batch: gradients and the losses of behaviours are added up, so
+all take one step and remember the same.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from lurm.behavegpt.haunts import Haunts
 from lurm.behavegpt.network import BehaveGpt
 from lurm.behavegpt.objective import Objective, ObjectiveConfig, Tilt
 from lurm.behavegpt.pace import Pace
-from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, Codebook, Steps
+from lurm.behavegpt.steps import EVENT, FIRST, GAP, PLACE, WEEKDAY, Codebook, Steps
 from lurm.behavegpt.successors import MOST_KEPT, Successors, mixture
 from lurm.bounds import AT_LEAST_ONE, AT_LEAST_ZERO, POSITIVE, SEED, Bound, check
 from lurm.errors import DataError
+from lurm.events import DAY_MS
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.progress import Reporter
@@ -41,6 +43,7 @@ from training.ranks import ALONE, Ranks
 Mode = Literal["full", "adapter", "frozen"]
 _MOST_EPOCHS = 40
 _SAMPLE_FOR_MEAN = 4096
+_FEW_WEEKS_MS, _UNTOLD = 28 * DAY_MS, 0.5
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # of a chance that may be counted
 _RANKED, _RANKED_AT_ONCE, _RANKED_IN_ALL = 5, 256, 8192  # places, and steps
 
@@ -172,6 +175,7 @@ class BehaveTrainer:
         self._codebook, self._vocabulary, self._history, self._config = codebook, vocabulary, history, config
         self._checkpoint, self._reporter, self._ranks, self._before = checkpoint, reporter, ranks, before
         self._goes_on, self._known_until = goes_on, history.complete_until(before)
+        self._of_few_weeks = self._known_until - history.begins_at < _FEW_WEEKS_MS
         self._device = _device(config.device)
         self._network = network.to(self._device)
         self._objective = Objective(config.objective, codebook.counts_c).to(self._device)
@@ -433,6 +437,8 @@ class BehaveTrainer:
             rng = np.random.default_rng([self._config.seed, epoch, at, self._ranks.rank])
             rows = np.sort(batches[at])
             steps = self._steps(rows[self._ranks.share(len(rows))])
+            if self._of_few_weeks:
+                steps = steps.untold(WEEKDAY, rng.random(len(steps)) < _UNTOLD)
             window, most = self._network.config.window, self._config.batch_events
             if not self._config.gap_weight:
                 return list(_parts(steps, *stretches(steps, window, rng, most=most), self._config))

@@ -81,7 +81,7 @@ _VERSIONS = {
     "embeddings": 1,
     "index": 1,
     "lumos": 4,
-    "behavegpt": 3,
+    "behavegpt": 4,
 }
 _OF_TRAINING = ("held_out", "recall_at_1", "anchor_usage", "alignment")  # what a release tells of it
 

@@ -103,6 +103,12 @@ class Steps:
         own = slice(self.offsets[user], self.offsets[user + 1])
         return Steps(self.offsets[user : user + 2] - own.start, self.streams[:, own], self.times[own])
 
+    def untold(self, stream: int, is_untold_b: NDArray[np.bool_]) -> Steps:
+        """The same, but of some users a stream is not given."""
+        streams = self.streams.copy()
+        streams[stream, np.repeat(is_untold_b, np.diff(self.offsets))] = 0
+        return Steps(self.offsets, streams, self.times)
+
     def padded(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(5, B, T) codes, a row per user, 0 where it is shorter than the longest, and (B, T) what is real."""
         counts = np.diff(self.offsets)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lurm.behavegpt.model import BehaveGptModel
 from lurm.behavegpt.network import BehaveGpt, BehaveGptConfig
 from lurm.behavegpt.objective import ObjectiveConfig
-from lurm.behavegpt.steps import EVENT, FIRST, Codebook, StepConfig
+from lurm.behavegpt.steps import EVENT, FIRST, WEEKDAY, Codebook, StepConfig
 from lurm.errors import LurmError, UsageError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
@@ -234,6 +234,23 @@ def test_half_the_precision_learns_as_well(log: Log) -> None:
     _, outcome = trained(log, precision="bfloat16")
     _, full = trained(log)
     assert outcome.held_out[-1] == pytest.approx(full.held_out[-1], abs=0.05)
+
+
+@pytest.mark.parametrize("before", [None, BEGIN_AT + 27 * DAY_MS])
+def test_half_of_those_who_train_are_not_told_weekdays_that_stand_for_dates(log: Log, before: int | None) -> None:
+    history, vocabulary = log
+    network, codebook = small(*log)
+    config = BehaveTrainConfig(objective=ObjectiveConfig("plain"), shared_rows=False, **QUICK)  # type: ignore[arg-type]
+    trainer = BehaveTrainer(network, codebook, vocabulary, history, config, None, Silent(), before=before)
+    shares = []
+    for parts in trainer.prepared(0, trainer.batches(0)):
+        for part in parts:
+            happened = part.streams[EVENT] >= FIRST
+            told = (part.streams[WEEKDAY] >= FIRST) & happened
+            whole = (told == happened).all(1)
+            assert (whole | ~told.any(1)).all(), "a user is told all of it or nothing"
+            shares += whole[happened.any(1)].tolist()
+    assert np.mean(shares) == 1 if before is None else 0.35 < np.mean(shares) < 0.65
 
 
 def test_a_training_that_diverges_says_so(log: Log) -> None:
