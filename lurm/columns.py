@@ -116,7 +116,7 @@ def as_numbers(array: pa.Array, name: str, separators: Callable[[], Separators] 
     In text a comma may stand for the point, and either may part thousands, where nothing else can be meant: 12,5 and
     1.234,50 and 1,234.50, but not 1,234. Among numbers with decimal commas 1.234 is a thousand, and none where others
     have decimal points; where commas are only seen to part thousands, so is 1,234. What exports write in place of no
-    value, such as NULL, NA or nan, is none.
+    value, such as NULL, NA or nan, is none; nor is NaN among numbers.
 
     Args:
         array: a column of a ``Chunk``.
@@ -147,7 +147,7 @@ def as_numbers(array: pa.Array, name: str, separators: Callable[[], Separators] 
         nothing = pl.when(text.is_not_null()).then(float("nan"))
         return pl.select(pl.coalesce(with_separators(text, said), number, flag, nothing)).to_series()
     if _is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
-        return _series(array.cast(pa.float64(), safe=False))
+        return _series(array.cast(pa.float64(), safe=False)).fill_nan(None)
     raise DataError(f"column {name!r} is of type {kind}; expected numbers")
 
 

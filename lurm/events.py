@@ -373,7 +373,8 @@ class EventLog:
         chunk = next(read(self.files[0], _format(self.files[0], self.config), [column], rows=_SAMPLE_ROWS), None)
         if chunk is None or column not in chunk.columns:
             return None
-        cells = chunk.columns[column].drop_null()[:1]
+        is_told = as_text(chunk.columns[column], column).is_not_null()
+        cells = chunk.columns[column].filter(is_told.to_arrow())[:1]
         return (as_text(cells, column)[0], self._stamps(cells)[0]) if len(cells) else None
 
     def _stamps(self, cells: pa.Array) -> pl.Series:

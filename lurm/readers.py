@@ -51,6 +51,7 @@ _LARGEST_INTEGER = 2.0**63  # and what is beyond it may have been read as a floa
 # Stand-ins while Arrow parses CSV: code points that Unicode promises never to occur in text
 _INVALID = "\uffff"
 _SURROGATES = re.compile("[\ud800-\udfff]")
+_NAN = re.compile(rb'("(?:[^"\\]|\\.)*"?)|(?<![\w.+-])NaN(?![\w.+-])')
 
 
 class Malformed(NamedTuple):
@@ -354,10 +355,12 @@ def _jsonl(blocks: Iterable[bytes], columns: Sequence[str], lists: bool, numbers
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
+    """The object of a line, None where it is none; NaN, which is no JSON and which Python writes, is read as null."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return None
+        without = _NAN.sub(lambda found: found[1] or b"null", line) if b"NaN" in line else line
+        return _record(without) if without != line else None
     return record if isinstance(record, dict) else None
 
 

@@ -69,6 +69,8 @@ def test_numbers_come_from_numbers_and_text_and_say_what_is_none():
     markers = ["NULL", "null", "NA", "N/A", "nan", "NaN", "None", "\\N", " ", "7", "n", "-nan"]
     assert as_numbers(pa.array(markers[:-2], pa.large_string()), "value").to_list() == [None] * 9 + [7.0]
     assert as_numbers(pa.array(markers, pa.large_string()), "value").is_nan().sum() == 2
+    floats = pa.array([float("nan"), 2.5, float("inf"), None])
+    assert as_numbers(floats, "value").to_list() == [None, 2.5, float("inf"), None], "as nan in text is"
     flags = pa.array(["True", "false", "truth"], pa.large_string())
     assert as_numbers(flags, "value").fill_nan(None).to_list() == [1.0, 0.0, None]
     assert numbers[6] == 1000 and numbers[8] == float("inf")

@@ -110,12 +110,12 @@ def test_the_rejected_row_is_shown_as_it_was(parquet):
         "user_id": [None],
         "item_id": [7],
         "timestamp": pa.array([MOMENT], pa.timestamp("ms", "Europe/Paris")),
-        "value": [float("nan")],
+        "value": [float("inf")],
         "type": pa.array([b"v\xc3\xa9u"]),
     }
     drained(opened(parquet(columns)), quarantine)
     (row,) = quarantine.examples[Reason.NO_USER]
-    assert row.detail == '{"user_id":null,"item_id":7,"timestamp":"2024-01-15 10:30:00.000","type":"véu","value":"nan"}'
+    assert row.detail == '{"user_id":null,"item_id":7,"timestamp":"2024-01-15 10:30:00.000","type":"véu","value":"inf"}'
 
 
 def test_a_row_bad_in_many_ways_is_counted_once(parquet):
@@ -314,7 +314,7 @@ def test_no_future_changes_what_is_known_before_it(parquet, future):
         ),
         "broken": log.with_columns(
             user_id=pl.when(late).then(None).otherwise("user_id"),
-            value=pl.when(late).then(float("nan")).otherwise("value"),
+            value=pl.when(late).then(float("inf")).otherwise("value"),
         ),
     }[future]
     quarantine = Quarantine(None)

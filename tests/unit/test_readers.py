@@ -183,6 +183,21 @@ def test_json_numbers_of_both_kinds_are_numbers_where_numbers_are_read(write):
     assert chunk.columns["id"].to_pylist() == ["5", "7.25", "100000000000000000000", None, "1000"]
 
 
+def test_nan_in_json_is_no_value_and_infinity_no_json(write):
+    lines = [
+        '{"a": NaN, "b": "NaN, \\" NaN"}',
+        '{"a":[1, NaN],"b":"x"}',
+        '{"a": -NaN}',
+        '{"a": Infinity}',
+        '{"a": "NaN',
+    ]
+    file = write("\n".join(lines), "log.jsonl")
+    rows, malformed = rows_of(file, "jsonl", lists=True)
+    assert rows == [(0, None, 'NaN, " NaN'), (1, [1, None], "x")]
+    assert malformed == [(at, lines[at]) for at in (2, 3, 4)]
+    assert layout_of(file, "jsonl").columns == ("a", "b")
+
+
 def test_json_that_is_not_utf8_is_malformed(write):
     file = write(b'{"a": 1}\n{"a": "\xff"}\n', "log.jsonl")
     assert rows_of(file, "jsonl", ("a",)) == ([(0, 1)], [(1, '{"a": "�"}')])

@@ -71,7 +71,7 @@ def test_the_facts_of_a_log(tmp_path):
 def test_every_kind_of_bad_row_has_examples_and_the_verdict_follows(tmp_path):
     rows = [event(f"u{n}", timestamp=MOMENT + n) for n in range(100)]
     rows[7] = event(None)
-    rows[20] = event(value=float("nan"))
+    rows[20] = event(value=float("inf"))
     rows[30] = event(timestamp=-5)
     rows[40] = event("x" * 513)
     rows[50] = event(item=None)
@@ -91,6 +91,20 @@ def test_every_kind_of_bad_row_has_examples_and_the_verdict_follows(tmp_path):
     assert report.verdict.startswith("a build would stop: 5 of 100 rows are bad (5.00%), more than 1.00%")
     assert not checked(tmp_path, rows, max_bad_share=0.05).would_stop, "the share itself is still allowed"
     assert checked(tmp_path, rows, max_bad_share=0.0499).would_stop
+
+
+def test_nan_is_no_value_in_any_format_and_no_moment(tmp_path):
+    rows = {"user_id": ["u", "v"], "item_id": ["i", "j"], "timestamp": [MOMENT, MOMENT + 1], "value": [np.nan, np.nan]}
+    frame = pl.DataFrame(rows)
+    frame.write_csv(tmp_path / "a.csv")
+    frame.write_parquet(tmp_path / "b.parquet")
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, frame.iter_rows(named=True))))
+    for name in ("a.csv", "b.parquet", "c.jsonl"):
+        report = validate(Dataset.open(tmp_path / name, clock=lambda: NOW))
+        assert (report.n_bad, report.n_events, report.would_stop) == (0, 2, False), name
+    frame.with_columns(pl.Series("timestamp", [np.nan, MOMENT])).write_parquet(tmp_path / "d.parquet")
+    (late,) = validate(Dataset.open(tmp_path / "d.parquet", clock=lambda: NOW)).bad
+    assert (late.reason, late.n_rows, late.examples[0].row) == (Reason.UNPARSABLE, 1, 0)
 
 
 def test_repeats_are_found_counted_and_never_bad(tmp_path):
