@@ -424,7 +424,7 @@ def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | No
     is_empty = True
     for file in files:
         for chunk in read(file, _format(file, config), [column], rows=_SAMPLE_ROWS):
-            is_empty &= not len(chunk.rows)
+            is_empty &= not len(chunk.rows) and not chunk.malformed
             stamps = chunk.columns.get(column)
             if stamps is None or stamps.null_count == len(stamps):
                 continue

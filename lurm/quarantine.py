@@ -45,7 +45,7 @@ class RejectedRow:
 
 
 _REMEDIES: dict[str, str] = {
-    Reason.MALFORMED: "give all rows as many fields as the header, or JSON lines an object each",
+    Reason.MALFORMED: "give rows as many fields as the header, no blanks before quotes, or JSON lines an object each",
     Reason.NOT_UTF8: "write the files in UTF-8",
     Reason.NO_USER: "name the column of users under [events.columns]",
     Reason.UNPARSABLE: "timestamp_format under [events] says how moments are written, such as "

@@ -444,6 +444,16 @@ def test_where_all_rows_are_bad_alike_the_verdict_says_what_is_understood(tmp_pa
     assert validate(Dataset.open(tmp_path / "again.toml")).times == read.times
 
 
+@pytest.mark.parametrize("row", ["u,i,2024-01-01,", "u,i,2024-01-01,x", '"u","a, b", "c, d"', "u"])
+def test_where_no_row_has_the_shape_of_the_header_all_are_set_aside(tmp_path, row):
+    (tmp_path / "events.csv").write_text("user_id,item_id,timestamp\n" + 7 * f"{row}\n")
+    report = validate(Dataset.open(tmp_path))
+    assert (report.n_rows, report.n_bad, report.would_stop) == (7, 7, True)
+    (malformed,) = report.bad
+    assert (malformed.reason, malformed.n_rows, malformed.examples[0].detail) == (Reason.MALFORMED, 7, row)
+    assert "7 of 7 rows are bad" in report.verdict and "as many fields as the header" in report.verdict
+
+
 @pytest.mark.parametrize(
     ("stamps", "told"),
     [
