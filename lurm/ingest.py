@@ -33,7 +33,7 @@ from lurm.lives import Lives, Recode, records_of, settle
 from lurm.phrases import counted
 from lurm.progress import Reporter
 from lurm.quarantine import Quarantine, remedy
-from lurm.texts import Dictionary, Texts
+from lurm.texts import Dictionary, Texts, blank_ended
 
 MAX_BEHAVIORS = 2**15 - 1
 _BYTES_PER_ROW = 160  # measured peak of sorting one row of a partition, ids included
@@ -63,6 +63,7 @@ class IngestSummary:
         n_live_without_item: those of them that name no item though events of their behavior do; they are kept.
         watermark, first_at: largest and smallest timestamp, epoch ms.
         why_dropped: the rule by which duplicates are dropped or not, as a clause.
+        n_blank_ended: column -> names with a blank at an end, where there are some.
     """
 
     n_rows: int
@@ -80,6 +81,7 @@ class IngestSummary:
     n_live: int = 0
     n_live_without_item: int = 0
     why_dropped: str = ""
+    n_blank_ended: dict[str, int] = field(default_factory=dict)
 
     def in_words(self, *, dropped_before: bool | None = None) -> Iterator[str]:
         """Lines for people.
@@ -105,6 +107,9 @@ class IngestSummary:
                 f"{self.n_live_without_item:,} of them name no item, though most events of their behavior do; they "
                 "were accepted before that was known, and are kept"
             )
+        if self.n_blank_ended:
+            told = ", ".join(f"{n:,} of {column}" for column, n in self.n_blank_ended.items())
+            yield f"warning: names with a blank at an end ({told}) are others than without; `lurm validate` shows some"
 
 
 def check_usable(summary: IngestSummary) -> None:
@@ -167,6 +172,7 @@ class HistoryBuilder:
         self._items, self._behaviors, self._locations = _Names(), _Names(), _Names()
         self._rows = _Rows()
         self._live = _Rows()
+        self._n_blank_ended_users = 0
 
     def add(self, batch: pl.DataFrame, *, live: bool = False) -> None:
         """Scatter one clean batch (columns as ``EventLog.batches`` yields them).
@@ -203,7 +209,9 @@ class HistoryBuilder:
             event=_hashes(batch["event_id"]) if self._event_ids else None,
             bits=self._partitions.bits,
         )
-        users = {"hash": hashes[new], "check": checks[new].astype(np.uint16), "id": batch["user_id"].gather(new)}
+        ids = batch["user_id"].gather(new)
+        self._n_blank_ended_users += len(blank_ended(ids))
+        users = {"hash": hashes[new], "check": checks[new].astype(np.uint16), "id": ids}
         self._partitions.write(records, n_rows, pl.DataFrame(users))
 
     def write(self, folder: Path, catalog: Iterable[str], reporter: Reporter) -> IngestSummary:
@@ -254,6 +262,8 @@ class HistoryBuilder:
         Identifiers.in_order(items).save(folder, "items")
         Identifiers.in_order(behaviors).save(folder, "behaviors")
         Identifiers.in_order(locations).save(folder, "locations")
+        names = {"item_id": self._items, "behavior": self._behaviors, "location": self._locations}
+        n_blank_ended = {"user_id": self._n_blank_ended_users} | {of: one.n_blank_ended for of, one in names.items()}
         return IngestSummary(
             n_rows=n_logged + int(live.n.sum()),
             n_events=columns.n_events,
@@ -270,6 +280,7 @@ class HistoryBuilder:
             why_dropped=self._repeats.why,
             n_live=int(live.n.sum()),
             n_live_without_item=int(live.n_itemless[~itemless].sum()),
+            n_blank_ended={column: n for column, n in n_blank_ended.items() if n},
         )
 
     def _settled(self, recode: Recode, drop: bool) -> Iterator[Lives]:
@@ -317,6 +328,11 @@ class _Names:
     def items(self) -> Iterable[tuple[str, int]]:
         """Names and codes."""
         return ((name, code) for code, name in enumerate(self._names))
+
+    @property
+    def n_blank_ended(self) -> int:
+        """Names that begin or end with a blank."""
+        return len(blank_ended(pl.Series(self._names, dtype=pl.String)))
 
     def encode(self, names: pl.Series) -> NDArray[np.int32]:
         """The code of every name, new names added; -1 for null."""

@@ -8,6 +8,7 @@ nobody can bring about, and chance does once in 10^11 logs of 10^9 users.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from lurm.compiled import compiled
 from lurm.identifiers import MAX_ID_BYTES
+from lurm.phrases import counted, quoted
 
 SHORT = 12  # bytes of a text that lie in Arrow's view of it
 
@@ -110,6 +112,37 @@ def may_be_blank_or_longer(column: pl.Series, n_bytes: int = MAX_ID_BYTES) -> bo
         return False
     known = column.is_not_null().to_numpy() if column.null_count() else np.empty(0, np.bool_)
     return _is_odd(Views.of(column).words_n2, known, n_bytes)
+
+
+def blank_ended(names: pl.Series) -> pl.Series:
+    """Those that begin or end with a blank."""
+    return names.filter(names.str.strip_chars() != names)
+
+
+class BlankEnded:
+    """Names that begin or end with a blank, by column; they are others than those without, which hardly anybody means.
+
+    Attributes:
+        found: column -> the distinct ones, in order of arrival; only columns that have some.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, pl.Series] = {}
+
+    def see(self, column: str, names: pl.Series) -> None:
+        """Take note of some names of a column."""
+        odd = blank_ended(names).unique(maintain_order=True)
+        if len(odd):
+            so_far = self.found.get(column)
+            self.found[column] = odd if so_far is None else pl.concat([so_far, odd]).unique(maintain_order=True)
+
+    def in_words(self) -> Iterator[str]:
+        """What there is to say of them, a line for each column."""
+        for column, names in self.found.items():
+            yield (
+                f"{column}: {counted(len(names), 'name')} with a blank at an end, such as {quoted(names[0])}; they are "
+                "others than without it, in tables and live events as well: write them without"
+            )
 
 
 class Dictionary:

@@ -31,6 +31,7 @@ from lurm.progress import Reporter, Silent
 from lurm.quarantine import Quarantine, Reason, RejectedRow, remedy
 from lurm.starter import starter_config
 from lurm.survey import Surveyed, surveyed, table_of
+from lurm.texts import BlankEnded
 
 _MAX_EXAMPLES = 5
 _SHOWN_BEHAVIORS = 20
@@ -278,6 +279,7 @@ class _Seen:
         values: behavior -> the smallest and the largest value of its events.
         first_at, last_at: epoch ms.
         repeats: whether they are left out.
+        blanks: names with a blank at an end.
     """
 
     user: NDArray[np.uint64]
@@ -291,6 +293,7 @@ class _Seen:
     first_at: int
     last_at: int
     repeats: Repeats
+    blanks: BlankEnded
 
     @classmethod
     def of(cls, dataset: Dataset, quarantine: Quarantine, reporter: Reporter) -> _Seen:
@@ -300,6 +303,7 @@ class _Seen:
         values: dict[str, tuple[float, float]] = {}
         items = pl.Series([], dtype=pl.UInt64)
         first_at, last_at = 2**62, -(2**62)
+        blanks = BlankEnded()
         repeats = Repeats(dataset.events.config.duplicates, dataset.events.config.timezone)
         with reporter.task("read events", dataset.events.n_rows, "rows") as task:
             for batch in dataset.events.batches(quarantine):
@@ -321,6 +325,8 @@ class _Seen:
                 stamps = batch["timestamp"].to_numpy()
                 first_at, last_at = min(first_at, int(stamps.min())), max(last_at, int(stamps.max()))
                 repeats.see(batch["timestamp"])
+                for name in ("user_id", "item_id", "behavior", "location"):
+                    blanks.see(name, batch[name])
                 task.advance(len(batch))
         return cls(
             user=np.concatenate([*users, np.zeros(0, np.uint64)]),
@@ -334,6 +340,7 @@ class _Seen:
             first_at=first_at,
             last_at=last_at,
             repeats=repeats,
+            blanks=blanks,
         )
 
 
@@ -423,12 +430,14 @@ def _notes(
     ):
         if table is None:
             continue
+        seen.blanks.see(f"{table.columns[0]} of the {name} table", table.to_series(0))
         ids = table.to_series(0).hash()
         without, unseen = int((~known.is_in(ids.implode())).sum()), int((~ids.is_in(known.implode())).sum())
         if without:
             yield f"{without:,} of {len(known):,} {name} of the log have no row in the {name} table"
         if unseen:
             yield f"{unseen:,} of {len(ids):,} {name} of the {name} table never occur in the log"
+    yield from seen.blanks.in_words()
 
 
 def _times(log: EventLog) -> str:

@@ -327,6 +327,8 @@ def test_the_report_foretells_the_build(tmp_path):
         for _ in range(n)
     ]
     rows = [row if row[3] == "view" else (row[0], row[1] if rng.random() < 0.5 else None, *row[2:]) for row in rows]
+    rows += [event("u ", behavior=" ping"), event("u ", behavior="ping ")]
+    n = len(rows)
     dataset = dataset_of(tmp_path, rows, max_bad_share=0.5)
     report = validate(dataset)
     for name in ("spill", "base"):
@@ -343,6 +345,9 @@ def test_the_report_foretells_the_build(tmp_path):
     for batch in dataset.events.batches(quarantine):
         builder.add(batch)
     built = builder.write(tmp_path / "base", [], Silent())
+    assert built.n_blank_ended == {"user_id": 1, "behavior": 2}
+    assert "(1 of user_id, 2 of behavior)" in list(built.in_words())[-1]
+    assert any(note.startswith("behavior: 2 names with a blank at an end, such as ' ping'") for note in report.notes)
     assert report.duplicates.n_rows > 100
     assert report.n_bad > 300
     foretold = (report.n_rows, report.n_events, report.n_users, report.n_items, report.n_bad, report.duplicates.n_rows)

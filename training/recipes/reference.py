@@ -36,10 +36,11 @@ written `20240301`; other ways of writing them are not guessed. `timestamp_forma
 in text may have a decimal comma, or thousands apart, where nothing else can be meant (`12,5`, `1.234,50`, `1,234.50`;
 not `1,234`, but among such as `1,234.50`). What `1.234` is, all values of a log say together, whatever files they are
 in: a thousand among such as `12,5`, and set aside where others are such as `0.5`, too. What exports write for an
-event's value that is none (`NULL`, `NA`, `N/A`, `nan`, `None`, `\\N`, in any case) is read as an empty cell is,
-and so is NaN among the numbers of Parquet and in JSON lines; in place of an id it is an id. In the users table it is no
-value either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Nested columns
-are not looked into: flatten them.
+event's value that is none (`NULL`, `NA`, `N/A`, `nan`, `None`, `\\N`, in any case) is read as an empty cell is, and so
+is NaN among the numbers of Parquet and in JSON lines; in place of an id it is an id. Blanks at the ends of an id, a
+behaviour or a location are part of it, and `lurm validate` tells where there are any. In the users table it is no value
+either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Nested columns are
+not looked into: flatten them.
 
 An attribute of users is of numbers, moments or texts by all of its cells, so that one word among numbers makes a
 category of them. `lurm validate` tells each, with the cells that stray; `age = "number"` under `[users.attributes]`
