@@ -28,8 +28,7 @@ from lurm.columns import as_text, columns_of
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.events import ALIASES, EventLog, EventsConfig
 from lurm.happenings import SCHEMA, CalendarConfig, LinksConfig, happenings
-from lurm.identifiers import MAX_ID_BYTES
-from lurm.people import People, UsersConfig, cells_of
+from lurm.people import People, UsersConfig, cells_of, first_of_each
 from lurm.phrases import quoted
 from lurm.quarantine import Quarantine
 from lurm.readers import Chunk, Format, files_of, format_of, layout_of, read
@@ -222,8 +221,11 @@ class Dataset:
                 return f"until = {until} under [events] leaves no event: those of the log are of {first} to {last}"
         return "the log holds no usable event"
 
-    def items(self) -> pl.DataFrame | None:
+    def items(self, told: Callable[[str], None] | None = None) -> pl.DataFrame | None:
         """The items, in the order of the table; None without a table.
+
+        Args:
+            told: is given what of it is left out, in words.
 
         Returns:
             item_id String; title, category String, vector List(Float32), if there; then the further text columns
@@ -234,11 +236,11 @@ class Dataset:
         """
         if "items" not in self.tables:
             return None
-        table, told = self.tables["items"], self.config.items.text
+        table, texts = self.tables["items"], self.config.items.text
         named = {name: column for name, column in table.columns.items() if name != "vector"}
         others = [
             name
-            for name in (table.texts if told is None else told)
+            for name in (table.texts if texts is None else texts)
             if name not in table.columns and name not in table.columns.values()
         ]
         vector = table.columns.get("vector", "")
@@ -250,8 +252,11 @@ class Dataset:
             if vector in chunk.columns:
                 columns["vector"] = _vectors(chunk.columns[vector], vector)
             frames.append(pl.DataFrame(columns))
-        items = _identified(frames, "item_id")
-        if told is None:
+        items, left_out = first_of_each(_together(frames, "item_id"), "item_id", "items")
+        if told is not None:
+            for line in left_out.in_words():
+                told(line)
+        if texts is None:
             items = items.drop(name for name in others if name in items.columns and not _is_wordy(items[name]))
         first = [name for name in ("item_id", "title", "category", "vector") if name in items.columns]
         return items.select(*first, pl.exclude(first))
@@ -469,12 +474,6 @@ def _vectors(array: pa.Array, name: str) -> pl.Series:
     ):
         raise DataError(f"column {name!r} is of type {array.type}; expected lists of numbers")
     return vectors.cast(pl.List(pl.Float32))
-
-
-def _identified(frames: list[pl.DataFrame], id_: str) -> pl.DataFrame:
-    """The rows whose id can be the id of an event's user or item, the first of each."""
-    rows = _together(frames, id_).filter(pl.col(id_).str.len_bytes() <= MAX_ID_BYTES)
-    return rows.unique(id_, keep="first", maintain_order=True)
 
 
 def _together(frames: list[pl.DataFrame], id_: str) -> pl.DataFrame:

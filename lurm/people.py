@@ -3,7 +3,8 @@
     declared       [users.attributes] says of what kind an attribute is; cells that are not of it say nothing
     not declared   a column of CSV is of numbers where all of its cells are; text is a category, or moments in ISO 8601
 
-Nearly all cells of numbers and a few of text are a category, and hardly meant as one: that is told.
+Nearly all cells of numbers and a few of text are a category, and hardly meant as one: that is told. Of users and of
+items alike the first row counts.
 """
 
 from __future__ import annotations
@@ -103,6 +104,52 @@ class Strays:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Rows of a table of users or items that do not count.
+
+    Attributes:
+        whose: "users" or "items".
+        n_repeats: rows of those named before.
+        repeated: the first ids of these.
+        n_nameless: rows whose id is empty, or too long to be one.
+    """
+
+    whose: str
+    n_repeats: int
+    repeated: tuple[str, ...]
+    n_nameless: int
+
+    def in_words(self) -> Iterator[str]:
+        """How many there are and why, a line each."""
+        if self.n_repeats:
+            more = ", …" if self.n_repeats > len(self.repeated) else ""
+            yield (
+                f"{counted(self.n_repeats, 'row')} of the {self.whose} table left out, of {self.whose} named before: "
+                f"{', '.join(map(quoted, self.repeated))}{more}"
+            )
+        if self.n_nameless:
+            yield (
+                f"{counted(self.n_nameless, 'row')} of the {self.whose} table left out, without an id or with one of "
+                f"over {MAX_ID_BYTES} bytes"
+            )
+
+
+def first_of_each(rows: pl.DataFrame, id_: str, whose: str) -> tuple[pl.DataFrame, LeftOut]:
+    """The first row of each id that can be one of an event's, and which rows are none of these.
+
+    Args:
+        rows: a table.
+        id_: its column of ids, String.
+        whose: they are, "users" or "items".
+    """
+    named = rows.filter(pl.col(id_).str.len_bytes() <= MAX_ID_BYTES)
+    first = named.unique(id_, keep="first", maintain_order=True)
+    repeated = named.filter(pl.col(id_).is_first_distinct().not_())[id_].unique(maintain_order=True)
+    n_repeats, n_nameless = len(named) - len(first), len(rows) - len(named)
+    return first, LeftOut(whose, n_repeats, tuple(repeated.head(_EXAMPLES)), n_nameless)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class People:
     """What a users table says.
@@ -110,16 +157,12 @@ class People:
     Attributes:
         table: user_id String, each once, then attributes as they are, of declared kinds where told.
         strays: of attributes that have some.
-        n_repeats: rows of users named before, which do not count.
-        repeated: the first ids of these.
-        n_nameless: rows whose id is empty, or too long to be one; they do not count.
+        left_out: its rows that do not count.
     """
 
     table: pl.DataFrame
     strays: tuple[Strays, ...]
-    n_repeats: int
-    repeated: tuple[str, ...]
-    n_nameless: int
+    left_out: LeftOut
 
     @classmethod
     def of(cls, rows: pl.DataFrame, config: UsersConfig, *, is_text: bool) -> People:
@@ -133,37 +176,19 @@ class People:
         Raises:
             DataError: a column is of a type that the kind it is told to be of does not come in.
         """
-        named = rows.filter(pl.col("user_id").str.len_bytes() <= MAX_ID_BYTES)
-        first = named.unique("user_id", keep="first", maintain_order=True)
-        repeated = named.filter(pl.col("user_id").is_first_distinct().not_())["user_id"].unique(maintain_order=True)
+        first, left_out = first_of_each(rows, "user_id", "users")
         columns, strays = [first["user_id"]], []
         for column in first.get_columns()[1:]:
             kind = config.attributes.get(column.name)
             cells, odd = _settled(column, kind, is_text=is_text, format=config.timestamp_format)
             columns.append(cells)
             strays += [odd] if odd else []
-        return cls(
-            table=pl.DataFrame(columns),
-            strays=tuple(strays),
-            n_repeats=len(named) - len(first),
-            repeated=tuple(repeated.head(_EXAMPLES)),
-            n_nameless=len(rows) - len(named),
-        )
+        return cls(table=pl.DataFrame(columns), strays=tuple(strays), left_out=left_out)
 
     def in_words(self) -> Iterator[str]:
         """What fits nothing, a line each."""
         yield from (one.in_words() for one in self.strays)
-        if self.n_repeats:
-            more = ", …" if self.n_repeats > len(self.repeated) else ""
-            yield (
-                f"{counted(self.n_repeats, 'row')} of the users table left out, of users named before: "
-                f"{', '.join(map(quoted, self.repeated))}{more}"
-            )
-        if self.n_nameless:
-            yield (
-                f"{counted(self.n_nameless, 'row')} of the users table left out, without an id or with one of over "
-                f"{MAX_ID_BYTES} bytes"
-            )
+        yield from self.left_out.in_words()
 
 
 def cells_of(array: pa.Array, name: str, kind: Kind | None) -> pl.Series:

@@ -424,8 +424,9 @@ def _notes(
         yield f"most events of these behaviors name no item, so those that do not are kept: {', '.join(itemless)}"
     if keeps and log.config.duplicates == "auto":
         yield f"duplicates are kept: {seen.repeats.why}"
+    left_out: list[str] = []
     for name, table, known in (
-        ("items", dataset.items(), seen.items),
+        ("items", dataset.items(left_out.append), seen.items),
         ("users", people, pl.Series(np.unique(seen.user))),
     ):
         if table is None:
@@ -437,7 +438,7 @@ def _notes(
             yield f"{without:,} of {len(known):,} {name} of the log have no row in the {name} table"
         if unseen:
             yield f"{unseen:,} of {len(ids):,} {name} of the {name} table never occur in the log"
-    yield from seen.blanks.in_words()
+    yield from (*left_out, *seen.blanks.in_words())
 
 
 def _times(log: EventLog) -> str:

@@ -464,7 +464,7 @@ class _Build:
     @functools.cached_property
     def _items_table(self) -> pl.DataFrame | None:
         """Read when the first stage needs it, and once."""
-        return self._dataset.items()
+        return self._dataset.items(told=lambda line: self._reporter.say(f"  {line}"))
 
     def _metrics(self, history: HistoryBase, vocabulary: InterestVocabulary, encoder: UserEncoder) -> dict[str, Any]:
         ingested = self._done["history"].manifest.metrics

@@ -439,10 +439,13 @@ def test_a_build_says_of_attributes_what_validate_says(small: Built, tmp_path: P
     users = pl.read_parquet(world / "users.parquet").with_row_index("age").cast({"age": pl.String})
     odd = users.head(1).with_columns(age=pl.lit("?"))
     pl.concat([odd, users]).select("user_id", pl.exclude("user_id")).write_parquet(world / "users.parquet")
+    items = pl.read_parquet(world / "items.parquet")
+    pl.concat([items, items.head(1)]).write_parquet(world / "items.parquet")
     with (world / "dataset.toml").open("a") as file:
         file.write('\n[users.attributes]\nage = "number"\n')
     build(world, root, reporter=lines)
     told = list(Dataset.open(world).people().in_words())
+    assert any("1 row of the items table left out, of items named before" in line for line in lines.lines)
     assert len(told) == 2 and "age: 1 of" in told[0] and "of users named before" in told[1]
     assert [line.strip() for line in lines.lines if line.strip() in told] == told
     assert Release.open(root).attributes["age"].kind == "number"

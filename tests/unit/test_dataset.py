@@ -16,6 +16,7 @@ from lurm.dataset import Dataset
 from lurm.errors import DataError, SettingsError, UsageError
 from lurm.moments import LATEST
 from lurm.quarantine import Quarantine
+from lurm.validate import validate
 
 DAY_MS = 86_400_000
 JAN_15 = 1_705_276_800_000
@@ -409,7 +410,18 @@ def test_a_table_without_an_id_asks_for_one(folder):
 
 def test_ids_that_no_event_can_have_are_left_out(folder):
     pl.DataFrame({"item_id": ["x" * 513, "ok", " "], "title": ["a", "b", "c"]}).write_parquet(folder / "items.parquet")
-    assert opened(folder).items().rows() == [("ok", "b")]
+    lines: list[str] = []
+    assert opened(folder).items(lines.append).rows() == [("ok", "b")]
+    assert lines == ["2 rows of the items table left out, without an id or with one of over 512 bytes"]
+
+
+def test_rows_of_items_named_before_are_told(folder):
+    titles = {"item_id": ["i1", "i2", "i1", "i1"], "title": ["a", "b", "c", "d"]}
+    pl.DataFrame(titles).write_csv(folder / "items.csv")
+    lines: list[str] = []
+    assert opened(folder).items(lines.append).rows() == [("i1", "a"), ("i2", "b")]
+    assert lines == ["2 rows of the items table left out, of items named before: 'i1', …"]
+    assert lines[0] in validate(opened(folder)).notes
 
 
 def test_a_format_of_stamps_is_part_of_how_a_log_is_read(folder):

@@ -44,7 +44,8 @@ not looked into: flatten them.
 
 An attribute of users is of numbers, moments or texts by all of its cells, so that one word among numbers makes a
 category of them. `lurm validate` tells each, with the cells that stray; `age = "number"` under `[users.attributes]`
-makes it numbers, and the word is missing.
+makes it numbers, and the word is missing. Of a user or an item with several rows in their table the first row counts;
+how many others there are, `lurm validate` and a build tell.
 
 `lurm recipe` prints this page in the terminal.
 """
