@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ import polars as pl
 import pyarrow as pa
 
 from lurm.errors import DataError
+from lurm.phrases import first_of
 
 Unit = Literal["s", "ms", "us", "ns", "yyyymmdd"]
 
@@ -30,6 +31,7 @@ _BY_EITHER = r"^[+-]?[1-9]\d{0,2}((\.\d{3})+|(,\d{3})+)$"
 _SURELY_POINT = r"^[+-]?(0\.\d+|\d+\.(\d{1,2}|\d{4,})|[1-9]\d{0,2}(,\d{3})+\.\d+)$"
 _NO_VALUE, _NO_TEXT = ("null", "na", "n/a", "nan", "none", "\\n"), ("null", "n/a", "nan", "\\n")
 _NO_WORD = r"(?i)^([+-]?\d.*|true|false)$"
+_SHOWN_FOLDERS = 3
 _ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y%m%d %H%M%S%.f")
 
 
@@ -341,6 +343,7 @@ def columns_of(
     found: Sequence[str],
     aliases: Mapping[str, str],
     required: Sequence[str],
+    beside: str = "",
 ) -> dict[str, str | None]:
     """Canonical name -> column of a table: as told, else the one called so, else the first that an alias names.
 
@@ -351,6 +354,7 @@ def columns_of(
         found: the columns there are.
         aliases: canonical name -> other names, best first, between blanks; case and punctuation do not count.
         required: canonical names that must be found.
+        beside: what to say after the columns found, where one is missing.
 
     Raises:
         DataError: a column told is not there, or a required one is told not to be or cannot be found.
@@ -377,10 +381,25 @@ def columns_of(
     if missing:
         mapping = "\n".join(f'{name} = "{resolved[name] or "…"}"' for name in required)
         raise DataError(
-            f"no column of {place} looks like {' or '.join(missing)}. {listed}. "
+            f"no column of {place} looks like {' or '.join(missing)}. {listed}{beside and f'; {beside}'}. "
             f"Name them in dataset.toml:\n\n[{table}]\n{mapping}"
         )
     return resolved
+
+
+def unread_folders(names: Iterable[str], found: Collection[str]) -> str | None:
+    """What to say where folders name columns, as in kind=view/1.parquet, that the files lack; None where none do.
+
+    Args:
+        names: of files, relative to the folder opened.
+        found: columns of the files.
+    """
+    folders = dict.fromkeys(folder for name in names for folder in name.split("/")[:-1])
+    unread = [folder for folder in folders if "=" in folder[1:] and folder.partition("=")[0] not in found]
+    if not unread:
+        return None
+    columns = ", ".join(dict.fromkeys(folder.partition("=")[0] for folder in unread))
+    return f"folders are not read as columns ({first_of(unread, _SHOWN_FOLDERS)}): write {columns} into the files"
 
 
 def _why_none(place: Path) -> str:

@@ -24,7 +24,17 @@ import pyarrow as pa
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from lurm.artifacts import digest_of
-from lurm.columns import Separators, Unit, as_numbers, as_text, as_timestamps, columns_of, unit_of, unreadable
+from lurm.columns import (
+    Separators,
+    Unit,
+    as_numbers,
+    as_text,
+    as_timestamps,
+    columns_of,
+    unit_of,
+    unread_folders,
+    unreadable,
+)
 from lurm.errors import DataError
 from lurm.identifiers import MAX_ID_BYTES
 from lurm.quarantine import MOST_VALUE, Quarantine, Reason
@@ -206,6 +216,7 @@ class EventLog:
         names: of the files, relative to the folder opened.
         columns: as resolved; None where the log has no such column.
         unread: columns of the files that nothing is read from.
+        remarks: what else is not read, in words.
         timestamp_unit: of numeric stamps, as told or found; None where none was told and stamps are no numbers.
         bounds: the earliest and the latest possible stamp, epoch ms.
         until: events at or after it are left out, epoch ms; None: none are.
@@ -221,6 +232,7 @@ class EventLog:
     names: tuple[str, ...]
     columns: EventColumns
     unread: tuple[str, ...]
+    remarks: tuple[str, ...]
     timestamp_unit: Unit | None
     bounds: tuple[int, int]
     until: int | None
@@ -245,12 +257,15 @@ class EventLog:
         layouts = [layout_of(file, _format(file, config)) for file in files]
         found = list(dict.fromkeys(name for layout in layouts for name in layout.columns))
         wanted = config.columns.model_dump()
-        resolved = columns_of(path, "events.columns", wanted, found=found, aliases=ALIASES, required=REQUIRED)
+        names = tuple(file.relative_to(path if path.is_dir() else path.parent).as_posix() for file in files)
+        beside = unread_folders(names, found) or ""
+        resolved = columns_of(
+            path, "events.columns", wanted, found=found, aliases=ALIASES, required=REQUIRED, beside=beside
+        )
         columns = EventColumns(**resolved)
         for file, layout in zip(files, layouts, strict=True):
             _check(file, _format(file, config), layout.columns, columns)
         counts = [layout.n_rows for layout in layouts]
-        names = tuple(file.relative_to(path if path.is_dir() else path.parent).as_posix() for file in files)
         unit = _unit(files, config, str(columns.timestamp))
         latest = clock() * 1000 + DAY_MS if config.latest is None else _epoch_ms(config.latest, config.timezone)
         exclude = {"path", "columns", "timestamp_unit", "until"}
@@ -266,6 +281,7 @@ class EventLog:
             names=names,
             columns=columns,
             unread=tuple(name for name in found if name not in resolved.values()),
+            remarks=(beside,) if beside else (),
             timestamp_unit=unit,
             bounds=(_epoch_ms(config.earliest, config.timezone), int(latest)),
             until=None if config.until is None else _epoch_ms(config.until, config.timezone),

@@ -411,6 +411,7 @@ def _notes(
             yield f"{name} is read from column {column!r}, by its name"
     if log.unread:
         yield f"nothing is read from {counted(len(log.unread), 'column')} of the log: {', '.join(log.unread)}"
+    yield from log.remarks
     if log.timestamp_unit and log.config.timestamp_unit == "auto":
         yield f"timestamps are numbers; by their size they are taken to be {log.timestamp_unit}"
     if strays:

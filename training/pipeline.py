@@ -285,7 +285,7 @@ class _Build:
             summary = builder.write(work.path, catalog, self._reporter)
         check_usable(summary)
         work.metrics.update(asdict(summary), live_through=dict(living.through))
-        for line in summary.in_words(dropped_before=self._base_before_dropped_duplicates()):
+        for line in (*log.remarks, *summary.in_words(dropped_before=self._base_before_dropped_duplicates())):
             self._reporter.say(f"  {line}")
 
     def _base_before_dropped_duplicates(self) -> bool | None:

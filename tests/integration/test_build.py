@@ -194,18 +194,19 @@ def test_a_log_of_strangers_to_any_item_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_users", [1, 2, 5])
 def test_the_smallest_logs(tmp_path: Path, n_users: int) -> None:
-    (tmp_path / "log").mkdir()
-    rows = [(f"u{u}", f"i{(u + n) % 3}", 1_600_000_000 + n) for u in range(n_users) for n in range(3)]
-    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(
-        tmp_path / "log" / "events.parquet"
-    )
+    lines, folder = Hearing(), tmp_path / "log" / "kind=view"
+    folder.mkdir(parents=True)
+    rows = [(f"u{u} ", f"i{(u + n) % 3}", 1_600_000_000 + n) for u in range(n_users) for n in range(3)]
+    pl.DataFrame(rows, schema=["user_id", "item_id", "timestamp"], orient="row").write_parquet(folder / "1.parquet")
     if n_users == 1:
         with pytest.raises(DataError, match="expected at least 2"):
             build(tmp_path / "log", tmp_path / "artifacts")
         return
-    build(tmp_path / "log", tmp_path / "artifacts")
+    build(tmp_path / "log", tmp_path / "artifacts", reporter=lines)
     release = Release.open(tmp_path / "artifacts")
     assert np.isfinite(release.embeddings.vectors_ue).all()
+    for said in ("not read as columns (kind=view): write kind", f"names with a blank at an end ({n_users} of user_id)"):
+        assert any(said in line for line in lines.lines), said
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])

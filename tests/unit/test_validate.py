@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lurm.dataset import Dataset
+from lurm.errors import DataError
 from lurm.ingest import HistoryBuilder
 from lurm.progress import Silent
 from lurm.quarantine import Quarantine, Reason
@@ -105,6 +106,21 @@ def test_nan_is_no_value_in_any_format_and_no_moment(tmp_path):
     frame.with_columns(pl.Series("timestamp", [np.nan, MOMENT])).write_parquet(tmp_path / "d.parquet")
     (late,) = validate(Dataset.open(tmp_path / "d.parquet", clock=lambda: NOW)).bad
     assert (late.reason, late.n_rows, late.examples[0].row) == (Reason.UNPARSABLE, 1, 0)
+
+
+def test_columns_that_only_folders_name_are_told(tmp_path):
+    for n, folder in enumerate(("kind=buy", "kind=view", "kind=view/user_id=7")):
+        (tmp_path / "events" / folder).mkdir(parents=True)
+        frame = pl.DataFrame([event(f"u{n}"), event(f"v{n}")], schema=SCHEMA, orient="row").drop("behavior")
+        frame.write_parquet(tmp_path / "events" / folder / "1.parquet")
+    told = "folders are not read as columns (kind=buy, kind=view): write kind into the files"
+    assert told in validate(Dataset.open(tmp_path, clock=lambda: NOW)).notes
+    for file in tmp_path.rglob("*.parquet"):
+        pl.read_parquet(file).drop("timestamp").write_parquet(file)
+    with pytest.raises(
+        DataError, match=r"looks like timestamp\. Columns found: [^;]*; folders are not read as columns"
+    ):
+        Dataset.open(tmp_path)
 
 
 def test_repeats_are_found_counted_and_never_bad(tmp_path):

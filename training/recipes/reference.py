@@ -40,7 +40,8 @@ event's value that is none (`NULL`, `NA`, `N/A`, `nan`, `None`, `\\N`, in any ca
 is NaN among the numbers of Parquet and in JSON lines; in place of an id it is an id. Blanks at the ends of an id, a
 behaviour or a location are part of it, and `lurm validate` tells where there are any. In the users table it is no value
 either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Nested columns are
-not looked into: flatten them.
+not looked into: flatten them. Nor are names of folders (`event_type=view/part-0.parquet`): write the column into the
+files; `lurm validate` and a build tell.
 
 An attribute of users is of numbers, moments or texts by all of its cells, so that one word among numbers makes a
 category of them. `lurm validate` tells each, with the cells that stray; `age = "number"` under `[users.attributes]`
