@@ -340,12 +340,11 @@ def rollback(root: Path, reporter: Reporter | None = None) -> str:
 
 
 def left_behind(root: Path) -> list[str]:
-    """Models of the release that was active before the active one, which the active one lacks."""
-    active, before = _pointer(root)
-    if active is None or before is None or not {active, before} <= set(_ids(root)):
-        return []
-    held, lacks = (set(read_manifest(_folder(root, one)).parents) for one in (before, active))
-    return sorted((held - lacks) & set(MODELS))
+    """Models of the release active before the active one, which the active one lacks; as far as they can be read."""
+    with suppress(ArtifactError):
+        lacks, held = (set(read_manifest(_folder(root, id_)).parents) if id_ else set[str]() for id_ in _pointer(root))
+        return sorted((held - lacks) & set(MODELS))
+    return []
 
 
 def live_through(root: Path, store_id: str) -> int:

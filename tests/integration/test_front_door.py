@@ -21,6 +21,7 @@ import pytest
 from lurm import __main__ as front_door
 from lurm.artifacts import discard
 from lurm.console import own_command
+from lurm.release import current
 from tests.integration.conftest import Built, build
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,14 @@ def test_a_build_tells_people_on_stderr_and_programs_on_stdout(small: Built) -> 
     told = json.loads(ran.stdout)
     assert told["metrics"]["n_users"] == len(small.release().history)
     assert "sort by user and time" in ran.stderr
+
+
+def test_a_build_in_place_of_a_damaged_release_says_what_it_made(tiny: Path, root: Path) -> None:
+    damaged = current(root)
+    os.truncate(root / "releases" / str(damaged) / "manifest.json", 100)
+    ran = lurm("build", tiny, "--json", root=root)
+    assert ran.returncode == 0, ran.stderr
+    assert damaged != json.loads(ran.stdout)["release_id"] == current(root)
 
 
 @pytest.mark.parametrize("command", ["embed", "lookalike"])
