@@ -41,12 +41,12 @@ The map of the house, from the ground up. Each module may import only what stand
     survey        each attribute of users, in figures
     conditions    filters as documents, and as lines of text
     starter       a dataset's config, with all that was found of it
-    validate      what lurm makes of a log, before anything is built
     ingest        clean batches -> the history base, out of core
     sequences     histories -> windows
     transformer   attention, blocks, places, caches: what the models of sequences share
     items         item embeddings, from co-occurrence and text
     cells         the nearest of many centroids, most of them passed over, the others compared in 8 bits
+    validate      what lurm makes of a log, before anything is built
     clustering    spherical k-means, up to millions of vectors
     interests     the interest vocabulary: items -> interests
     activity      how somebody acts, whatever on

@@ -73,7 +73,7 @@ class ItemsConfig(BaseModel):
         item_id: the item, as the log names it.
         title: what it is called, for people; also text to learn from.
         category: what it is one of; also text to learn from.
-        vector: a column of given item embeddings, lists of numbers of one length.
+        vector: a column of given item embeddings, lists of numbers of one length; all zero: the item has none.
         text: further columns to learn from; None: those that mostly hold words.
     """
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import scipy.sparse as sp
 import xxhash
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ KIND = "items"
 FILE = "items.safetensors"
 _BUCKETS = 2**18
 _GRAM = 4
+_WAY_OUT = 'Mend the table, or ignore its vectors with vector = "" under [items].'
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +115,33 @@ def learn_items(
     return _unit(_with_fallback(vectors)).astype(np.float32)
 
 
-def given_items(vectors: NDArray[np.floating], known: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(N, D) unit vectors from imported ones; rows that were not given get the mean vector.
+def given_items(table: pl.DataFrame) -> NDArray[np.float32]:
+    """(N, D) unit vectors from the imported ones of a table of N items; items without one get the mean vector.
+
+    Args:
+        table: item_id, and vector List(Float32); null or all zero where an item has none.
 
     Raises:
-        DataError: a given vector is zero or not finite.
+        DataError: they differ in length, one is not finite, or no item has one.
     """
-    norms = np.linalg.norm(vectors[known].astype(np.float64), axis=1)
-    if not known.any() or not np.isfinite(norms).all() or not (norms > 0).all():
-        bad = int((~np.isfinite(norms) | (norms == 0)).sum())
-        raise DataError(f"{bad} of {int(known.sum())} given item vectors are zero or not finite; all must be usable")
-    unit = np.zeros(vectors.shape, np.float64)
-    unit[known] = vectors[known] / norms[:, None]
+    given = table.filter(pl.col("vector").is_not_null())
+    lengths = given["vector"].list.len()
+    widths = sorted(lengths.unique().to_list())
+    if len(widths) != 1 or not widths[0]:
+        odd = given["item_id"].filter(lengths != lengths.mode().min()).to_list() if widths else []
+        see = repr(odd[0]) if odd else "every item"
+        raise DataError(f"given item vectors must all have one length, found {widths[:5]}; see {see}. {_WAY_OUT}")
+    vectors = given["vector"].explode().to_numpy().astype(np.float64).reshape(-1, widths[0])
+    norms = np.linalg.norm(vectors, axis=1)
+    if len(bad := np.flatnonzero(~np.isfinite(norms))):
+        raise DataError(
+            f"{len(bad):,} of {len(given):,} given item vectors hold what is not finite; "
+            f"see {given['item_id'][int(bad[0])]!r}. {_WAY_OUT}"
+        )
+    if not norms.any():
+        raise DataError(f"all of {len(given):,} given item vectors are zero. {_WAY_OUT}")
+    unit = np.zeros((len(table), widths[0]), np.float64)
+    unit[table["vector"].is_not_null().to_numpy()] = _unit(vectors)
     return _unit(_with_fallback(unit)).astype(np.float32)
 
 

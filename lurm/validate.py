@@ -25,6 +25,7 @@ from lurm.dataset import Dataset
 from lurm.errors import DataError, UsageError
 from lurm.events import DAY_MS, EventLog, Repeats
 from lurm.history import shortage
+from lurm.items import given_items
 from lurm.moments import in_words
 from lurm.phrases import counted, quoted
 from lurm.progress import Reporter, Silent
@@ -180,7 +181,8 @@ def validate(
 
     Args:
         dataset: an opened dataset.
-        asks: what a recipe asks of the log: raises ``UsageError`` where it names what is not there.
+        asks: what a recipe asks of the log: raises ``UsageError`` where it names what is not there, ``DataError``
+            where the log is too short.
         asks_of_lumos: likewise, of a build with ``--model lumos``; it stops no other.
         reporter: told how far the reading is.
         clock: epoch seconds, for ``checked_at``.
@@ -209,7 +211,13 @@ def validate(
     counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
     per_user = np.unique(seen.user[kept], return_counts=True)[1]
     obstacle = _obstacle(dataset, n_rows, bad, len(per_user), int((kept & ~seen.itemless).sum()))
-    calendar = None
+    left_out: list[str] = []
+    items, calendar = dataset.items(left_out.append), None
+    try:
+        if items is not None and "vector" in items.columns and len(seen.items):
+            given_items(items.filter(items["item_id"].hash().is_in(seen.items.implode())))
+    except DataError as error:
+        obstacle = "; ".join(filter(None, [obstacle, str(error)]))
     try:
         calendar = checked(dataset, pl.Series(np.unique(seen.user)))
     except DataError as error:
@@ -252,10 +260,12 @@ def validate(
                 dataset,
                 seen,
                 told,
+                items,
                 None if people is None else people.table,
                 keeps=bool(len(repeats)) and not drops,
                 strays=Reason.IMPOSSIBLE in quarantine.counts,
             ),
+            *left_out,
             *_dates(dataset, seen, calendar),
             *words_of_users,
         ),
@@ -383,10 +393,10 @@ def _spread(counts: NDArray[np.int64]) -> Spread | None:
 
 
 def _refusal(asks: Callable[[Held], None] | None, held: Held) -> str | None:
-    """What a recipe asks for and is not there."""
+    """What a recipe asks for and the log does not have."""
     try:
         return None if asks is None else asks(held)
-    except UsageError as error:
+    except (UsageError, DataError) as error:
         return str(error)
 
 
@@ -403,7 +413,14 @@ def _obstacle(dataset: Dataset, n_rows: int, bad: Sequence[SetAside], n_users: i
 
 
 def _notes(
-    dataset: Dataset, seen: _Seen, itemless: Sequence[str], people: pl.DataFrame | None, *, keeps: bool, strays: bool
+    dataset: Dataset,
+    seen: _Seen,
+    itemless: Sequence[str],
+    items: pl.DataFrame | None,
+    people: pl.DataFrame | None,
+    *,
+    keeps: bool,
+    strays: bool,
 ) -> Iterator[str]:
     log = dataset.events
     for name, column in log.columns.model_dump().items():
@@ -425,9 +442,8 @@ def _notes(
         yield f"most events of these behaviors name no item, so those that do not are kept: {', '.join(itemless)}"
     if keeps and log.config.duplicates == "auto":
         yield f"duplicates are kept: {seen.repeats.why}"
-    left_out: list[str] = []
     for name, table, known in (
-        ("items", dataset.items(left_out.append), seen.items),
+        ("items", items, seen.items),
         ("users", people, pl.Series(np.unique(seen.user))),
     ):
         if table is None:
@@ -439,7 +455,7 @@ def _notes(
             yield f"{without:,} of {len(known):,} {name} of the log have no row in the {name} table"
         if unseen:
             yield f"{unseen:,} of {len(ids):,} {name} of the {name} table never occur in the log"
-    yield from (*left_out, *seen.blanks.in_words())
+    yield from seen.blanks.in_words()
 
 
 def _times(log: EventLog) -> str:

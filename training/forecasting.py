@@ -110,12 +110,15 @@ class LumosRecipe:
                     raise UsageError(f"target {target.name!r} names {name!r}; the log has {', '.join(behaviors)}")
 
     def check_log(self, log: Held) -> None:
-        """See that a log and its calendar have what targets name, and early enough to learn it.
+        """See that a log is long enough, and that it and its calendar have what targets name, early enough to learn it.
 
         Raises:
+            DataError: it is not, stragglers counted.
             UsageError: they have not.
         """
         self.check_behaviors(list(log.begins))
+        if log.begins:
+            self.for_log(log.last_day + 1 - min(log.begins.values()))
         horizon = max([self.network.horizon, *(target.days for target in self.targets)])
         until = log.last_day + 1 - horizon
         for target in self.targets:

@@ -69,7 +69,7 @@ from training.diagnostics.gate import breaches
 from training.models import train_next, train_smen
 from training.ranks import ALONE, Ranks
 from training.recipes import Recipe
-from training.subject import Subject, catalog_of, column_of, given_vectors, texts_of
+from training.subject import Subject, catalog_of, column_of, texts_of
 
 # Raised when a stage computes something else from the same input; old results are then made anew.
 _VERSIONS = {
@@ -310,7 +310,7 @@ class _Build:
     def _items(self, work: Draft, history: HistoryBase) -> None:
         table = catalog_of(history, self._items_table)
         if "vector" in table.columns:
-            vectors = given_items(*given_vectors(table))
+            vectors = given_items(table)
         else:
             vectors = learn_items(history, texts_of(table), self._recipe.item_embeddings, self._reporter)
         write_items(work.path, vectors, history.item_counts())

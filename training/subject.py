@@ -9,7 +9,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from lurm.encoder import UserEncoder
-from lurm.errors import DataError
 from lurm.history import HistoryBase
 from lurm.interests import InterestVocabulary
 from lurm.release import Release
@@ -54,28 +53,6 @@ def texts_of(catalog: pl.DataFrame) -> list[str]:
         return [""] * len(catalog)
     joined = pl.concat_str([pl.col(name).fill_null("") for name in columns], separator=" ")
     return catalog.select(joined.str.strip_chars()).to_series().to_list()
-
-
-def given_vectors(table: pl.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """The imported vectors (N, D), zero where an item has none, and which items have one (N,).
-
-    Raises:
-        DataError: they differ in length.
-    """
-    lengths = table["vector"].list.len()
-    widths = lengths.drop_nulls().unique().to_list()
-    if len(widths) != 1 or not widths[0]:
-        odd = table.filter(lengths.ne_missing(pl.Series([lengths.mode().min()], dtype=lengths.dtype)))["item_id"].head(
-            1
-        ).to_list() or ["every item"]
-        raise DataError(
-            f"given item vectors must all have one length, found {sorted(widths)[:5]}; see {odd[0]!r}. "
-            'Mend the table, or ignore its vectors with vector = "" under [items].'
-        )
-    known = table["vector"].is_not_null().to_numpy()
-    vectors = np.zeros((len(table), int(widths[0])), np.float32)
-    vectors[known] = table["vector"].drop_nulls().explode().to_numpy().reshape(-1, int(widths[0]))
-    return vectors, known
 
 
 def column_of(table: pl.DataFrame, name: str) -> list[str | None]:

@@ -99,6 +99,15 @@ def _shop(folder: Path, n_days: int = 160) -> Dataset:
     return Dataset.open(folder, clock=lambda: 1_750_000_000.0)
 
 
+@pytest.mark.parametrize(("n_days", "why"), [(3, "covers 3 days, and cannot be foretold"), (60, "covers 60 days; to")])
+def test_a_log_too_short_for_lumos_is_told_by_validate(tmp_path: Path, n_days: int, why: str) -> None:
+    dataset, recipe = _shop(tmp_path, n_days), Recipe.of({"models": ["lumos"]})
+    stopped = validate(dataset, asks=recipe.check_log)
+    assert stopped.would_stop
+    assert why in stopped.verdict
+    assert not validate(dataset, asks=Recipe.of({}).check_log, asks_of_lumos=recipe.lumos.check_log).would_stop
+
+
 _UNLEARNABLE = [
     (
         {"behaviors": ["subscribe"]},
@@ -192,7 +201,7 @@ def test_a_log_too_short_to_be_foretold_says_what_it_takes_and_with_that_it_is(
 
 
 def test_spend_in_a_log_without_values_is_told_by_validate(tmp_path: Path) -> None:
-    rows = {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1_600_000_000, 1_600_000_001]}
+    rows = {"user_id": ["a", "b"], "item_id": ["x", "y"], "timestamp": [1_600_000_000, 1_620_000_000]}
     pl.DataFrame(rows).write_csv(tmp_path / "events.csv")
     spend = Recipe.of({"lumos": {"targets": [{"name": "t", "kind": "spend"}]}, "models": ["lumos"]})
     report = validate(Dataset.open(tmp_path), asks=spend.check_log)

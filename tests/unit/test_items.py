@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from numpy.typing import NDArray
 
@@ -62,17 +63,35 @@ def test_the_same_log_gives_the_same_bits(tmp_path: Path) -> None:
     assert np.array_equal(learned(base), learned(base))
 
 
-def test_given_vectors_are_taken_and_gaps_filled() -> None:
-    given = np.array([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]])
-    vectors = given_items(given, np.array([True, False, True]))
+def given(*vectors: list[float] | None) -> pl.DataFrame:
+    ids = [f"i{n}" for n in range(len(vectors))]
+    return pl.DataFrame({"item_id": ids, "vector": vectors}, schema_overrides={"vector": pl.List(pl.Float32)})
+
+
+@pytest.mark.parametrize("nothing", [None, [0.0, 0.0]])
+def test_given_vectors_are_taken_and_gaps_filled(nothing: list[float] | None) -> None:
+    vectors = given_items(given([3.0, 4.0], nothing, [0.0, 2.0]))
     assert vectors[[0, 2]].tolist() == pytest.approx(np.array([[0.6, 0.8], [0.0, 1.0]]), abs=1e-6)
-    assert np.linalg.norm(vectors[1]) == pytest.approx(1.0)
+    assert vectors[1].tolist() == pytest.approx(np.array([0.6, 1.8]) / np.hypot(0.6, 1.8), abs=1e-6)
 
 
-@pytest.mark.parametrize("bad", [[0.0, 0.0], [np.nan, 1.0], [np.inf, 0.0]])
-def test_given_vectors_that_point_nowhere_are_refused(bad: list[float]) -> None:
-    with pytest.raises(DataError, match="1 of 2 given item vectors"):
-        given_items(np.array([[1.0, 0.0], bad]), np.array([True, True]))
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([np.nan, 1.0], "1 of 2 given item vectors hold what is not finite; see 'i2'"),
+        ([np.inf, 0.0], "1 of 2 given item vectors hold what is not finite; see 'i2'"),
+        ([1.0], r"must all have one length, found \[1, 2\]; see 'i"),
+    ],
+)
+def test_given_vectors_that_point_nowhere_are_refused_and_one_is_named(bad: list[float], message: str) -> None:
+    with pytest.raises(DataError, match=message) as told:
+        given_items(given([1.0, 0.0], None, bad))
+    assert 'ignore its vectors with vector = ""' in str(told.value)
+
+
+def test_given_vectors_that_are_all_zero_are_refused() -> None:
+    with pytest.raises(DataError, match="all of 2 given item vectors are zero"):
+        given_items(given([0.0, 0.0], [0.0, 0.0]))
 
 
 def test_words_that_share_stems_share_features() -> None:

@@ -233,6 +233,23 @@ def test_what_no_release_can_be_made_of_stops_a_build(tmp_path, rows, reason):
     assert not checked(tmp_path, [*rows, event("another")]).would_stop
 
 
+@pytest.mark.parametrize(
+    ("vector", "is_asked", "reason"),
+    [
+        ([np.nan, 1.0], True, "1 of 2 given item vectors hold what is not finite; see 'i1'"),
+        ([1.0], True, "given item vectors must all have one length"),
+        ([0.0, 0.0], True, None),
+        ([np.nan, 1.0], False, None),
+    ],
+)
+def test_given_vectors_that_a_build_would_refuse_stop_it(tmp_path, vector, is_asked, reason):
+    items = {"item_id": ["i0", "i1" if is_asked else "unseen"], "vector": [[1.0, 0.0], vector]}
+    pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
+    report = checked(tmp_path, [event(f"u{n}", f"i{n % 2}", MOMENT + n) for n in range(8)])
+    assert report.would_stop == (reason is not None)
+    assert report.verdict.startswith(f"a build would {f'stop: {reason}' if reason else 'go on'}")
+
+
 def test_a_log_before_1970_ends_when_it_ends(tmp_path):
     rows = [event(timestamp=-5 * 86_400_000), event("v", timestamp=-3_600_000)]
     report = checked(tmp_path, rows, earliest=datetime(1900, 1, 1), timestamp_unit="ms")

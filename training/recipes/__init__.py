@@ -248,6 +248,7 @@ class Recipe:
         """See that a log and its calendar have what the models of the build ask for.
 
         Raises:
+            DataError: the log is too short for LUMOS.
             UsageError: they have not.
         """
         self.check_behaviors(list(log.begins))
