@@ -360,11 +360,6 @@ def columns_of(
         DataError: a column told is not there, or a required one is told not to be or cannot be found.
     """
     listed = f"Columns found: {', '.join(found) or 'none'}"
-    if without := [name for name in required if wanted[name] == ""]:
-        raise DataError(
-            f'[{table}] says {without[0]} = "", but {without[0]} is required: name its column, or leave the entry out '
-            f"where {place} calls it so. {listed}"
-        )
     plain = {_plain(column): column for column in reversed(found)}
     resolved: dict[str, str | None] = {}
     for name, source in wanted.items():
@@ -376,12 +371,21 @@ def columns_of(
         told = name if source is None and name in found else source
         resolved[name] = next(filter(None, alike), None) if told is None else told or None
     missing = [name for name in required if not resolved[name]]
+    itemless = ""
+    if "item_id" in missing and "behavior" in wanted:
+        behavior = resolved["behavior"] or "event_type"
+        itemless = f' Where the log names no items, the column of behaviors can stand for them: item_id = "{behavior}".'
+    if without := [name for name in required if wanted[name] == ""]:
+        raise DataError(
+            f'[{table}] says {without[0]} = "", but {without[0]} is required: name its column, or leave the entry out '
+            f"where {place} calls it so.{itemless} {listed}"
+        )
     if missing and not found:
         raise DataError(f"{place} {_why_none(place)}; expected rows with columns for {', '.join(required)}")
     if missing:
         mapping = "\n".join(f'{name} = "{resolved[name] or "…"}"' for name in required)
         raise DataError(
-            f"no column of {place} looks like {' or '.join(missing)}. {listed}{beside and f'; {beside}'}. "
+            f"no column of {place} looks like {' or '.join(missing)}. {listed}{beside and f'; {beside}'}.{itemless} "
             f"Name them in dataset.toml:\n\n[{table}]\n{mapping}"
         )
     return resolved

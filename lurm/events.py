@@ -107,6 +107,8 @@ TimestampFormat = Annotated[str | None, AfterValidator(_possible_format)]
 class EventColumns(BaseModel):
     """What the columns of the log are called. None: found by its name or an alias. "": the log has none.
 
+    user_id, item_id and timestamp cannot be "". Where the log names no items, item_id can be its column of behaviors.
+
     Attributes:
         user_id: who.
         item_id: with what; empty where with nothing.

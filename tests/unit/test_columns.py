@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,8 @@ import pytest
 
 from lurm.columns import as_numbers, as_text, as_timestamps, unit_of, unreadable
 from lurm.errors import DataError
+from lurm.events import EventColumns, EventLog, EventsConfig
+from lurm.quarantine import Quarantine
 
 # 2024-01-15 10:30:00 UTC
 MOMENT = 1_705_314_600_000
@@ -267,3 +270,17 @@ def test_unsigned_numbers_that_no_signed_one_holds_are_absurd():
 def test_columns_that_hold_no_moments_are_refused(array):
     with pytest.raises(DataError, match="column 'ts' is of type"):
         as_timestamps(array, "ts", "s", "UTC")
+
+
+@pytest.mark.parametrize("told", [None, ""])
+@pytest.mark.parametrize(("behavior", "stands_in"), [(None, "event_type"), ("what", "what")])
+def test_behaviors_can_stand_for_items_that_a_log_does_not_name(
+    tmp_path: Path, told: str | None, behavior: str | None, stands_in: str
+) -> None:
+    (tmp_path / "log.csv").write_text("user_id,what,ts\na,view,1600000000\n")
+    config = EventsConfig(columns=EventColumns(item_id=told, behavior=behavior))
+    with pytest.raises(DataError, match=rf'no items, .* can stand for them: item_id = "{stands_in}"\.'):
+        EventLog.open(tmp_path / "log.csv", config)
+    config = EventsConfig(columns=EventColumns(item_id="what", behavior="what"))
+    (batch,) = EventLog.open(tmp_path / "log.csv", config).batches(Quarantine(None))
+    assert batch.select("item_id", "behavior").rows() == [("view", "view")]
