@@ -79,7 +79,8 @@ class Strays:
         n_cells: how many stray.
         n_known: cells that say something, these among them.
         examples: the first different ones.
-        is_declared: whether the kind was told, so that they are as if empty; else they make a category of it.
+        is_declared: whether the kind was told, so that they are as if empty, as infinite numbers always are; else they
+            make a category of it.
     """
 
     name: str
@@ -220,12 +221,21 @@ def _settled(
     if kind == "moment" and not cells.dtype.is_temporal():
         return _of_kind(cells, kind, functools.partial(_moments, format=format))
     if kind is not None or cells.dtype != pl.String:
-        return cells, None
+        return _finite(cells)
     found = _as_number(cells) if is_text else cells
     if format is not None and found.dtype == pl.String:
         moments = _moments(found, format)
         found = moments if moments.null_count() == found.null_count() < len(found) else found
-    return found, _suspects(found, format) if found.dtype == pl.String else None
+    return (found, _suspects(found, format)) if found.dtype == pl.String else _finite(found)
+
+
+def _finite(cells: pl.Series) -> tuple[pl.Series, Strays | None]:
+    """Cells without infinite ones, which are no number."""
+    if not cells.dtype.is_float():
+        return cells, None
+    stray = cells.is_infinite().fill_null(value=False)
+    odd = _strays(cells.fill_nan(None), stray, "number", is_declared=True)
+    return (cells.set(stray, None), odd) if odd else (cells, None)
 
 
 def _of_kind(cells: pl.Series, kind: Kind, read: Callable[[pl.Series], pl.Series]) -> tuple[pl.Series, Strays | None]:

@@ -232,6 +232,17 @@ def test_an_attribute_is_of_the_kind_it_is_told_to_be_and_what_is_not_is_empty(f
     assert opened(folder).fingerprint != Dataset.open(folder, recipe={"users": {"attributes": kinds}}).fingerprint
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("kinds", [{}, {"x": "number"}])
+def test_infinite_numbers_are_no_value_and_told(folder, suffix, kinds):
+    table = pl.DataFrame({"user_id": list("abcd"), "x": [1.5, float("inf"), float("-inf"), None]})
+    path = folder / f"users{suffix}"
+    table.write_csv(path) if suffix == ".csv" else table.write_parquet(path)
+    people = Dataset.open(folder, recipe={"users": {"attributes": kinds}}).people()
+    assert people.table["x"].to_list() == [1.5, None, None, None]
+    assert list(people.in_words()) == ["x: 2 of 3 cells taken for empty, no numbers: 'inf', '-inf'"]
+
+
 @pytest.mark.parametrize(
     ("cells", "kind"),
     [
