@@ -143,15 +143,18 @@ def check_release(artifacts_dir: Path, release_id: str | None) -> Check:
     """The release that would be served opens, and every byte of it is as published."""
     try:
         # Here, since it loads the libraries whose absence a doctor must survive.
-        from lurm.release import Release, current
+        from lurm.release import Release, current, list_releases
 
-        if release_id is None and current(artifacts_dir) is None:
+        if release_id is None and current(artifacts_dir) is None and not list_releases(artifacts_dir):
             return Check("release", "warn", f"none yet in {artifacts_dir}", "lurm build PATH makes one")
         release = Release.open(artifacts_dir, release_id, verify=True)
     except ImportError as error:
         return Check("release", "fail", f"cannot be opened: {error}", "install the libraries above first")
     except LurmError as error:
-        advice = "lurm release list shows all, lurm release rollback goes back, lurm build PATH makes another"
+        advice = (
+            "lurm release list shows all, lurm release activate ID makes one active, lurm release rollback goes back, "
+            "lurm build PATH makes another"
+        )
         return Check("release", "fail", str(error), advice)
     return Check("release", "ok", f"{release.release_id}, every byte as published")
 

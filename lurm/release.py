@@ -161,7 +161,8 @@ class Release:
         """
         id_ = release_id or current(root)
         if id_ is None:
-            raise ArtifactMissing(f"no release is active in {root}; `lurm build PATH` makes one")
+            how = "release activate ID` makes one so" if _ids(root) else "build PATH` makes one"
+            raise ArtifactMissing(f"no release is active in {root}; `lurm {how}")
         path = _there(root, id_)
         manifest = read_manifest(path)
         if manifest.kind != KIND:

@@ -106,6 +106,15 @@ def test_a_damaged_release_is_a_failure(artifacts_dir: Path) -> None:
     assert "lurm release rollback" in found.advice
 
 
+def test_a_pointer_at_nothing_beside_releases_is_a_failure(artifacts_dir: Path) -> None:
+    with draft(artifacts_dir / "releases" / "r1", kind=KIND, key="k", config={"space_id": "s", "name": "shop"}):
+        pass
+    (artifacts_dir / "current").write_bytes(b"")
+    found = doctor.check_release(artifacts_dir, None)
+    assert (found.verdict, "`lurm release activate ID` makes one so" in found.found) == ("fail", True)
+    assert "lurm release activate ID" in found.advice
+
+
 def test_redis_answers_or_is_not_wanted(redis_server) -> None:
     assert doctor.check_redis(None).verdict == "ok"
     assert doctor.check_redis(redis_server.url) == Check("redis", "ok", "answers")
