@@ -427,9 +427,10 @@ def _read(path: Path, *, weighted: bool) -> dict[str, Any]:
     from lurm.readers import blocks, format_of
 
     try:
+        path.stat()  # or it says that there is none
         if (format := format_of(path)) is not None:
             return _seeds_of_table(path, format, weighted)
-        is_pipe = not path.is_file()  # or there is none
+        is_pipe = not path.is_file()
         text = path.read_text("utf-8-sig") if is_pipe else b"".join(blocks(path)).decode()
         return {"seeds": [line for line in re.split("\r\n|\r|\n", text) if line.strip()]}
     except (OSError, UnicodeDecodeError, DataError) as error:

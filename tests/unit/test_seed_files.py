@@ -56,6 +56,12 @@ def test_lines_may_be_compressed_where_the_name_says_so(folder: Path) -> None:
         ids_in(path.with_name("seeds.txt"))
 
 
+@pytest.mark.parametrize("name", ["none.txt", "none.csv", "none.csv.gz", "none.parquet"])
+def test_a_file_that_is_not_there_is_told_as_such(folder: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"as a file of user ids \(\[Errno 2\] No such file"):
+        ids_in(folder / name)
+
+
 def test_lines_may_come_through_a_pipe() -> None:
     there, here = os.pipe()
     os.write(here, b"ann\nbob smith\n")
