@@ -64,8 +64,7 @@ class Report:
     """What ``validate`` found.
 
     Attributes:
-        name: of the dataset.
-        path: of the log.
+        name, path: of the dataset, and of its log.
         checked_at: ISO 8601, UTC.
         n_rows: rows of the log, bad ones included.
         n_events: events that a build would keep; users, items, behaviors and spread are theirs.
@@ -78,6 +77,7 @@ class Report:
         duplicates: repeats of an earlier row.
         drops_duplicates: whether a build would leave them out.
         would_stop: whether a build would refuse the log.
+        exit_code: as the build would end: 0; 2 where it is the recipe that asks for what is not there; else 3.
         verdict: the same in words, and why.
         notes: what was guessed, and what may surprise.
         attributes: of the users table, in its order; () without one.
@@ -103,6 +103,7 @@ class Report:
     duplicates: SetAside
     drops_duplicates: bool
     would_stop: bool
+    exit_code: int
     verdict: str
     notes: tuple[str, ...]
     attributes: tuple[Surveyed, ...]
@@ -225,7 +226,9 @@ def validate(
     behaviors = {seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
     begins = {name: seen.begins[name] // DAY_MS for name in behaviors}
     held = Held(begins, seen.last_at // DAY_MS, None if calendar is None else calendar.kinds, seen.values)
-    obstacle = "; ".join(filter(None, [obstacle, _refusal(asks, held)])) or None
+    asked = _refusal(asks, held)
+    exit_code = (asked if asked and not obstacle else DataError).exit_code
+    obstacle = "; ".join(filter(None, [obstacle, str(asked or "")])) or None
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     if (refused := _refusal(asks_of_lumos, held)) is not None:
         share += f"; with --model lumos it would stop: {refused}"
@@ -254,6 +257,7 @@ def validate(
         duplicates=SetAside(Reason.DUPLICATE, len(repeats), examples[1]),
         drops_duplicates=drops,
         would_stop=obstacle is not None,
+        exit_code=exit_code if obstacle else 0,
         verdict=f"a build would stop: {obstacle}" if obstacle else f"a build would go on: {share}",
         notes=(
             *_notes(
@@ -392,12 +396,12 @@ def _spread(counts: NDArray[np.int64]) -> Spread | None:
     )
 
 
-def _refusal(asks: Callable[[Held], None] | None, held: Held) -> str | None:
+def _refusal(asks: Callable[[Held], None] | None, held: Held) -> UsageError | DataError | None:
     """What a recipe asks for and the log does not have."""
     try:
         return None if asks is None else asks(held)
     except (UsageError, DataError) as error:
-        return str(error)
+        return error
 
 
 def _obstacle(dataset: Dataset, n_rows: int, bad: Sequence[SetAside], n_users: int, n_item_events: int) -> str | None:

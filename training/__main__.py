@@ -40,7 +40,7 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
 
     Counts, time span, users, items, events per user, every kind of bad row with examples, attributes of users
     and which of their cells stray, and a starter config to edit. Exit 3 when a build would refuse the dataset,
-    2 when its config or recipe says what lurm does not know.
+    2 when its config or recipe says what lurm does not know, or names what the log does not have.
 
     \b
     Examples:
@@ -48,7 +48,6 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
       lurm validate mydataset/ --json | jq -r .config > mydataset.toml
     """
     from lurm.dataset import Dataset
-    from lurm.errors import DataError
     from lurm.progress import TerminalReporter
     from lurm.validate import validate as examined
 
@@ -67,7 +66,7 @@ def validate(path: DataPath, recipe: RecipeName = None, as_json: AsJson = False)
     report = examined(dataset, asks=asks, asks_of_lumos=asks_of_lumos, reporter=TerminalReporter())
     emit(report.to_json(), as_json=as_json, text=report)
     if report.would_stop:
-        raise typer.Exit(DataError.exit_code)
+        raise typer.Exit(report.exit_code)
 
 
 def simulate(

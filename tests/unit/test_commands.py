@@ -333,6 +333,18 @@ def test_validate_ends_with_3_when_a_build_would_stop(run: Run, tmp_path: Path, 
     assert outcome.document["verdict"] in " ".join(shown.out.split())
 
 
+@pytest.mark.parametrize(("spoiled", "code"), [(0, 2), (50, 3)])
+def test_validate_ends_with_2_when_a_recipe_names_what_the_log_lacks(
+    run: Run, tmp_path: Path, spoiled: int, code: int
+) -> None:
+    rows = [f"u{n % 7},i{n % 5},{'never' if n < spoiled else 1_700_000_000 + n}" for n in range(100)]
+    (tmp_path / "log.csv").write_text("\n".join(["user_id,item_id,timestamp", *rows]) + "\n")
+    (tmp_path / "recipe.toml").write_text("[encoder.bag.behavior_weights]\nbyu = 2.0\n")
+    outcome = run("validate", "log.csv", "--recipe", "recipe.toml", "--json")
+    assert (outcome.code, outcome.document["exit_code"]) == (code, code)
+    assert "names 'byu'; the log has event" in outcome.document["verdict"]
+
+
 def test_a_dataset_that_is_not_there_is_a_usage_error(run: Run) -> None:
     outcome = run("validate", "nowhere", "--json")
     assert (outcome.code, outcome.document["error"]["exit_code"]) == (2, 2)
