@@ -34,6 +34,7 @@ from lurm.starter import starter_config
 from lurm.survey import Surveyed, surveyed, table_of
 from lurm.texts import BlankEnded
 
+_Tables = dict[str, pl.DataFrame | None]
 _MAX_EXAMPLES = 5
 _SHOWN_BEHAVIORS = 20
 _CONTENT = ("user_id", "item_id", "behavior", "timestamp", "value", "location")
@@ -264,8 +265,7 @@ def validate(
                 dataset,
                 seen,
                 told,
-                items,
-                None if people is None else people.table,
+                {"items": items, "users": None if people is None else people.table},
                 keeps=bool(len(repeats)) and not drops,
                 strays=Reason.IMPOSSIBLE in quarantine.counts,
             ),
@@ -387,13 +387,8 @@ def _rows_at(dataset: Dataset, places: Sequence[NDArray[np.int64]]) -> list[tupl
 def _spread(counts: NDArray[np.int64]) -> Spread | None:
     if not len(counts):
         return None
-    return Spread(
-        min=int(counts.min()),
-        median=float(np.median(counts)),
-        mean=float(counts.mean()),
-        p95=float(np.quantile(counts, 0.95)),
-        max=int(counts.max()),
-    )
+    low, middle, high = int(counts.min()), float(np.median(counts)), int(counts.max())
+    return Spread(min=low, median=middle, mean=float(counts.mean()), p95=float(np.quantile(counts, 0.95)), max=high)
 
 
 def _refusal(asks: Callable[[Held], None] | None, held: Held) -> UsageError | DataError | None:
@@ -417,14 +412,7 @@ def _obstacle(dataset: Dataset, n_rows: int, bad: Sequence[SetAside], n_users: i
 
 
 def _notes(
-    dataset: Dataset,
-    seen: _Seen,
-    itemless: Sequence[str],
-    items: pl.DataFrame | None,
-    people: pl.DataFrame | None,
-    *,
-    keeps: bool,
-    strays: bool,
+    dataset: Dataset, seen: _Seen, itemless: Sequence[str], tables: _Tables, *, keeps: bool, strays: bool
 ) -> Iterator[str]:
     log = dataset.events
     for name, column in log.columns.model_dump().items():
@@ -446,10 +434,7 @@ def _notes(
         yield f"most events of these behaviors name no item, so those that do not are kept: {', '.join(itemless)}"
     if keeps and log.config.duplicates == "auto":
         yield f"duplicates are kept: {seen.repeats.why}"
-    for name, table, known in (
-        ("items", items, seen.items),
-        ("users", people, pl.Series(np.unique(seen.user))),
-    ):
+    for (name, table), known in zip(tables.items(), (seen.items, pl.Series(np.unique(seen.user))), strict=True):
         if table is None:
             continue
         seen.blanks.see(f"{table.columns[0]} of the {name} table", table.to_series(0))
