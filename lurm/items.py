@@ -125,10 +125,12 @@ def given_items(table: pl.DataFrame) -> NDArray[np.float32]:
         DataError: they differ in length, one is not finite, or no item has one.
     """
     given = table.filter(pl.col("vector").is_not_null())
+    if not len(given):
+        raise DataError(f"no item has a vector of its own. {_WAY_OUT}")
     lengths = given["vector"].list.len()
     widths = sorted(lengths.unique().to_list())
     if len(widths) != 1 or not widths[0]:
-        odd = given["item_id"].filter(lengths != lengths.mode().min()).to_list() if widths else []
+        odd = given["item_id"].filter(lengths != lengths.mode().min()).to_list()
         see = repr(odd[0]) if odd else "every item"
         raise DataError(f"given item vectors must all have one length, found {widths[:5]}; see {see}. {_WAY_OUT}")
     vectors = given["vector"].explode().to_numpy().astype(np.float64).reshape(-1, widths[0])
@@ -141,7 +143,7 @@ def given_items(table: pl.DataFrame) -> NDArray[np.float32]:
     if not norms.any():
         raise DataError(f"all of {len(given):,} given item vectors are zero. {_WAY_OUT}")
     unit = np.zeros((len(table), widths[0]), np.float64)
-    unit[table["vector"].is_not_null().to_numpy()] = _unit(vectors)
+    unit[table["vector"].is_not_null().to_numpy()] = vectors / np.where(norms > 0, norms, 1)[:, None]
     return _unit(_with_fallback(unit)).astype(np.float32)
 
 

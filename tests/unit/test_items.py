@@ -89,6 +89,15 @@ def test_given_vectors_that_point_nowhere_are_refused_and_one_is_named(bad: list
     assert 'ignore its vectors with vector = ""' in str(told.value)
 
 
+def test_where_no_vector_is_given_it_is_said() -> None:
+    with pytest.raises(DataError, match="no item has a vector of its own"):
+        given_items(given(None, None))
+
+
+def test_given_vectors_of_any_length_keep_their_direction() -> None:
+    assert given_items(given([1e-14, 0.0], [0.0, 1e14])).tolist() == [[1, 0], [0, 1]]
+
+
 def test_given_vectors_that_are_all_zero_are_refused() -> None:
     with pytest.raises(DataError, match="all of 2 given item vectors are zero"):
         given_items(given([0.0, 0.0], [0.0, 0.0]))
