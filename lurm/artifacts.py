@@ -206,7 +206,7 @@ def read_manifest(path: Path) -> Manifest:
         raw = orjson.loads(file.read_bytes())
     except FileNotFoundError as error:
         raise ArtifactMissing(f"there is no artifact at {path} (no {MANIFEST})") from error
-    except (OSError, orjson.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # no JSON, or a path that there cannot be
         raise ArtifactCorrupt(f"{file} cannot be read: {error}") from error
     try:
         if raw["format"] > FORMAT:

@@ -53,6 +53,8 @@ def test_a_release_carries_what_comes_next_and_an_erasure_leaves_it(tiny: Path, 
     assert left_behind(root) == []
     activate(root, plain.release_id)
     assert left_behind(root) == ["behavegpt"], "who asks what comes next is told why that is gone"
+    (root / "current").write_bytes(plain.release_id.encode() + b"\n\0\0\0\n")
+    assert left_behind(root) == []
     activate(root, built.release_id)
     gone = release.history.users.ids.to_pylist()[2]
     lurm(root, "erase", gone, "--purge")
