@@ -26,7 +26,7 @@ def balanced(
         above = own[scores_n > edge]
         chosen_u[above] = True
         chosen_u[own[scores_n == edge][: quota - len(above)]] = True
-        cutoffs_g[group] = -np.inf if len(own) < quota else edge
+        cutoffs_g[group] = -np.inf if len(own) <= quota and quota else edge
     return chosen_u, cutoffs_g
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lurm.audience import Audience, Lookalike, Size, cut, health_of
 from lurm.balance import mixed
 from lurm.errors import UsageError
-from lurm.ranking import ranked
+from lurm.ranking import balanced, ranked
 
 DIM = 16
 
@@ -213,6 +213,9 @@ def test_an_audience_that_takes_all_there_are_has_room_for_anybody() -> None:
     ):
         found = audience_of(vectors, seeds, size)
         assert np.isneginf(found.cutoffs_g).all() == takes_all, size
+    halves_u, shares, all_u = np.array([0, 0, 1, 1]), np.array([0.5, 0.5]), np.ones(4, bool)
+    cutoffs = [balanced(np.arange(4, dtype=np.float32), all_u, halves_u, shares, n)[1].tolist() for n in (4, 2, 0)]
+    assert cutoffs == [[-np.inf, -np.inf], [1, 3], [np.inf, np.inf]], "so it is in each group of a balanced one"
     nobody = audience_of(vectors, seeds, Size(percent=10), may=np.zeros(300, bool))
     assert np.isposinf(nobody.cutoffs_g).all()
 
