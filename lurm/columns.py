@@ -372,8 +372,7 @@ def columns_of(
         resolved[name] = next(filter(None, alike), None) if told is None else told or None
     missing = [name for name in required if not resolved[name]]
     itemless = ""
-    if "item_id" in missing and "behavior" in wanted:
-        behavior = resolved["behavior"] or "event_type"
+    if "item_id" in missing and (behavior := resolved.get("behavior")):
         itemless = f' Where the log names no items, the column of behaviors can stand for them: item_id = "{behavior}".'
     if without := [name for name in required if wanted[name] == ""]:
         raise DataError(

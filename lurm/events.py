@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from lurm.artifacts import digest_of
@@ -444,7 +445,7 @@ def _unit(files: Sequence[Path], config: EventsConfig, column: str) -> Unit | No
         for chunk in read(file, _format(file, config), [column], rows=_SAMPLE_ROWS):
             is_empty &= not len(chunk.rows) and not chunk.malformed
             stamps = chunk.columns.get(column)
-            if stamps is None or stamps.null_count == len(stamps):
+            if stamps is None or pc.all(pc.is_null(stamps, nan_is_null=True)).as_py():
                 continue
             if config.timestamp_format is not None:
                 return None

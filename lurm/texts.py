@@ -123,25 +123,25 @@ class BlankEnded:
     """Names that begin or end with a blank, by column; they are others than those without, which hardly anybody means.
 
     Attributes:
-        found: column -> the distinct ones, in order of arrival; only columns that have some.
+        found: column -> the first one, and hashes of all, some at a time; only columns that have some.
     """
 
     def __init__(self) -> None:
-        self.found: dict[str, pl.Series] = {}
+        self.found: dict[str, tuple[str, list[pl.Series]]] = {}
 
     def see(self, column: str, names: pl.Series) -> None:
         """Take note of some names of a column."""
-        odd = blank_ended(names).unique(maintain_order=True)
+        odd = blank_ended(names).drop_nulls()
         if len(odd):
-            so_far = self.found.get(column)
-            self.found[column] = odd if so_far is None else pl.concat([so_far, odd]).unique(maintain_order=True)
+            self.found.setdefault(column, (odd[0], []))[1].append(odd.hash().unique())
 
     def in_words(self) -> Iterator[str]:
         """What there is to say of them, a line for each column."""
-        for column, names in self.found.items():
+        for column, (first, hashes) in self.found.items():
+            told = counted(pl.concat(hashes).n_unique(), "name")
             yield (
-                f"{column}: {counted(len(names), 'name')} with a blank at an end, such as {quoted(names[0])}; they are "
-                "others than without it, in tables and live events as well: write them without"
+                f"{column}: {told} with a blank at an end, such as {quoted(first)}; they are others than without it, "
+                "in tables and live events as well: write them without"
             )
 
 

@@ -234,20 +234,30 @@ def test_what_no_release_can_be_made_of_stops_a_build(tmp_path, rows, reason):
 
 
 @pytest.mark.parametrize(
-    ("vector", "is_asked", "reason"),
+    ("ids", "vector", "reason"),
     [
-        ([np.nan, 1.0], True, "1 of 2 given item vectors hold what is not finite; see 'i1'"),
-        ([1.0], True, "given item vectors must all have one length"),
-        ([0.0, 0.0], True, None),
-        ([np.nan, 1.0], False, None),
+        (["i0", "i1"], [np.nan, 1.0], "1 of 2 given item vectors hold what is not finite; see 'i1'"),
+        (["i0", "i1"], [1.0], "given item vectors must all have one length"),
+        (["i0", "i1"], [0.0, 0.0], None),
+        (["i0", "never"], [np.nan, 1.0], "1 of 2 given item vectors hold what is not finite; see 'never'"),
+        (["never", "either"], [0.0, 1.0], None),
     ],
 )
-def test_given_vectors_that_a_build_would_refuse_stop_it(tmp_path, vector, is_asked, reason):
-    items = {"item_id": ["i0", "i1" if is_asked else "unseen"], "vector": [[1.0, 0.0], vector]}
+def test_given_vectors_that_a_build_would_refuse_stop_it(tmp_path, ids, vector, reason):
+    items = {"item_id": ids, "vector": [[1.0, 0.0], vector]}
     pl.DataFrame(items).write_parquet(tmp_path / "items.parquet")
     report = checked(tmp_path, [event(f"u{n}", f"i{n % 2}", MOMENT + n) for n in range(8)])
     assert report.would_stop == (reason is not None)
     assert report.verdict.startswith(f"a build would {f'stop: {reason}' if reason else 'go on'}")
+
+
+@pytest.mark.parametrize("nothing", [None, np.nan])
+def test_however_many_rows_begin_without_a_stamp_the_others_are_read(tmp_path, nothing):
+    stamps = pl.Series([nothing] * 20_000 + [float(MOMENT)] * 20_000, dtype=pl.Float64)
+    log = pl.DataFrame({"user_id": [f"u{n % 9}" for n in range(40_000)], "item_id": "i", "timestamp": stamps})
+    log.write_parquet(tmp_path / "events.parquet")
+    report = validate(Dataset.open(tmp_path))
+    assert report.n_bad == 20_000 and report.times.startswith("numbers of ms")
 
 
 def test_a_log_before_1970_ends_when_it_ends(tmp_path):

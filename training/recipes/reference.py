@@ -37,11 +37,11 @@ in text may have a decimal comma, or thousands apart, where nothing else can be 
 not `1,234`, but among such as `1,234.50`). What `1.234` is, all values of a log say together, whatever files they are
 in: a thousand among such as `12,5`, and set aside where others are such as `0.5`, too. What exports write for an
 event's value that is none (`NULL`, `NA`, `N/A`, `nan`, `None`, `\\N`, in any case) is read as an empty cell is, and so
-is NaN among the numbers of Parquet and in JSON lines; in place of an id it is an id. Blanks at the ends of an id, a
-behaviour or a location are part of it, and `lurm validate` tells where there are any. In the users table it is no value
-either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Nested columns are
-not looked into: flatten them. Nor are names of folders (`event_type=view/part-0.parquet`): write the column into the
-files; `lurm validate` and a build tell.
+is NaN among the numbers of Parquet and in JSON lines; in place of an id such a word is an id. In the users table it is
+no value either; only `NA` and `None` are left among other words, for there they may be Namibia, or a plan. Blanks at
+the ends of an id, a behaviour or a location are part of it, and `lurm validate` tells where there are any. Nested
+columns are not looked into: flatten them. Nor are names of folders (`event_type=view/part-0.parquet`): write the column
+into the files; `lurm validate` and a build tell.
 
 An attribute of users is of numbers, moments or texts by all of its cells, so that one word among numbers makes a
 category of them. `lurm validate` tells each, with the cells that stray; `age = "number"` under `[users.attributes]`
