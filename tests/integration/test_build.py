@@ -408,7 +408,7 @@ def test_given_vectors_of_no_one_length_are_refused(tmp_path: Path, vectors: lis
     pl.DataFrame(
         {"item_id": ["x", "y"], "vector": vectors}, schema_overrides={"vector": pl.List(pl.Float32)}
     ).write_parquet(tmp_path / "log" / "items.parquet")
-    with pytest.raises(DataError, match="given item vectors must all have one length|no item has a vector"):
+    with pytest.raises(DataError, match=r"given item vectors must all have one length|no item has a vector"):
         build(tmp_path / "log", tmp_path / "artifacts")
 
 
