@@ -47,6 +47,7 @@ from training.packing import Packed, known_at, packed, stretches
 from training.passes import chunks
 
 DISJOINT, FORWARD = "user-disjoint", "time-forward"
+_KEPT = 2  # raised when a training comes to something else, though its arithmetic is the same
 Told = tuple[torch.Tensor, torch.Tensor]
 """(n, C) scores that probabilities are made of, and (n, C) by which behaviours are ranked."""
 _DECILES = {"rare_recall": slice(0, 5), "middle_recall": slice(5, 8)}  # the rarest half of behaviours, and what follows
@@ -373,7 +374,7 @@ class _Trial:
         if self._folder is None:
             return None
         made_by = {
-            "revision": REVISION,
+            "revision": [REVISION, _KEPT],
             "parents": [one.artifact.manifest.fingerprint for one in (self._history, self._vocabulary)],
             "shapes": [[name, list(one.shape)] for name, one in network.named_parameters()],
             "network": network.config.to_json(),
