@@ -34,7 +34,7 @@ from lurm.identifiers import MAX_ID_BYTES
 from lurm.moments import EARLIEST
 from lurm.readers import Chunk, Format, estimated_rows, format_of, layout_of, read
 from lurm.release import Release
-from lurm.texts import Texts
+from lurm.texts import Texts, blank_ended
 
 _ALWAYS = -(2**63)
 _TABLE_ROWS = 200_000  # read at once
@@ -178,7 +178,7 @@ class BackThen:
     def ask(self, batch: pl.DataFrame) -> None:
         """Add rows of the table, as ``Moments.batches`` gives them; blanks around ids as in ``histories.all_meant``."""
         written = batch["user_id"]
-        if (written != written.str.strip_chars()).any():
+        if len(blank_ended(written)):
             ids = zip(written.to_list(), self._base.users.meant(written.to_list()), strict=True)
             meant = [as_written if as_written in self._with_blanks else bare for as_written, bare in ids]
             batch = batch.with_columns(pl.Series("user_id", meant, pl.String))
@@ -195,8 +195,7 @@ class BackThen:
         batch = batch.with_columns((pl.col("arrival") <= through).alias("in_base"))
         if self._ledger is not None:
             batch = self._ledger.keep(batch)
-        users = batch["user_id"]
-        self._with_blanks.update(users.filter(users != users.str.strip_chars()))
+        self._with_blanks.update(blank_ended(batch["user_id"]))
         self._arrived.add(batch.select(pl.col(name).cast(kind) for name, kind in _ARRIVED.items()))
 
     def all(self, threads: int) -> Iterator[Known]:
