@@ -145,10 +145,10 @@ def first_of_each(rows: pl.DataFrame, id_: str, whose: str) -> tuple[pl.DataFram
         whose: they are, "users" or "items".
     """
     named = rows.filter(pl.col(id_).str.len_bytes() <= MAX_ID_BYTES)
-    first = named.unique(id_, keep="first", maintain_order=True)
-    repeated = named.filter(pl.col(id_).is_first_distinct().not_())[id_].unique(maintain_order=True)
-    n_repeats, n_nameless = len(named) - len(first), len(rows) - len(named)
-    return first, LeftOut(whose, n_repeats, tuple(repeated.head(_EXAMPLES)), n_nameless)
+    is_first = named[id_].is_first_distinct()
+    first, again = named.filter(is_first), named[id_].filter(~is_first)
+    repeated = tuple(again.unique(maintain_order=True).head(_EXAMPLES))
+    return first, LeftOut(whose, len(again), repeated, len(rows) - len(named))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
