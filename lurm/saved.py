@@ -311,13 +311,13 @@ class Audiences:
 
     def _keeps_out(self, asked: Asked, member: Mapping[str, bool], row: int, history: History) -> bool:
         """Whether a user cannot be in an audience as of now, by other audiences, as a seed, or by the filter."""
-        others, seeds_where = [*asked.exclude_audiences, *asked.negative_audiences], None
+        if any(member[other] for other in (*asked.exclude_audiences, *asked.negative_audiences)):
+            return True
         if not asked.include_seeds:
-            others, seeds_where = [*others, *([] if asked.seeds_of is None else [asked.seeds_of])], asked.seeds_where
-        if any(member[other] for other in others):
-            return True
-        if seeds_where is not None and self._filters.passes(seeds_where, row, history):
-            return True
+            if asked.seeds_of is not None and member[asked.seeds_of]:
+                return True
+            if asked.seeds_where is not None and self._filters.passes(asked.seeds_where, row, history):
+                return True
         return asked.where is not None and not self._filters.passes(asked.where, row, history)
 
     def places_in_release(self, user_id: str) -> list[Place]:

@@ -212,24 +212,24 @@ def validate(
     n_rows, n_bad, n_events = len(kept) + quarantine.n_bad, sum(one.n_rows for one in bad), int(kept.sum())
     counts = np.bincount(seen.behavior[kept], minlength=len(seen.behaviors))
     per_user = np.unique(seen.user[kept], return_counts=True)[1]
-    obstacle = _obstacle(dataset, n_rows, bad, len(per_user), int((kept & ~seen.itemless).sum()))
+    obstacles = [_obstacle(dataset, n_rows, bad, len(per_user), int((kept & ~seen.itemless).sum()))]
     left_out: list[str] = []
     items, calendar = dataset.items(left_out.append), None
     try:
         if items is not None and "vector" in items.columns:
             given_items(items)
     except DataError as error:
-        obstacle = "; ".join(filter(None, [obstacle, str(error)]))
+        obstacles.append(str(error))
     try:
         calendar = checked(dataset, pl.Series(np.unique(seen.user)))
     except DataError as error:
-        obstacle = "; ".join(filter(None, [obstacle, str(error)]))
+        obstacles.append(str(error))
     behaviors = {seen.behaviors[code]: int(counts[code]) for code in np.argsort(-counts, kind="stable") if counts[code]}
     begins = {name: seen.begins[name] // DAY_MS for name in behaviors}
     held = Held(begins, seen.last_at // DAY_MS, None if calendar is None else calendar.kinds, seen.values)
     asked = _refusal(asks, held)
-    exit_code = (asked if asked and not obstacle else DataError).exit_code
-    obstacle = "; ".join(filter(None, [obstacle, str(asked or "")])) or None
+    exit_code = (asked if asked and not any(obstacles) else DataError).exit_code
+    obstacle = "; ".join(filter(None, [*obstacles, str(asked or "")])) or None
     share = f"{n_bad:,} of {n_rows:,} rows are bad" + (" and would be set aside" if n_bad else "")
     if (refused := _refusal(asks_of_lumos, held)) is not None:
         share += f"; with --model lumos it would stop: {refused}"
