@@ -27,7 +27,7 @@ from training.behave import BehaveOutcome, BehaveTrainConfig, BehaveTrainer
 from training.packing import packed, stretches
 
 Log = tuple[HistoryBase, InterestVocabulary]
-QUICK = {"batch_events": 512, "epochs": 2, "learning_rate": 5e-3}
+QUICK: dict[str, Any] = {"batch_events": 512, "epochs": 2, "learning_rate": 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +35,10 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
     return chained(tmp_path_factory.mktemp("chain"), n_users=200)
 
 
-def trained(log: Log, checkpoint: Path | None = None, **config: object) -> tuple[BehaveGpt, BehaveOutcome]:
+def trained(log: Log, checkpoint: Path | None = None, **config: Any) -> tuple[BehaveGpt, BehaveOutcome]:
     network, codebook = small(*log)
     config = {"objective": ObjectiveConfig("plain"), **QUICK, **config}
-    trainer = BehaveTrainer(network, codebook, log[1], log[0], BehaveTrainConfig(**config), checkpoint, Silent())  # type: ignore[arg-type]
+    trainer = BehaveTrainer(network, codebook, log[1], log[0], BehaveTrainConfig(**config), checkpoint, Silent())
     outcome = trainer.fit()
     trainer.settle()
     return network, outcome
@@ -240,7 +240,7 @@ def test_half_the_precision_learns_as_well(log: Log) -> None:
 def test_half_of_those_who_train_are_not_told_weekdays_that_stand_for_dates(log: Log, before: int | None) -> None:
     history, vocabulary = log
     network, codebook = small(*log)
-    config = BehaveTrainConfig(objective=ObjectiveConfig("plain"), shared_rows=False, **QUICK)  # type: ignore[arg-type]
+    config = BehaveTrainConfig(objective=ObjectiveConfig("plain"), shared_rows=False, **QUICK)
     trainer = BehaveTrainer(network, codebook, vocabulary, history, config, None, Silent(), before=before)
     shares = []
     for parts in trainer.prepared(0, trainer.batches(0)):
